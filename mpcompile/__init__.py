@@ -1,0 +1,63 @@
+"""Compile an FP32 PyTorch training step into mixed precision, ahead of time.
+
+Public names are loaded on first use, so that ``mpcompile --help`` does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mpcompile.errors import BadInput, CannotCapture, CheckFailed, CompileError
+    from mpcompile.loss_scale import LossScale
+    from mpcompile.pipeline import compile, rewrite
+    from mpcompile.plan import Plan
+    from mpcompile.policy import FULL_PRECISION, Policy
+    from mpcompile.precision import Precision
+    from mpcompile.train_step import TrainStep
+    from mpcompile.workload import Workload
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FULL_PRECISION",
+    "BadInput",
+    "CannotCapture",
+    "CheckFailed",
+    "CompileError",
+    "LossScale",
+    "Plan",
+    "Policy",
+    "Precision",
+    "TrainStep",
+    "Workload",
+    "compile",
+    "rewrite",
+]
+
+_HOME = {
+    "FULL_PRECISION": "policy",
+    "BadInput": "errors",
+    "CannotCapture": "errors",
+    "CheckFailed": "errors",
+    "CompileError": "errors",
+    "LossScale": "loss_scale",
+    "Plan": "plan",
+    "Policy": "policy",
+    "Precision": "precision",
+    "TrainStep": "train_step",
+    "Workload": "workload",
+    "compile": "pipeline",
+    "rewrite": "pipeline",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mpcompile' has no attribute {name!r}")
+    return getattr(import_module(f"mpcompile.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

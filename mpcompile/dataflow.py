@@ -1,0 +1,76 @@
+"""The neutral graph: all the planner ever sees, free of torch and ONNX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mpcompile.rules import Wish
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """A place in the user's program; empty strings and 0 mean unknown."""
+
+    module: str = ""
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.file else ""
+        return "  ".join(part for part in (self.module, place) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation.
+
+    Attributes:
+        id: the node's name; unique in its graph.
+        kind: the op's name, for people.
+        rule: the row of the op table.
+        wish: what its result shall be, overrides applied.
+        inside: it computes in FP32 whatever its inputs are stored in.
+        reason: why it has this wish.
+        reads: ids of the floating-point tensors it reads.
+        writes: ids of the floating-point tensors it writes.
+        where: its place in the user's program.
+    """
+
+    id: str
+    kind: str
+    rule: str
+    wish: Wish
+    inside: bool
+    reason: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    where: Where = Where()
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One FP32 tensor.
+
+    Attributes:
+        id: the node's name; unique in its graph.
+        elements: how many numbers it holds.
+        view: it shares memory with what it was made from, so only a cast of it costs bytes.
+        saved: it is kept for backward, so its bytes count a second time.
+        fixed: why it exists in FP32 anyway (a parameter, a buffer, an input), or None.
+        output: it leaves the graph and must be FP32 there.
+    """
+
+    id: str
+    elements: int
+    view: bool = False
+    saved: bool = False
+    fixed: str | None = None
+    output: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dataflow:
+    """Ops and tensors of one graph; every read tensor is written by one op or fixed."""
+
+    ops: tuple[Op, ...]
+    tensors: tuple[Tensor, ...]

@@ -1,0 +1,177 @@
+"""Forward graph to gradient graph: run it under autograd on fake tensors and record both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from mpcompile.errors import BadInput
+from mpcompile.step import Role, Slot
+from mpcompile.torch_graph import Forward, Kind, place_of
+from mpcompile.torch_private import (
+    copy_forward_meta,
+    fake_mode_of,
+    keep_node_meta,
+    op_name,
+    rename,
+    trace_functional,
+)
+
+
+def differentiate(
+    forward: Forward, trained: Sequence[str], origin: str
+) -> tuple[fx.GraphModule, dict[str, Slot]]:
+    """Return the gradient graph and its slots.
+
+    Its results are the loss, one FP32 gradient per trained parameter (``grad.NAME``) and the next
+    value of each buffer that the forward pass writes (``next.NAME``). Casts are differentiated
+    like any other op, so backward inherits the precision of forward. Nodes of backward carry
+    ``meta["backward"]``.
+
+    Args:
+        forward: the forward graph, casts inserted.
+        trained: names of the parameters to differentiate with respect to.
+        origin: the user's place for error messages.
+
+    Raises:
+        BadInput: the loss does not reach a trained parameter, or its gradient would be sparse.
+    """
+    module, inputs = forward.module, forward.inputs
+    _refuse_sparse(module)
+    roles = [_role(item.kind, item.name in trained) for item in inputs]
+    buffers = [item.name for item in inputs if item.kind is Kind.BUFFER]
+
+    def joint(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        state = [
+            value.detach().requires_grad_() if role is Role.MASTER
+            else value.clone() if role is Role.BUFFER
+            else value.detach()
+            for role, value in zip(roles, values, strict=True)
+        ]  # fmt: skip
+        by_name = {item.name: value for item, value in zip(inputs, state, strict=True)}
+        with torch.enable_grad(), keep_node_meta():
+            (loss,) = fx.Interpreter(module).run(*state, enable_io_processing=False)
+        # The next op recorded is the seed: everything from there on is backward.
+        seed = torch.ones_like(loss)
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(
+                loss, [by_name[name] for name in trained], seed, allow_unused=True
+            )
+        _refuse_unreached(trained, gradients, origin)
+        return (loss, *gradients, *(by_name[name] for name in buffers))
+
+    placeholders = module.graph.find_nodes(op="placeholder")
+    traced = trace_functional(
+        joint, [node.meta["val"] for node in placeholders], fake_mode_of(module.graph)
+    )
+    graph = traced.graph
+    slots: dict[str, Slot] = {}
+    for node, item, role in zip(list(graph.find_nodes(op="placeholder")), inputs, roles, strict=True):
+        rename(node, item.name.replace(".", "_"))
+        node.meta["slot"] = item.name
+        slots[item.name] = _slot(item.name, role, node)
+    names = ["loss", *(f"grad.{name}" for name in trained), *(f"next.{name}" for name in buffers)]
+    kinds = [Role.LOSS, *[Role.GRADIENT] * len(trained), *[Role.UPDATED] * len(buffers)]
+    _drop_aliases(graph)
+    _plain_casts(graph)
+    _name_results(graph, names, kinds, slots)
+    _mark_backward(graph)
+    graph.eliminate_dead_code()
+    traced.recompile()
+    return traced, slots
+
+
+def _role(kind: Kind, trained: bool) -> Role:
+    if kind is Kind.PARAMETER:
+        return Role.MASTER if trained else Role.CONSTANT
+    return Role.BUFFER if kind is Kind.BUFFER else Role.BATCH
+
+
+def _slot(name: str, role: Role, node: fx.Node) -> Slot:
+    value = node.meta["val"]
+    return Slot(name, role, tuple(value.shape), value.dtype)
+
+
+def _refuse_sparse(module: fx.GraphModule) -> None:
+    for node in module.graph.nodes:
+        if op_name(node) in ("embedding", "embedding_bag") and node.args[4:5] == (True,):
+            where = place_of(node)
+            raise BadInput(
+                f"the embedding {where.module or node.name} makes sparse gradients",
+                f"{where.file}:{where.line}",
+                "create it with sparse=False",
+            )
+
+
+def _refuse_unreached(
+    trained: Sequence[str], gradients: Sequence[torch.Tensor | None], origin: str
+) -> None:
+    unreached = [name for name, grad in zip(trained, gradients, strict=True) if grad is None]
+    if unreached:
+        more = f" and {len(unreached) - 3} more" if len(unreached) > 3 else ""
+        raise BadInput(
+            f"the loss does not depend on {', '.join(unreached[:3])}{more}, "
+            "which the optimizer is to train",
+            origin,
+            "leave unused parameters out of the optimizer",
+        )
+
+
+def _drop_aliases(graph: fx.Graph) -> None:
+    """Remove ``detach`` and the clones of buffers: in a graph without mutation they do nothing."""
+    for node in list(graph.nodes):
+        name = op_name(node)
+        source = node.args[0] if node.args else None
+        if isinstance(source, fx.Node) and (
+            name == "detach" or (name == "clone" and source.op == "placeholder" and not node.kwargs)
+        ):
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+
+
+def _plain_casts(graph: fx.Graph) -> None:
+    """Reduce a conversion that changes the dtype only to the form that the passes know."""
+    for node in graph.nodes:
+        if op_name(node) == "_to_copy" and "dtype" in node.kwargs:
+            before, after = node.all_input_nodes[0].meta["val"], node.meta["val"]
+            if before.device == after.device and before.layout == after.layout:
+                keep = ("dtype", "memory_format")
+                node.kwargs = {key: node.kwargs[key] for key in keep if node.kwargs.get(key)}
+
+
+def _name_results(
+    graph: fx.Graph, names: Sequence[str], roles: Sequence[Role], slots: dict[str, Slot]
+) -> None:
+    """Give each result its slot; a buffer that comes out as it went in is no result."""
+    output = graph.output_node()
+    values = output.args[0]
+    assert isinstance(values, list | tuple)
+    kept: dict[str, fx.Node] = {}
+    for name, role, node in zip(names, roles, values, strict=True):
+        assert isinstance(node, fx.Node)
+        if role is Role.UPDATED and node.op == "placeholder":
+            continue
+        kept[name] = node
+        slots[name] = _slot(name, role, node)
+    output.args = (tuple(kept.values()),)
+    output.meta["slots"] = tuple(kept)
+
+
+def _mark_backward(graph: fx.Graph) -> None:
+    """Mark the nodes from the seed on, and give them the place of the op they are derived from."""
+    loss = graph.output_node().args[0][0]  # type: ignore[index]
+    seed = next(
+        node for node in graph.nodes if op_name(node) == "ones_like" and node.args[0] is loss
+    )
+    seed.meta["seed"] = True
+    backward = False
+    for node in graph.nodes:
+        backward = backward or node is seed
+        if backward and node.op == "call_function":
+            node.meta["backward"] = True
+    copy_forward_meta(graph)
+    for node in graph.nodes:
+        if node.op == "call_function":
+            node.meta["where"] = place_of(node)

@@ -1,0 +1,84 @@
+"""One text form for graphs: what a person reads and what golden tests compare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from mpcompile.torch_private import op_name
+
+_SHORT = {
+    "float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64", "int64": "i64",
+    "int32": "i32", "int16": "i16", "int8": "i8", "uint8": "u8", "bool": "b8",
+    "complex64": "c64", "complex128": "c128",
+}  # fmt: skip
+
+
+def type_text(value: object) -> str:
+    """Write a value's type: ``f32[8,32]`` for a tensor, the Python type's name otherwise."""
+    if isinstance(value, torch.Tensor):
+        name = str(value.dtype).removeprefix("torch.")
+        return f"{_SHORT.get(name, name)}[{','.join(str(size) for size in value.shape)}]"
+    if isinstance(value, list | tuple):
+        return "tuple"
+    if isinstance(value, torch.SymFloat | float):
+        return "number"
+    return type(value).__name__ if value is not None else "?"
+
+
+def graph_text(graph: fx.Graph, places: bool = False) -> str:
+    """Write a graph, a line a node: name, type, op and arguments.
+
+    Args:
+        graph: any FX graph whose nodes carry ``meta["val"]``.
+        places: whether to add the module path and source line a node carries in
+            ``meta["where"]``.
+    """
+    rows: list[tuple[str, str, str, str]] = []
+    for node in graph.nodes:
+        if node.op == "output":
+            names = node.meta.get("slots") or [""] * len(_flat(node.args[0]))
+            rows += [
+                ("return", "", _argument(value) if not name else f"{name} = {_argument(value)}", "")
+                for name, value in zip(names, _flat(node.args[0]), strict=True)
+            ]
+            continue
+        what = (
+            f"input {node.meta.get('slot', '')}".rstrip()
+            if node.op == "placeholder"
+            else " ".join([op_name(node), *_arguments(node)])
+        )
+        place = str(node.meta.get("where", "")) if places else ""
+        rows.append((node.name, type_text(node.meta.get("val")), what, place))
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _flat(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _arguments(node: fx.Node) -> list[str]:
+    return [_argument(value) for value in node.args] + [
+        f"{key}={_argument(value)}"
+        for key, value in node.kwargs.items()
+        if key not in ("device", "pin_memory", "layout") and value is not None
+    ]
+
+
+def _argument(value: object) -> str:
+    if isinstance(value, fx.Node):
+        return value.name
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_argument(item) for item in value)}]"
+    if isinstance(value, torch.dtype | torch.memory_format):
+        name = str(value).removeprefix("torch.")
+        return _SHORT.get(name, name)
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    return str(value)

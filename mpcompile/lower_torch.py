@@ -1,0 +1,114 @@
+"""Step graph to something that runs: FX's own generated code, or inductor."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import fx
+
+from mpcompile.errors import BadInput
+from mpcompile.passes.emulate_half import emulate_half
+from mpcompile.passes.numbers_to_tensors import numbers_to_tensors
+from mpcompile.step import StepGraph, add_input, call, placeholders, results
+from mpcompile.torch_private import inductor
+
+Backend: TypeAlias = Literal["interpreter", "inductor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """Two callables that share state by reference.
+
+    Attributes:
+        gradient: takes the tensors of `gradient_inputs`, returns those of `gradient_results`.
+        update: takes the tensors of `update_inputs`, writes state in place, returns nothing.
+        gradient_inputs: slot names in order.
+        gradient_results: slot names in order; the loss is first.
+        update_inputs: slot names in order.
+    """
+
+    gradient: Callable[..., Any]
+    update: Callable[..., Any]
+    gradient_inputs: tuple[str, ...]
+    gradient_results: tuple[str, ...]
+    update_inputs: tuple[str, ...]
+
+
+def default_backend(device: torch.device) -> Backend:
+    """Return ``inductor`` on CUDA and ``interpreter`` elsewhere."""
+    return "inductor" if device.type == "cuda" else "interpreter"
+
+
+def lower(step: StepGraph, backend: Backend, device: torch.device) -> Lowered:
+    """Lower a step graph; the step graph itself stays as it is.
+
+    ``interpreter`` on a device without Tensor Cores computes in pseudo FP16
+    (`mpcompile.passes.emulate_half`). ``inductor`` compiles both graphs at the first call.
+
+    Raises:
+        BadInput: there is no such backend.
+    """
+    if backend not in ("interpreter", "inductor"):
+        raise BadInput(
+            f"there is no backend {backend!r}", "", "choose 'interpreter' or 'inductor'"
+        )
+    gradient, update = copied(step.gradient), copied(step.update)
+    if backend == "inductor" or device.type != "cpu":
+        numbers_to_tensors(update)
+    write_in_place(step, update)
+    if backend == "interpreter" and device.type == "cpu":
+        emulate_half(gradient)
+        emulate_half(update)
+    inputs = tuple(placeholders(gradient.graph))
+    made = tuple(results(gradient.graph))
+    update_inputs = tuple(placeholders(update.graph))
+    forward: Callable[..., Any] = gradient.forward
+    write: Callable[..., Any] = update.forward
+    if backend == "inductor":
+        forward, write = _Compiled(gradient), _Compiled(update)
+    return Lowered(forward, write, inputs, made, update_inputs)
+
+
+def copied(module: fx.GraphModule) -> fx.GraphModule:
+    """Copy a graph, its nodes' metadata by reference."""
+    graph = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    result = graph.graph_copy(module.graph, nodes)
+    output = graph.output(result)
+    output.meta = copy.copy(module.graph.output_node().meta)
+    return fx.GraphModule(module, graph)
+
+
+def write_in_place(step: StepGraph, update: fx.GraphModule) -> None:
+    """Let the update write each result into its slot's own tensor, after all reads."""
+    graph = update.graph
+    values = results(graph)
+    inputs = placeholders(graph)
+    output = graph.output_node()
+    for name, node in values.items():
+        target = inputs.get(name) or add_input(
+            graph, step.slots[name], name.replace(".", "_"), node
+        )
+        with graph.inserting_before(output):
+            call(graph, torch.ops.aten.copy_.default, target, node)
+    output.args = ((),)
+    output.meta["slots"] = ()
+    graph.lint()
+    update.recompile()
+
+
+class _Compiled:
+    """A graph that inductor compiles at its first call, on the tensors it is called with."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self._module = module
+        self._code: Callable[..., Any] | None = None
+
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        if self._code is None:
+            self._code = inductor(self._module, inputs, {"reorder_for_peak_memory": True})
+        return self._code(*inputs)

@@ -1,0 +1,37 @@
+"""The pass interface: a pass is a callable that rewrites in place and returns its changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, TypeVar
+
+G = TypeVar("G")
+Pass: TypeAlias = Callable[[G], int]
+
+
+def pass_name(rewrite: object) -> str:
+    """Return ``scale_loss`` for a function of that name or for an instance of ``ScaleLoss``."""
+    name = getattr(rewrite, "__name__", type(rewrite).__name__)
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+
+
+def run_passes(
+    graph: G, passes: Sequence[Pass[G]], check: Callable[[G], None]
+) -> dict[str, int]:
+    """Run passes in order and return how many changes each made.
+
+    Args:
+        graph: rewritten in place.
+        passes: the order.
+        check: raises on an invalid graph; called after each pass.
+    """
+    changes: dict[str, int] = {}
+    for rewrite in passes:
+        name = pass_name(rewrite)
+        try:
+            changes[name] = changes.get(name, 0) + rewrite(graph)
+            check(graph)
+        except Exception as error:
+            error.add_note(f"while {name} rewrote the graph; finished before it: {list(changes)}")
+            raise
+    return changes

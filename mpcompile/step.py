@@ -1,0 +1,239 @@
+"""The whole training step as data: gradient graph, update graph, and the state between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from math import prod
+
+import torch
+from torch import fx
+
+from mpcompile.errors import CompileError
+from mpcompile.graph_text import graph_text, type_text
+
+ALIGNMENT = 32
+"""Elements to which each parameter starts in its arena: 64 bytes of FP16, 128 of FP32."""
+
+
+class Role(Enum):
+    """What a slot is for."""
+
+    BATCH = "batch"
+    MASTER = "master"
+    """An FP32 weight: the parameter itself."""
+    WORKING = "working"
+    """The 16-bit copy of a master that forward and backward read."""
+    BUFFER = "buffer"
+    CONSTANT = "constant"
+    """A parameter that is not trained, or a tensor constant of the model."""
+    OPTIMIZER = "optimizer"
+    HYPER = "hyper"
+    """A hyper-parameter: a 0-d FP64 tensor the caller sets."""
+    SCALE = "scale"
+    TRACKER = "tracker"
+    """Clean steps since the scale last changed."""
+    COUNTER = "counter"
+    GRADIENT = "gradient"
+    """Passed from the gradient graph to the update graph."""
+    PACKED = "packed"
+    """An arena's gradient in FP32, until `passes.pack_gradients` makes it in the update graph."""
+    UPDATED = "updated"
+    """A buffer's next value, passed from the gradient graph to the update graph."""
+    LOSS = "loss"
+
+
+STATE = (Role.MASTER, Role.WORKING, Role.BUFFER, Role.OPTIMIZER, Role.SCALE, Role.TRACKER,
+         Role.COUNTER)  # fmt: skip
+"""Roles whose slots live from one step to the next and are written by the update graph."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One tensor that enters or leaves a graph.
+
+    Attributes:
+        name: unique in the step.
+        role: what it is for.
+        shape: its shape.
+        dtype: its dtype.
+    """
+
+    name: str
+    role: Role
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.role.value:10} {self.name:32} {type_text(self.empty())}"
+
+    def empty(self) -> torch.Tensor:
+        """Return a tensor of this shape and dtype that holds no memory."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """Parameters that lie in one flat buffer and are updated together.
+
+    A parameter of an optimizer that is not elementwise has an arena of its own and keeps its
+    shape there.
+
+    Attributes:
+        name: ``arena0``; its slots are ``arena0.master``, ``arena0.working``, ``arena0.exp_avg``.
+        group: index of the optimizer's parameter group.
+        parameters: names in the order in which they lie.
+        shapes: their shapes.
+        flat: whether it is one dimension with each parameter aligned to `ALIGNMENT`.
+    """
+
+    name: str
+    group: int
+    parameters: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    flat: bool
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """First element of each parameter, and the end of the arena."""
+        ends = [0]
+        for shape in self.shapes:
+            length = prod(shape)
+            ends.append(ends[-1] + (-(-length // ALIGNMENT) * ALIGNMENT if self.flat else length))
+        return tuple(ends)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the master buffer."""
+        return (self.offsets[-1],) if self.flat else self.shapes[0]
+
+
+@dataclass
+class StepGraph:
+    """A training step.
+
+    Placeholders carry their slot's name in ``meta["slot"]``, output nodes the names of all their
+    results in ``meta["slots"]``. The update graph's results are the next values of state slots;
+    the gradient graph's are the loss, gradients and updated buffers.
+
+    Attributes:
+        gradient: forward and backward.
+        update: optimizer, loss scale, counters.
+        slots: every slot by name.
+        arenas: where the trained parameters lie.
+        working: names of the parameters that have a 16-bit working copy.
+    """
+
+    gradient: fx.GraphModule
+    update: fx.GraphModule
+    slots: dict[str, Slot]
+    arenas: tuple[Arena, ...]
+    working: set[str] = field(default_factory=set)
+
+    def arena_of(self, parameter: str) -> Arena:
+        """Return the arena a trained parameter lies in."""
+        return next(arena for arena in self.arenas if parameter in arena.parameters)
+
+    def check(self) -> None:
+        """Raise CompileError if the two graphs and the slots do not fit together."""
+        for name, graph in (("gradient", self.gradient.graph), ("update", self.update.graph)):
+            graph.lint()
+            for node in graph.find_nodes(op="placeholder"):
+                self._check_slot(name, node.meta.get("slot"), node)
+            output = graph.output_node()
+            results, names = output.args[0], output.meta.get("slots", ())
+            if not isinstance(results, list | tuple) or len(results) != len(names):
+                raise CompileError(f"the {name} graph returns results without slots", "", "")
+            for slot, node in zip(names, results, strict=True):
+                self._check_slot(name, slot, node)
+        made = set(self.gradient.graph.output_node().meta["slots"])
+        for node in self.update.graph.find_nodes(op="placeholder"):
+            slot = self.slots[node.meta["slot"]]
+            if slot.role in (Role.GRADIENT, Role.UPDATED) and slot.name not in made:
+                raise CompileError(f"the update reads {slot.name}, which nothing makes", "", "")
+        for name in self.update.graph.output_node().meta["slots"]:
+            if self.slots[name].role not in STATE:
+                raise CompileError(f"the update writes {name}, which is not state", "", "")
+
+    def _check_slot(self, graph: str, name: object, node: object) -> None:
+        if name not in self.slots or not isinstance(node, fx.Node):
+            raise CompileError(f"the {graph} graph's {node} has no slot ({name})", "", "")
+        slot, value = self.slots[str(name)], node.meta["val"]
+        if tuple(value.shape) != slot.shape or value.dtype is not slot.dtype:
+            raise CompileError(
+                f"the {graph} graph's {node} is {type_text(value)}, its slot {slot}", "", ""
+            )
+
+    def __str__(self) -> str:
+        parts = []
+        for name, graph in (("gradient", self.gradient.graph), ("update", self.update.graph)):
+            lines = graph_text(graph).splitlines()
+            parts.append("\n".join([name, *(f"  {line}" for line in lines)]))
+        return "\n".join(parts)
+
+    def rename(self, old: str, new: Slot) -> None:
+        """Replace a slot everywhere by one of another name, shape or dtype."""
+        del self.slots[old]
+        self.slots[new.name] = new
+        for graph in (self.gradient.graph, self.update.graph):
+            for node in graph.find_nodes(op="placeholder"):
+                if node.meta["slot"] == old:
+                    node.meta["slot"] = new.name
+            output = graph.output_node()
+            output.meta["slots"] = tuple(
+                new.name if name == old else name for name in output.meta["slots"]
+            )
+
+
+def placeholders(graph: fx.Graph) -> dict[str, fx.Node]:
+    """Return a graph's placeholders by slot name."""
+    return {node.meta["slot"]: node for node in graph.find_nodes(op="placeholder")}
+
+
+def results(graph: fx.Graph) -> dict[str, fx.Node]:
+    """Return a graph's result nodes by slot name."""
+    output = graph.output_node()
+    values = output.args[0]
+    assert isinstance(values, list | tuple)
+    return dict(zip(output.meta["slots"], values, strict=True))  # type: ignore[arg-type]
+
+
+def set_results(graph: fx.Graph, values: dict[str, fx.Node]) -> None:
+    """Make these the graph's results."""
+    output = graph.output_node()
+    output.args = (tuple(values.values()),)
+    output.meta["slots"] = tuple(values)
+
+
+def add_input(graph: fx.Graph, slot: Slot, name: str, like: fx.Node) -> fx.Node:
+    """Add a placeholder for a slot behind the existing ones.
+
+    Args:
+        graph: where.
+        slot: what it stands for; the caller enters it into the step.
+        name: the node's name.
+        like: a node whose fake tensor gives mode and device.
+    """
+    last = list(graph.find_nodes(op="placeholder"))
+    with graph.inserting_after(last[-1]) if last else graph.inserting_before(None):
+        node = graph.placeholder(name)
+    value = like.meta["val"]
+    node.meta["slot"] = slot.name
+    with value.fake_mode:
+        node.meta["val"] = torch.empty(slot.shape, dtype=slot.dtype, device=value.device)
+    return node
+
+
+def call(graph: fx.Graph, target: object, *args: object, **kwargs: object) -> fx.Node:
+    """Add a call at the graph's insertion point, with its fake result in ``meta["val"]``."""
+    node = graph.call_function(target, args, kwargs)  # type: ignore[arg-type]
+    values = fx.map_arg((args, kwargs), lambda item: item.meta["val"])
+    first = next(
+        (item.meta["val"] for item in node.all_input_nodes if hasattr(item.meta["val"], "fake_mode")),
+        None,
+    )
+    if first is None:
+        raise ValueError(f"{target} has no tensor input to take the fake mode from")
+    with first.fake_mode:
+        node.meta["val"] = target(*values[0], **values[1])  # type: ignore[operator]
+    return node

@@ -1,0 +1,296 @@
+"""Capture a training program's forward pass as an FX graph, and describe it to the planner."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from mpcompile.dataflow import Dataflow, Op, Tensor, Where
+from mpcompile.errors import BadInput, CannotCapture
+from mpcompile.functional import make_functional
+from mpcompile.policy import Policy
+from mpcompile.rules import TORCH_RULES, Wish
+from mpcompile.torch_private import DataDependent, is_view, op_name
+from mpcompile.workload import Workload
+
+_TORCH = str(Path(torch.__file__).parent)
+_OURS = str(Path(__file__).parent)
+
+
+class Kind(Enum):
+    """What an input of the forward graph is."""
+
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    BATCH = "batch"
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input of the forward graph.
+
+    Attributes:
+        node: name of its placeholder.
+        kind: parameter, buffer (tensor constants of the model count as buffers) or batch.
+        name: dotted name in the model (``encoder.0.weight``), or ``batch.0``.
+        tensor: the user's own tensor.
+    """
+
+    node: str
+    kind: Kind
+    name: str
+    tensor: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A captured forward pass: composite ATen ops, functional but for writes to buffers.
+
+    Attributes:
+        module: the graph; its one result is the loss.
+        inputs: its placeholders in order, a tied weight once.
+    """
+
+    module: fx.GraphModule
+    inputs: tuple[Input, ...]
+
+
+class _Program(torch.nn.Module):
+    """The model under one name, so that its parameters' dotted names stay its own."""
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__()
+        self.model = workload.model
+        self._loss = workload.loss
+
+    def forward(self, *batch: Any) -> Any:
+        return self.model(*batch) if self._loss is None else self._loss(self.model, *batch)
+
+
+def capture(workload: Workload) -> Forward:
+    """Capture ``loss(model, *batch)`` with `torch.export`, or ``model(*batch)`` without a loss.
+
+    Raises:
+        BadInput: the program itself fails on the example batch, or its loss is not a 0-d FP32
+            tensor.
+        CannotCapture: it runs, but not as one graph.
+    """
+    for position, value in enumerate(workload.batch):
+        if not isinstance(value, torch.Tensor):
+            raise BadInput(
+                f"element {position} of the example batch is of type {type(value).__name__}",
+                workload.origin,
+                "make the batch a flat tuple of tensors",
+            )
+    program = export(_Program(workload), workload)
+    if workload.loss is not None:
+        _check_loss(program, workload)
+    module = make_functional(program)
+    return Forward(module, _inputs(program, module, workload))
+
+
+def export(module: torch.nn.Module, workload: Workload) -> torch.export.ExportedProgram:
+    """Run `torch.export` and turn what it raises into one sentence."""
+    # A tensor that stands twice in the batch would become one input.
+    batch = tuple(value.clone() for value in workload.batch)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, batch, strict=False)
+    except Exception as error:
+        raise _refusal(error, module, batch, workload) from error
+
+
+def _refusal(
+    error: Exception, module: torch.nn.Module, batch: tuple[Any, ...], workload: Workload
+) -> Exception:
+    if not isinstance(error, DataDependent):
+        try:
+            with torch.no_grad():
+                copy.deepcopy(module)(*batch)
+        except Exception as eager:
+            shapes = ", ".join(str(list(value.shape)) for value in batch)
+            return BadInput(
+                f"the program raises {type(eager).__name__} on the example batch of shapes "
+                f"{shapes}: {_first_line(eager)}",
+                user_place(eager) or workload.origin,
+                "give a batch that loss(model, *batch) accepts",
+            )
+    return CannotCapture(
+        "this cannot become one graph: "
+        + (
+            "Python control flow depends on the value of a tensor"
+            if isinstance(error, DataDependent)
+            else f"{type(error).__name__}: {_first_line(error)}"
+        ),
+        user_place(error) or workload.origin,
+        "use torch.where or torch.cond instead of if, and no .item() in the model",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".")[:300] if lines else "no message"
+
+
+def user_place(error: BaseException) -> str:
+    """Return ``file:line`` of the deepest frame that is neither torch's nor ours."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((_TORCH, _OURS, "<"))
+    ]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def _check_loss(program: torch.export.ExportedProgram, workload: Workload) -> None:
+    outputs = program.graph.output_node().args[0]
+    assert isinstance(outputs, list | tuple)
+    place = definition(workload.loss) or workload.origin
+    value = outputs[-1].meta.get("val") if isinstance(outputs[-1], fx.Node) else None
+    users = [s for s in program.graph_signature.output_specs if s.kind.name == "USER_OUTPUT"]
+    if len(users) != 1 or not isinstance(value, torch.Tensor):
+        raise BadInput(
+            f"the loss returns {len(users)} values", place, "return one 0-d FP32 tensor"
+        )
+    if value.dim() != 0 or value.dtype is not torch.float32:
+        raise BadInput(
+            f"the loss is a {str(value.dtype).removeprefix('torch.')} tensor of shape "
+            f"{list(value.shape)}",
+            place,
+            "reduce it to one FP32 number, for example with .mean()",
+        )
+
+
+def definition(function: Callable[..., Any] | None) -> str:
+    """Return ``file:line`` of a function's definition, or ``""``."""
+    code = getattr(function, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else ""
+
+
+def _inputs(
+    program: torch.export.ExportedProgram, module: fx.GraphModule, workload: Workload
+) -> tuple[Input, ...]:
+    """Name the placeholders; a parameter that stands under two names keeps its first."""
+    signature = program.graph_signature
+    tensors = dict(workload.model.named_parameters(remove_duplicate=False))
+    tensors |= dict(workload.model.named_buffers(remove_duplicate=False))
+    inputs: list[Input] = []
+    first: dict[int, fx.Node] = {}
+    position = 0
+    for node in list(module.graph.find_nodes(op="placeholder")):
+        if node.name in signature.inputs_to_parameters:
+            kind, name = Kind.PARAMETER, signature.inputs_to_parameters[node.name]
+        elif node.name in signature.inputs_to_buffers:
+            kind, name = Kind.BUFFER, signature.inputs_to_buffers[node.name]
+        elif node.name in signature.inputs_to_lifted_tensor_constants:
+            kind, name = Kind.BUFFER, signature.inputs_to_lifted_tensor_constants[node.name]
+        else:
+            inputs.append(
+                Input(node.name, Kind.BATCH, f"batch.{position}", workload.batch[position])
+            )
+            position += 1
+            continue
+        name = name.removeprefix("model.")
+        tensor = tensors[name] if name in tensors else program.constants[name]
+        assert isinstance(tensor, torch.Tensor)
+        if id(tensor) in first:
+            node.replace_all_uses_with(first[id(tensor)])
+            module.graph.erase_node(node)
+            continue
+        first[id(tensor)] = node
+        inputs.append(Input(node.name, kind, name, tensor))
+    module.recompile()
+    return tuple(inputs)
+
+
+def dataflow(module: fx.GraphModule, fixed: dict[str, str], policy: Policy) -> Dataflow:
+    """Describe a forward graph to the planner.
+
+    Args:
+        module: FP32 graph with ``meta["val"]`` on every node.
+        fixed: placeholder name to what it is (``"a parameter"``).
+        policy: gives each op its wish.
+    """
+    ops: list[Op] = []
+    tensors: list[Tensor] = []
+    saved: set[str] = set()
+    outputs = set(module.graph.output_node().all_input_nodes)
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.target is not operator.getitem:
+            op, kept = _op(node, policy)
+            ops.append(op)
+            saved.update(kept)
+        if is_full(node):
+            tensors.append(
+                Tensor(
+                    id=node.name,
+                    elements=node.meta["val"].numel(),
+                    view=node.op == "call_function" and is_view(node),
+                    fixed=fixed.get(node.name) if node.op == "placeholder" else None,
+                    output=node in outputs,
+                )
+            )
+    marked = tuple(
+        Tensor(t.id, t.elements, t.view, t.id in saved, t.fixed, t.output) for t in tensors
+    )
+    return Dataflow(tuple(ops), marked)
+
+
+def _op(node: fx.Node, policy: Policy) -> tuple[Op, list[str]]:
+    name = op_name(node)
+    where = place_of(node)
+    rule, wish, reason = policy.wish(TORCH_RULES, name, where.module, node.name)
+    results = [node] if isinstance(node.meta.get("val"), torch.Tensor) else list(node.users)
+    writes = tuple(result.name for result in results if is_full(result))
+    reads = tuple(item.name for item in node.all_input_nodes if is_full(item))
+    numbers = [result.meta["val"].numel() for result in results if is_full(result)]
+    if wish is Wish.FREE and writes and max(numbers) <= 1:
+        wish, reason = Wish.FULL, "a single number: nothing to save in 16 bits"
+    if wish is not Wish.FULL and not reads and writes:
+        wish, reason = Wish.FULL, "made in FP32, not computed from anything"
+    kept = [*(reads if "in" in rule.saves.split() else ())]
+    kept += [*(writes if "out" in rule.saves.split() else ())]
+    op = Op(
+        id=node.name,
+        kind=name,
+        rule=rule.name,
+        wish=wish,
+        inside=rule.inside and wish is not Wish.HALF,
+        reason=reason,
+        reads=reads,
+        writes=writes,
+        where=where,
+    )
+    return op, kept
+
+
+def is_full(node: fx.Node) -> bool:
+    """Whether the node is an FP32 tensor, the only dtype that a plan may change."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype is torch.float32
+
+
+def place_of(node: fx.Node) -> Where:
+    """Return the module and the user's source line a node came from."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values()]
+    module = paths[-1].removeprefix("model").removeprefix(".") if paths else ""
+    file, line = "", 0
+    for text in (node.meta.get("stack_trace") or "").splitlines():
+        text = text.strip()
+        if text.startswith('File "'):
+            path, _, rest = text[6:].partition('", line ')
+            if not path.startswith((_TORCH, _OURS, "<")):
+                file, line = path, int(rest.split(",")[0])
+    return Where(module, file, line)

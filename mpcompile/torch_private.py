@@ -1,0 +1,194 @@
+"""Every touch of torch that is not public API, each with what it is needed for.
+
+Checked on torch 2.11 and 2.13. Nothing else in the project imports from a torch package or reads a
+torch attribute whose name starts with an underscore, or from ``torch.fx.experimental``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.functional_tensor import dispatch_functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+
+DataDependent: type[Exception] = GuardOnDataDependentSymNode
+"""What tracing raises when Python control flow asks for a tensor's value."""
+
+
+def fake_mode() -> FakeTensorMode:
+    """Return a mode whose tensors have shapes and dtypes but no values.
+
+    Its `ShapeEnv` lets ``.item()`` of such a tensor be a symbolic number, which is how Python
+    arithmetic on step counters and learning rates gets into the graph.
+    """
+    return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+
+def fake_like(
+    mode: FakeTensorMode, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """Make one fake tensor."""
+    with mode:
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+
+
+def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
+    """Return the mode that a captured graph's ``meta["val"]`` tensors belong to."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    return fake_mode()
+
+
+def trace_functional(
+    function: Callable[..., Any], inputs: Sequence[torch.Tensor], mode: FakeTensorMode
+) -> fx.GraphModule:
+    """Run a function on fake tensors and record the ATen ops it makes, mutations removed.
+
+    Autograd inside the function is recorded too. In-place ops become functional ones, so the
+    graph has no side effect; a tensor that the function changed must be among its results.
+
+    Args:
+        function: takes the inputs flat, returns a flat tuple of tensors.
+        inputs: fake tensors of `mode`.
+        mode: see `fake_mode`.
+    """
+    with mode:
+        return make_fx(dispatch_functionalize(function), tracing_mode="real")(*inputs)
+
+
+def drop_profiler_nodes(graph: fx.Graph) -> int:
+    """Remove what ``Optimizer.step`` leaves in a trace for the profiler."""
+    dead = [
+        node
+        for node in graph.nodes
+        if node.op == "call_function" and getattr(node.target, "namespace", "") == "profiler"
+    ]
+    for node in reversed(dead):
+        graph.erase_node(node)
+    return len(dead)
+
+
+def keep_node_meta() -> AbstractContextManager[Any]:
+    """Carry ``stack_trace`` and ``nn_module_stack`` of an interpreted graph into a new trace."""
+    return torch.fx.traceback.preserve_node_meta()
+
+
+def new_program(
+    program: torch.export.ExportedProgram, module: fx.GraphModule
+) -> torch.export.ExportedProgram:
+    """Return the same exported program around another graph with the same signature."""
+    return torch.export.ExportedProgram(
+        root=module,
+        graph=module.graph,
+        graph_signature=program.graph_signature,
+        state_dict=program.state_dict,
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        example_inputs=program.example_inputs,
+        constants=program.constants,
+    )
+
+
+def inductor(
+    module: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, Any]
+) -> Callable[..., Any]:
+    """Compile one graph with inductor, under these settings of ``torch._inductor.config``.
+
+    `torch.compile` would guard on the inputs at each call; a step whose shapes are fixed needs no
+    guards. Used by torch itself for regional compilation.
+    """
+    from torch._inductor import standalone_compile  # heavy; only when inductor is asked for
+
+    return standalone_compile(
+        module,
+        list(inputs),
+        dynamic_shapes="from_example_inputs",
+        options={"config_patches": settings},
+    )
+
+
+def op_name(node: fx.Node) -> str:
+    """Return a node's ATen name without namespace and overload (``add``), or its target's name."""
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(getattr(packet or node.target, "__name__", node.target))
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether the node's result may share memory with one of its inputs."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(
+        result.alias_info is not None and not result.alias_info.is_write
+        for result in schema.returns
+    )
+
+
+def mutated_inputs(node: fx.Node) -> list[fx.Node]:
+    """Return the graph nodes whose tensors the node's schema says it writes to."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or node.op != "call_function":
+        return []
+    written = []
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = (
+                node.args[position]
+                if position < len(node.args)
+                else node.kwargs.get(argument.name)
+            )
+            written += [item for item in _flat(value) if isinstance(item, fx.Node)]
+    return written
+
+
+def _flat(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def functional_overload(node: fx.Node) -> Any | None:
+    """Return the functional twin of an in-place op (``add_.Tensor`` -> ``add.Tensor``), or None."""
+    name, overload = op_name(node), getattr(node.target, "_overloadname", "")
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    packet = getattr(torch.ops.aten, name[:-1], None)
+    return getattr(packet, overload, None) if packet is not None else None
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """Whether each element of the result depends on the same element of the inputs only."""
+    return torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether the op draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def rename(node: fx.Node, name: str) -> None:
+    """Give a node another name; torch adds a number if the name is taken."""
+    node._rename(name)
+
+
+def copy_forward_meta(graph: fx.Graph) -> None:
+    """Give backward nodes the source place of the forward node they are derived from.
+
+    Autograd numbers its nodes; tracing notes that number as ``seq_nr`` on both sides.
+    """
+    forward: dict[int, dict[str, Any]] = {}
+    for node in graph.nodes:
+        number = node.meta.get("seq_nr")
+        if not node.meta.get("backward"):
+            if number is not None:
+                forward.setdefault(number, node.meta)
+            continue
+        source = forward.get(number, {}) if number is not None else {}
+        for key in ("stack_trace", "nn_module_stack"):
+            node.meta.pop(key, None)
+            if key in source:
+                node.meta[key] = source[key]

@@ -1,0 +1,278 @@
+"""`TrainStep`: the callable a user gets, and the state behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import fx
+
+from mpcompile.errors import BadInput
+from mpcompile.loss_scale import LossScale
+from mpcompile.lower_torch import Backend, lower
+from mpcompile.passes.adjust_scale import TRACKER
+from mpcompile.passes.count_steps import SKIPPED, TAKEN
+from mpcompile.passes.scale_loss import SCALE
+from mpcompile.plan import Plan
+from mpcompile.step import Arena, Role, StepGraph
+from mpcompile.torch_graph import Forward
+from mpcompile.workload import Workload
+
+
+class TrainStep:
+    """One compiled training step: call it with a batch, get the loss.
+
+    The model's parameters are the FP32 masters and the optimizer's state is the one that the graph
+    updates: both are views of the step's arenas, so ``model.state_dict()`` and
+    ``optimizer.state_dict()`` hold what they always hold. After writing weights other than through
+    PyTorch's own operations on the parameters (``param.data``), call `refresh`.
+
+    Attributes:
+        plan: what runs in which precision, and why.
+        forward: the forward graph with its casts.
+        step: gradient graph, update graph and slots.
+        backend: ``"interpreter"`` or ``"inductor"``.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        forward: Forward,
+        plan: Plan,
+        step: StepGraph,
+        initial: dict[str, dict[str, torch.Tensor]],
+        scale: LossScale,
+        backend: Backend,
+    ) -> None:
+        assert workload.optimizer is not None
+        self.plan, self.forward, self.step, self.backend = plan, forward, step, backend
+        self._model, self._optimizer, self._rule = workload.model, workload.optimizer, scale
+        self._device = next(iter(workload.model.parameters())).device
+        self._parameters = {item.name: item.tensor for item in forward.inputs}
+        self._state: dict[str, torch.Tensor] = {}
+        self._lowered = lower(step, backend, self._device)
+        self._bind_arenas(initial)
+        self._bind_rest()
+        self._batch = [slot for slot in step.slots.values() if slot.role is Role.BATCH]
+        wanted = {slot.name: position for position, slot in enumerate(self._batch)}
+        self._inputs: list[Any] = [
+            self._state.get(name) for name in self._lowered.gradient_inputs
+        ]
+        self._places = [
+            (place, wanted[name])
+            for place, name in enumerate(self._lowered.gradient_inputs)
+            if name in wanted
+        ]
+        self._update_inputs: list[Any] = [
+            self._state.get(name) for name in self._lowered.update_inputs
+        ]
+        made = {name: place for place, name in enumerate(self._lowered.gradient_results)}
+        self._passed = [
+            (place, made[name])
+            for place, name in enumerate(self._lowered.update_inputs)
+            if name not in self._state
+        ]
+        self._rates: dict[int, float] = {}
+        self._written = self._versions()
+
+    def __call__(self, *batch: torch.Tensor) -> torch.Tensor:
+        """Run one step.
+
+        Args:
+            batch: tensors of the shapes and dtypes of the example batch.
+
+        Returns:
+            The unscaled loss before the update: 0-d FP32, on the model's device, not copied to the
+            host.
+
+        Raises:
+            BadInput: the batch does not fit the compiled shapes.
+        """
+        self._check(batch)
+        if self._versions() != self._written:
+            self.refresh()
+        self._set_rates()
+        inputs, update_inputs = self._inputs, self._update_inputs
+        for place, position in self._places:
+            inputs[place] = batch[position]
+        with torch.no_grad():
+            results = self._lowered.gradient(*inputs)
+            for place, position in self._passed:
+                update_inputs[place] = results[position]
+            self._lowered.update(*update_inputs)
+        for place, _ in self._places:
+            inputs[place] = None
+        for place, _ in self._passed:
+            update_inputs[place] = None
+        loss: torch.Tensor = results[0]
+        return loss
+
+    def refresh(self) -> None:
+        """Write the working copies again from the masters."""
+        with torch.no_grad():
+            for arena in self.step.arenas:
+                working = self._state.get(f"{arena.name}.working")
+                if working is not None:
+                    master = self._state[f"{arena.name}.master"]
+                    working.copy_(master[: working.shape[0]] if arena.flat else master)
+        self._written = self._versions()
+
+    @property
+    def loss_scale(self) -> float:
+        """The current loss scale; 1 if there is none. Reads it from the device."""
+        return float(self._state[SCALE]) if SCALE in self._state else 1.0
+
+    @property
+    def taken(self) -> int:
+        """Steps whose update was applied. Reads the counter from the device."""
+        return int(self._state[TAKEN])
+
+    @property
+    def skipped(self) -> int:
+        """Steps skipped because a gradient was not finite. Reads the counter from the device."""
+        return int(self._state[SKIPPED])
+
+    @property
+    def forward_graph(self) -> fx.GraphModule:
+        """The forward graph with its casts."""
+        return self.forward.module
+
+    @property
+    def step_graph(self) -> fx.GraphModule:
+        """The whole step as one functional graph: state and batch in, next state and loss out."""
+        return self.step.whole()
+
+    def scaler_state(self) -> dict[str, float | int]:
+        """Return the loss scale's state under the keys of ``torch.amp.GradScaler.state_dict``.
+
+        Without loss scaling it is empty, as that of a disabled scaler.
+        """
+        if not self._rule.active:
+            return {}
+        return {
+            "scale": self.loss_scale,
+            "growth_factor": self._rule.growth,
+            "backoff_factor": self._rule.backoff,
+            "growth_interval": self._rule.interval,
+            "_growth_tracker": int(self._state[TRACKER]) if TRACKER in self._state else 0,
+        }
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        """Take over scale and tracker from a ``GradScaler.state_dict()``.
+
+        Factors and interval are constants of the compiled graph and must agree.
+
+        Raises:
+            BadInput: a key is missing, or a factor differs.
+        """
+        mine = self.scaler_state()
+        if set(state) != set(mine):
+            raise BadInput(
+                f"the scaler state has the keys {sorted(state)}", "", f"give {sorted(mine)}"
+            )
+        for key in ("growth_factor", "backoff_factor", "growth_interval"):
+            if key in mine and state[key] != mine[key]:
+                raise BadInput(
+                    f"{key} is {state[key]} in the state and {mine[key]} in this step",
+                    "",
+                    "compile with a LossScale of the same factors",
+                )
+        if mine:
+            self._state[SCALE].fill_(state["scale"])
+        if TRACKER in self._state:
+            self._state[TRACKER].fill_(state["_growth_tracker"])
+
+    def _check(self, batch: Sequence[torch.Tensor]) -> None:
+        if len(batch) != len(self._batch):
+            raise BadInput(
+                f"the step was called with {len(batch)} tensors",
+                "",
+                f"give {len(self._batch)}, as in the example batch",
+            )
+        for value, slot in zip(batch, self._batch, strict=True):
+            if value.shape != slot.shape or value.dtype is not slot.dtype:
+                raise BadInput(
+                    f"{slot.name} is {str(value.dtype).removeprefix('torch.')}"
+                    f"{list(value.shape)}, the step was compiled for "
+                    f"{str(slot.dtype).removeprefix('torch.')}{list(slot.shape)}",
+                    "",
+                    "compile another step for these shapes, or drop the last, smaller batch",
+                )
+
+    def _versions(self) -> int:
+        """Count the in-place writes to parameters; the step's own writes do not show here."""
+        return sum(self._parameters[name]._version for a in self.step.arenas for name in a.parameters)
+
+    def _set_rates(self) -> None:
+        for index, group in enumerate(self._optimizer.param_groups):
+            rate = float(group["lr"])
+            if self._rates.get(index) != rate:
+                slot = self._state.get(f"group{index}.lr")
+                if slot is not None:
+                    slot.fill_(rate)
+                self._rates[index] = rate
+
+    def _bind_arenas(self, initial: dict[str, dict[str, torch.Tensor]]) -> None:
+        """Move parameters and optimizer state into arenas, and point the user's tensors there."""
+        for arena in self.step.arenas:
+            parameters = [self._parameters[name] for name in arena.parameters]
+            master = torch.zeros(arena.shape, dtype=torch.float32, device=self._device)
+            self._state[f"{arena.name}.master"] = master
+            views = arena_views(arena, master)
+            for name, parameter, view in zip(arena.parameters, parameters, views, strict=True):
+                view.copy_(parameter.detach())
+                parameter.data = view
+                self._state[name] = view
+            for key, value in initial[arena.name].items():
+                self._bind_optimizer_state(arena, key, value, parameters)
+            working = self.step.slots.get(f"{arena.name}.working")
+            if working is not None:
+                copy = torch.empty(working.shape, dtype=working.dtype, device=self._device)
+                copy.copy_(master[: working.shape[0]] if arena.flat else master)
+                self._state[working.name] = copy
+                names = [name for name in arena.parameters if name in self.step.working]
+                for name, view in zip(names, arena_views(arena, copy), strict=False):
+                    self._state[f"{name}.working"] = view
+
+    def _bind_optimizer_state(
+        self, arena: Arena, key: str, first: torch.Tensor, parameters: list[torch.Tensor]
+    ) -> None:
+        slot = self.step.slots[f"{arena.name}.{key}"]
+        state = torch.zeros(slot.shape, dtype=slot.dtype, device=self._device)
+        self._state[slot.name] = state
+        if slot.shape == arena.shape and first.dim() > 0:
+            views = arena_views(arena, state)
+        else:
+            views = [state] * len(parameters)
+        for parameter, view in zip(parameters, views, strict=True):
+            entry = self._optimizer.state[parameter]
+            if key in entry and isinstance(entry[key], torch.Tensor):
+                view.copy_(entry[key])
+            else:
+                view.fill_(first.flatten()[0])
+            entry[key] = view
+
+    def _bind_rest(self) -> None:
+        for slot in self.step.slots.values():
+            if slot.name in self._state:
+                continue
+            if slot.role in (Role.BUFFER, Role.CONSTANT):
+                self._state[slot.name] = self._parameters[slot.name].detach()
+            elif slot.role in (Role.SCALE, Role.TRACKER, Role.COUNTER, Role.HYPER):
+                first = self._rule.initial if slot.role is Role.SCALE else 0
+                self._state[slot.name] = torch.full(
+                    slot.shape, first, dtype=slot.dtype, device=self._device
+                )
+
+
+def arena_views(arena: Arena, buffer: torch.Tensor) -> list[torch.Tensor]:
+    """Return the parameters' views of a buffer that is laid out like the arena, or its beginning."""
+    if not arena.flat:
+        return [buffer]
+    return [
+        buffer[offset : offset + prod(shape)].view(shape)
+        for offset, shape in zip(arena.offsets[:-1], arena.shapes, strict=True)
+        if offset + prod(shape) <= buffer.numel()
+    ]

@@ -1,0 +1,170 @@
+"""What to compile, and reading it from the user's file. The file is the user's own code: it runs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from mpcompile.errors import BadInput, CompileError
+
+FIELDS = ("model", "batch", "loss", "optimizer", "data")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A training program.
+
+    Attributes:
+        model: the module to train, in the mode (train or eval) it shall be captured in.
+        batch: an example batch; its shapes are those of every step.
+        loss: ``loss(model, *batch)`` returns a 0-d FP32 tensor; None: only the forward graph of
+            ``model(*batch)`` is of interest.
+        optimizer: over the model's parameters; None goes with no loss.
+        data: batches, an epoch an iteration; needed by ``mpcompile run`` only.
+        origin: ``file:line`` where it was defined, for error messages.
+    """
+
+    model: torch.nn.Module
+    batch: tuple[Any, ...]
+    loss: Callable[..., torch.Tensor] | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    data: Iterable[tuple[Any, ...]] | None = None
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        for field, kind, what in (
+            ("model", torch.nn.Module, "a torch.nn.Module"),
+            ("optimizer", torch.optim.Optimizer | None, "a torch.optim.Optimizer"),
+            ("batch", tuple, "a tuple of tensors"),
+        ):
+            if not isinstance(getattr(self, field), kind):
+                got = type(getattr(self, field)).__name__
+                raise BadInput(
+                    f"the workload's {field} is of type {got}", self.origin, f"make it {what}"
+                )
+        if self.loss is not None and not callable(self.loss):
+            raise BadInput(
+                "the workload's loss cannot be called", self.origin, "make it loss(model, *batch)"
+            )
+        if (self.loss is None) != (self.optimizer is None):
+            raise BadInput(
+                "the workload has a loss or an optimizer, but not both",
+                self.origin,
+                "give both to train, neither to transform the forward graph",
+            )
+
+
+def user_place(error: BaseException, file: str) -> str:
+    """Return ``file:line`` of the deepest frame of a traceback that lies in the user's file."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    return f"{file}:{frames[-1].lineno}" if frames else file
+
+
+def load(source: str) -> Workload:
+    """Read a workload from ``model.py`` or ``package.module:name``.
+
+    The file defines ``workload()`` that returns a `Workload`, or module-level names of the same
+    fields (only `model` and `batch` must be there).
+
+    Raises:
+        BadInput: there is no such file or name, it raises while it runs, or a field is missing.
+    """
+    path = Path(source)
+    name = "workload"
+    if path.suffix == ".py" or path.exists():
+        if not path.is_file():
+            raise BadInput("there is no such file", source, "check the path")
+        file = str(path.resolve())
+        module = _run(file, lambda: _from_file(path.resolve()))
+    else:
+        dotted, _, attribute = source.partition(":")
+        name = attribute or name
+        try:
+            spec = importlib.util.find_spec(dotted)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None or spec.origin is None:
+            raise BadInput(
+                f"there is no file and no module of the name {source!r}",
+                "",
+                "give the path of a .py file, or package.module:name",
+            )
+        file = spec.origin
+        module = _run(file, lambda: importlib.import_module(dotted))
+    return _workload_of(module, name, file)
+
+
+def _from_file(path: Path) -> ModuleType:
+    name = f"mpcompile_user.{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise BadInput("this is not a Python file", str(path), "give the path of a .py file")
+    module = importlib.util.module_from_spec(spec)
+    # Registered, so that dataclasses and pickling inside the file find their module.
+    sys.modules[name] = module
+    # The folder of the file comes first, as it does with `python model.py`.
+    sys.path.insert(0, str(path.parent))
+    spec.loader.exec_module(module)
+    return module
+
+
+def _run(file: str, action: Callable[[], Any]) -> Any:
+    """Run the user's code; whatever it raises becomes one sentence with the user's line."""
+    try:
+        return action()
+    except CompileError:
+        raise
+    except SyntaxError as error:
+        raise BadInput(
+            f"this is not valid Python: {error.msg}", f"{error.filename}:{error.lineno}", ""
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise BadInput(
+            f"the file raised {type(error).__name__} while loading: {_one_line(error)}",
+            user_place(error, file),
+            "run it with python to see the whole traceback",
+        ) from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".")[:300]
+
+
+def _workload_of(module: ModuleType, name: str, file: str) -> Workload:
+    made = getattr(module, name, None)
+    if made is None:
+        return _from_names(module, name, file)
+    origin = file
+    if not isinstance(made, Workload):
+        code = getattr(made, "__code__", None)
+        origin = f"{file}:{code.co_firstlineno}" if code else file
+        if not callable(made):
+            raise BadInput(f"{name} is neither a function nor a Workload", origin, "")
+        made = _run(file, made)
+    if not isinstance(made, Workload):
+        raise BadInput(
+            f"{name}() returned {type(made).__name__}", origin, "return a mpcompile.Workload"
+        )
+    return replace(made, origin=origin)
+
+
+def _from_names(module: ModuleType, name: str, file: str) -> Workload:
+    missing = [field for field in FIELDS[:2] if not hasattr(module, field)]
+    if missing:
+        raise BadInput(
+            f"it defines no {name}(), and of the names that could stand for it these are missing: "
+            + ", ".join(missing),
+            file,
+            "define workload() that returns a mpcompile.Workload",
+        )
+    fields = {field: getattr(module, field) for field in FIELDS if hasattr(module, field)}
+    return Workload(**fields, origin=file)

@@ -1,0 +1,51 @@
+"""The rewrites, one a file, and the orders they run in."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from mpcompile.loss_scale import LossScale
+from mpcompile.passes.adjust_scale import AdjustScale
+from mpcompile.passes.clean_casts import clean_casts
+from mpcompile.passes.count_steps import count_steps
+from mpcompile.passes.drop_dead import drop_dead
+from mpcompile.passes.gate_update import GateUpdate
+from mpcompile.passes.hoist_weight_casts import hoist_weight_casts
+from mpcompile.passes.insert_casts import InsertCasts
+from mpcompile.passes.pack_gradients import pack_gradients
+from mpcompile.passes.recompute_casts import recompute_casts
+from mpcompile.passes.save_narrow import save_narrow
+from mpcompile.passes.scale_loss import ScaleLoss
+from mpcompile.plan import Plan
+from mpcompile.rewrite import Pass
+from mpcompile.step import StepGraph
+
+
+def forward_passes(plan: Plan) -> tuple[Pass[fx.GraphModule], ...]:
+    """Return what runs on the forward graph."""
+    return (
+        InsertCasts(plan),
+        clean_casts,  # constants made in FP32 and cast are made narrow at once
+    )
+
+
+GRADIENT: tuple[Pass[fx.GraphModule], ...] = (
+    clean_casts,  # autograd casts again what forward has cast already
+    save_narrow,  # before recompute_casts, which then widens what is stored
+    recompute_casts,
+    clean_casts,  # two recomputed casts of one tensor become one
+)
+"""What runs on the gradient graph, before state is bound to it."""
+
+
+def training_passes(scale: LossScale) -> tuple[Pass[StepGraph], ...]:
+    """Return what runs on the step graph."""
+    return (
+        hoist_weight_casts,  # decides which weights have a working copy, so which lie first
+        pack_gradients,  # in the order of the arenas
+        ScaleLoss(scale),  # unscales the packed FP32 gradients
+        GateUpdate(scale),  # looks at them unscaled; gates what the passes above write
+        AdjustScale(scale),  # its own writes are not gated
+        count_steps,
+        drop_dead,
+    )

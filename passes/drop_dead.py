@@ -1,0 +1,34 @@
+"""Remove nodes, inputs and slots that nothing needs."""
+
+from __future__ import annotations
+
+from mpcompile.step import Role, StepGraph
+
+
+def drop_dead(step: StepGraph) -> int:
+    """Return the number of nodes and slots removed.
+
+    Batch slots stay even if unread, so that a step is called with what the loss is called with.
+    """
+    removed = 0
+    for module in (step.gradient, step.update):
+        graph = module.graph
+        before = len(graph.nodes)
+        graph.eliminate_dead_code()
+        for node in list(graph.find_nodes(op="placeholder")):
+            if not node.users and step.slots[node.meta["slot"]].role is not Role.BATCH:
+                graph.erase_node(node)
+        removed += before - len(graph.nodes)
+        module.recompile()
+    used = {
+        name
+        for module in (step.gradient, step.update)
+        for name in (
+            *(node.meta["slot"] for node in module.graph.find_nodes(op="placeholder")),
+            *module.graph.output_node().meta["slots"],
+        )
+    }
+    for name in set(step.slots) - used:
+        del step.slots[name]
+        removed += 1
+    return removed

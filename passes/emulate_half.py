@@ -1,0 +1,82 @@
+"""What a Tensor Core does, on a device without one: "pseudo FP16" (paper 4.2).
+
+Each op that reads or writes 16-bit tensors gets its operands widened to FP32, computes in FP32, and
+has its results rounded to 16 bits. Ops that only move values run on 16 bits as they are.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+
+from mpcompile.passes.clean_casts import CAST
+from mpcompile.rules import TORCH_RULES
+from mpcompile.torch_private import is_view, op_name
+
+_NARROW = (torch.float16, torch.bfloat16)
+_MAKES = frozenset(
+    "_to_copy zeros ones full zeros_like ones_like full_like empty empty_like new_zeros new_ones "
+    "new_full new_empty new_empty_strided empty_strided empty_permuted bernoulli copy_ "
+    "_local_scalar_dense".split()
+)
+
+
+def emulate_half(module: fx.GraphModule) -> int:
+    """Rewrite for FP32 arithmetic; return the number of ops that changed.
+
+    A rewritten graph has no 16-bit arithmetic left, so a second run changes nothing.
+    """
+    wide: dict[fx.Node, fx.Node] = {}
+    changed = 0
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target is operator.getitem or _moves(node):
+            continue
+        results = _results(node)
+        narrow = [item for item in node.all_input_nodes if _dtype(item) in _NARROW]
+        if not narrow and not any(_dtype(item) in _NARROW for item in results):
+            continue
+        for item in narrow:
+            if item not in wide:
+                with module.graph.inserting_before(node):
+                    wide[item] = _cast(module.graph, item, torch.float32)
+            node.replace_input_with(item, wide[item])
+        for result in results:
+            dtype = _dtype(result)
+            if dtype not in _NARROW:
+                continue
+            users = list(result.users)
+            with module.graph.inserting_after(result):
+                rounded = _cast(module.graph, result, dtype)
+            for user in users:
+                user.replace_input_with(result, rounded)
+            result.meta["val"] = result.meta["val"].to(torch.float32)
+        changed += 1
+    if changed:
+        module.graph.lint()
+        module.recompile()
+    return changed
+
+
+def _moves(node: fx.Node) -> bool:
+    name = op_name(node)
+    rule = TORCH_RULES.get(name)
+    return is_view(node) or name in _MAKES or (rule is not None and rule.name == "movement")
+
+
+def _results(node: fx.Node) -> list[fx.Node]:
+    if isinstance(node.meta.get("val"), torch.Tensor):
+        return [node]
+    return [user for user in node.users if user.target is operator.getitem]
+
+
+def _dtype(node: fx.Node) -> torch.dtype | None:
+    value = node.meta.get("val")
+    return value.dtype if isinstance(value, torch.Tensor) else None
+
+
+def _cast(graph: fx.Graph, node: fx.Node, dtype: torch.dtype | None) -> fx.Node:
+    cast = graph.call_function(CAST, (node,), {"dtype": dtype})
+    cast.meta = {**node.meta, "val": node.meta["val"].to(dtype)}
+    return cast

@@ -1,0 +1,144 @@
+"""Turn Python numbers that were read from tensors into 0-d FP64 tensors.
+
+An optimizer's ``step.item()`` and arithmetic on it are numbers in the traced graph. On a CPU that is
+exact and free. On an accelerator reading a number is a device-to-host copy that stalls the step, and
+a code generator cannot fuse it, so there the same arithmetic is done by 0-d tensors.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import torch
+from torch import fx
+
+from mpcompile.errors import CompileError
+from mpcompile.step import call
+from mpcompile.torch_private import op_name
+
+_ATEN = torch.ops.aten
+
+
+def numbers_to_tensors(module: fx.GraphModule) -> int:
+    """Return the number of nodes rewritten.
+
+    Raises:
+        CompileError: an op takes a number in a place where no tensor can stand.
+    """
+    graph = module.graph
+    tensors: dict[fx.Node, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        with graph.inserting_before(node):
+            if node.target is _ATEN._local_scalar_dense.default:
+                tensors[node] = call(graph, _ATEN._to_copy.default, *node.args, dtype=torch.float64)
+            elif any(item in tensors for item in node.all_input_nodes):
+                new = _rewrite(graph, node, tensors)
+                if isinstance(node.meta.get("val"), torch.Tensor):
+                    new.meta = {**node.meta, "val": new.meta["val"]}
+                    node.replace_all_uses_with(new)
+                tensors[node] = new
+    for node in reversed(tensors):
+        graph.erase_node(node)
+    if tensors:
+        graph.lint()
+        module.recompile()
+    return len(tensors)
+
+
+def _rewrite(graph: fx.Graph, node: fx.Node, tensors: dict[fx.Node, fx.Node]) -> fx.Node:
+    args = [tensors.get(item, item) if isinstance(item, fx.Node) else item for item in node.args]
+    if node.target in _ON_NUMBERS:
+        return _ON_NUMBERS[node.target](graph, *args)  # type: ignore[index]
+    kwargs = {
+        key: tensors.get(item, item) if isinstance(item, fx.Node) else item
+        for key, item in node.kwargs.items()
+    }
+    rewrite = _ON_TENSORS.get(op_name(node))
+    if rewrite is None:
+        raise CompileError(
+            f"{op_name(node)} takes a number that was read from a tensor",
+            "",
+            "report this optimizer; it runs on a CPU with backend='interpreter'",
+        )
+    return rewrite(graph, *args, **kwargs)
+
+
+def _binary(target: object, reflected: object) -> Callable[..., fx.Node]:
+    """Return a rewrite of ``left op right`` where either may be a plain number."""
+
+    def rewrite(graph: fx.Graph, left: object, right: object) -> fx.Node:
+        if isinstance(left, fx.Node):
+            return call(graph, target, left, right)
+        return call(graph, reflected, right, left)
+
+    return rewrite
+
+
+def _quotient(graph: fx.Graph, left: object, right: object) -> fx.Node:
+    if isinstance(left, fx.Node):
+        return call(graph, _ATEN.div.Tensor, left, right)
+    return call(graph, _ATEN.mul.Tensor, call(graph, _ATEN.reciprocal.default, right), left)
+
+
+def _power(graph: fx.Graph, left: object, right: object) -> fx.Node:
+    if not isinstance(left, fx.Node):
+        return call(graph, _ATEN.pow.Scalar, left, right)
+    overload = "Tensor_Tensor" if isinstance(right, fx.Node) else "Tensor_Scalar"
+    return call(graph, getattr(_ATEN.pow, overload), left, right)
+
+
+_ON_NUMBERS: dict[object, Callable[..., fx.Node]] = {
+    operator.add: _binary(_ATEN.add.Tensor, _ATEN.add.Tensor),
+    operator.sub: _binary(_ATEN.sub.Tensor, _ATEN.rsub.Scalar),
+    operator.mul: _binary(_ATEN.mul.Tensor, _ATEN.mul.Tensor),
+    operator.truediv: _quotient,
+    operator.pow: _power,
+    operator.neg: lambda graph, value: call(graph, _ATEN.neg.default, value),
+    torch.sym_float: lambda _graph, value: value,
+}
+
+
+def _times(graph: fx.Graph, value: object, factor: object) -> object:
+    return value if factor == 1 else call(graph, _ATEN.mul.Tensor, value, factor)
+
+
+def _add(graph: fx.Graph, left: object, right: object, alpha: object = 1) -> fx.Node:
+    return call(graph, _ATEN.add.Tensor, left, _times(graph, right, alpha))
+
+
+def _sub(graph: fx.Graph, left: object, right: object, alpha: object = 1) -> fx.Node:
+    return call(graph, _ATEN.sub.Tensor, left, _times(graph, right, alpha))
+
+
+def _addcmul(
+    graph: fx.Graph, start: object, left: object, right: object, value: object = 1
+) -> fx.Node:
+    product = call(graph, _ATEN.mul.Tensor, _times(graph, left, value), right)
+    return call(graph, _ATEN.add.Tensor, start, product)
+
+
+def _addcdiv(
+    graph: fx.Graph, start: object, left: object, right: object, value: object = 1
+) -> fx.Node:
+    quotient = call(graph, _ATEN.div.Tensor, _times(graph, left, value), right)
+    return call(graph, _ATEN.add.Tensor, start, quotient)
+
+
+def _lerp(graph: fx.Graph, start: object, end: object, weight: object) -> fx.Node:
+    distance = call(graph, _ATEN.sub.Tensor, end, start)
+    return call(graph, _ATEN.add.Tensor, start, _times(graph, distance, weight))  # type: ignore[arg-type]
+
+
+_ON_TENSORS: dict[str, Callable[..., fx.Node]] = {
+    "add": _add,
+    "sub": _sub,
+    "mul": lambda graph, left, right: call(graph, _ATEN.mul.Tensor, left, right),
+    "div": lambda graph, left, right: call(graph, _ATEN.div.Tensor, left, right),
+    "addcmul": _addcmul,
+    "addcdiv": _addcdiv,
+    "lerp": _lerp,
+    "pow": _power,
+}
