@@ -68,8 +68,10 @@ def differentiate(
     )
     graph = traced.graph
     slots: dict[str, Slot] = {}
-    for node, item, role in zip(list(graph.find_nodes(op="placeholder")), inputs, roles, strict=True):
-        rename(node, item.name.replace(".", "_"))
+    for node, item, role in zip(
+        list(graph.find_nodes(op="placeholder")), inputs, roles, strict=True
+    ):
+        rename(node, item.name)
         node.meta["slot"] = item.name
         slots[item.name] = _slot(item.name, role, node)
     names = ["loss", *(f"grad.{name}" for name in trained), *(f"next.{name}" for name in buffers)]

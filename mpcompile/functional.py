@@ -17,7 +17,7 @@ def make_functional(program: torch.export.ExportedProgram) -> fx.GraphModule:
     An in-place op on a tensor of which no view is read later becomes its functional twin. Where
     views make that unsafe, torch's own functionalization does it, at the price of a second trace.
     """
-    module = program.graph_module
+    module: fx.GraphModule = program.graph_module
     buffers = program.graph_signature.inputs_to_buffers
     order = {node: position for position, node in enumerate(module.graph.nodes)}
     for node in order:
@@ -41,11 +41,16 @@ def _has_views(node: fx.Node) -> bool:
 
 def _by_torch(program: torch.export.ExportedProgram) -> fx.GraphModule:
     functional = program.run_decompositions({})
-    graph = functional.graph_module.graph
+    module: fx.GraphModule = functional.graph_module
+    graph = module.graph
     buffers = functional.graph_signature.inputs_to_buffers
-    inputs = {name: node for node in graph.nodes if node.op == "placeholder" for name in [node.name]}
+    inputs = {
+        name: node for node in graph.nodes if node.op == "placeholder" for name in [node.name]
+    }
     output = graph.output_node()
-    results = list(output.args[0])  # type: ignore[arg-type]
+    (returned,) = output.args
+    assert isinstance(returned, list | tuple)
+    results = list(returned)
     mutated = functional.graph_signature.buffers_to_mutate
     with graph.inserting_before(output):
         for result in results[: len(mutated)]:
@@ -54,5 +59,5 @@ def _by_torch(program: torch.export.ExportedProgram) -> fx.GraphModule:
             graph.call_function(torch.ops.aten.copy_.default, (target, result))
     output.args = (tuple(results[len(mutated) :]),)
     graph.lint()
-    functional.graph_module.recompile()
-    return functional.graph_module
+    module.recompile()
+    return module

@@ -53,9 +53,7 @@ def lower(step: StepGraph, backend: Backend, device: torch.device) -> Lowered:
         BadInput: there is no such backend.
     """
     if backend not in ("interpreter", "inductor"):
-        raise BadInput(
-            f"there is no backend {backend!r}", "", "choose 'interpreter' or 'inductor'"
-        )
+        raise BadInput(f"there is no backend {backend!r}", "", "choose 'interpreter' or 'inductor'")
     gradient, update = copied(step.gradient), copied(step.update)
     if backend == "inductor" or device.type != "cpu":
         numbers_to_tensors(update)
@@ -90,9 +88,7 @@ def write_in_place(step: StepGraph, update: fx.GraphModule) -> None:
     inputs = placeholders(graph)
     output = graph.output_node()
     for name, node in values.items():
-        target = inputs.get(name) or add_input(
-            graph, step.slots[name], name.replace(".", "_"), node
-        )
+        target = inputs.get(name) or add_input(graph, step.slots[name], node)
         with graph.inserting_before(output):
             call(graph, torch.ops.aten.copy_.default, target, node)
     output.args = ((),)

@@ -79,9 +79,7 @@ def compile(
         BadInput: an argument is wrong.
         CannotCapture: the program cannot become one graph.
     """
-    return to_step(
-        transform(Workload(model, batch, loss, optimizer), policy, loss_scale), backend
-    )
+    return to_step(transform(Workload(model, batch, loss, optimizer), policy, loss_scale), backend)
 
 
 def to_step(transformed: Transformed, backend: Backend | None = None) -> TrainStep:
@@ -93,7 +91,13 @@ def to_step(transformed: Transformed, backend: Backend | None = None) -> TrainSt
         )
     device = next(iter(t.workload.model.parameters())).device
     return TrainStep(
-        t.workload, t.forward, t.plan, t.step, t.initial, t.scale, backend or default_backend(device)
+        t.workload,
+        t.forward,
+        t.plan,
+        t.step,
+        t.initial,
+        t.scale,
+        backend or default_backend(device),
     )
 
 
@@ -125,9 +129,7 @@ def transform(
     update = trace_update(workload.optimizer, groups, shapes, device, workload.origin)
     step = join(gradient, slots, update)
     changes |= run_passes(step, training_passes(loss_scale), StepGraph.check)
-    return Transformed(
-        workload, policy, loss_scale, forward, plan, step, update.initial, changes
-    )
+    return Transformed(workload, policy, loss_scale, forward, plan, step, update.initial, changes)
 
 
 def describe(forward: Forward, policy: Policy) -> Dataflow:
@@ -144,7 +146,7 @@ def join(gradient: fx.GraphModule, slots: dict[str, Slot], update: Update) -> St
     like = next(iter(graph.find_nodes(op="placeholder")))
     for slot in slots.values():
         if slot.role is Role.UPDATED:
-            node = add_input(graph, slot, slot.name.replace(".", "_"), like)
+            node = add_input(graph, slot, like)
             values[slot.name.removeprefix("next.")] = node
     set_results(graph, values)
     update.module.recompile()
@@ -168,8 +170,8 @@ def rewrite(
     module.graph.output(module.graph.graph_copy(program.graph, nodes))
     module.graph.output_node().meta = dict(program.graph.output_node().meta)
     signature = program.graph_signature
-    fixed = {name: "a parameter" for name in signature.inputs_to_parameters}
-    fixed |= {name: "a buffer" for name in signature.inputs_to_buffers}
+    fixed = dict.fromkeys(signature.inputs_to_parameters, "a parameter")
+    fixed |= dict.fromkeys(signature.inputs_to_buffers, "a buffer")
     plan = make_plan(dataflow(module, fixed, policy), policy.precision)
     run_passes(module, forward_passes(plan), _lint)
     module.recompile()

@@ -38,7 +38,9 @@ class Policy:
     def __post_init__(self) -> None:
         if not isinstance(self.precision, Precision):
             raise BadInput(
-                f"{self.precision!r} is not a precision", "Policy", "use Precision.FP16, BF16 or FP32"
+                f"{self.precision!r} is not a precision",
+                "Policy",
+                "use Precision.FP16, BF16 or FP32",
             )
 
     @property

@@ -15,9 +15,7 @@ def pass_name(rewrite: object) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
-def run_passes(
-    graph: G, passes: Sequence[Pass[G]], check: Callable[[G], None]
-) -> dict[str, int]:
+def run_passes(graph: G, passes: Sequence[Pass[G]], check: Callable[[G], None]) -> dict[str, int]:
     """Run passes in order and return how many changes each made.
 
     Args:

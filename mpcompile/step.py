@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from math import prod
+from typing import Any
 
 import torch
 from torch import fx
 
 from mpcompile.errors import CompileError
 from mpcompile.graph_text import graph_text, type_text
+from mpcompile.torch_private import rename
 
 ALIGNMENT = 32
 """Elements to which each parameter starts in its arena: 64 bytes of FP16, 128 of FP32."""
@@ -42,6 +45,8 @@ class Role(Enum):
     """A buffer's next value, passed from the gradient graph to the update graph."""
     LOSS = "loss"
 
+
+_OUTER = frozenset(Role) - {Role.GRADIENT, Role.PACKED, Role.UPDATED, Role.LOSS}
 
 STATE = (Role.MASTER, Role.WORKING, Role.BUFFER, Role.OPTIMIZER, Role.SCALE, Role.TRACKER,
          Role.COUNTER)  # fmt: skip
@@ -171,18 +176,60 @@ class StepGraph:
             parts.append("\n".join([name, *(f"  {line}" for line in lines)]))
         return "\n".join(parts)
 
-    def rename(self, old: str, new: Slot) -> None:
-        """Replace a slot everywhere by one of another name, shape or dtype."""
-        del self.slots[old]
-        self.slots[new.name] = new
-        for graph in (self.gradient.graph, self.update.graph):
-            for node in graph.find_nodes(op="placeholder"):
-                if node.meta["slot"] == old:
-                    node.meta["slot"] = new.name
-            output = graph.output_node()
-            output.meta["slots"] = tuple(
-                new.name if name == old else name for name in output.meta["slots"]
-            )
+    def whole(self) -> fx.GraphModule:
+        """Return the step as one functional graph.
+
+        Its inputs are the state slots (parameters as arenas), the hyper-parameters and the batch;
+        its results are the loss and the next value of each state slot that changes.
+        """
+        graph = fx.Graph()
+        outer: dict[str, fx.Node] = {}
+        copied: dict[fx.Node, fx.Node] = {}
+        inputs = [
+            *placeholders(self.gradient.graph).items(),
+            *placeholders(self.update.graph).items(),
+        ]
+        for name, node in inputs:
+            for owner in self._owners(name):
+                if owner not in outer and self.slots[owner].role in _OUTER:
+                    slot = self.slots[owner]
+                    last = next(reversed(outer.values()), None)
+                    outer[owner] = _input(graph, slot, node, last)
+        for name, node in placeholders(self.gradient.graph).items():
+            copied[node] = self._view(graph, name, outer)
+        passed = graph.graph_copy(self.gradient.graph, copied)
+        made = dict(zip(self.gradient.graph.output_node().meta["slots"], passed, strict=True))  # type: ignore[arg-type]
+        for name, node in placeholders(self.update.graph).items():
+            copied[node] = made[name] if name in made else outer[name]
+        written = graph.graph_copy(self.update.graph, copied)
+        output = graph.output((made["loss"], *written))  # type: ignore[misc]
+        output.meta["slots"] = ("loss", *self.update.graph.output_node().meta["slots"])
+        graph.lint()
+        return fx.GraphModule({}, graph)
+
+    def _owners(self, name: str) -> list[str]:
+        """Return the slot that holds the memory of a slot: a trained weight's is its arena's."""
+        parameter = name.removesuffix(".working")
+        if self.slots[name].role in (Role.MASTER, Role.WORKING):
+            for arena in self.arenas:
+                if parameter in arena.parameters:
+                    return [f"{arena.name}.{'master' if parameter == name else 'working'}"]
+        return [name]
+
+    def _view(self, graph: fx.Graph, name: str, outer: dict[str, fx.Node]) -> fx.Node:
+        """Return a gradient graph's input as a view of its arena, or as it is."""
+        (owner,) = self._owners(name)
+        if owner == name:
+            return outer[name]
+        arena = self.arena_of(name.removesuffix(".working"))
+        if not arena.flat:
+            return outer[owner]
+        start = arena.offsets[arena.parameters.index(name.removesuffix(".working"))]
+        shape = self.slots[name].shape
+        piece = call(
+            graph, torch.ops.aten.slice.Tensor, outer[owner], 0, start, start + prod(shape)
+        )
+        return call(graph, torch.ops.aten.view.default, piece, list(shape))
 
 
 def placeholders(graph: fx.Graph) -> dict[str, fx.Node]:
@@ -195,7 +242,7 @@ def results(graph: fx.Graph) -> dict[str, fx.Node]:
     output = graph.output_node()
     values = output.args[0]
     assert isinstance(values, list | tuple)
-    return dict(zip(output.meta["slots"], values, strict=True))  # type: ignore[arg-type]
+    return dict(zip(output.meta["slots"], values, strict=True))
 
 
 def set_results(graph: fx.Graph, values: dict[str, fx.Node]) -> None:
@@ -205,18 +252,24 @@ def set_results(graph: fx.Graph, values: dict[str, fx.Node]) -> None:
     output.meta["slots"] = tuple(values)
 
 
-def add_input(graph: fx.Graph, slot: Slot, name: str, like: fx.Node) -> fx.Node:
+def add_input(graph: fx.Graph, slot: Slot, like: fx.Node) -> fx.Node:
     """Add a placeholder for a slot behind the existing ones.
 
     Args:
         graph: where.
         slot: what it stands for; the caller enters it into the step.
-        name: the node's name.
         like: a node whose fake tensor gives mode and device.
     """
-    last = list(graph.find_nodes(op="placeholder"))
-    with graph.inserting_after(last[-1]) if last else graph.inserting_before(None):
-        node = graph.placeholder(name)
+    return _input(graph, slot, like, [*graph.find_nodes(op="placeholder")][-1])
+
+
+def _input(graph: fx.Graph, slot: Slot, like: fx.Node, last: fx.Node | None) -> fx.Node:
+    if last is None:
+        node = graph.placeholder("input")
+    else:
+        with graph.inserting_after(last):
+            node = graph.placeholder("input")
+    rename(node, slot.name)
     value = like.meta["val"]
     node.meta["slot"] = slot.name
     with value.fake_mode:
@@ -224,16 +277,20 @@ def add_input(graph: fx.Graph, slot: Slot, name: str, like: fx.Node) -> fx.Node:
     return node
 
 
-def call(graph: fx.Graph, target: object, *args: object, **kwargs: object) -> fx.Node:
+def call(graph: fx.Graph, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
     """Add a call at the graph's insertion point, with its fake result in ``meta["val"]``."""
-    node = graph.call_function(target, args, kwargs)  # type: ignore[arg-type]
-    values = fx.map_arg((args, kwargs), lambda item: item.meta["val"])
+    node = graph.call_function(target, args, kwargs)
+    values: Any = fx.map_arg([args, kwargs], lambda item: item.meta["val"])
     first = next(
-        (item.meta["val"] for item in node.all_input_nodes if hasattr(item.meta["val"], "fake_mode")),
+        (
+            item.meta["val"]
+            for item in node.all_input_nodes
+            if hasattr(item.meta["val"], "fake_mode")
+        ),
         None,
     )
     if first is None:
         raise ValueError(f"{target} has no tensor input to take the fake mode from")
     with first.fake_mode:
-        node.meta["val"] = target(*values[0], **values[1])  # type: ignore[operator]
+        node.meta["val"] = target(*values[0], **values[1])
     return node

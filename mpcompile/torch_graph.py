@@ -96,6 +96,7 @@ def capture(workload: Workload) -> Forward:
     if workload.loss is not None:
         _check_loss(program, workload)
     module = make_functional(program)
+    _place_loss(module, workload)
     return Forward(module, _inputs(program, module, workload))
 
 
@@ -160,9 +161,7 @@ def _check_loss(program: torch.export.ExportedProgram, workload: Workload) -> No
     value = outputs[-1].meta.get("val") if isinstance(outputs[-1], fx.Node) else None
     users = [s for s in program.graph_signature.output_specs if s.kind.name == "USER_OUTPUT"]
     if len(users) != 1 or not isinstance(value, torch.Tensor):
-        raise BadInput(
-            f"the loss returns {len(users)} values", place, "return one 0-d FP32 tensor"
-        )
+        raise BadInput(f"the loss returns {len(users)} values", place, "return one 0-d FP32 tensor")
     if value.dim() != 0 or value.dtype is not torch.float32:
         raise BadInput(
             f"the loss is a {str(value.dtype).removeprefix('torch.')} tensor of shape "
@@ -170,6 +169,15 @@ def _check_loss(program: torch.export.ExportedProgram, workload: Workload) -> No
             place,
             "reduce it to one FP32 number, for example with .mean()",
         )
+
+
+def _place_loss(module: fx.GraphModule, workload: Workload) -> None:
+    """Give ops of the loss function, whose frames torch leaves out, the line of its definition."""
+    file, _, line = definition(workload.loss).rpartition(":")
+    for node in module.graph.nodes:
+        if file and node.op == "call_function" and not str(place_of(node)):
+            trace = node.meta.get("stack_trace") or ""
+            node.meta["stack_trace"] = f'{trace}\n  File "{file}", line {line}, in loss'
 
 
 def definition(function: Callable[..., Any] | None) -> str:
@@ -183,7 +191,7 @@ def _inputs(
 ) -> tuple[Input, ...]:
     """Name the placeholders; a parameter that stands under two names keeps its first."""
     signature = program.graph_signature
-    tensors = dict(workload.model.named_parameters(remove_duplicate=False))
+    tensors: dict[str, torch.Tensor] = dict(workload.model.named_parameters(remove_duplicate=False))
     tensors |= dict(workload.model.named_buffers(remove_duplicate=False))
     inputs: list[Input] = []
     first: dict[int, fx.Node] = {}

@@ -139,9 +139,7 @@ def mutated_inputs(node: fx.Node) -> list[fx.Node]:
     for position, argument in enumerate(schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = (
-                node.args[position]
-                if position < len(node.args)
-                else node.kwargs.get(argument.name)
+                node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
             )
             written += [item for item in _flat(value) if isinstance(item, fx.Node)]
     return written
@@ -171,8 +169,11 @@ def is_random(node: fx.Node) -> bool:
 
 
 def rename(node: fx.Node, name: str) -> None:
-    """Give a node another name; torch adds a number if the name is taken."""
-    node._rename(name)
+    """Give a node a name made from any text; torch adds a number if the name is taken."""
+    name = "".join(c if c.isalnum() and c.isascii() else "_" for c in name)
+    node._rename(f"_{name}" if name[:1].isdigit() or not name else name)
+    if node.op == "placeholder":
+        node.target = node.name  # the argument's name in generated code
 
 
 def copy_forward_meta(graph: fx.Graph) -> None:

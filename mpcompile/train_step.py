@@ -57,9 +57,7 @@ class TrainStep:
         self._bind_rest()
         self._batch = [slot for slot in step.slots.values() if slot.role is Role.BATCH]
         wanted = {slot.name: position for position, slot in enumerate(self._batch)}
-        self._inputs: list[Any] = [
-            self._state.get(name) for name in self._lowered.gradient_inputs
-        ]
+        self._inputs: list[Any] = [self._state.get(name) for name in self._lowered.gradient_inputs]
         self._places = [
             (place, wanted[name])
             for place, name in enumerate(self._lowered.gradient_inputs)
@@ -203,7 +201,9 @@ class TrainStep:
 
     def _versions(self) -> int:
         """Count the in-place writes to parameters; the step's own writes do not show here."""
-        return sum(self._parameters[name]._version for a in self.step.arenas for name in a.parameters)
+        return sum(
+            self._parameters[name]._version for a in self.step.arenas for name in a.parameters
+        )
 
     def _set_rates(self) -> None:
         for index, group in enumerate(self._optimizer.param_groups):
@@ -268,7 +268,7 @@ class TrainStep:
 
 
 def arena_views(arena: Arena, buffer: torch.Tensor) -> list[torch.Tensor]:
-    """Return the parameters' views of a buffer that is laid out like the arena, or its beginning."""
+    """Return the parameters' views of a buffer laid out like the arena or its beginning."""
     if not arena.flat:
         return [buffer]
     return [

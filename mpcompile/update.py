@@ -207,7 +207,9 @@ def initial_state(optimizer: torch.optim.Optimizer, arena: Arena) -> State:
     zeros.grad = torch.zeros(shape)
     recorded = _Recorded()
     # Adagrad and others fill the state when they are made, so start from what there is.
-    template = next((s for p, s in optimizer.state.items() if not isinstance(p, str)), {})
+    template: dict[str, Any] = next(
+        (s for p, s in optimizer.state.items() if not isinstance(p, str)), {}
+    )
     for key, value in template.items():
         if isinstance(value, torch.Tensor):
             whole = value.dim() == 0
@@ -281,7 +283,7 @@ def _trace(
     graph = module.graph
     drop_profiler_nodes(graph)
     for node, slot in zip(list(graph.find_nodes(op="placeholder")), reads, strict=True):
-        rename(node, slot.name.replace(".", "_"))
+        rename(node, slot.name)
         node.meta["slot"] = slot.name
     for node in list(graph.nodes):  # the clones that kept the trace from writing its inputs
         source = node.args[0] if node.args else None

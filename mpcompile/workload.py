@@ -1,4 +1,4 @@
-"""What to compile, and reading it from the user's file. The file is the user's own code: it runs."""
+"""What to compile, and reading it from the user's file, which is code and is executed."""
 
 from __future__ import annotations
 

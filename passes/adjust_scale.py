@@ -9,7 +9,16 @@ import torch
 from mpcompile.loss_scale import LossScale
 from mpcompile.passes.gate_update import FINITE
 from mpcompile.passes.scale_loss import SCALE
-from mpcompile.step import Role, Slot, StepGraph, add_input, call, placeholders, results, set_results
+from mpcompile.step import (
+    Role,
+    Slot,
+    StepGraph,
+    add_input,
+    call,
+    placeholders,
+    results,
+    set_results,
+)
 
 TRACKER = "growth_tracker"
 _ATEN = torch.ops.aten
@@ -39,7 +48,7 @@ class AdjustScale:
         step.slots[TRACKER] = slot
         finite = next(node for node in graph.nodes if node.meta.get(FINITE))
         scale = placeholders(graph)[SCALE]
-        tracker = add_input(graph, slot, TRACKER, scale)
+        tracker = add_input(graph, slot, scale)
         with graph.inserting_before(graph.output_node()):
             clean = call(graph, _ATEN.add.Tensor, tracker, 1)
             due = call(graph, _ATEN.ge.Scalar, clean, rule.interval)

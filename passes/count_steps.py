@@ -21,7 +21,7 @@ def count_steps(step: StepGraph) -> int:
     like = next(iter(values.values()))
     for name in (TAKEN, SKIPPED):
         slot = step.slots[name] = Slot(name, Role.COUNTER, (), torch.int64)
-        counter = add_input(graph, slot, name, like)
+        counter = add_input(graph, slot, like)
         with graph.inserting_before(graph.output_node()):
             if finite is None:
                 one: object = 1 if name == TAKEN else 0

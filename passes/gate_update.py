@@ -1,4 +1,4 @@
-"""Skip the whole update when a gradient is not finite: every state write is selected by one flag."""
+"""Skip the whole update when a gradient is not finite: one flag selects every state write."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ class GateUpdate:
             if slot.role not in _GATED:
                 continue
             new = values[name]
-            old = placeholders(graph).get(name) or add_input(
-                graph, slot, name.replace(".", "_"), new
-            )
+            old = placeholders(graph).get(name) or add_input(graph, slot, new)
             with graph.inserting_before(output):
                 chosen = call(graph, _ATEN.where.self, finite, new, old)
             if slot.role is Role.MASTER:

@@ -35,7 +35,7 @@ def hoist_weight_casts(step: StepGraph) -> int:
             f"{name}.working", Role.WORKING, step.slots[name].shape, casts[0].meta["val"].dtype
         )
         step.slots[working.name] = working
-        copy = add_input(graph, working, f"{name}.working".replace(".", "_"), master)
+        copy = add_input(graph, working, master)
         for cast in casts:
             cast.replace_all_uses_with(copy)
             graph.erase_node(cast)

@@ -1,8 +1,8 @@
 """Turn Python numbers that were read from tensors into 0-d FP64 tensors.
 
-An optimizer's ``step.item()`` and arithmetic on it are numbers in the traced graph. On a CPU that is
-exact and free. On an accelerator reading a number is a device-to-host copy that stalls the step, and
-a code generator cannot fuse it, so there the same arithmetic is done by 0-d tensors.
+An optimizer's ``step.item()`` and arithmetic on it are numbers in the traced graph. On a CPU that
+is exact and free. On an accelerator reading a number is a device-to-host copy that stalls the step,
+and a code generator cannot fuse it, so there the same arithmetic is done by 0-d tensors.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def numbers_to_tensors(module: fx.GraphModule) -> int:
 def _rewrite(graph: fx.Graph, node: fx.Node, tensors: dict[fx.Node, fx.Node]) -> fx.Node:
     args = [tensors.get(item, item) if isinstance(item, fx.Node) else item for item in node.args]
     if node.target in _ON_NUMBERS:
-        return _ON_NUMBERS[node.target](graph, *args)  # type: ignore[index]
+        return _ON_NUMBERS[node.target](graph, *args)
     kwargs = {
         key: tensors.get(item, item) if isinstance(item, fx.Node) else item
         for key, item in node.kwargs.items()
@@ -66,7 +66,9 @@ def _rewrite(graph: fx.Graph, node: fx.Node, tensors: dict[fx.Node, fx.Node]) ->
     return rewrite(graph, *args, **kwargs)
 
 
-def _binary(target: object, reflected: object) -> Callable[..., fx.Node]:
+def _binary(
+    target: Callable[..., object], reflected: Callable[..., object]
+) -> Callable[..., fx.Node]:
     """Return a rewrite of ``left op right`` where either may be a plain number."""
 
     def rewrite(graph: fx.Graph, left: object, right: object) -> fx.Node:
@@ -129,7 +131,7 @@ def _addcdiv(
 
 def _lerp(graph: fx.Graph, start: object, end: object, weight: object) -> fx.Node:
     distance = call(graph, _ATEN.sub.Tensor, end, start)
-    return call(graph, _ATEN.add.Tensor, start, _times(graph, distance, weight))  # type: ignore[arg-type]
+    return call(graph, _ATEN.add.Tensor, start, _times(graph, distance, weight))
 
 
 _ON_TENSORS: dict[str, Callable[..., fx.Node]] = {

@@ -1,4 +1,4 @@
-"""Lay the gradients of an arena side by side, in the order of its parameters, as one FP32 tensor."""
+"""Lay the gradients of an arena side by side, in its parameters' order, as one FP32 tensor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pack_gradients(step: StepGraph) -> int:
         inputs = []
         for name in arena.parameters:
             slot = step.slots[f"grad.{name}"]
-            inputs.append(add_input(graph, slot, slot.name.replace(".", "_"), old))
+            inputs.append(add_input(graph, slot, old))
         first = next(node for node in graph.nodes if node.op != "placeholder")
         with graph.inserting_before(first):
             whole = _join(graph, arena, inputs) if arena.flat else _widen(graph, inputs[0])

@@ -32,7 +32,7 @@ def save_narrow(module: fx.GraphModule) -> int:
             continue
         with module.graph.inserting_before(min(late)):
             again = module.graph.call_function(
-                narrow.target,  # type: ignore[arg-type]
+                narrow.target,
                 (narrow,),
                 {"dtype": wide.meta["val"].dtype},
             )

@@ -39,10 +39,10 @@ class ScaleLoss:
         step.slots[SCALE] = slot
         gradient, update = step.gradient.graph, step.update.graph
         seed = next(node for node in gradient.nodes if node.meta.get("seed"))
-        seed.replace_all_uses_with(add_input(gradient, slot, SCALE, seed))
+        seed.replace_all_uses_with(add_input(gradient, slot, seed))
         gradient.erase_node(seed)
         packed = [node for node in update.nodes if node.meta.get("packed")]
-        scale = add_input(update, slot, SCALE, packed[0])
+        scale = add_input(update, slot, packed[0])
         first = next(node for node in update.nodes if node.op != "placeholder")
         with update.inserting_before(first):
             wide = call(update, _ATEN._to_copy.default, scale, dtype=torch.float64)
@@ -51,7 +51,9 @@ class ScaleLoss:
         for node in packed:
             with update.inserting_after(node):
                 unscaled = call(update, _ATEN.mul.Tensor, node, inverse)
-            node.replace_all_uses_with(unscaled, delete_user_cb=lambda u, new=unscaled: u is not new)
+            node.replace_all_uses_with(
+                unscaled, delete_user_cb=lambda u, new=unscaled: u is not new
+            )
             unscaled.meta["packed"] = node.meta.pop("packed")
         step.gradient.recompile()
         step.update.recompile()

@@ -1,0 +1,5 @@
+"""``python -m mpcompile``."""
+
+from mpcompile.cli import main
+
+main()

@@ -1,0 +1,50 @@
+"""Write what a transformation leaves behind: whole or not at all, and never over something."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from mpcompile.errors import BadInput
+
+
+def check_free(folder: Path, force: bool) -> None:
+    """Raise BadInput if the folder is there and may not be replaced, or cannot be made."""
+    if folder.exists() and not force:
+        raise BadInput(
+            f"{folder} is there already", "", "give --force to replace it, or --output elsewhere"
+        )
+    if folder.exists() and not (folder / "plan.json").is_file():
+        raise BadInput(
+            f"{folder} is not an artifact folder, so --force does not replace it",
+            "",
+            "choose another --output",
+        )
+    if not folder.resolve().parent.is_dir():
+        raise BadInput(f"{folder.parent} is not a folder", "", "create it, or choose another")
+
+
+def write_folder(folder: Path, files: dict[str, str], force: bool) -> None:
+    """Write files into a new folder that appears under its name only when it is complete.
+
+    Raises:
+        BadInput: see `check_free`.
+    """
+    check_free(folder, force)
+    parent = folder.resolve().parent
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=parent))
+    try:
+        fresh.chmod(0o755)
+        for name, text in files.items():
+            (fresh / name).write_text(text, encoding="utf-8")
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=parent))
+            folder.rename(old / folder.name)
+            fresh.rename(folder)
+            shutil.rmtree(old)
+        else:
+            fresh.rename(folder)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise

@@ -1,0 +1,88 @@
+"""How much memory a graph needs: which tensors are alive when."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from mpcompile.step import STATE, Role, StepGraph
+from mpcompile.torch_private import is_view
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The moment of a graph at which most bytes are alive.
+
+    Attributes:
+        bytes: of all tensors the graph makes; its inputs are not counted.
+        node: the node that is then computed.
+    """
+
+    bytes: int
+    node: str
+
+
+def tensor_bytes(value: object) -> int:
+    """Return the bytes of a tensor's elements; 0 for anything else."""
+    return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
+
+
+def peak(graph: fx.Graph) -> Peak:
+    """Return the peak over a graph run in node order, each tensor freed after its last use.
+
+    Views hold no memory but keep their base alive.
+    """
+    owner: dict[fx.Node, fx.Node] = {}
+    last: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        base = node
+        if (node.target is operator.getitem or is_view(node)) and node.all_input_nodes:
+            whole = node.all_input_nodes[0]
+            if isinstance(whole.meta.get("val"), torch.Tensor):
+                base = owner[whole]
+        owner[node] = base
+        for item in (node, *node.all_input_nodes):
+            last[owner[item]] = node
+    freed: dict[fx.Node, list[fx.Node]] = {}
+    for base, node in last.items():
+        freed.setdefault(node, []).append(base)
+    alive, best = 0, Peak(0, "")
+    for node in graph.nodes:
+        if owner[node] is node and node.op == "call_function":
+            alive += tensor_bytes(node.meta.get("val"))
+        if alive > best.bytes:
+            best = Peak(alive, node.name)
+        for base in freed.get(node, ()):
+            if base.op == "call_function":
+                alive -= tensor_bytes(base.meta.get("val"))
+    return best
+
+
+def saved_bytes(graph: fx.Graph) -> int:
+    """Return the bytes forward makes and backward reads: the tensors saved for backward."""
+    bases: dict[fx.Node, fx.Node] = {}
+    saved: set[fx.Node] = set()
+    for node in graph.nodes:
+        whole = node.all_input_nodes[0] if is_view(node) and node.all_input_nodes else None
+        bases[node] = bases[whole] if whole is not None else node
+        if node.meta.get("backward"):
+            saved |= {
+                bases[item]
+                for item in node.all_input_nodes
+                if bases[item].op == "call_function" and not bases[item].meta.get("backward")
+            }
+    return sum(tensor_bytes(node.meta.get("val")) for node in saved)
+
+
+def state_bytes(step: StepGraph) -> int:
+    """Return the bytes that live from step to step: masters, working copies, optimizer, buffers."""
+    views = {name for arena in step.arenas for name in arena.parameters}
+    views |= {f"{name}.working" for name in views}
+    return sum(
+        tensor_bytes(slot.empty())
+        for slot in step.slots.values()
+        if slot.role in (*STATE, Role.CONSTANT) and slot.name not in views
+    )
