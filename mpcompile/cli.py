@@ -129,5 +129,6 @@ def exit_code(arguments: list[str]) -> int:
 def _say(sentence: str, code: int, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
-    sys.stderr.write(f"mpcompile: {sentence}\n")
+    here = f"{Path.cwd()}{os.sep}"  # a place below the working folder reads better without it
+    sys.stderr.write(f"mpcompile: {sentence.replace(here, '')}\n")
     return code

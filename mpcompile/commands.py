@@ -81,12 +81,13 @@ def run(
     console = Console(stderr=json_to == "-", highlight=False)
     policy, scale = _policy(precision, full, half), _scale(loss_scale)
     workload = load(source)
+    with console.status("transforming"):
+        transformed = transform_workload(workload, policy, scale)
     if workload.data is None:
         raise BadInput(
             "the workload has no data", workload.origin, "give data=, an iterable of batches"
         )
-    with console.status("transforming"):
-        step = to_step(transform_workload(workload, policy, scale), backend)
+    step = to_step(transformed, backend)
     losses, seconds = _train(step, workload, steps, console)
     typical = 1000 * median(seconds[1:] or seconds)
     document = {

@@ -52,7 +52,7 @@ def differentiate(
         ]  # fmt: skip
         by_name = {item.name: value for item, value in zip(inputs, state, strict=True)}
         with torch.enable_grad(), keep_node_meta():
-            (loss,) = fx.Interpreter(module).run(*state, enable_io_processing=False)
+            *written, loss = fx.Interpreter(module).run(*state, enable_io_processing=False)
         # The next op recorded is the seed: everything from there on is backward.
         seed = torch.ones_like(loss)
         with torch.enable_grad():
@@ -60,6 +60,7 @@ def differentiate(
                 loss, [by_name[name] for name in trained], seed, allow_unused=True
             )
         _refuse_unreached(trained, gradients, origin)
+        by_name.update(zip(forward.written, written, strict=True))
         return (loss, *gradients, *(by_name[name] for name in buffers))
 
     placeholders = module.graph.find_nodes(op="placeholder")

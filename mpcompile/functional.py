@@ -8,11 +8,14 @@ from torch import fx
 from mpcompile.torch_private import functional_overload, is_view, mutated_inputs
 
 
-def make_functional(program: torch.export.ExportedProgram) -> fx.GraphModule:
+def make_functional(
+    program: torch.export.ExportedProgram,
+) -> tuple[fx.GraphModule, tuple[str, ...]]:
     """Return the program's graph with in-place ops on intermediate tensors replaced.
 
     What remains is the writing of buffers (``add_`` on a step counter, batch norm's statistics),
-    which `differentiate` turns into results of the gradient graph.
+    which `differentiate` turns into results of the gradient graph. The second value names the
+    buffers whose next value the graph already returns, in front of its other results.
 
     An in-place op on a tensor of which no view is read later becomes its functional twin. Where
     views make that unsafe, torch's own functionalization does it, at the price of a second trace.
@@ -32,32 +35,18 @@ def make_functional(program: torch.export.ExportedProgram) -> fx.GraphModule:
             target.replace_all_uses_with(node, delete_user_cb=later.__contains__)
     module.graph.lint()
     module.recompile()
-    return module
+    return module, ()
 
 
 def _has_views(node: fx.Node) -> bool:
     return is_view(node) or any(is_view(user) for user in node.users)
 
 
-def _by_torch(program: torch.export.ExportedProgram) -> fx.GraphModule:
+def _by_torch(program: torch.export.ExportedProgram) -> tuple[fx.GraphModule, tuple[str, ...]]:
     functional = program.run_decompositions({})
     module: fx.GraphModule = functional.graph_module
-    graph = module.graph
-    buffers = functional.graph_signature.inputs_to_buffers
-    inputs = {
-        name: node for node in graph.nodes if node.op == "placeholder" for name in [node.name]
-    }
-    output = graph.output_node()
-    (returned,) = output.args
-    assert isinstance(returned, list | tuple)
-    results = list(returned)
     mutated = functional.graph_signature.buffers_to_mutate
-    with graph.inserting_before(output):
-        for result in results[: len(mutated)]:
-            fqn = mutated[result.name]
-            target = next(inputs[name] for name, owner in buffers.items() if owner == fqn)
-            graph.call_function(torch.ops.aten.copy_.default, (target, result))
-    output.args = (tuple(results[len(mutated) :]),)
-    graph.lint()
-    module.recompile()
-    return module
+    (returned,) = module.graph.output_node().args
+    assert isinstance(returned, list | tuple)
+    names = [node.name for node in returned if isinstance(node, fx.Node)]
+    return module, tuple(mutated[name] for name in names if name in mutated)

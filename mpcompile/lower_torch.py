@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -14,7 +13,7 @@ from mpcompile.errors import BadInput
 from mpcompile.passes.emulate_half import emulate_half
 from mpcompile.passes.numbers_to_tensors import numbers_to_tensors
 from mpcompile.step import StepGraph, add_input, call, placeholders, results
-from mpcompile.torch_private import inductor
+from mpcompile.torch_private import copy_graph, inductor
 
 Backend: TypeAlias = Literal["interpreter", "inductor"]
 
@@ -54,7 +53,7 @@ def lower(step: StepGraph, backend: Backend, device: torch.device) -> Lowered:
     """
     if backend not in ("interpreter", "inductor"):
         raise BadInput(f"there is no backend {backend!r}", "", "choose 'interpreter' or 'inductor'")
-    gradient, update = copied(step.gradient), copied(step.update)
+    gradient, update = copy_graph(step.gradient), copy_graph(step.update)
     if backend == "inductor" or device.type != "cpu":
         numbers_to_tensors(update)
     write_in_place(step, update)
@@ -69,16 +68,6 @@ def lower(step: StepGraph, backend: Backend, device: torch.device) -> Lowered:
     if backend == "inductor":
         forward, write = _Compiled(gradient), _Compiled(update)
     return Lowered(forward, write, inputs, made, update_inputs)
-
-
-def copied(module: fx.GraphModule) -> fx.GraphModule:
-    """Copy a graph, its nodes' metadata by reference."""
-    graph = fx.Graph()
-    nodes: dict[fx.Node, fx.Node] = {}
-    result = graph.graph_copy(module.graph, nodes)
-    output = graph.output(result)
-    output.meta = copy.copy(module.graph.output_node().meta)
-    return fx.GraphModule(module, graph)
 
 
 def write_in_place(step: StepGraph, update: fx.GraphModule) -> None:

@@ -14,15 +14,15 @@ from mpcompile.differentiate import differentiate
 from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, default_backend
+from mpcompile.pass_runner import run_passes
 from mpcompile.passes import GRADIENT, forward_passes, training_passes
 from mpcompile.plan import Plan
 from mpcompile.planner import make_plan
 from mpcompile.policy import Policy
 from mpcompile.precision import Precision
-from mpcompile.rewrite import run_passes
 from mpcompile.step import Role, Slot, StepGraph, add_input, results, set_results
 from mpcompile.torch_graph import Forward, Kind, capture, dataflow
-from mpcompile.torch_private import new_program
+from mpcompile.torch_private import copy_graph, new_program
 from mpcompile.train_step import TrainStep
 from mpcompile.update import Update, trace_update, trained_parameters
 from mpcompile.workload import Workload
@@ -165,10 +165,7 @@ def rewrite(
         policy: default: FP16 by the op table.
     """
     policy = policy or Policy()
-    module = fx.GraphModule(program.graph_module, fx.Graph())
-    nodes: dict[fx.Node, fx.Node] = {}
-    module.graph.output(module.graph.graph_copy(program.graph, nodes))
-    module.graph.output_node().meta = dict(program.graph.output_node().meta)
+    module = copy_graph(program.graph_module)
     signature = program.graph_signature
     fixed = dict.fromkeys(signature.inputs_to_parameters, "a parameter")
     fixed |= dict.fromkeys(signature.inputs_to_buffers, "a buffer")

@@ -111,7 +111,7 @@ TABLE: tuple[Rule, ...] = (
          "weights are computed in FP32, results lie between the inputs"),
 
     # Either: adds no more rounding than the format it is stored in.
-    Rule("pointwise", "add sub rsub mul div neg abs sign clamp clamp_min clamp_max hardtanh relu6 "
+    Rule("pointwise", "add sub rsub mul div neg abs clamp clamp_min clamp_max hardtanh relu6 "
          "maximum minimum addcmul addcdiv lerp sqrt sin cos atan atan2 tanh erf floor ceil round "
          "frac remainder fmod threshold where masked_fill",
          "Add Sub Mul Div Neg Abs Sign Clip Max Min Sqrt Sin Cos Atan Tanh Erf Where",
@@ -124,6 +124,18 @@ TABLE: tuple[Rule, ...] = (
          "Dropout", _FREE, False, "", "scales by a constant"),
     Rule("embedding", "embedding embedding_bag _embedding_bag",
          "Gather", _FREE, False, "", "copies rows of the table"),
+
+    Rule("constant", "zeros ones full arange linspace empty eye tri zeros_like ones_like full_like "
+         "empty_like new_zeros new_ones new_full new_empty scalar_tensor rand randn bernoulli normal "
+         "rand_like randn_like randint one_hot",
+         "Constant ConstantOfShape Range RandomNormal RandomUniform Bernoulli EyeLike OneHot",
+         _FULL, False, "", "made, not computed from anything"),
+    Rule("comparison", "eq ne lt le gt ge isnan isinf isfinite argmax argmin argsort nonzero sign "
+         "logical_and logical_or logical_not logical_xor bucketize searchsorted count_nonzero any "
+         "all is_nonzero isclose allclose",
+         "Equal Less LessOrEqual Greater GreaterOrEqual IsNaN IsInf ArgMax ArgMin NonZero Not And "
+         "Or Xor",
+         _FREE, False, "", "its result is no floating-point tensor"),
 
     # Transparent: moves values, never computes.
     Rule("movement", "view _unsafe_view reshape flatten unflatten permute transpose t mT mH "

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import operator
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -57,12 +60,15 @@ class Forward:
     """A captured forward pass: composite ATen ops, functional but for writes to buffers.
 
     Attributes:
-        module: the graph; its one result is the loss.
+        module: the graph; its last result is the loss.
         inputs: its placeholders in order, a tied weight once.
+        written: names of the buffers whose next value the graph returns, before the loss. Other
+            buffers that change are written in place by the op that changes them.
     """
 
     module: fx.GraphModule
     inputs: tuple[Input, ...]
+    written: tuple[str, ...] = ()
 
 
 class _Program(torch.nn.Module):
@@ -95,9 +101,10 @@ def capture(workload: Workload) -> Forward:
     program = export(_Program(workload), workload)
     if workload.loss is not None:
         _check_loss(program, workload)
-    module = make_functional(program)
+    module, written = make_functional(program)
     _place_loss(module, workload)
-    return Forward(module, _inputs(program, module, workload))
+    names = tuple(name.removeprefix("model.") for name in written)
+    return Forward(module, _inputs(program, module, workload), names)
 
 
 def export(module: torch.nn.Module, workload: Workload) -> torch.export.ExportedProgram:
@@ -105,11 +112,24 @@ def export(module: torch.nn.Module, workload: Workload) -> torch.export.Exported
     # A tensor that stands twice in the batch would become one input.
     batch = tuple(value.clone() for value in workload.batch)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             return torch.export.export(module, batch, strict=False)
     except Exception as error:
         raise _refusal(error, module, batch, workload) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's own warnings and logged tracebacks off the screen; errors are ours to say."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        # torch prints the graph it has so far when it meets a data-dependent branch.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _refusal(

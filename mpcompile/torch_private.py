@@ -81,6 +81,19 @@ def keep_node_meta() -> AbstractContextManager[Any]:
     return torch.fx.traceback.preserve_node_meta()
 
 
+def copy_graph(module: fx.GraphModule) -> fx.GraphModule:
+    """Copy a graph with its nodes' names, which `Graph.graph_copy` alone may change."""
+    graph = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    output = graph.output(graph.graph_copy(module.graph, nodes))
+    output.meta = dict(module.graph.output_node().meta)
+    for old, new in nodes.items():
+        new.name = old.name
+        if new.op == "placeholder":
+            new.target = old.target
+    return fx.GraphModule(module, graph)
+
+
 def new_program(
     program: torch.export.ExportedProgram, module: fx.GraphModule
 ) -> torch.export.ExportedProgram:
@@ -193,3 +206,8 @@ def copy_forward_meta(graph: fx.Graph) -> None:
             node.meta.pop(key, None)
             if key in source:
                 node.meta[key] = source[key]
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """Return how often PyTorch's operations have written to the tensor in place."""
+    return tensor._version

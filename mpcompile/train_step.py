@@ -18,6 +18,7 @@ from mpcompile.passes.scale_loss import SCALE
 from mpcompile.plan import Plan
 from mpcompile.step import Arena, Role, StepGraph
 from mpcompile.torch_graph import Forward
+from mpcompile.torch_private import version_of
 from mpcompile.workload import Workload
 
 
@@ -52,6 +53,8 @@ class TrainStep:
         self._device = next(iter(workload.model.parameters())).device
         self._parameters = {item.name: item.tensor for item in forward.inputs}
         self._state: dict[str, torch.Tensor] = {}
+        self._trained: list[torch.Tensor] = []
+        self._first: list[tuple[torch.Tensor, int]] = []
         self._lowered = lower(step, backend, self._device)
         self._bind_arenas(initial)
         self._bind_rest()
@@ -73,6 +76,16 @@ class TrainStep:
             if name not in self._state
         ]
         self._rates: dict[int, float] = {}
+        self._options = [
+            [
+                (k, v)
+                for k, v in group.items()
+                if isinstance(v, float | bool | tuple) and "lr" not in k
+            ]
+            for group in self._optimizer.param_groups
+        ]
+        self._initial = initial
+        self._optimizer.register_load_state_dict_post_hook(self._adopt)
         self._written = self._versions()
 
     def __call__(self, *batch: torch.Tensor) -> torch.Tensor:
@@ -88,24 +101,49 @@ class TrainStep:
         Raises:
             BadInput: the batch does not fit the compiled shapes.
         """
+        results = self._differentiate(batch)
+        self._set_rates()
+        inputs = self._update_inputs
+        for place, position in self._passed:
+            inputs[place] = results[position]
+        with torch.no_grad():
+            self._lowered.update(*inputs)
+        for place, _ in self._passed:
+            inputs[place] = None
+        loss: torch.Tensor = results[0]
+        return loss
+
+    def gradients(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Run forward and backward only, and return each weight's unscaled FP32 gradient.
+
+        Nothing changes but the random state, if the model draws random numbers.
+
+        Args:
+            batch: as for a step.
+        """
+        results = self._differentiate(batch)
+        named = zip(self._lowered.gradient_results, results, strict=True)
+        scale = self._state.get(SCALE)
+        inverse = 1.0 if scale is None else scale.double().reciprocal().float()
+        return {
+            name.removeprefix("grad."): value.float() * inverse
+            for name, value in named
+            if self.step.slots[name].role is Role.GRADIENT
+        }
+
+    def _differentiate(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Run the gradient graph."""
         self._check(batch)
         if self._versions() != self._written:
             self.refresh()
-        self._set_rates()
-        inputs, update_inputs = self._inputs, self._update_inputs
+        inputs = self._inputs
         for place, position in self._places:
             inputs[place] = batch[position]
         with torch.no_grad():
-            results = self._lowered.gradient(*inputs)
-            for place, position in self._passed:
-                update_inputs[place] = results[position]
-            self._lowered.update(*update_inputs)
+            results: Sequence[torch.Tensor] = self._lowered.gradient(*inputs)
         for place, _ in self._places:
             inputs[place] = None
-        for place, _ in self._passed:
-            update_inputs[place] = None
-        loss: torch.Tensor = results[0]
-        return loss
+        return results
 
     def refresh(self) -> None:
         """Write the working copies again from the masters."""
@@ -200,14 +238,31 @@ class TrainStep:
                 )
 
     def _versions(self) -> int:
-        """Count the in-place writes to parameters; the step's own writes do not show here."""
-        return sum(
-            self._parameters[name]._version for a in self.step.arenas for name in a.parameters
-        )
+        """Count the in-place writes to parameters; the step's own writes do not show here.
+
+        Raises BadInput if the parameters lie elsewhere by now.
+        """
+        for parameter, place in self._first:
+            if parameter.data_ptr() != place:
+                raise BadInput(
+                    "the model's parameters have moved since this step was compiled",
+                    "",
+                    "compile again after model.to(...), or use the step that was compiled last",
+                )
+        return sum(version_of(parameter) for parameter in self._trained)
 
     def _set_rates(self) -> None:
+        """Hand the learning rates over; raise BadInput if another option has changed."""
         for index, group in enumerate(self._optimizer.param_groups):
             rate = float(group["lr"])
+            for option, value in self._options[index]:
+                if group[option] != value:
+                    raise BadInput(
+                        f"the optimizer's {option} changed from {value} to {group[option]}, which "
+                        "is a constant of the compiled step",
+                        "",
+                        "change lr only (with OneCycleLR: cycle_momentum=False), or compile again",
+                    )
             if self._rates.get(index) != rate:
                 slot = self._state.get(f"group{index}.lr")
                 if slot is not None:
@@ -218,6 +273,7 @@ class TrainStep:
         """Move parameters and optimizer state into arenas, and point the user's tensors there."""
         for arena in self.step.arenas:
             parameters = [self._parameters[name] for name in arena.parameters]
+            self._trained += parameters
             master = torch.zeros(arena.shape, dtype=torch.float32, device=self._device)
             self._state[f"{arena.name}.master"] = master
             views = arena_views(arena, master)
@@ -225,8 +281,9 @@ class TrainStep:
                 view.copy_(parameter.detach())
                 parameter.data = view
                 self._state[name] = view
+            self._first.append((parameters[0], parameters[0].data_ptr()))
             for key, value in initial[arena.name].items():
-                self._bind_optimizer_state(arena, key, value, parameters)
+                self._bind_optimizer_state(arena, key, value)
             working = self.step.slots.get(f"{arena.name}.working")
             if working is not None:
                 copy = torch.empty(working.shape, dtype=working.dtype, device=self._device)
@@ -236,18 +293,27 @@ class TrainStep:
                 for name, view in zip(names, arena_views(arena, copy), strict=False):
                     self._state[f"{name}.working"] = view
 
-    def _bind_optimizer_state(
-        self, arena: Arena, key: str, first: torch.Tensor, parameters: list[torch.Tensor]
-    ) -> None:
+    def _adopt(self, _: torch.optim.Optimizer) -> None:
+        """Take over what ``optimizer.load_state_dict`` has put in place of the arenas' views."""
+        for arena in self.step.arenas:
+            for key, first in self._initial[arena.name].items():
+                self._bind_optimizer_state(arena, key, first)
+
+    def _bind_optimizer_state(self, arena: Arena, key: str, first: torch.Tensor) -> None:
+        """Take over one kind of optimizer state, or start it, and point the user's entries at it.
+
+        Each parameter gets memory of its own, so that a checkpoint can be loaded anywhere.
+        """
         slot = self.step.slots[f"{arena.name}.{key}"]
-        state = torch.zeros(slot.shape, dtype=slot.dtype, device=self._device)
-        self._state[slot.name] = state
-        if slot.shape == arena.shape and first.dim() > 0:
-            views = arena_views(arena, state)
-        else:
-            views = [state] * len(parameters)
-        for parameter, view in zip(parameters, views, strict=True):
-            entry = self._optimizer.state[parameter]
+        state = self._state.get(slot.name)
+        if state is None:
+            state = torch.zeros(slot.shape, dtype=slot.dtype, device=self._device)
+            self._state[slot.name] = state
+        numbers = arena.flat and first.dim() == 0
+        for name, view in zip(
+            arena.parameters, state.unbind() if numbers else arena_views(arena, state), strict=True
+        ):
+            entry = self._optimizer.state[self._parameters[name]]
             if key in entry and isinstance(entry[key], torch.Tensor):
                 view.copy_(entry[key])
             else:

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture
-from mpcompile.step import ALIGNMENT, Arena, Role, Slot
+from mpcompile.step import ALIGNMENT, Arena, Role, Slot, results
 from mpcompile.torch_private import (
     DataDependent,
     drop_profiler_nodes,
@@ -35,7 +35,9 @@ class Update:
     Attributes:
         module: the update graph. It reads, per arena, the master, the optimizer's state and one
             FP32 gradient of the master's shape, and per parameter group its learning rate; it
-            returns the next master and state.
+            returns the next master and state. A number that the optimizer keeps per parameter (a
+            step counter) is one vector per arena, so that each parameter owns an element of it;
+            the graph computes one and writes it to all.
         slots: its slots.
         arenas: where the parameters lie.
         initial: per arena the value each state tensor starts with: a 0-d tensor, which fills the
@@ -242,14 +244,15 @@ def _trace(
         else:
             initial[arena.name] = by_group[arena.group] = initial_state(optimizer, arena)
     used = sorted({arena.group for arena in arenas})
-    slots: dict[str, Slot] = {}
     reads: list[Slot] = []
+    counts: dict[str, int] = {}
     for arena in arenas:
         reads.append(Slot(f"{arena.name}.master", Role.MASTER, arena.shape, torch.float32))
         for key, value in initial[arena.name].items():
-            whole = value.dim() > 0 and arena.flat
-            shape = arena.shape if whole else tuple(value.shape)
+            shape = state_shape(arena, value)
             reads.append(Slot(f"{arena.name}.{key}", Role.OPTIMIZER, shape, value.dtype))
+            if arena.flat and value.dim() == 0:
+                counts[f"{arena.name}.{key}"] = shape[0]
     writes = [slot.name for slot in reads]
     reads += [
         Slot(f"{arena.name}.grad", Role.PACKED, arena.shape, torch.float32) for arena in arenas
@@ -259,7 +262,10 @@ def _trace(
 
     def update(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given = {slot.name: value for slot, value in zip(reads, values, strict=True)}
-        held = {name: given[name].clone() for name in writes}
+        held = {
+            name: (given[name].select(0, 0) if name in counts else given[name]).clone()
+            for name in writes
+        }
         state: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
         groups = []
         rates = {index: given[f"group{index}.lr"].item() for index in used}
@@ -273,7 +279,9 @@ def _trace(
         for arena in arenas:
             after = shell.state[held[f"{arena.name}.master"]]
             held |= {f"{arena.name}.{key}": after[key] for key in initial[arena.name]}
-        return tuple(held[name] for name in writes)
+        return tuple(
+            held[name].expand(counts[name]) if name in counts else held[name] for name in writes
+        )
 
     mode = fake_mode()
     with torch.no_grad():
@@ -296,13 +304,26 @@ def _trace(
     return Update(module, slots, arenas, initial)
 
 
+def state_shape(arena: Arena, first: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape of an optimizer state's slot, given its small first value."""
+    if not arena.flat:
+        return tuple(first.shape)
+    return arena.shape if first.dim() > 0 else (len(arena.parameters),)
+
+
 def _elementwise(update: Update) -> bool:
     """Whether no element of a flat arena meets another one in the update graph."""
     lengths = {math.prod(arena.shape) for arena in update.arenas}
+    # Where a per-parameter number is taken from its vector and written back.
+    ends = {*update.module.graph.find_nodes(op="placeholder")}
+    ends |= {
+        item for node in results(update.module.graph).values() for item in node.all_input_nodes
+    }
     return all(
         is_pointwise(node)
         for node in update.module.graph.nodes
         if node.op == "call_function"
+        and not (op_name(node) in ("select", "expand") and node.args[0] in ends)
         and any(
             isinstance(item.meta.get("val"), torch.Tensor) and item.meta["val"].numel() in lengths
             for item in node.all_input_nodes

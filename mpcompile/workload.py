@@ -121,7 +121,8 @@ def _run(file: str, action: Callable[[], Any]) -> Any:
     """Run the user's code; whatever it raises becomes one sentence with the user's line."""
     try:
         return action()
-    except CompileError:
+    except CompileError as error:  # from Workload(...) itself
+        error.where = error.where or user_place(error, file)
         raise
     except SyntaxError as error:
         raise BadInput(

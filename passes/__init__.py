@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from mpcompile.loss_scale import LossScale
+from mpcompile.pass_runner import Pass
 from mpcompile.passes.adjust_scale import AdjustScale
 from mpcompile.passes.clean_casts import clean_casts
 from mpcompile.passes.count_steps import count_steps
@@ -17,7 +18,6 @@ from mpcompile.passes.recompute_casts import recompute_casts
 from mpcompile.passes.save_narrow import save_narrow
 from mpcompile.passes.scale_loss import ScaleLoss
 from mpcompile.plan import Plan
-from mpcompile.rewrite import Pass
 from mpcompile.step import StepGraph
 
 

@@ -37,7 +37,7 @@ class AdjustScale:
     def __call__(self, step: StepGraph) -> int:
         """Return 1, or 0 if the scale is static or adjusted already.
 
-        ``scale`` is 0-d FP32, ``growth_tracker`` 0-d int32. On a non-finite gradient the scale is
+        ``scale`` is 0-d FP32 and multiplied in FP64, ``growth_tracker`` 0-d int32. On a non-finite gradient the scale is
         multiplied by `backoff` and the tracker starts at 0; else the tracker counts, and when it
         reaches `interval` the scale is multiplied by `growth` and the tracker starts at 0.
         """
@@ -52,11 +52,13 @@ class AdjustScale:
         with graph.inserting_before(graph.output_node()):
             clean = call(graph, _ATEN.add.Tensor, tracker, 1)
             due = call(graph, _ATEN.ge.Scalar, clean, rule.interval)
-            grown = call(graph, _ATEN.mul.Tensor, scale, rule.growth)
-            kept = call(graph, _ATEN.where.self, due, grown, scale)
-            lower = call(graph, _ATEN.mul.Tensor, scale, rule.backoff)
+            wide = call(graph, _ATEN._to_copy.default, scale, dtype=torch.float64)
+            grown = call(graph, _ATEN.mul.Tensor, wide, rule.growth)
+            kept = call(graph, _ATEN.where.self, due, grown, wide)
+            lower = call(graph, _ATEN.mul.Tensor, wide, rule.backoff)
             chosen = call(graph, _ATEN.where.self, finite, kept, lower)
             limited = call(graph, _ATEN.clamp.default, chosen, rule.floor, rule.ceiling)
+            limited = call(graph, _ATEN._to_copy.default, limited, dtype=torch.float32)
             zero = call(graph, _ATEN.zeros_like.default, tracker)
             restart = call(
                 graph,

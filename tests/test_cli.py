@@ -1,0 +1,177 @@
+"""The command line as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpcompile.cli import exit_code
+from mpcompile.plan import Plan
+
+MODEL = """\
+import torch
+from torch import nn
+from mpcompile import Workload
+
+def loss(model, x, y):
+    return nn.functional.cross_entropy(model(x), y)
+
+def workload():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 4))
+    batches = [(torch.randn(8, 16), torch.randint(0, 4, (8,))) for _ in range(3)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    return Workload(model, batches[0], loss, optimizer, batches)
+"""
+FILES = {"plan.json", "summary.json", "forward.before.txt", "forward.after.txt", "decisions.txt",
+         "step.txt"}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "model.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys\n"
+        "from mpcompile.cli import exit_code\n"
+        "assert exit_code(['--help']) == 0\n"
+        "assert exit_code(['run', '--help']) == 0\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_python_dash_m_is_the_same_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mpcompile", "nowhere.py"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("mpcompile: nowhere.py: there is no such file")
+    assert done.stdout == ""
+
+
+def test_a_bare_file_is_transformed_and_its_artifacts_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["model.py"]) == 0
+    out = capsys.readouterr().out
+    for word in ("forward", "backward", "update", "casts", "masters", "peak memory"):
+        assert word in out
+    assert {path.name for path in (folder / "model.mp").iterdir()} == FILES
+    plan = Plan.from_json((folder / "model.mp" / "plan.json").read_text())
+    assert plan.decision("linear").stores.value == "float16"
+    assert Plan.from_json(plan.to_json()) == plan
+    assert "model.py:5" in (folder / "model.mp" / "decisions.txt").read_text()
+
+
+def test_nothing_is_overwritten_without_force(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["model.py"]) == 0
+    before = (folder / "model.mp" / "plan.json").read_text()
+    assert exit_code(["model.py", "--precision", "bf16"]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert (folder / "model.mp" / "plan.json").read_text() == before
+    assert exit_code(["model.py", "--precision", "bf16", "--force"]) == 0
+    assert (folder / "model.mp" / "plan.json").read_text() != before
+    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == [
+        "model.mp",
+        "model.py",
+    ]
+
+
+def test_force_does_not_replace_a_folder_of_something_else(folder: Path) -> None:
+    (folder / "precious").mkdir()
+    (folder / "precious" / "data.txt").write_text("keep")
+    assert exit_code(["model.py", "-o", "precious", "--force"]) == 2
+    assert (folder / "precious" / "data.txt").read_text() == "keep"
+
+
+def test_artifacts_appear_whole_or_not_at_all(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = Path.write_text
+
+    def full_disk(path: Path, text: str, **options: str) -> int:
+        if path.name == "step.txt":
+            raise OSError("no space left on device")
+        return written(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    assert exit_code(["model.py"]) == 70
+    assert [path.name for path in folder.iterdir() if ".mp" in path.name] == []
+
+
+def test_json_on_stdout_is_one_document_and_people_read_stderr(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["model.py", "--json", "-"]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document["ops"]["forward"]["f16"] > 0
+    assert document["casts_hoisted"] == 4
+    assert document["memory"]["mixed"]["saved"] < document["memory"]["fp32"]["saved"]
+    assert "wrote model.mp" in captured.err
+
+
+def test_run_trains(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["run", "model.py", "--steps", "40", "--json", "-"]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    losses = document["losses"]
+    assert len(losses) == 40
+    assert losses[-1] < losses[0] / 2
+    assert document["taken"] + document["skipped"] == 40
+    assert "loss scale" in captured.err
+
+
+def test_run_in_fp32_and_bf16_and_with_a_static_scale(folder: Path) -> None:
+    for options in (
+        ["--precision", "fp32"],
+        ["--precision", "bf16"],
+        ["--loss-scale", "1024"],
+        ["--full", "linear", "--full", "layer_norm"],
+    ):
+        assert exit_code(["run", "model.py", "--steps", "2", *options]) == 0
+
+
+def test_a_policy_pattern_keeps_ops_in_fp32(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["model.py", "--full", "matmul", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["ops"]["forward"]["f16"] == 0
+
+
+def test_bad_numbers_are_bad_input(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["run", "model.py", "--steps", "0"]) == 2
+    assert exit_code(["run", "model.py", "--loss-scale", "big"]) == 2
+    assert exit_code(["run", "model.py", "--loss-scale", "-3"]) == 2
+    assert exit_code(["run", "model.py", "--precision", "fp8"]) == 2
+    assert capsys.readouterr().err.count("mpcompile: ") == 4
+
+
+def test_a_workload_without_loss_has_its_forward_graph_transformed(folder: Path) -> None:
+    (folder / "forward.py").write_text(
+        "import torch\nmodel = torch.nn.Linear(4, 4)\nbatch = (torch.randn(2, 4),)\n"
+    )
+    assert exit_code(["forward.py"]) == 0
+    assert {path.name for path in (folder / "forward.mp").iterdir()} == FILES - {"step.txt"}
+    assert exit_code(["run", "forward.py"]) == 2
+
+
+def test_a_module_name_takes_the_place_of_a_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "some_package.py").write_text(MODEL.replace("def workload", "def small"))
+    monkeypatch.syspath_prepend(str(folder))
+    assert exit_code(["some_package:small"]) == 0
+    assert (folder / "some_package.mp" / "plan.json").is_file()
+    assert exit_code(["some_package:missing"]) == 2

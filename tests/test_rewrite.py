@@ -1,0 +1,65 @@
+"""`mpcompile.rewrite`: the forward graph inside somebody else's export pipeline."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+import mpcompile
+from mpcompile.graph_text import graph_text
+
+
+def program() -> torch.export.ExportedProgram:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(16, 32), nn.LayerNorm(32), nn.GELU(), nn.Linear(32, 32), nn.Softmax(-1)
+    )
+    return torch.export.export(model, (torch.randn(4, 16),), strict=False)
+
+
+def test_signature_and_dtypes_stay() -> None:
+    before = program()
+    after = mpcompile.rewrite(before)
+    assert after.graph_signature == before.graph_signature
+    x = torch.randn(4, 16)
+    assert after.module()(x).dtype is torch.float32
+    assert all(value.dtype is torch.float32 for value in after.state_dict.values())
+
+
+def test_the_result_is_close_and_rounded_to_fp16() -> None:
+    before = program()
+    after = mpcompile.rewrite(before)
+    x = torch.randn(4, 16)
+    expected = copy.deepcopy(before.module()).double()(x.double())
+    found = after.module()(x)
+    assert not torch.equal(found, before.module()(x))
+    assert (found - expected).abs().max() < 2.0**-9
+
+
+def test_the_program_that_came_in_is_not_changed() -> None:
+    before = program()
+    text = graph_text(before.graph)
+    mpcompile.rewrite(before)
+    assert graph_text(before.graph) == text
+
+
+def test_the_fp32_policy_changes_nothing() -> None:
+    before = program()
+    after = mpcompile.rewrite(before, policy=mpcompile.FULL_PRECISION)
+    assert graph_text(after.graph) == graph_text(before.graph)
+
+
+def test_a_rewritten_program_survives_run_decompositions_and_save(tmp_path: object) -> None:
+    after = mpcompile.rewrite(program())
+    lowered = after.run_decompositions()
+    x = torch.randn(4, 16)
+    torch.testing.assert_close(lowered.module()(x), after.module()(x), rtol=2e-3, atol=2e-3)
+    torch.export.save(after, f"{tmp_path}/program.pt2")
+
+
+def test_a_graph_without_tensor_core_ops_comes_back_unchanged() -> None:
+    model = nn.Sequential(nn.LayerNorm(8), nn.ReLU(), nn.Softmax(-1))
+    before = torch.export.export(model, (torch.randn(2, 8),), strict=False)
+    assert graph_text(mpcompile.rewrite(before).graph) == graph_text(before.graph)
