@@ -8,15 +8,13 @@ import torch
 from torch import fx
 
 from mpcompile.errors import BadInput
+from mpcompile.record import record
 from mpcompile.step import Role, Slot
 from mpcompile.torch_graph import Forward, Kind, place_of
 from mpcompile.torch_private import (
-    copy_forward_meta,
     fake_mode_of,
-    keep_node_meta,
     op_name,
     rename,
-    trace_functional,
 )
 
 
@@ -41,17 +39,13 @@ def differentiate(
     module, inputs = forward.module, forward.inputs
     _refuse_sparse(module)
     roles = [_role(item.kind, item.name in trained) for item in inputs]
-    buffers = [item.name for item in inputs if item.kind is Kind.BUFFER]
 
     def joint(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        state = [
-            value.detach().requires_grad_() if role is Role.MASTER
-            else value.clone() if role is Role.BUFFER
-            else value.detach()
-            for role, value in zip(roles, values, strict=True)
-        ]  # fmt: skip
+        state = [value.detach() for value in values]
+        for role, value in zip(roles, state, strict=True):
+            value.requires_grad_(role is Role.MASTER)
         by_name = {item.name: value for item, value in zip(inputs, state, strict=True)}
-        with torch.enable_grad(), keep_node_meta():
+        with torch.enable_grad():
             *written, loss = fx.Interpreter(module).run(*state, enable_io_processing=False)
         # The next op recorded is the seed: everything from there on is backward.
         seed = torch.ones_like(loss)
@@ -60,13 +54,10 @@ def differentiate(
                 loss, [by_name[name] for name in trained], seed, allow_unused=True
             )
         _refuse_unreached(trained, gradients, origin)
-        by_name.update(zip(forward.written, written, strict=True))
-        return (loss, *gradients, *(by_name[name] for name in buffers))
+        return (loss, *gradients, *written)
 
     placeholders = module.graph.find_nodes(op="placeholder")
-    traced = trace_functional(
-        joint, [node.meta["val"] for node in placeholders], fake_mode_of(module.graph)
-    )
+    traced = record(joint, [node.meta["val"] for node in placeholders], fake_mode_of(module.graph))
     graph = traced.graph
     slots: dict[str, Slot] = {}
     for node, item, role in zip(
@@ -75,14 +66,12 @@ def differentiate(
         rename(node, item.name)
         node.meta["slot"] = item.name
         slots[item.name] = _slot(item.name, role, node)
-    names = ["loss", *(f"grad.{name}" for name in trained), *(f"next.{name}" for name in buffers)]
-    kinds = [Role.LOSS, *[Role.GRADIENT] * len(trained), *[Role.UPDATED] * len(buffers)]
-    _drop_aliases(graph)
+    made = [("loss", Role.LOSS), *((f"grad.{name}", Role.GRADIENT) for name in trained)]
+    made += [(f"next.{name}", Role.UPDATED) for name in forward.written]
     _plain_casts(graph)
-    _name_results(graph, names, kinds, slots)
+    _name_results(graph, made, slots)
     _mark_backward(graph)
     graph.eliminate_dead_code()
-    traced.recompile()
     return traced, slots
 
 
@@ -122,18 +111,6 @@ def _refuse_unreached(
         )
 
 
-def _drop_aliases(graph: fx.Graph) -> None:
-    """Remove ``detach`` and the clones of buffers: in a graph without mutation they do nothing."""
-    for node in list(graph.nodes):
-        name = op_name(node)
-        source = node.args[0] if node.args else None
-        if isinstance(source, fx.Node) and (
-            name == "detach" or (name == "clone" and source.op == "placeholder" and not node.kwargs)
-        ):
-            node.replace_all_uses_with(source)
-            graph.erase_node(node)
-
-
 def _plain_casts(graph: fx.Graph) -> None:
     """Reduce a conversion that changes the dtype only to the form that the passes know."""
     for node in graph.nodes:
@@ -145,25 +122,19 @@ def _plain_casts(graph: fx.Graph) -> None:
 
 
 def _name_results(
-    graph: fx.Graph, names: Sequence[str], roles: Sequence[Role], slots: dict[str, Slot]
+    graph: fx.Graph, made: Sequence[tuple[str, Role]], slots: dict[str, Slot]
 ) -> None:
-    """Give each result its slot; a buffer that comes out as it went in is no result."""
     output = graph.output_node()
     values = output.args[0]
     assert isinstance(values, list | tuple)
-    kept: dict[str, fx.Node] = {}
-    for name, role, node in zip(names, roles, values, strict=True):
+    for (name, role), node in zip(made, values, strict=True):
         assert isinstance(node, fx.Node)
-        if role is Role.UPDATED and node.op == "placeholder":
-            continue
-        kept[name] = node
         slots[name] = _slot(name, role, node)
-    output.args = (tuple(kept.values()),)
-    output.meta["slots"] = tuple(kept)
+    output.meta["slots"] = tuple(name for name, _ in made)
 
 
 def _mark_backward(graph: fx.Graph) -> None:
-    """Mark the nodes from the seed on, and give them the place of the op they are derived from."""
+    """Mark the nodes from the seed on: some of them run between autograd's own nodes."""
     loss = graph.output_node().args[0][0]  # type: ignore[index]
     seed = next(
         node for node in graph.nodes if op_name(node) == "ones_like" and node.args[0] is loss
@@ -174,7 +145,6 @@ def _mark_backward(graph: fx.Graph) -> None:
         backward = backward or node is seed
         if backward and node.op == "call_function":
             node.meta["backward"] = True
-    copy_forward_meta(graph)
     for node in graph.nodes:
         if node.op == "call_function":
             node.meta["where"] = place_of(node)

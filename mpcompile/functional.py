@@ -1,45 +1,100 @@
-"""Make a captured forward graph free of in-place ops on its intermediate tensors."""
+"""Make a captured forward graph functional: no op writes to a tensor, buffers become results."""
 
 from __future__ import annotations
+
+import operator
 
 import torch
 from torch import fx
 
 from mpcompile.torch_private import functional_overload, is_view, mutated_inputs
 
+_ATEN = torch.ops.aten
+
 
 def make_functional(
     program: torch.export.ExportedProgram,
 ) -> tuple[fx.GraphModule, tuple[str, ...]]:
-    """Return the program's graph with in-place ops on intermediate tensors replaced.
+    """Return the program's graph without mutation, and the names of the buffers it updates.
 
-    What remains is the writing of buffers (``add_`` on a step counter, batch norm's statistics),
-    which `differentiate` turns into results of the gradient graph. The second value names the
-    buffers whose next value the graph already returns, in front of its other results.
+    The next values of those buffers are the graph's first results, in the order of the names.
 
-    An in-place op on a tensor of which no view is read later becomes its functional twin. Where
-    views make that unsafe, torch's own functionalization does it, at the price of a second trace.
+    An in-place op becomes its functional twin, and what read the tensor later reads the result.
+    Where views make that unsafe, torch's own functionalization does it, at the price of a second
+    trace.
     """
     module: fx.GraphModule = program.graph_module
+    graph = module.graph
     buffers = program.graph_signature.inputs_to_buffers
-    order = {node: position for position, node in enumerate(module.graph.nodes)}
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    if not all(_safe(node, buffers) for node in order):
+        return _by_torch(program)
+    newest: dict[str, fx.Node] = {}
     for node in order:
+        if node.target is _ATEN.batch_norm.default and _updates_statistics(node):
+            for target, value in _functional_norm(graph, node):
+                _replace_later(target, value, node, order)
+                newest[_buffer_of(target, newest, buffers)] = value
+            graph.erase_node(node)
+            continue
         for target in mutated_inputs(node):
-            if target.name in buffers:
-                continue
-            functional = functional_overload(node)
-            if functional is None or target.op == "placeholder" or _has_views(target):
-                return _by_torch(program)
-            node.target = functional
-            later = {user for user in target.users if order[user] > order[node]}
-            target.replace_all_uses_with(node, delete_user_cb=later.__contains__)
-    module.graph.lint()
-    module.recompile()
-    return module, ()
+            node.target = functional_overload(node)
+            _replace_later(target, node, node, order)
+            if target.name in buffers or target in newest.values():
+                newest[_buffer_of(target, newest, buffers)] = node
+    output = graph.output_node()
+    (returned,) = output.args
+    assert isinstance(returned, list | tuple)
+    output.args = ((*newest.values(), *returned),)
+    graph.lint()
+    return module, tuple(newest)
 
 
-def _has_views(node: fx.Node) -> bool:
-    return is_view(node) or any(is_view(user) for user in node.users)
+def _safe(node: fx.Node, buffers: dict[str, str]) -> bool:
+    """Whether the node writes to nothing, or to something of which there is no view."""
+    return all(
+        functional_overload(node) is not None
+        and not is_view(target)
+        and not any(is_view(user) for user in target.users)
+        and (target.op != "placeholder" or target.name in buffers)
+        for target in mutated_inputs(node)
+    )
+
+
+def _updates_statistics(norm: fx.Node) -> bool:
+    return norm.args[5] is True and isinstance(norm.args[3], fx.Node)
+
+
+def _functional_norm(graph: fx.Graph, norm: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+    """Turn a training batch norm into the op that returns its statistics; return old and new."""
+    value = norm.meta["val"]
+    mean, variance = norm.args[3:5]
+    assert isinstance(mean, fx.Node)
+    assert isinstance(variance, fx.Node)
+    with graph.inserting_before(norm):
+        whole = graph.call_function(
+            _ATEN._native_batch_norm_legit_functional.default, norm.args[:8]
+        )
+        parts = [graph.call_function(operator.getitem, (whole, place)) for place in (0, 3, 4)]
+    statistics = mean.meta["val"]
+    whole.meta = {**norm.meta, "val": (value, *[statistics] * 4)}
+    for part, tensor in zip(parts, (value, statistics, statistics), strict=True):
+        part.meta = {**norm.meta, "val": tensor}
+    norm.replace_all_uses_with(parts[0])
+    return [(mean, parts[1]), (variance, parts[2])]
+
+
+def _replace_later(old: fx.Node, new: fx.Node, since: fx.Node, order: dict[fx.Node, int]) -> None:
+    """Let what reads `old` after a point of the graph read `new` instead."""
+    later = {user for user in old.users if order.get(user, -1) > order[since]}
+    old.replace_all_uses_with(new, delete_user_cb=later.__contains__)
+
+
+def _buffer_of(target: fx.Node, newest: dict[str, fx.Node], buffers: dict[str, str]) -> str:
+    for name, node in newest.items():
+        if node is target:
+            return name
+    return buffers[target.name]
 
 
 def _by_torch(program: torch.export.ExportedProgram) -> tuple[fx.GraphModule, tuple[str, ...]]:

@@ -116,6 +116,7 @@ def transform(
     forward = capture(workload)
     plan = make_plan(describe(forward, policy), policy.precision)
     changes = run_passes(forward.module, forward_passes(plan), _lint)
+    forward.module.recompile()
     if workload.optimizer is None:
         return Transformed(workload, policy, loss_scale, forward, plan, None, {}, changes)
     named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
@@ -149,7 +150,6 @@ def join(gradient: fx.GraphModule, slots: dict[str, Slot], update: Update) -> St
             node = add_input(graph, slot, like)
             values[slot.name.removeprefix("next.")] = node
     set_results(graph, values)
-    update.module.recompile()
     return step
 
 

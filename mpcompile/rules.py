@@ -126,8 +126,8 @@ TABLE: tuple[Rule, ...] = (
          "Gather", _FREE, False, "", "copies rows of the table"),
 
     Rule("constant", "zeros ones full arange linspace empty eye tri zeros_like ones_like full_like "
-         "empty_like new_zeros new_ones new_full new_empty scalar_tensor rand randn bernoulli normal "
-         "rand_like randn_like randint one_hot",
+         "empty_like new_zeros new_ones new_full new_empty scalar_tensor rand randn bernoulli "
+         "normal rand_like randn_like randint one_hot",
          "Constant ConstantOfShape Range RandomNormal RandomUniform Bernoulli EyeLike OneHot",
          _FULL, False, "", "made, not computed from anything"),
     Rule("comparison", "eq ne lt le gt ge isnan isinf isfinite argmax argmin argsort nonzero sign "

@@ -57,18 +57,17 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """A captured forward pass: composite ATen ops, functional but for writes to buffers.
+    """A captured forward pass: composite ATen ops, without mutation.
 
     Attributes:
-        module: the graph; its last result is the loss.
+        module: the graph; its results are the next values of `written`, then the loss.
         inputs: its placeholders in order, a tied weight once.
-        written: names of the buffers whose next value the graph returns, before the loss. Other
-            buffers that change are written in place by the op that changes them.
+        written: names of the buffers that the forward pass updates.
     """
 
     module: fx.GraphModule
     inputs: tuple[Input, ...]
-    written: tuple[str, ...] = ()
+    written: tuple[str, ...]
 
 
 class _Program(torch.nn.Module):
@@ -238,7 +237,6 @@ def _inputs(
             continue
         first[id(tensor)] = node
         inputs.append(Input(node.name, kind, name, tensor))
-    module.recompile()
     return tuple(inputs)
 
 

@@ -16,6 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+from torch.utils._python_dispatch import TorchDispatchMode
+
+DispatchMode = TorchDispatchMode
+"""Sees every op that reaches the dispatcher below autograd; see `mpcompile.record`."""
 
 DataDependent: type[Exception] = GuardOnDataDependentSymNode
 """What tracing raises when Python control flow asks for a tensor's value."""
@@ -189,23 +193,35 @@ def rename(node: fx.Node, name: str) -> None:
         node.target = node.name  # the argument's name in generated code
 
 
-def copy_forward_meta(graph: fx.Graph) -> None:
-    """Give backward nodes the source place of the forward node they are derived from.
+def functionalized(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with in-place ops replaced by functional ones, below autograd.
 
-    Autograd numbers its nodes; tracing notes that number as ``seq_nr`` on both sides.
+    The C++ half of functionalization: a dispatch mode around it sees functional ops on plain
+    tensors. `trace_functional` uses the Python half, which only torch's own modes can sit below.
     """
-    forward: dict[int, dict[str, Any]] = {}
-    for node in graph.nodes:
-        number = node.meta.get("seq_nr")
-        if not node.meta.get("backward"):
-            if number is not None:
-                forward.setdefault(number, node.meta)
-            continue
-        source = forward.get(number, {}) if number is not None else {}
-        for key in ("stack_trace", "nn_module_stack"):
-            node.meta.pop(key, None)
-            if key in source:
-                node.meta[key] = source[key]
+
+    def wrapped(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        torch._enable_functionalization(reapply_views=True)
+        try:
+            results = function(*[torch._to_functional_tensor(value) for value in inputs])
+        finally:
+            torch._disable_functionalization()
+        for value in results:
+            torch._sync(value)
+        return tuple(torch._from_functional_tensor(value) for value in results)
+
+    return wrapped
+
+
+def autograd_number() -> tuple[int, bool]:
+    """Return autograd's number for the op now running, and whether that op is in backward.
+
+    Autograd numbers its nodes as forward makes them; backward of an op runs under its number.
+    """
+    node = torch._C._current_autograd_node()
+    if node is not None:
+        return node._sequence_nr(), True
+    return torch.autograd._get_sequence_nr() - 1, False
 
 
 def version_of(tensor: torch.Tensor) -> int:

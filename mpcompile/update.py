@@ -300,7 +300,6 @@ def _trace(
             graph.erase_node(node)
     graph.output_node().meta["slots"] = tuple(writes)
     graph.eliminate_dead_code()
-    module.recompile()
     return Update(module, slots, arenas, initial)
 
 

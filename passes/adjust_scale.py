@@ -37,9 +37,10 @@ class AdjustScale:
     def __call__(self, step: StepGraph) -> int:
         """Return 1, or 0 if the scale is static or adjusted already.
 
-        ``scale`` is 0-d FP32 and multiplied in FP64, ``growth_tracker`` 0-d int32. On a non-finite gradient the scale is
-        multiplied by `backoff` and the tracker starts at 0; else the tracker counts, and when it
-        reaches `interval` the scale is multiplied by `growth` and the tracker starts at 0.
+        ``scale`` is 0-d FP32 and multiplied in FP64, ``growth_tracker`` 0-d int32. On a
+        non-finite gradient the scale is multiplied by `backoff` and the tracker starts at 0; else
+        the tracker counts, and when it reaches `interval` the scale is multiplied by `growth` and
+        the tracker starts at 0.
         """
         graph, rule = step.update.graph, self.scale
         if not rule.dynamic or TRACKER in step.slots:
@@ -68,5 +69,4 @@ class AdjustScale:
             )
             count = call(graph, _ATEN.where.self, restart, zero, clean)
         set_results(graph, {**results(graph), SCALE: limited, TRACKER: count})
-        step.update.recompile()
         return 1

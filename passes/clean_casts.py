@@ -44,7 +44,6 @@ def clean_casts(module: fx.GraphModule) -> int:
         changes += found
     if changes:
         module.graph.eliminate_dead_code()
-        module.recompile()
     return changes
 
 

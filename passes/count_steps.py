@@ -31,5 +31,4 @@ def count_steps(step: StepGraph) -> int:
                 one = call(graph, _ATEN.logical_not.default, finite)
             values[name] = call(graph, _ATEN.add.Tensor, counter, one)
     set_results(graph, values)
-    step.update.recompile()
     return 2

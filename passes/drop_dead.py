@@ -19,7 +19,6 @@ def drop_dead(step: StepGraph) -> int:
             if not node.users and step.slots[node.meta["slot"]].role is not Role.BATCH:
                 graph.erase_node(node)
         removed += before - len(graph.nodes)
-        module.recompile()
     used = {
         name
         for module in (step.gradient, step.update)

@@ -55,7 +55,6 @@ def emulate_half(module: fx.GraphModule) -> int:
         changed += 1
     if changed:
         module.graph.lint()
-        module.recompile()
     return changed
 
 

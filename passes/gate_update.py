@@ -63,7 +63,6 @@ class GateUpdate:
             values[name] = chosen
             gated += 1
         set_results(graph, values)
-        step.update.recompile()
         return gated
 
 

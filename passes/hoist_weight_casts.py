@@ -46,8 +46,6 @@ def hoist_weight_casts(step: StepGraph) -> int:
         for arena in step.arenas:
             _write_working(step, arena)
         graph.eliminate_dead_code()
-        step.gradient.recompile()
-        step.update.recompile()
     return len(hoisted)
 
 

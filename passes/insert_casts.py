@@ -64,5 +64,4 @@ class InsertCasts:
         if inserted:
             inputs = [node.meta["val"] for node in graph.find_nodes(op="placeholder")]
             FakeTensorProp(module, fake_mode_of(graph)).propagate_dont_convert_inputs(*inputs)
-            module.recompile()
         return inserted

@@ -44,7 +44,6 @@ def numbers_to_tensors(module: fx.GraphModule) -> int:
         graph.erase_node(node)
     if tensors:
         graph.lint()
-        module.recompile()
     return len(tensors)
 
 

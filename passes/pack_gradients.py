@@ -38,7 +38,6 @@ def pack_gradients(step: StepGraph) -> int:
         old.replace_all_uses_with(whole)
         graph.erase_node(old)
         assert step.slots.pop(f"{arena.name}.grad").role is Role.PACKED
-    step.update.recompile()
     return len(packed)
 
 

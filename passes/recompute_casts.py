@@ -27,5 +27,4 @@ def recompute_casts(module: fx.GraphModule) -> int:
         repeated += 1
     if repeated:
         module.graph.eliminate_dead_code()
-        module.recompile()
     return repeated

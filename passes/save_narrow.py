@@ -40,6 +40,4 @@ def save_narrow(module: fx.GraphModule) -> int:
         for user in late:
             user.replace_input_with(wide, again)
         freed += 1
-    if freed:
-        module.recompile()
     return freed

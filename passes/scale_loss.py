@@ -55,6 +55,4 @@ class ScaleLoss:
                 unscaled, delete_user_cb=lambda u, new=unscaled: u is not new
             )
             unscaled.meta["packed"] = node.meta.pop("packed")
-        step.gradient.recompile()
-        step.update.recompile()
         return 1 + len(packed)

@@ -1,4 +1,4 @@
-"""Each kind of bad input: one sentence with the user's own line, the right exit code, no traceback."""
+"""Each kind of bad input: one sentence, the user's own line, the exit code, no traceback."""
 
 from __future__ import annotations
 
@@ -140,7 +140,8 @@ CASES = {
         "    m = Net()\n"
         "    m.two.bfloat16()\n"
         "    def mixed(model, x, y):\n"
-        "        return nn.functional.cross_entropy(model.two(model.one(x).bfloat16()).float(), y)\n"
+        "        hidden = model.one(x).bfloat16()\n"
+        "        return nn.functional.cross_entropy(model.two(hidden).float(), y)\n"
         "    return Workload(m, batch(), mixed, torch.optim.SGD(m.parameters(), lr=0.1))\n",
         2,
         r"model\.py:18: the parameter two\.weight is bfloat16",
