@@ -54,7 +54,7 @@ class Config:
 
 SMALL = Config(vocabulary=256, context=64, layers=4, heads=4, width=128, batch=16)
 # GPT-2 has 50,257 tokens. Rounded up to a multiple of 64, the output matrix divides into whole
-# tiles of a tensor core's matmul, and its rows stay aligned for 16-bit loads of 16 bytes.
+# tiles of a tensor core matmul, and in 16 bits every row of logits starts 16-byte aligned.
 FULL = Config(vocabulary=50_304, context=1024, layers=12, heads=12, width=768, batch=8)
 SIZES = {"small": SMALL, "full": FULL}
 

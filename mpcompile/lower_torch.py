@@ -60,6 +60,9 @@ def lower(step: StepGraph, backend: Backend, device: torch.device) -> Lowered:
     if backend == "interpreter" and device.type == "cpu":
         emulate_half(gradient)
         emulate_half(update)
+    for module in (gradient, update):
+        module.graph.lint()
+        module.recompile()
     inputs = tuple(placeholders(gradient.graph))
     made = tuple(results(gradient.graph))
     update_inputs = tuple(placeholders(update.graph))
@@ -82,8 +85,6 @@ def write_in_place(step: StepGraph, update: fx.GraphModule) -> None:
             call(graph, torch.ops.aten.copy_.default, target, node)
     output.args = ((),)
     output.meta["slots"] = ()
-    graph.lint()
-    update.recompile()
 
 
 class _Compiled:

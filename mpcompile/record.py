@@ -60,7 +60,7 @@ class _Recorder(DispatchMode):
     """Sees each op below autograd and functionalization."""
 
     def __init__(self, graph: fx.Graph) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._graph = graph
         # The tensor is kept so that its id stays its own.
         self._nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
@@ -101,8 +101,8 @@ class _Recorder(DispatchMode):
         node = self._graph.create_node(
             "call_function",
             func,
-            fx.node.map_aggregate(args, self._argument),  # type: ignore[arg-type]
-            fx.node.map_aggregate(kwargs, self._argument),  # type: ignore[arg-type]
+            fx.node.map_aggregate(args, self._argument),
+            fx.node.map_aggregate(kwargs, self._argument),
             name=func.overloadpacket.__name__,
         )
         node.meta.update(self._origin())

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
@@ -207,7 +208,7 @@ def functionalized(function: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             torch._disable_functionalization()
         for value in results:
-            torch._sync(value)
+            torch._sync(value)  # type: ignore[attr-defined, no-untyped-call]
         return tuple(torch._from_functional_tensor(value) for value in results)
 
     return wrapped
