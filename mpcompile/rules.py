@@ -84,7 +84,7 @@ TABLE: tuple[Rule, ...] = (
     Rule("loss", "cross_entropy_loss nll_loss nll_loss2d nll_loss_nd mse_loss l1_loss "
          "smooth_l1_loss huber_loss kl_div binary_cross_entropy binary_cross_entropy_with_logits "
          "poisson_nll_loss cosine_embedding_loss hinge_embedding_loss margin_ranking_loss "
-         "multilabel_margin_loss multi_margin_loss soft_margin_loss multilabel_soft_margin_loss "
+         "multilabel_margin_loss multi_margin_loss soft_margin_loss "
          "triplet_margin_loss gaussian_nll_loss ctc_loss",
          "SoftmaxCrossEntropyLoss NegativeLogLikelihoodLoss", _FULL, True, "in",
          "a loss is computed and kept in FP32"),
@@ -125,7 +125,7 @@ TABLE: tuple[Rule, ...] = (
     Rule("embedding", "embedding embedding_bag _embedding_bag",
          "Gather", _FREE, False, "", "copies rows of the table"),
 
-    Rule("constant", "zeros ones full arange linspace empty eye tri zeros_like ones_like full_like "
+    Rule("constant", "zeros ones full arange linspace empty eye zeros_like ones_like full_like "
          "empty_like new_zeros new_ones new_full new_empty scalar_tensor rand randn bernoulli "
          "normal rand_like randn_like randint one_hot",
          "Constant ConstantOfShape Range RandomNormal RandomUniform Bernoulli EyeLike OneHot",

@@ -36,7 +36,10 @@ def numbers_to_tensors(module: fx.GraphModule) -> int:
                 tensors[node] = call(graph, _ATEN._to_copy.default, *node.args, dtype=torch.float64)
             elif any(item in tensors for item in node.all_input_nodes):
                 new = _rewrite(graph, node, tensors)
-                if isinstance(node.meta.get("val"), torch.Tensor):
+                value = node.meta.get("val")
+                if isinstance(value, torch.Tensor):
+                    if new.meta["val"].dtype is not value.dtype:  # 0-d tensors promote to FP64
+                        new = call(graph, _ATEN._to_copy.default, new, dtype=value.dtype)
                     new.meta = {**node.meta, "val": new.meta["val"]}
                     node.replace_all_uses_with(new)
                 tensors[node] = new

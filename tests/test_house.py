@@ -1,0 +1,65 @@
+"""Rules of the house: sizes, names, pairs of pass and test, one place for private torch."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("mpcompile", "passes", "models", "bench", "tests")
+# mpcompile/passes is a link to passes, whose files are looked at once.
+SOURCES = [
+    path
+    for folder in FOLDERS
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if not path.is_relative_to(ROOT / "mpcompile" / "passes")
+]
+# Underscore names of torch's ATen ops, which are public API in this form.
+ATEN = {"_to_copy", "_local_scalar_dense", "_native_batch_norm_legit_functional"}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_no_file_passes_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_file_has_a_subject_and_says_it(path: Path) -> None:
+    assert path.stem not in {"utils", "helpers", "common", "misc"}
+    if path.name != "__init__.py" or path.parent.name in ("mpcompile", "passes"):
+        assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_every_pass_has_its_test() -> None:
+    passes = {path.stem for path in (ROOT / "passes").glob("*.py")} - {"__init__"}
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests/passes").glob("test_*.py")}
+    assert passes == tests - {"every_pass"}
+
+
+def test_passes_is_a_real_folder_behind_a_relative_link() -> None:
+    assert (ROOT / "passes").is_dir()
+    assert not (ROOT / "passes").is_symlink()
+    assert (ROOT / "mpcompile/passes").readlink() == Path("../passes")
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if name_of(p).split("/")[0] in ("mpcompile", "passes")], ids=name_of
+)
+def test_private_torch_is_touched_in_one_module_only(path: Path) -> None:
+    if path.name == "torch_private.py":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch"):
+            parts = (node.module or "").split(".") + [alias.name for alias in node.names]
+            assert not any(part.startswith("_") for part in parts if part != "__future__"), parts
+            assert "experimental" not in parts
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            whole = ast.unparse(node)
+            private = whole.startswith(("torch.", "fx.")) or not whole.startswith(("self.", "cls."))
+            assert node.attr in ATEN or node.attr.startswith("__") or not private, whole
