@@ -7,7 +7,7 @@ import operator
 import torch
 from torch import fx
 
-from mpcompile.torch_private import functional_overload, is_view, mutated_inputs
+from mpcompile.torch_private import functional_overload, is_view, module_of, mutated_inputs
 
 _ATEN = torch.ops.aten
 
@@ -23,8 +23,7 @@ def make_functional(
     Where views make that unsafe, torch's own functionalization does it, at the price of a second
     trace.
     """
-    module: fx.GraphModule = program.graph_module
-    graph = module.graph
+    graph = program.graph
     buffers = program.graph_signature.inputs_to_buffers
     order = {node: position for position, node in enumerate(graph.nodes)}
     if not all(_safe(node, buffers) for node in order):
@@ -47,7 +46,7 @@ def make_functional(
     assert isinstance(returned, list | tuple)
     output.args = ((*newest.values(), *returned),)
     graph.lint()
-    return module, tuple(newest)
+    return module_of(graph, program.graph_module), tuple(newest)
 
 
 def _safe(node: fx.Node, buffers: dict[str, str]) -> bool:
@@ -99,9 +98,10 @@ def _buffer_of(target: fx.Node, newest: dict[str, fx.Node], buffers: dict[str, s
 
 def _by_torch(program: torch.export.ExportedProgram) -> tuple[fx.GraphModule, tuple[str, ...]]:
     functional = program.run_decompositions({})
-    module: fx.GraphModule = functional.graph_module
     mutated = functional.graph_signature.buffers_to_mutate
-    (returned,) = module.graph.output_node().args
+    (returned,) = functional.graph.output_node().args
     assert isinstance(returned, list | tuple)
     names = [node.name for node in returned if isinstance(node, fx.Node)]
-    return module, tuple(mutated[name] for name in names if name in mutated)
+    return module_of(functional.graph, functional.graph_module), tuple(
+        mutated[name] for name in names if name in mutated
+    )

@@ -42,8 +42,11 @@ def make_plan(flow: Dataflow, precision: Precision) -> Plan:
     wanted = precision is not Precision.FP32 and any(op.wish is Wish.HALF for op in flow.ops)
     half = _half_side(flow) if wanted else frozenset[str]()
     narrow = precision if wanted else Precision.FP32
-    readers = _readers(flow)
-    copies = [_copies(tensor, flow, half, readers, narrow) for tensor in flow.tensors]
+    readers, writers = _readers(flow), _writers(flow)
+    copies = [
+        _copies(tensor, writers.get(tensor.id), half, readers[tensor.id], narrow)
+        for tensor in flow.tensors
+    ]
     return Plan(
         precision=narrow,
         decisions=tuple(_decision(op, half, narrow) for op in flow.ops if op.writes),
@@ -185,18 +188,16 @@ class _Reads:
 
 def _copies(
     tensor: Tensor,
-    flow: Dataflow,
+    writer: Op | None,
     half: frozenset[str],
-    readers: dict[str, list[Op]],
+    ops: list[Op],
     precision: Precision,
 ) -> tuple[tuple[Precision, ...], list[Cast]]:
     """Return the precisions a tensor is stored in and the casts that make them so."""
     if precision is Precision.FP32:
         return (Precision.FP32,), []
-    writer = next((op for op in flow.ops if tensor.id in op.writes), None)
     stored_half = writer is not None and writer.id in half
     arrives_wide = not stored_half or (writer is not None and writer.inside)
-    ops = readers[tensor.id]
     reads = _Reads(
         narrow=tuple(op.id for op in ops if not op.inside and op.id in half),
         wide=tuple(op.id for op in ops if not op.inside and op.id not in half)

@@ -22,6 +22,8 @@ from mpcompile.torch_private import (
     autograd_number,
     functionalized,
     keep_node_meta,
+    module_of,
+    mutated_inputs,
 )
 
 Results = tuple[torch.Tensor, ...]
@@ -45,15 +47,26 @@ def record(
     Raises:
         CannotCapture: the function uses a tensor that is neither an input nor made by it.
     """
+    module = _record(function, inputs, mode)
+    if any(mutated_inputs(node) for node in module.graph.nodes):
+        # Dropout and recurrent layers write to tensors of their own inside. Functionalization
+        # wraps each tensor, so it is paid for only where it is needed.
+        module = _record(functionalized(function), inputs, mode)
+    return module
+
+
+def _record(
+    function: Callable[..., Results], inputs: Sequence[torch.Tensor], mode: FakeTensorMode
+) -> fx.GraphModule:
     graph = fx.Graph()
     recorder = _Recorder(graph)
     for position, value in enumerate(inputs):
         node = graph.placeholder(f"arg{position}")
         recorder.note(value, node)
     with mode, recorder, keep_node_meta():
-        results = functionalized(function)(*inputs)
+        results = function(*inputs)
     graph.output(tuple(recorder.node_of(value) for value in results))
-    return fx.GraphModule({}, graph)
+    return module_of(graph)
 
 
 class _Recorder(DispatchMode):
@@ -102,7 +115,7 @@ class _Recorder(DispatchMode):
             "call_function",
             func,
             fx.node.map_aggregate(args, self._argument),
-            fx.node.map_aggregate(kwargs, self._argument),
+            fx.node.map_aggregate(kwargs, self._argument) if kwargs else None,
             name=func.overloadpacket.__name__,
         )
         node.meta.update(self._origin())

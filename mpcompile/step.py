@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import takewhile
 from math import prod
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import fx
 
 from mpcompile.errors import CompileError
 from mpcompile.graph_text import graph_text, type_text
-from mpcompile.torch_private import rename
+from mpcompile.torch_private import fake_like, module_of, rename
 
 ALIGNMENT = 32
 """Elements to which each parameter starts in its arena: 64 bytes of FP16, 128 of FP32."""
@@ -205,7 +206,7 @@ class StepGraph:
         output = graph.output((made["loss"], *written))  # type: ignore[misc]
         output.meta["slots"] = ("loss", *self.update.graph.output_node().meta["slots"])
         graph.lint()
-        return fx.GraphModule({}, graph)
+        return module_of(graph, self.gradient, self.update)
 
     def _owners(self, name: str) -> list[str]:
         """Return the slot that holds the memory of a slot: a trained weight's is its arena's."""
@@ -260,7 +261,8 @@ def add_input(graph: fx.Graph, slot: Slot, like: fx.Node) -> fx.Node:
         slot: what it stands for; the caller enters it into the step.
         like: a node whose fake tensor gives mode and device.
     """
-    return _input(graph, slot, like, [*graph.find_nodes(op="placeholder")][-1])
+    *_, last = takewhile(lambda node: node.op == "placeholder", graph.nodes)
+    return _input(graph, slot, like, last)
 
 
 def _input(graph: fx.Graph, slot: Slot, like: fx.Node, last: fx.Node | None) -> fx.Node:
@@ -272,8 +274,7 @@ def _input(graph: fx.Graph, slot: Slot, like: fx.Node, last: fx.Node | None) -> 
     rename(node, slot.name)
     value = like.meta["val"]
     node.meta["slot"] = slot.name
-    with value.fake_mode:
-        node.meta["val"] = torch.empty(slot.shape, dtype=slot.dtype, device=value.device)
+    node.meta["val"] = fake_like(value.fake_mode, slot.shape, slot.dtype, value.device)
     return node
 
 

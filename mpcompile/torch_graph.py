@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -312,11 +313,17 @@ def place_of(node: fx.Node) -> Where:
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values()]
     module = paths[-1].removeprefix("model").removeprefix(".") if paths else ""
+    return Where(module, *_user_line(node.meta.get("stack_trace") or ""))
+
+
+@cache
+def _user_line(stack: str) -> tuple[str, int]:
+    """Return file and line of the deepest frame that is neither torch's nor ours."""
     file, line = "", 0
-    for text in (node.meta.get("stack_trace") or "").splitlines():
+    for text in stack.splitlines():
         text = text.strip()
         if text.startswith('File "'):
             path, _, rest = text[6:].partition('", line ')
             if not path.startswith((_TORCH, _OURS, "<")):
                 file, line = path, int(rest.split(",")[0])
-    return Where(module, file, line)
+    return file, line

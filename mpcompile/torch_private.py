@@ -14,7 +14,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
-from torch._subclasses.functional_tensor import dispatch_functionalize
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,9 +38,15 @@ def fake_mode() -> FakeTensorMode:
 def fake_like(
     mode: FakeTensorMode, shape: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
-    """Make one fake tensor."""
-    with mode:
-        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    """Make one contiguous fake tensor; the dispatcher would take ten times as long."""
+    return FakeTensor(mode, torch.empty(tuple(shape), dtype=dtype, device="meta"), device)
+
+
+def with_dtype(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a fake tensor like another, but for its dtype."""
+    assert isinstance(value, FakeTensor)
+    like = torch.empty_strided(value.shape, value.stride(), dtype=dtype, device="meta")
+    return FakeTensor(value.fake_mode, like, value.device)
 
 
 def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
@@ -66,7 +72,7 @@ def trace_functional(
         mode: see `fake_mode`.
     """
     with mode:
-        return make_fx(dispatch_functionalize(function), tracing_mode="real")(*inputs)
+        return make_fx(functionalized(function), tracing_mode="real")(*inputs)
 
 
 def drop_profiler_nodes(graph: fx.Graph) -> int:
@@ -86,6 +92,22 @@ def keep_node_meta() -> AbstractContextManager[Any]:
     return torch.fx.traceback.preserve_node_meta()
 
 
+def module_of(graph: fx.Graph, *owners: torch.nn.Module) -> fx.GraphModule:
+    """Return a module around a graph whose Python code is generated when it is first called.
+
+    Most graphs are rewritten many times and called never.
+
+    Args:
+        graph: the graph.
+        owners: modules that hold what its ``get_attr`` nodes name.
+    """
+    held: dict[str, Any] = {}
+    for node in graph.find_nodes(op="get_attr"):
+        owner = next(module for module in owners if hasattr(module, str(node.target)))
+        held[str(node.target)] = getattr(owner, str(node.target))
+    return _LazyGraphModule(held, graph)
+
+
 def copy_graph(module: fx.GraphModule) -> fx.GraphModule:
     """Copy a graph with its nodes' names, which `Graph.graph_copy` alone may change."""
     graph = fx.Graph()
@@ -96,7 +118,7 @@ def copy_graph(module: fx.GraphModule) -> fx.GraphModule:
         new.name = old.name
         if new.op == "placeholder":
             new.target = old.target
-    return fx.GraphModule(module, graph)
+    return module_of(graph, module)
 
 
 def new_program(
@@ -198,7 +220,7 @@ def functionalized(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function with in-place ops replaced by functional ones, below autograd.
 
     The C++ half of functionalization: a dispatch mode around it sees functional ops on plain
-    tensors. `trace_functional` uses the Python half, which only torch's own modes can sit below.
+    tensors. Below the Python half only torch's own modes can sit.
     """
 
     def wrapped(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:

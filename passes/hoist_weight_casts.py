@@ -24,6 +24,7 @@ def hoist_weight_casts(step: StepGraph) -> int:
     """
     graph = step.gradient.graph
     hoisted: set[str] = set()
+    gradients = results(graph)
     for name, master in placeholders(graph).items():
         if step.slots[name].role is not Role.MASTER:
             continue
@@ -39,23 +40,20 @@ def hoist_weight_casts(step: StepGraph) -> int:
         for cast in casts:
             cast.replace_all_uses_with(copy)
             graph.erase_node(cast)
-        _narrow_gradient(step, name)
+        _narrow_gradient(step, name, gradients[f"grad.{name}"])
     if hoisted:
         step.working |= hoisted
         step.arenas = tuple(_working_first(arena, step.working) for arena in step.arenas)
         for arena in step.arenas:
             _write_working(step, arena)
-        graph.eliminate_dead_code()
     return len(hoisted)
 
 
-def _narrow_gradient(step: StepGraph, name: str) -> None:
+def _narrow_gradient(step: StepGraph, name: str, last: fx.Node) -> None:
     """Let the gradient leave in 16 bits if widening was the last thing done to it."""
-    graph, slot = step.gradient.graph, step.slots[f"grad.{name}"]
-    last = results(graph)[slot.name]
     if widens(last):
-        source = source_of(last)
-        graph.output_node().replace_input_with(last, source)
+        slot, source = step.slots[f"grad.{name}"], source_of(last)
+        last.graph.output_node().replace_input_with(last, source)
         step.slots[slot.name] = replace(slot, dtype=source.meta["val"].dtype)
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx
-from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+from mpcompile.passes.clean_casts import CAST
 from mpcompile.plan import Plan
-from mpcompile.torch_private import fake_mode_of
+from mpcompile.precision import Precision
+from mpcompile.torch_private import with_dtype
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class InsertCasts:
     plan: Plan
 
     def __call__(self, module: fx.GraphModule) -> int:
-        """Insert the casts and propagate the new dtypes; return how many there are.
+        """Insert the casts and note the new dtypes; return how many casts there are.
 
         A cast stands right before its first reader, so that the copy lives no longer than needed.
         A graph that holds the casts already is left alone.
@@ -31,13 +32,11 @@ class InsertCasts:
         graph = module.graph
         nodes = {node.name: node for node in graph.nodes}
         order = {node: position for position, node in enumerate(graph.nodes)}
-        inserted = 0
-        for cast in self.plan.casts:
-            name = cast.id.replace(".", "_")
-            if name in nodes:
-                continue
-            source = nodes[cast.source.replace(".", "_")]
-            tensor = nodes[cast.tensor]
+        missing = [cast for cast in self.plan.casts if _name(cast.id) not in nodes]
+        if missing:
+            self._note_dtypes(nodes)
+        for cast in missing:
+            source, tensor = nodes[_name(cast.source)], nodes[cast.tensor]
             readers = [nodes[reader] for reader in cast.readers]
             chained = [
                 nodes[reader]
@@ -46,22 +45,32 @@ class InsertCasts:
                 for reader in other.readers
             ]
             first = min(readers + chained, key=order.__getitem__)
+            dtype = getattr(torch, cast.to.value)
             with graph.inserting_before(first):
                 node = graph.create_node(
-                    "call_function",
-                    torch.ops.aten._to_copy.default,
-                    (source,),
-                    {"dtype": getattr(torch, cast.to.value)},
-                    name=name,
+                    "call_function", CAST, (source,), {"dtype": dtype}, name=_name(cast.id)
                 )
-            for key in ("nn_module_stack", "stack_trace", "where"):
+            node.meta["val"] = with_dtype(source.meta["val"], dtype)
+            for key in ("nn_module_stack", "stack_trace"):
                 if key in first.meta:
                     node.meta[key] = first.meta[key]
             for reader in readers:
                 reader.replace_input_with(tensor, node)
-            nodes[name] = node
-            inserted += 1
-        if inserted:
-            inputs = [node.meta["val"] for node in graph.find_nodes(op="placeholder")]
-            FakeTensorProp(module, fake_mode_of(graph)).propagate_dont_convert_inputs(*inputs)
-        return inserted
+            nodes[node.name] = node
+        return len(missing)
+
+    def _note_dtypes(self, nodes: dict[str, fx.Node]) -> None:
+        """Let the results of ops that compute in 16 bits be 16 bits."""
+        for decision in self.plan.decisions:
+            if decision.computes is Precision.FP32:
+                continue
+            node = nodes[decision.op]
+            results = [node] if isinstance(node.meta["val"], torch.Tensor) else list(node.users)
+            for result in results:
+                if result.meta["val"].dtype is torch.float32:
+                    dtype = getattr(torch, decision.computes.value)
+                    result.meta["val"] = with_dtype(result.meta["val"], dtype)
+
+
+def _name(cast: str) -> str:
+    return cast.replace(".", "_")

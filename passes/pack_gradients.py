@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from itertools import groupby
 from math import prod
+from typing import Any
 
 import torch
 from torch import fx
 
 from mpcompile.passes.clean_casts import CAST
 from mpcompile.step import Arena, Role, StepGraph, add_input, call, placeholders
+from mpcompile.torch_private import fake_like
 
 _ATEN = torch.ops.aten
 
@@ -46,19 +48,27 @@ def _join(graph: fx.Graph, arena: Arena, inputs: list[fx.Node]) -> fx.Node:
     offsets = arena.offsets
     parts: list[tuple[torch.dtype, fx.Node]] = []
     for position, node in enumerate(inputs):
-        value = node.meta["val"]
-        parts.append((value.dtype, call(graph, _ATEN.reshape.default, node, [-1])))
-        gap = offsets[position + 1] - offsets[position] - prod(arena.shapes[position])
+        dtype = node.meta["val"].dtype
+        length = prod(arena.shapes[position])
+        parts.append((dtype, _row(graph, _ATEN.reshape.default, node, -1, length)))
+        gap = offsets[position + 1] - offsets[position] - length
         if gap:
-            key = (gap, value.dtype)
-            if key not in gaps:
-                gaps[key] = call(graph, _ATEN.new_zeros.default, node, [gap])
-            parts.append((value.dtype, gaps[key]))
+            if (gap, dtype) not in gaps:
+                gaps[gap, dtype] = _row(graph, _ATEN.new_zeros.default, node, gap, gap)
+            parts.append((dtype, gaps[gap, dtype]))
     runs = [
         _widen(graph, _cat(graph, [node for _, node in run]))
         for _, run in groupby(parts, key=lambda part: part[0])
     ]
     return _cat(graph, runs)
+
+
+def _row(graph: fx.Graph, target: Any, node: fx.Node, size: int, length: int) -> fx.Node:
+    """Call an op that takes ``[size]`` and makes one dimension of a known length."""
+    row = graph.call_function(target, (node, [size]))
+    like = node.meta["val"]
+    row.meta["val"] = fake_like(like.fake_mode, (length,), like.dtype, like.device)
+    return row
 
 
 def _cat(graph: fx.Graph, nodes: list[fx.Node]) -> fx.Node:

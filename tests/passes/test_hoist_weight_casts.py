@@ -43,6 +43,8 @@ gradient
   sum_1                       f16[1,3]  sum _to_copy_4 [0] True
   view                        f16[3]    view sum_1 [3]
   t_3                         f16[3,4]  t t_2
+  _to_copy_5                  f32[3]    _to_copy view dtype=f32
+  _to_copy_6                  f32[3,4]  _to_copy t_3 dtype=f32
   return                                loss = getitem
   return                                grad.weight = t_3
   return                                grad.bias = view
