@@ -9,7 +9,7 @@ from torch import fx
 
 from mpcompile.errors import BadInput
 from mpcompile.record import record
-from mpcompile.step import Role, Slot
+from mpcompile.step import Role, Slot, call
 from mpcompile.torch_graph import Forward, Kind, place_of
 from mpcompile.torch_private import (
     fake_mode_of,
@@ -69,6 +69,7 @@ def differentiate(
     made = [("loss", Role.LOSS), *((f"grad.{name}", Role.GRADIENT) for name in trained)]
     made += [(f"next.{name}", Role.UPDATED) for name in forward.written]
     _plain_casts(graph)
+    _draw_in_memory_order(graph)
     _name_results(graph, made, slots)
     _mark_backward(graph)
     graph.eliminate_dead_code()
@@ -119,6 +120,29 @@ def _plain_casts(graph: fx.Graph) -> None:
             if before.device == after.device and before.layout == after.layout:
                 keep = ("dtype", "memory_format")
                 node.kwargs = {key: node.kwargs[key] for key in keep if node.kwargs.get(key)}
+
+
+def _draw_in_memory_order(graph: fx.Graph) -> None:
+    """Let a dropout mask of a permuted tensor be drawn in the order of its memory.
+
+    ``bernoulli_`` fills a tensor as it lies in memory, its functional twin by its indices; for the
+    same seed the mask shall be that of eager PyTorch.
+    """
+    for node in graph.nodes:
+        if op_name(node) != "bernoulli" or not isinstance(node.args[0], fx.Node):
+            continue
+        like = node.args[0].meta["val"]
+        order = sorted(range(like.dim()), key=lambda dim: -like.stride(dim))
+        if order == list(range(like.dim())):
+            continue
+        with graph.inserting_before(node):
+            laid = call(graph, torch.ops.aten.permute.default, node.args[0], order)
+        node.replace_input_with(node.args[0], laid)
+        node.meta["val"] = laid.meta["val"]
+        with graph.inserting_before(node.next):
+            back = [order.index(dim) for dim in range(like.dim())]
+            seen = call(graph, torch.ops.aten.permute.default, node, back)
+        node.replace_all_uses_with(seen, delete_user_cb=lambda user, seen=seen: user is not seen)
 
 
 def _name_results(

@@ -24,6 +24,7 @@ from mpcompile.torch_private import (
     keep_node_meta,
     module_of,
     mutated_inputs,
+    op_name,
 )
 
 Results = tuple[torch.Tensor, ...]
@@ -48,9 +49,8 @@ def record(
         CannotCapture: the function uses a tensor that is neither an input nor made by it.
     """
     module = _record(function, inputs, mode)
-    if any(mutated_inputs(node) for node in module.graph.nodes):
-        # Dropout and recurrent layers write to tensors of their own inside. Functionalization
-        # wraps each tensor, so it is paid for only where it is needed.
+    if any(mutated_inputs(node) or _is_fused_dropout(node) for node in module.graph.nodes):
+        # Functionalization wraps each tensor, so it is paid for only where it is needed.
         module = _record(functionalized(function), inputs, mode)
     return module
 
@@ -67,6 +67,14 @@ def _record(
         results = function(*inputs)
     graph.output(tuple(recorder.node_of(value) for value in results))
     return module_of(graph)
+
+
+def _is_fused_dropout(node: fx.Node) -> bool:
+    """Whether torch chose, for a dispatch mode's sake, a dropout that a CPU alone would not use.
+
+    It draws other numbers than eager PyTorch; under functionalization torch chooses as in eager.
+    """
+    return op_name(node) == "native_dropout" and node.meta["val"][0].device.type == "cpu"
 
 
 class _Recorder(DispatchMode):

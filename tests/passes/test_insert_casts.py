@@ -6,6 +6,7 @@ import torch
 from expecttest import assert_expected_inline
 from graphs import WORKLOADS, tied
 from torch import nn
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from mpcompile.graph_text import graph_text
 from mpcompile.passes.insert_casts import InsertCasts
@@ -13,7 +14,7 @@ from mpcompile.pipeline import describe
 from mpcompile.planner import make_plan
 from mpcompile.policy import FULL_PRECISION, Policy
 from mpcompile.torch_graph import capture
-from mpcompile.torch_private import copy_graph
+from mpcompile.torch_private import copy_graph, fake_mode_of
 from mpcompile.workload import Workload
 
 
@@ -110,3 +111,18 @@ def test_a_tensor_read_twice_by_one_op_is_cast_once() -> None:
     casts = [cast.tensor for cast in plan.casts]
     assert len(casts) == len(set(casts))
     assert InsertCasts(plan)(forward.module) == len(casts)
+
+
+def test_the_dtypes_it_notes_are_those_that_running_the_graph_gives() -> None:
+    for make in WORKLOADS.values():
+        forward = capture(make())
+        plan = make_plan(describe(forward, Policy()), Policy().precision)
+        InsertCasts(plan)(forward.module)
+        noted = {n: n.meta["val"] for n in forward.module.graph.nodes if n.op != "output"}
+        inputs = [noted[node] for node in forward.module.graph.find_nodes(op="placeholder")]
+        mode = fake_mode_of(forward.module.graph)
+        FakeTensorProp(forward.module, mode).propagate_dont_convert_inputs(*inputs)
+        for node, value in noted.items():
+            if isinstance(value, torch.Tensor):
+                assert node.meta["val"].dtype is value.dtype, node
+                assert node.meta["val"].shape == value.shape, node

@@ -1,0 +1,68 @@
+"""The three models: bitwise plain PyTorch in FP32, and they learn in mixed precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mpcompile
+from mpcompile import FULL_PRECISION
+from mpcompile.pipeline import to_step, transform
+from mpcompile.report import summarize
+from mpcompile.workload import load
+
+MODELS = ("gpt", "lstm", "resnet")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_in_fp32_a_model_trains_bitwise_as_in_plain_pytorch(name: str) -> None:
+    mine, peer = load(f"models/{name}.py"), load(f"models/{name}.py")
+    assert mine.data is not None
+    assert peer.loss is not None
+    assert peer.optimizer is not None
+    step = to_step(transform(mine, FULL_PRECISION))
+    batches = [batch for batch, _ in zip(mine.data, range(3), strict=False)]
+    torch.manual_seed(1)
+    found = [step(*batch) for batch in batches]
+    torch.manual_seed(1)
+    expected = []
+    for batch in batches:
+        value = peer.loss(peer.model, *batch)
+        peer.optimizer.zero_grad()
+        torch.autograd.backward(value)
+        peer.optimizer.step()
+        expected.append(value.detach())
+    assert [float(value) for value in found] == [float(value) for value in expected]
+    for (key, left), right in zip(
+        mine.model.state_dict().items(), peer.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(left, right), key
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_learns_in_mixed_precision(name: str) -> None:
+    workload = load(f"models/{name}.py")
+    assert workload.data is not None
+    step = to_step(transform(workload))
+    losses = [float(step(*batch)) for batch, _ in zip(workload.data, range(12), strict=False)]
+    assert min(losses[-3:]) < 0.95 * losses[0]
+    assert step.taken + step.skipped == 12
+    assert step.taken >= 6
+
+
+def test_a_model_keeps_less_for_backward_than_in_fp32() -> None:
+    for name in MODELS:
+        mixed = transform(load(f"models/{name}.py"))
+        full = transform(load(f"models/{name}.py"), FULL_PRECISION)
+        memory = summarize(mixed, full).memory
+        assert memory["mixed"]["saved"] < 0.8 * memory["fp32"]["saved"], name
+        assert memory["mixed"]["peak"] < memory["fp32"]["peak"], name
+
+
+def test_a_policy_can_keep_a_module_in_fp32() -> None:
+    workload = load("models/gpt.py")
+    plan = transform(workload, mpcompile.Policy(full=("blocks.0",))).plan
+    for decision in plan.decisions:
+        if decision.where.module.startswith("blocks.0"):
+            assert decision.stores is mpcompile.Precision.FP32, decision
+    assert any(decision.stores is mpcompile.Precision.FP16 for decision in plan.decisions)
