@@ -247,6 +247,14 @@ def autograd_number() -> tuple[int, bool]:
     return torch.autograd._get_sequence_nr() - 1, False
 
 
+def note_step(optimizer: torch.optim.Optimizer) -> None:
+    """Let learning-rate schedulers know that the optimizer has stepped; they warn otherwise.
+
+    The mark is the one that the wrapper sets which a scheduler puts around ``optimizer.step``.
+    """
+    optimizer._opt_called = True  # type: ignore[attr-defined]
+
+
 def version_of(tensor: torch.Tensor) -> int:
     """Return how often PyTorch's operations have written to the tensor in place."""
     return tensor._version

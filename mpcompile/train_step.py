@@ -18,7 +18,7 @@ from mpcompile.passes.scale_loss import SCALE
 from mpcompile.plan import Plan
 from mpcompile.step import Arena, Role, StepGraph
 from mpcompile.torch_graph import Forward
-from mpcompile.torch_private import version_of
+from mpcompile.torch_private import note_step, version_of
 from mpcompile.workload import Workload
 
 
@@ -108,6 +108,7 @@ class TrainStep:
             inputs[place] = results[position]
         with torch.no_grad():
             self._lowered.update(*inputs)
+        note_step(self._optimizer)
         for place, _ in self._passed:
             inputs[place] = None
         loss: torch.Tensor = results[0]

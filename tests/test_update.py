@@ -109,6 +109,7 @@ SCHEDULES: list[Callable[[torch.optim.Optimizer], Any]] = [
 ]
 
 
+@pytest.mark.filterwarnings("error:Detected call of")
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_groups_and_schedulers_work_as_always(schedule: Callable[..., Any]) -> None:
     left, right = pair()
