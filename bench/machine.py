@@ -1,0 +1,62 @@
+"""What a measurement ran on: ``python bench/machine.py [cpu|cuda]`` prints it as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def describe(device: str) -> dict[str, str | int]:
+    """Return device name, driver, versions and date.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+    facts: dict[str, str | int] = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _output("git", "describe", "--always", "--dirty"),
+    }
+    if device == "cuda":
+        cudnn: Any = torch.backends.cudnn
+        facts |= {
+            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "cuda": str(torch.version.cuda),
+            "cudnn": str(cudnn.version()),
+            "memory": torch.cuda.get_device_properties(0).total_memory,
+        }
+    return facts
+
+
+def _processor() -> str:
+    """Return the processor's name, ``platform.processor()`` being empty on Linux."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _output(*command: str) -> str:
+    """Return a program's output, or ``unknown`` where it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    print(json.dumps(describe(sys.argv[1] if len(sys.argv) > 1 else default), indent=1))
