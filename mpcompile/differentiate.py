@@ -37,7 +37,7 @@ def differentiate(
         BadInput: the loss does not reach a trained parameter, or its gradient would be sparse.
     """
     module, inputs = forward.module, forward.inputs
-    _refuse_sparse(module)
+    _refuse_sparse(module, origin)
     roles = [_role(item.kind, item.name in trained) for item in inputs]
 
     def joint(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -87,13 +87,17 @@ def _slot(name: str, role: Role, node: fx.Node) -> Slot:
     return Slot(name, role, tuple(value.shape), value.dtype)
 
 
-def _refuse_sparse(module: fx.GraphModule) -> None:
+_SPARSE_ARGUMENT = {"embedding": 4, "embedding_bag": 5}
+
+
+def _refuse_sparse(module: fx.GraphModule, origin: str) -> None:
     for node in module.graph.nodes:
-        if op_name(node) in ("embedding", "embedding_bag") and node.args[4:5] == (True,):
+        place = _SPARSE_ARGUMENT.get(op_name(node), len(node.args))
+        if node.args[place : place + 1] == (True,):
             where = place_of(node)
             raise BadInput(
                 f"the embedding {where.module or node.name} makes sparse gradients",
-                f"{where.file}:{where.line}",
+                f"{where.file}:{where.line}" if where.file else origin,
                 "create it with sparse=False",
             )
 

@@ -14,10 +14,11 @@ _ATEN = torch.ops.aten
 
 def make_functional(
     program: torch.export.ExportedProgram,
-) -> tuple[fx.GraphModule, tuple[str, ...]]:
-    """Return the program's graph without mutation, and the names of the buffers it updates.
+) -> tuple[torch.export.ExportedProgram, fx.GraphModule, tuple[str, ...]]:
+    """Return a program, its graph without mutation, and the names of the buffers it updates.
 
-    The next values of those buffers are the graph's first results, in the order of the names.
+    The next values of those buffers are the graph's first results, in the order of the names. The
+    program's signature speaks of the graph's inputs.
 
     An in-place op becomes its functional twin, and what read the tensor later reads the result.
     Where views make that unsafe, torch's own functionalization does it, at the price of a second
@@ -46,7 +47,7 @@ def make_functional(
     assert isinstance(returned, list | tuple)
     output.args = ((*newest.values(), *returned),)
     graph.lint()
-    return module_of(graph, program.graph_module), tuple(newest)
+    return program, module_of(graph, program.graph_module), tuple(newest)
 
 
 def _safe(node: fx.Node, buffers: dict[str, str]) -> bool:
@@ -96,12 +97,13 @@ def _buffer_of(target: fx.Node, newest: dict[str, fx.Node], buffers: dict[str, s
     return buffers[target.name]
 
 
-def _by_torch(program: torch.export.ExportedProgram) -> tuple[fx.GraphModule, tuple[str, ...]]:
+def _by_torch(
+    program: torch.export.ExportedProgram,
+) -> tuple[torch.export.ExportedProgram, fx.GraphModule, tuple[str, ...]]:
     functional = program.run_decompositions({})
     mutated = functional.graph_signature.buffers_to_mutate
     (returned,) = functional.graph.output_node().args
     assert isinstance(returned, list | tuple)
     names = [node.name for node in returned if isinstance(node, fx.Node)]
-    return module_of(functional.graph, functional.graph_module), tuple(
-        mutated[name] for name in names if name in mutated
-    )
+    written = tuple(mutated[name] for name in names if name in mutated)
+    return functional, module_of(functional.graph, functional.graph_module), written

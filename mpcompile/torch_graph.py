@@ -101,7 +101,8 @@ def capture(workload: Workload) -> Forward:
     program = export(_Program(workload), workload)
     if workload.loss is not None:
         _check_loss(program, workload)
-    module, written = make_functional(program)
+    _refuse_hidden_writes(program.graph, workload)
+    program, module, written = make_functional(program)
     _place_loss(module, workload)
     names = tuple(name.removeprefix("model.") for name in written)
     return Forward(module, _inputs(program, module, workload), names)
@@ -155,7 +156,9 @@ def _refusal(
             else f"{type(error).__name__}: {_first_line(error)}"
         ),
         user_place(error) or workload.origin,
-        "use torch.where or torch.cond instead of if, and no .item() in the model",
+        "use torch.where or torch.cond instead of if, and no .item() in the model"
+        if isinstance(error, DataDependent)
+        else "express this line in other operations",
     )
 
 
@@ -189,6 +192,18 @@ def _check_loss(program: torch.export.ExportedProgram, workload: Workload) -> No
             place,
             "reduce it to one FP32 number, for example with .mean()",
         )
+
+
+def _refuse_hidden_writes(graph: fx.Graph, workload: Workload) -> None:
+    """Refuse an instance norm that updates statistics: its schema does not say that it does."""
+    for node in graph.nodes:
+        if op_name(node) == "instance_norm" and isinstance(node.args[3], fx.Node) and node.args[5]:
+            where = place_of(node)
+            raise CannotCapture(
+                f"the instance norm {where.module} updates running statistics",
+                f"{where.file}:{where.line}" if where.file else workload.origin,
+                "create it with track_running_stats=False",
+            )
 
 
 def _place_loss(module: fx.GraphModule, workload: Workload) -> None:
@@ -229,8 +244,9 @@ def _inputs(
             )
             position += 1
             continue
+        constant = program.constants.get(name)
         name = name.removeprefix("model.")
-        tensor = tensors[name] if name in tensors else program.constants[name]
+        tensor = tensors.get(name, constant)
         assert isinstance(tensor, torch.Tensor)
         if id(tensor) in first:
             node.replace_all_uses_with(first[id(tensor)])
