@@ -16,7 +16,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 python=${PYTHON:-python3}
-read -ra models <<< "${MODELS:-resnet gpt lstm}"
+read -ra models <<< "${MODELS:-gpt lstm resnet}"
 export PYTHONPATH=. PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
 # What there is.
@@ -31,7 +31,7 @@ if ! device=$("$python" -c 'import torch; print("cuda" if torch.cuda.is_availabl
     exit 1
 fi
 if [[ $device == cuda ]]; then
-    size=${SIZE:-full} repeats=${REPEATS:-3} steps=${STEPS:-30} in_all=${SECONDS_IN_ALL:-530}
+    size=${SIZE:-full} repeats=${REPEATS:-2} steps=${STEPS:-30} in_all=${SECONDS_IN_ALL:-530}
 else
     size=${SIZE:-tiny} repeats=${REPEATS:-1} steps=${STEPS:-5} in_all=${SECONDS_IN_ALL:-2400}
 fi
@@ -58,7 +58,8 @@ if [[ $status -ne 0 && $status -ne 5 ]]; then
     failed+=("tests (exit status $status)")
 fi
 
-# Models. Each gets an equal part of the time that is left, so what one does not use the next ones do.
+# Models. Each gets an equal part of the time that is left, so what one does not use the next ones do;
+# the slowest to compile comes last.
 left=${#models[@]}
 for model in "${models[@]}"; do
     part=$(((in_all - SECONDS) / left))

@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 # The cheap and certain ones first, so that a slow compilation costs only what is after it.
 DEFAULT = {
     "cpu": ("fp32", "autocast", "ours", "compiled", "ours-interpreter"),
-    "cuda": ("fp32", "tf32", "autocast", "ours", "compiled"),
+    "cuda": ("fp32", "autocast", "ours", "compiled"),
 }
 
 

@@ -20,6 +20,7 @@ from mpcompile.torch_private import (
     DispatchMode,
     FakeTensorMode,
     autograd_number,
+    device_of,
     functionalized,
     keep_node_meta,
     module_of,
@@ -111,6 +112,8 @@ class _Recorder(DispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         del types
+        if func is torch.ops.prim.device.default:  # asked several times an op
+            return device_of(args[0])
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         values = result if isinstance(result, list | tuple) else (result,)

@@ -42,6 +42,11 @@ def fake_like(
     return FakeTensor(mode, torch.empty(tuple(shape), dtype=dtype, device="meta"), device)
 
 
+def device_of(value: torch.Tensor) -> torch.device:
+    """Return the device a fake tensor stands for, without asking the dispatcher."""
+    return value.fake_device if isinstance(value, FakeTensor) else value.device
+
+
 def with_dtype(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return a fake tensor like another, but for its dtype."""
     assert isinstance(value, FakeTensor)
