@@ -48,11 +48,12 @@ fi
 failed=()
 
 # Tests. Exit status 5: none collected, which is no failure; without a GPU all are skipped.
-# Only files that have such tests: the others may import packages that are not here.
+# Only files that have such tests: the others may import packages that are not here. Stopped by an
+# interrupt, so that pytest still says what it has seen.
 mapfile -t files < <(grep -rlE --include='test_*.py' 'mark\.gpu' tests)
-timeout -k 10 "$((in_all / 3))" \
-    "$python" -m pytest -m gpu -ra -q -p no:cacheprovider --durations=10 "${files[@]:-tests/gpu}" 2>&1 \
-    | tee "$folder/tests.txt"
+timeout -s INT -k 15 "$((in_all / 3))" \
+    "$python" -m pytest -m gpu -ra -v --tb=short -p no:cacheprovider --durations=10 \
+    "${files[@]:-tests/gpu}" 2>&1 | tee "$folder/tests.txt"
 status=$?
 if [[ $status -ne 0 && $status -ne 5 ]]; then
     failed+=("tests (exit status $status)")
