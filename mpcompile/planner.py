@@ -39,17 +39,27 @@ def make_plan(flow: Dataflow, precision: Precision) -> Plan:
         precision: the 16-bit format; FP32, or a graph in which no op wants 16 bits, gives the plan
             that changes nothing.
     """
-    wanted = precision is not Precision.FP32 and any(op.wish is Wish.HALF for op in flow.ops)
-    half = _half_side(flow) if wanted else frozenset[str]()
-    narrow = precision if wanted else Precision.FP32
+    if precision is Precision.FP32 or not any(op.wish is Wish.HALF for op in flow.ops):
+        return plan_of(flow, frozenset(), Precision.FP32)
+    return plan_of(flow, cheapest(flow), precision)
+
+
+def plan_of(flow: Dataflow, half: frozenset[str], precision: Precision) -> Plan:
+    """Return the plan that an assignment is: its decisions, casts and cost.
+
+    Args:
+        flow: the neutral graph.
+        half: ids of the ops that store 16 bits.
+        precision: the 16-bit format; FP32 for the plan that changes nothing.
+    """
     readers, writers = _readers(flow), _writers(flow)
     copies = [
-        _copies(tensor, writers.get(tensor.id), half, readers[tensor.id], narrow)
+        _copies(tensor, writers.get(tensor.id), half, readers[tensor.id], precision)
         for tensor in flow.tensors
     ]
     return Plan(
-        precision=narrow,
-        decisions=tuple(_decision(op, half, narrow) for op in flow.ops if op.writes),
+        precision=precision,
+        decisions=tuple(_decision(op, half, precision) for op in flow.ops if op.writes),
         storage={
             tensor.id: storage for tensor, (storage, _) in zip(flow.tensors, copies, strict=True)
         },
@@ -58,7 +68,7 @@ def make_plan(flow: Dataflow, precision: Precision) -> Plan:
     )
 
 
-def _half_side(flow: Dataflow) -> frozenset[str]:
+def cheapest(flow: Dataflow) -> frozenset[str]:
     """Return the ids of the ops that store 16 bits in a cheapest plan.
 
     Of several cheapest plans it is the one with the most such ops, whatever the order of the rows:

@@ -93,7 +93,53 @@ def convolution() -> Workload:
     return Workload(model, batch, cross_entropy, optimizer)
 
 
-WORKLOADS = {"linear": linear, "tied": tied, "convolution": convolution}
+def layered() -> Workload:
+    """Two linears with a layer norm between them, in two parameter groups."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 3))
+    batch = (torch.randn(2, 4), torch.tensor([0, 2]))
+    groups = [{"params": model[0].parameters(), "lr": 0.02}, {"params": model[1:].parameters()}]
+    return Workload(model, batch, cross_entropy, torch.optim.Adam(groups, lr=0.1))
+
+
+class Attention(nn.Module):
+    """One linear makes query, key and value, which are slices of its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(8, 24)
+        self.leave = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (part.view(2, 5, 2, 4).transpose(1, 2) for part in self.enter(x).chunk(3, dim=-1))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        result: torch.Tensor = self.leave(mixed.transpose(1, 2).reshape(10, 8))
+        return result
+
+
+def attention() -> Workload:
+    torch.manual_seed(0)
+    model = Attention()
+    batch = (torch.randn(2, 5, 8), torch.randint(0, 3, (10,)))
+    return Workload(model, batch, cross_entropy, torch.optim.NAdam(model.parameters(), lr=0.1))
+
+
+def matrices() -> Workload:
+    """An optimizer that is not elementwise: each weight keeps its shape in an arena of its own."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False))
+    batch = (torch.randn(2, 4), torch.tensor([0, 2]))
+    return Workload(model, batch, cross_entropy, torch.optim.Muon(model.parameters(), lr=0.1))
+
+
+WORKLOADS = {
+    "linear": linear,
+    "tied": tied,
+    "convolution": convolution,
+    "layered": layered,
+    "attention": attention,
+    "matrices": matrices,
+}
 
 
 def forward_of(workload: Workload, policy: Policy | None = None) -> Forward:
@@ -105,18 +151,24 @@ def forward_of(workload: Workload, policy: Policy | None = None) -> Forward:
     return forward
 
 
-def step_of(workload: Workload, policy: Policy | None = None) -> StepGraph:
-    """Return the step graph before its training passes."""
+def raw_step_of(workload: Workload, policy: Policy | None = None) -> StepGraph:
+    """Return the step graph as autograd made it, before any pass on the gradient graph."""
     assert workload.optimizer is not None
     forward = forward_of(workload, policy)
     named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
     groups = trained_parameters(workload.optimizer, named, "")
     trained = [name for group in groups for name in group]
     gradient, slots = differentiate(forward, trained, "")
-    run_passes(gradient, GRADIENT, lambda module: module.graph.lint())
     shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
     update = trace_update(workload.optimizer, groups, shapes, torch.device("cpu"), "")
     return join(gradient, slots, update)
+
+
+def step_of(workload: Workload, policy: Policy | None = None) -> StepGraph:
+    """Return the step graph before its training passes."""
+    step = raw_step_of(workload, policy)
+    run_passes(step.gradient, GRADIENT, lambda module: module.graph.lint())
+    return step
 
 
 def inputs_of(step: StepGraph, graph: fx.Graph, **given: torch.Tensor) -> list[torch.Tensor]:
