@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from typing import Any
+
 import torch
 from torch import fx, nn
 
@@ -98,7 +100,10 @@ def layered() -> Workload:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 3))
     batch = (torch.randn(2, 4), torch.tensor([0, 2]))
-    groups = [{"params": model[0].parameters(), "lr": 0.02}, {"params": model[1:].parameters()}]
+    groups: list[dict[str, Any]] = [
+        {"params": model[0].parameters(), "lr": 0.02},
+        {"params": model[1:].parameters()},
+    ]
     return Workload(model, batch, cross_entropy, torch.optim.Adam(groups, lr=0.1))
 
 
