@@ -21,17 +21,17 @@ def run_passes(graph: G, passes: Sequence[Pass[G]], check: Callable[[G], None]) 
     Args:
         graph: rewritten in place.
         passes: the order.
-        check: raises on an invalid graph; called after each pass that changed something.
+        check: raises on an invalid graph; called once, after the last pass.
     """
     changes: dict[str, int] = {}
     for rewrite in passes:
         name = pass_name(rewrite)
         try:
             made = rewrite(graph)
-            changes[name] = changes.get(name, 0) + made
-            if made:
-                check(graph)
         except Exception as error:
             error.add_note(f"while {name} rewrote the graph; finished before it: {list(changes)}")
             raise
+        changes[name] = changes.get(name, 0) + made
+    if any(changes.values()):
+        check(graph)
     return changes

@@ -2,8 +2,10 @@
 
 `make_fx` does the same for any program, with proxies around each tensor; on a 4-layer decoder it
 takes three times as long as this, and most of what happens before lowering is recording. What it
-can and this cannot: Python arithmetic on numbers read from tensors (`mpcompile.update` needs that
-and uses `make_fx`), and tensors that come from nowhere.
+can and this cannot: tensors that come from nowhere, and branches on symbolic shapes.
+
+A number that the function reads from a tensor (``.item()``) stays a number: arithmetic on it is
+recorded as Python operators.
 """
 
 from __future__ import annotations
@@ -17,14 +19,18 @@ from torch import fx
 
 from mpcompile.errors import CannotCapture
 from mpcompile.torch_private import (
+    DataDependent,
     DispatchMode,
     FakeTensorMode,
     autograd_number,
     device_of,
     functionalized,
+    is_fake,
     keep_node_meta,
     module_of,
     mutated_inputs,
+    node_of_number,
+    number_of,
     op_name,
 )
 
@@ -67,7 +73,7 @@ def _record(
     with mode, recorder, keep_node_meta():
         results = function(*inputs)
     graph.output(tuple(recorder.node_of(value) for value in results))
-    return module_of(graph)
+    return module_of(graph, recorder.constants)
 
 
 def _is_fused_dropout(node: fx.Node) -> bool:
@@ -76,6 +82,10 @@ def _is_fused_dropout(node: fx.Node) -> bool:
     It draws other numbers than eager PyTorch; under functionalization torch chooses as in eager.
     """
     return op_name(node) == "native_dropout" and node.meta["val"][0].device.type == "cpu"
+
+
+def _plain(value: Any) -> Any:
+    return 1.0 if isinstance(value, torch.SymFloat) else value
 
 
 class _Recorder(DispatchMode):
@@ -87,6 +97,7 @@ class _Recorder(DispatchMode):
         # The tensor is kept so that its id stays its own.
         self._nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         self._meta: dict[int, dict[str, Any]] = {}
+        self.constants = torch.nn.Module()
 
     def note(self, value: torch.Tensor, node: fx.Node) -> None:
         """Remember which node made a tensor."""
@@ -95,6 +106,11 @@ class _Recorder(DispatchMode):
 
     def node_of(self, value: torch.Tensor) -> fx.Node:
         """Return the node that made a tensor."""
+        if id(value) not in self._nodes and value.dim() == 0 and not is_fake(value):
+            # Indexing makes tensors of Python numbers without asking the dispatcher.
+            name = f"constant{len(list(self.constants.buffers()))}"
+            self.constants.register_buffer(name, value)
+            self.note(value, self._graph.get_attr(name))
         if id(value) not in self._nodes:
             raise CannotCapture(
                 f"the program uses a tensor of shape {list(value.shape)} that is neither an input, "
@@ -115,7 +131,10 @@ class _Recorder(DispatchMode):
         if func is torch.ops.prim.device.default:  # asked several times an op
             return device_of(args[0])
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return self._number(func, args[0])
+        # No shape depends on a number, so the fake result is that of any other number.
+        result = func(*fx.node.map_aggregate(args, _plain), **fx.node.map_aggregate(kwargs, _plain))
         values = result if isinstance(result, list | tuple) else (result,)
         if not any(isinstance(value, torch.Tensor) for value in values):
             return result  # a question about a tensor, such as its device
@@ -142,7 +161,18 @@ class _Recorder(DispatchMode):
         return result
 
     def _argument(self, value: Any) -> Any:
+        if isinstance(value, torch.SymFloat):
+            return node_of_number(value)
         return self.node_of(value) if isinstance(value, torch.Tensor) else value
+
+    def _number(self, func: Any, tensor: torch.Tensor) -> torch.SymFloat:
+        if not tensor.is_floating_point():
+            raise DataDependent("an integer read from a tensor")
+        node = self._graph.create_node(
+            "call_function", func, (self.node_of(tensor),), name="_local_scalar_dense"
+        )
+        node.meta["val"] = number_of(self._graph, node)
+        return number_of(self._graph, node)
 
     def _origin(self) -> dict[str, Any]:
         """Return where the op comes from: the interpreted node, or the forward op behind it."""

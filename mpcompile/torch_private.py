@@ -6,6 +6,7 @@ torch attribute whose name starts with an underscore, or from ``torch.fx.experim
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -15,8 +16,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DispatchMode = TorchDispatchMode
@@ -27,12 +27,8 @@ DataDependent: type[Exception] = GuardOnDataDependentSymNode
 
 
 def fake_mode() -> FakeTensorMode:
-    """Return a mode whose tensors have shapes and dtypes but no values.
-
-    Its `ShapeEnv` lets ``.item()`` of such a tensor be a symbolic number, which is how Python
-    arithmetic on step counters and learning rates gets into the graph.
-    """
-    return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    """Return a mode whose tensors have shapes and dtypes but no values."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def fake_like(
@@ -40,6 +36,11 @@ def fake_like(
 ) -> torch.Tensor:
     """Make one contiguous fake tensor; the dispatcher would take ten times as long."""
     return FakeTensor(mode, torch.empty(tuple(shape), dtype=dtype, device="meta"), device)
+
+
+def is_fake(value: torch.Tensor) -> bool:
+    """Whether a tensor has no values."""
+    return isinstance(value, FakeTensor)
 
 
 def device_of(value: torch.Tensor) -> torch.device:
@@ -63,21 +64,79 @@ def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
     return fake_mode()
 
 
-def trace_functional(
-    function: Callable[..., Any], inputs: Sequence[torch.Tensor], mode: FakeTensorMode
-) -> fx.GraphModule:
-    """Run a function on fake tensors and record the ATen ops it makes, mutations removed.
+class _Number:
+    """What a `torch.SymFloat` delegates to: arithmetic on it makes nodes of a graph.
 
-    Autograd inside the function is recorded too. In-place ops become functional ones, so the
-    graph has no side effect; a tensor that the function changed must be among its results.
-
-    Args:
-        function: takes the inputs flat, returns a flat tuple of tensors.
-        inputs: fake tensors of `mode`.
-        mode: see `fake_mode`.
+    torch calls the methods of such an object by the names of Python's operators and of a few of its
+    own. `torch.fx.experimental.sym_node.SymNode` answers with sympy expressions, whose order of
+    evaluation is not the program's.
     """
-    with mode:
-        return make_fx(functionalized(function), tracing_mode="real")(*inputs)
+
+    def __init__(self, graph: fx.Graph, value: fx.Node | float) -> None:
+        self.graph = graph
+        self.value = value
+
+    def is_float(self) -> bool:
+        return True
+
+    def is_int(self) -> bool:
+        return False
+
+    is_bool = is_constant = is_nested_int = is_int
+
+    def wrap_float(self, number: float) -> _Number:
+        return _Number(self.graph, number)
+
+    wrap_int = wrap_float
+
+    def guard_float(self, file: str, line: int) -> float:
+        del file, line
+        raise DataDependent("a number read from a tensor")
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name in ("eq", "ne", "lt", "le", "gt", "ge"):
+            return lambda _: _Comparison()
+        name = name.removeprefix("float_")  # float_pow, float_truediv
+        if name not in ("add", "sub", "mul", "truediv", "pow", "neg"):
+            raise AttributeError(name)
+        return lambda *others: self._call(getattr(operator, name), *others)
+
+    def _call(self, target: Callable[..., Any], *others: _Number) -> _Number:
+        node = self.graph.call_function(target, (self.value, *(item.value for item in others)))
+        result = _Number(self.graph, node)
+        node.meta["val"] = torch.SymFloat(result)
+        return result
+
+
+class _Comparison:
+    """What a `torch.SymBool` delegates to: nobody knows the answer when a graph is recorded."""
+
+    def is_bool(self) -> bool:
+        return True
+
+    def is_int(self) -> bool:
+        return False
+
+    is_float = is_constant = is_int
+
+    def expect_true(self, file: str, line: int) -> bool:
+        """Let ``torch._check(number >= 0)`` of torch's own power pass."""
+        del file, line
+        return True
+
+    def bool_(self) -> bool:
+        raise DataDependent("a comparison of a number read from a tensor")
+
+
+def number_of(graph: fx.Graph, node: fx.Node) -> torch.SymFloat:
+    """Return a node's result as a Python number; arithmetic on it is recorded in the graph."""
+    return torch.SymFloat(_Number(graph, node))
+
+
+def node_of_number(number: torch.SymFloat) -> fx.Node | float:
+    """Return the node that made a number of `number_of`."""
+    value: fx.Node | float = number.node.value
+    return value
 
 
 def drop_profiler_nodes(graph: fx.Graph) -> int:

@@ -13,16 +13,17 @@ import torch
 from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture
+from mpcompile.record import record
 from mpcompile.step import ALIGNMENT, Arena, Role, Slot, results
 from mpcompile.torch_private import (
     DataDependent,
     drop_profiler_nodes,
     fake_like,
     fake_mode,
+    functionalized,
     is_pointwise,
     op_name,
     rename,
-    trace_functional,
 )
 
 State = dict[str, torch.Tensor]
@@ -285,9 +286,8 @@ def _trace(
 
     mode = fake_mode()
     with torch.no_grad():
-        module = trace_functional(
-            update, [fake_like(mode, slot.shape, slot.dtype, device) for slot in reads], mode
-        )
+        inputs = [fake_like(mode, slot.shape, slot.dtype, device) for slot in reads]
+        module = record(functionalized(update), inputs, mode)
     graph = module.graph
     drop_profiler_nodes(graph)
     for node, slot in zip(list(graph.find_nodes(op="placeholder")), reads, strict=True):
