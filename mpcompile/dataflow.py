@@ -30,9 +30,14 @@ class Op:
         rule: the row of the op table.
         wish: what its result shall be, overrides applied.
         inside: it computes in FP32 whatever its inputs are stored in.
+        streams: a fusing backend makes a loop of it, which converts what it reads and writes in
+            registers; else it is a library call that finds its inputs in memory.
         reason: why it has this wish.
         reads: ids of the floating-point tensors it reads.
         writes: ids of the floating-point tensors it writes.
+        keeps: those of them that its backward needs.
+        full_reads: those of its inputs that it reads in FP32 whatever its own precision.
+        view: its results share memory with its input if both have the same precision.
         where: its place in the user's program.
     """
 
@@ -41,9 +46,13 @@ class Op:
     rule: str
     wish: Wish
     inside: bool
+    streams: bool
     reason: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+    keeps: tuple[str, ...] = ()
+    full_reads: tuple[str, ...] = ()
+    view: bool = False
     where: Where = Where()
 
 
@@ -54,16 +63,12 @@ class Tensor:
     Attributes:
         id: the node's name; unique in its graph.
         elements: how many numbers it holds.
-        view: it shares memory with what it was made from, so only a cast of it costs bytes.
-        saved: it is kept for backward, so its bytes count a second time.
         fixed: why it exists in FP32 anyway (a parameter, a buffer, an input), or None.
         output: it leaves the graph and must be FP32 there.
     """
 
     id: str
     elements: int
-    view: bool = False
-    saved: bool = False
     fixed: str | None = None
     output: bool = False
 

@@ -1,19 +1,7 @@
 """Decide precisions: the assignment that writes the fewest bytes, found as a minimum cut.
 
-The problem. Let ``h(o)`` be 1 if op ``o`` stores its results in 16 bits, else 0; `Wish.HALF` and
-`Wish.FULL` pin it. A tensor ``t`` of ``n`` numbers, written by op ``p``, is read by ops ``R`` in
-their own precision and by *inside* ops in whichever precision it is stored in. Minimise the sum
-over tensors of
-
-1. its own storage, ``2n h(p) + 4n (1 - h(p))``; nothing for a view (`_own_bytes`);
-2. a 16-bit copy, ``2n + e``, if ``h(p) = 0`` and some reader has ``h = 1`` (`_copy_edges`);
-3. an FP32 copy, ``4n + e``, if ``h(p) = 1`` and some reader has ``h = 0``.
-
-Tensors saved for backward count twice. A fixed tensor exists in FP32 (``h(p) = 0``) at no cost.
-``e`` is a tie-break smaller than any byte: among equal plans the one with fewer casts wins. Terms 2
-and 3 charge one shared copy however many readers it has, which is what makes the sum submodular
-and the minimum cut exact: side S holds the ops with ``h = 1``; the copy of ``t`` in 16 bits is a
-node that lies in S as soon as one reader does.
+``docs/planner.md`` states the problem and proves the construction; `mpcompile.footprint` evaluates
+the same objective term by term.
 """
 
 from __future__ import annotations
@@ -21,14 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import networkx as nx
-from networkx.algorithms.flow import boykov_kolmogorov
 
 from mpcompile.dataflow import Dataflow, Op, Tensor
+from mpcompile.footprint import Cost, Footprint, cost, footprints, is_neutral, reads_wide
+from mpcompile.min_cut import source_side
 from mpcompile.plan import Cast, Decision, Plan
 from mpcompile.precision import Precision
 from mpcompile.rules import Wish
 
-_HALF_SIDE, _FULL_SIDE = ("", "half"), ("", "full")
+_HALF, _FULL = "half side", "full side"
 
 
 def make_plan(flow: Dataflow, precision: Precision) -> Plan:
@@ -52,120 +41,116 @@ def plan_of(flow: Dataflow, half: frozenset[str], precision: Precision) -> Plan:
         half: ids of the ops that store 16 bits.
         precision: the 16-bit format; FP32 for the plan that changes nothing.
     """
-    readers, writers = _readers(flow), _writers(flow)
+    rows = footprints(flow)
+    readers: dict[str, list[Op]] = {tensor.id: [] for tensor in flow.tensors}
+    for op in flow.ops:
+        for name in dict.fromkeys(op.reads):
+            readers[name].append(op)
     copies = [
-        _copies(tensor, writers.get(tensor.id), half, readers[tensor.id], precision)
-        for tensor in flow.tensors
+        _copies(row.tensor, row.writer, half, readers[row.tensor.id], precision) for row in rows
     ]
     return Plan(
         precision=precision,
         decisions=tuple(_decision(op, half, precision) for op in flow.ops if op.writes),
-        storage={
-            tensor.id: storage for tensor, (storage, _) in zip(flow.tensors, copies, strict=True)
-        },
+        storage={row.tensor.id: storage for row, (storage, _) in zip(rows, copies, strict=True)},
         casts=tuple(cast for _, casts in copies for cast in casts),
-        cost=plan_cost(flow, half),
+        cost=cost(rows, half).bytes,
     )
+
+
+def plan_cost(flow: Dataflow, half: frozenset[str]) -> Cost:
+    """Return what an assignment costs, without looking for a better one."""
+    return cost(footprints(flow), half)
 
 
 def cheapest(flow: Dataflow) -> frozenset[str]:
     """Return the ids of the ops that store 16 bits in a cheapest plan.
 
-    Of several cheapest plans it is the one with the most such ops, whatever the order of the rows:
-    the ops that cannot reach the FULL side in the residual graph of any maximum flow.
+    Of several cheapest plans it is the one with the most such ops, whatever the order of the rows.
+    """
+    network = network_of(flow)
+    return frozenset(
+        name[1]
+        for name in source_side(network, _HALF, _FULL)
+        if isinstance(name, tuple) and name[0] == "op"
+    ) | frozenset(op.id for op in flow.ops if op.wish is Wish.HALF)
+
+
+def network_of(flow: Dataflow) -> nx.DiGraph:
+    """Return the network whose minimum cut is the cheapest plan.
+
+    An op with a choice is a node ``("op", id)``, on the source's side if it stores 16 bits; an op
+    without one is the source or the sink itself. A copy of a tensor that exists as soon as one op
+    of several wants it is a node of its own. An edge without ``capacity`` is infinite.
     """
     network = nx.DiGraph()
-    network.add_nodes_from((_HALF_SIDE, _FULL_SIDE))
-    scale = len(flow.tensors) + 1  # one byte outweighs all tie-breaks together
-    for op in flow.ops:
-        if op.wish is Wish.HALF:
-            network.add_edge(_HALF_SIDE, ("op", op.id))
-        elif op.wish is Wish.FULL:
-            network.add_edge(("op", op.id), _FULL_SIDE)
-    readers = _readers(flow)
-    writers = _writers(flow)
-    for tensor in flow.tensors:
-        writer = ("op", writers[tensor.id].id) if tensor.id in writers else _FULL_SIDE
-        if writer != _FULL_SIDE:
-            narrow, wide = (scale * bytes for bytes in _own_bytes(tensor))
-            _add(network, writer, _FULL_SIDE, narrow)
-            _add(network, _HALF_SIDE, writer, wide)
-        _copy_edges(network, tensor, writer, readers[tensor.id], scale)
-    _, (half, _) = nx.minimum_cut(
-        network, _HALF_SIDE, _FULL_SIDE, capacity="capacity", flow_func=boykov_kolmogorov
-    )
-    return frozenset(name for kind, name in half if kind == "op")
+    network.add_nodes_from((_HALF, _FULL))
+    network.add_nodes_from(("op", op.id) for op in flow.ops if op.wish is Wish.FREE)
+    rows = footprints(flow)
+    unit = 2 * len(rows) + 1  # one byte outweighs the casts of all tensors together
+    for row in rows:
+        _add_tensor(network, row, unit)
+    return network
 
 
-def _add(network: nx.DiGraph, tail: object, head: object, capacity: int) -> None:
-    """Add capacity to an edge; an edge without a capacity is infinite and stays so."""
-    if network.has_edge(tail, head):
-        if "capacity" in network[tail][head]:
-            network[tail][head]["capacity"] += capacity
-    else:
-        network.add_edge(tail, head, capacity=capacity)
+def _node(op: Op) -> object:
+    if op.wish is Wish.FREE:
+        return ("op", op.id)
+    return _HALF if op.wish is Wish.HALF else _FULL
 
 
-def _copy_edges(
-    network: nx.DiGraph, tensor: Tensor, writer: object, readers: list[Op], scale: int
+def _add_tensor(network: nx.DiGraph, row: Footprint, unit: int) -> None:
+    """Add the terms of one tensor's cost, in the order of `mpcompile.footprint.cost`."""
+    name = row.tensor.id
+    narrow, wide = unit * row.narrow_bytes, unit * row.wide_bytes
+    writer = _FULL if row.writer is None else _node(row.writer)
+    loads, reads, kept = ([_node(op) for op in ops] for ops in (row.loads, row.reads, row.kept))
+    if row.written:
+        _add(network, writer, _FULL, narrow)
+        _add(network, _HALF, writer, wide)
+    as_wide = [_FULL] if row.wide else []
+    _narrow_copy(network, ("narrow", name), loads, writer if row.present else _FULL, narrow)
+    _wide_copy(network, ("wide", name), loads + as_wide, writer if row.present else _HALF, wide)
+    _narrow_copy(network, ("kept narrow", name), kept, _FULL, narrow)
+    _wide_copy(network, ("kept wide", name), kept, _HALF, wide)
+    _narrow_copy(network, ("narrow cast", name), reads, writer, 1)
+    _wide_copy(network, ("wide cast", name), reads + as_wide, writer, 1)
+
+
+def _narrow_copy(
+    network: nx.DiGraph, copy: object, readers: list[object], writer: object, size: int
 ) -> None:
-    narrow, wide = (scale * bytes + 1 for bytes in _copy_bytes(tensor))
-    free = [("op", op.id) for op in readers if not op.inside and op.wish is not Wish.FULL]
-    if free:
-        copy = ("narrow copy", tensor.id)
-        for reader in free:
+    """Charge a size if a reader is on the 16-bit side and the writer is not."""
+    readers = [node for node in dict.fromkeys(readers) if node != _FULL]
+    if _HALF in readers or len(readers) == 1:
+        _add(network, _HALF if _HALF in readers else readers[0], writer, size)
+    elif readers and writer != _HALF:
+        for reader in readers:
             network.add_edge(reader, copy)
-        _add(network, copy, writer, narrow)
-    full = [("op", op.id) for op in readers if not op.inside and op.wish is not Wish.HALF]
-    if (full or tensor.output) and writer != _FULL_SIDE:
-        copy = ("wide copy", tensor.id)
-        for reader in full:
+        _add(network, copy, writer, size)
+
+
+def _wide_copy(
+    network: nx.DiGraph, copy: object, readers: list[object], writer: object, size: int
+) -> None:
+    """Charge a size if a reader is on the FP32 side and the writer is not."""
+    readers = [node for node in dict.fromkeys(readers) if node != _HALF]
+    if _FULL in readers or len(readers) == 1:
+        _add(network, writer, _FULL if _FULL in readers else readers[0], size)
+    elif readers and writer != _FULL:
+        for reader in readers:
             network.add_edge(copy, reader)
-        if tensor.output:
-            network.add_edge(copy, _FULL_SIDE)
-        _add(network, writer, copy, wide)
+        _add(network, writer, copy, size)
 
 
-def _own_bytes(tensor: Tensor) -> tuple[int, int]:
-    times = (1 + tensor.saved) * tensor.elements * (not tensor.view)
-    return 2 * times, 4 * times
-
-
-def _copy_bytes(tensor: Tensor) -> tuple[int, int]:
-    times = (1 + tensor.saved) * tensor.elements
-    return 2 * times, 4 * times
-
-
-def _readers(flow: Dataflow) -> dict[str, list[Op]]:
-    readers: dict[str, list[Op]] = {tensor.id: [] for tensor in flow.tensors}
-    for op in flow.ops:
-        for tensor in dict.fromkeys(op.reads):
-            readers[tensor].append(op)
-    return readers
-
-
-def _writers(flow: Dataflow) -> dict[str, Op]:
-    return {tensor: op for op in flow.ops for tensor in op.writes}
-
-
-def plan_cost(flow: Dataflow, half: frozenset[str]) -> int:
-    """Return the bytes of an assignment, term by term as the module's text states them.
-
-    Independent of the cut, so that tests can compare the two.
-    """
-    total = 0
-    readers, writers = _readers(flow), _writers(flow)
-    for tensor in flow.tensors:
-        writer = writers.get(tensor.id)
-        stored_half = writer is not None and writer.id in half
-        wants = [op.id in half for op in readers[tensor.id] if not op.inside]
-        if writer is not None:
-            total += _own_bytes(tensor)[0 if stored_half else 1]
-        if not stored_half and any(wants):
-            total += _copy_bytes(tensor)[0]
-        if stored_half and (tensor.output or not all(wants)):
-            total += _copy_bytes(tensor)[1]
-    return total
+def _add(network: nx.DiGraph, tail: object, head: object, size: int) -> None:
+    """Add a capacity to an edge, unless no cut can ever have to pay it."""
+    if tail in (head, _FULL) or head == _HALF or (tail == _HALF and head == _FULL):
+        return
+    if network.has_edge(tail, head):
+        network[tail][head]["capacity"] += size
+    else:
+        network.add_edge(tail, head, capacity=size)
 
 
 def _decision(op: Op, half: frozenset[str], precision: Precision) -> Decision:
@@ -208,11 +193,13 @@ def _copies(
         return (Precision.FP32,), []
     stored_half = writer is not None and writer.id in half
     arrives_wide = not stored_half or (writer is not None and writer.inside)
+    inside = {op.id for op in ops if is_neutral(op, tensor.id)}
+    narrow = {op.id for op in ops if op.id in half and not reads_wide(op, tensor.id)} - inside
     reads = _Reads(
-        narrow=tuple(op.id for op in ops if not op.inside and op.id in half),
-        wide=tuple(op.id for op in ops if not op.inside and op.id not in half)
+        narrow=tuple(op.id for op in ops if op.id in narrow),
+        wide=tuple(op.id for op in ops if op.id not in narrow | inside)
         + (("output",) if tensor.output else ()),
-        inside=tuple(op.id for op in ops if op.inside),
+        inside=tuple(op.id for op in ops if op.id in inside),
     )
 
     def cast(source: str, to: Precision, who: tuple[str, ...], reason: str) -> Cast:

@@ -48,6 +48,16 @@ class Rule:
     inside: bool
     saves: str
     why: str
+    full_arguments: str = ""
+
+    @property
+    def streams(self) -> bool:
+        """Whether a fusing backend makes a loop of the op."""
+        return self.wish is not Wish.HALF and self.name not in (
+            "embedding",
+            "interpolation",
+            "unknown",
+        )
 
 
 _HALF, _FREE, _FULL = Wish.HALF, Wish.FREE, Wish.FULL

@@ -24,7 +24,7 @@ from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.functional import make_functional
 from mpcompile.policy import Policy
 from mpcompile.rules import TORCH_RULES, Wish
-from mpcompile.torch_private import DataDependent, is_view, op_name
+from mpcompile.torch_private import DataDependent, arguments_of, is_view, op_name
 from mpcompile.workload import Workload
 
 _TORCH = str(Path(torch.__file__).parent)
@@ -267,30 +267,23 @@ def dataflow(module: fx.GraphModule, fixed: dict[str, str], policy: Policy) -> D
     """
     ops: list[Op] = []
     tensors: list[Tensor] = []
-    saved: set[str] = set()
     outputs = set(module.graph.output_node().all_input_nodes)
     for node in module.graph.nodes:
         if node.op == "call_function" and node.target is not operator.getitem:
-            op, kept = _op(node, policy)
-            ops.append(op)
-            saved.update(kept)
+            ops.append(_op(node, policy))
         if is_full(node):
             tensors.append(
                 Tensor(
                     id=node.name,
                     elements=node.meta["val"].numel(),
-                    view=node.op == "call_function" and is_view(node),
                     fixed=fixed.get(node.name) if node.op == "placeholder" else None,
                     output=node in outputs,
                 )
             )
-    marked = tuple(
-        Tensor(t.id, t.elements, t.view, t.id in saved, t.fixed, t.output) for t in tensors
-    )
-    return Dataflow(tuple(ops), marked)
+    return Dataflow(tuple(ops), tuple(tensors))
 
 
-def _op(node: fx.Node, policy: Policy) -> tuple[Op, list[str]]:
+def _op(node: fx.Node, policy: Policy) -> Op:
     name = op_name(node)
     where = place_of(node)
     rule, wish, reason = policy.wish(TORCH_RULES, name, where.module, node.name)
@@ -298,24 +291,34 @@ def _op(node: fx.Node, policy: Policy) -> tuple[Op, list[str]]:
     writes = tuple(result.name for result in results if is_full(result))
     reads = tuple(item.name for item in node.all_input_nodes if is_full(item))
     numbers = [result.meta["val"].numel() for result in results if is_full(result)]
+    inside = rule.inside and wish is not Wish.HALF
     if wish is Wish.FREE and writes and max(numbers) <= 1:
         wish, reason = Wish.FULL, "a single number: nothing to save in 16 bits"
+    if wish is Wish.FREE and inside and not rule.streams:
+        wish, reason = Wish.FULL, "a library call that computes and writes FP32"
     if wish is not Wish.FULL and not reads and writes:
         wish, reason = Wish.FULL, "made in FP32, not computed from anything"
-    kept = [*(reads if "in" in rule.saves.split() else ())]
-    kept += [*(writes if "out" in rule.saves.split() else ())]
-    op = Op(
+    saves = rule.saves.split()
+    wide = rule.full_arguments.split()
+    return Op(
         id=node.name,
         kind=name,
         rule=rule.name,
         wish=wish,
-        inside=rule.inside and wish is not Wish.HALF,
+        inside=inside,
+        streams=rule.streams,
         reason=reason,
         reads=reads,
         writes=writes,
+        keeps=(*(reads if "in" in saves else ()), *(writes if "out" in saves else ())),
+        full_reads=tuple(
+            item.name
+            for argument, item in (arguments_of(node).items() if wide else ())
+            if argument in wide and item.name in reads
+        ),
+        view=is_view(node),
         where=where,
     )
-    return op, kept
 
 
 def is_full(node: fx.Node) -> bool:

@@ -234,6 +234,13 @@ def is_view(node: fx.Node) -> bool:
     )
 
 
+def arguments_of(node: fx.Node) -> dict[str, fx.Node]:
+    """Return the nodes among an op's arguments by the names its schema gives them."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    return {name: value for name, value in given.items() if isinstance(value, fx.Node)}
+
+
 def mutated_inputs(node: fx.Node) -> list[fx.Node]:
     """Return the graph nodes whose tensors the node's schema says it writes to."""
     schema = getattr(node.target, "_schema", None)
