@@ -267,16 +267,21 @@ def dataflow(module: fx.GraphModule, fixed: dict[str, str], policy: Policy) -> D
     """
     ops: list[Op] = []
     tensors: list[Tensor] = []
+    fixed = dict(fixed)
     outputs = set(module.graph.output_node().all_input_nodes)
     for node in module.graph.nodes:
         if node.op == "call_function" and node.target is not operator.getitem:
-            ops.append(_op(node, policy))
+            op = _op(node, policy)
+            ops.append(op)
+            fixed |= {
+                item.name: "a statistic" for item in _results(node) if item.name not in op.writes
+            }
         if is_full(node):
             tensors.append(
                 Tensor(
                     id=node.name,
                     elements=node.meta["val"].numel(),
-                    fixed=fixed.get(node.name) if node.op == "placeholder" else None,
+                    fixed=fixed.get(node.name),
                     output=node in outputs,
                 )
             )
@@ -287,11 +292,13 @@ def _op(node: fx.Node, policy: Policy) -> Op:
     name = op_name(node)
     where = place_of(node)
     rule, wish, reason = policy.wish(TORCH_RULES, name, where.module, node.name)
-    results = [node] if isinstance(node.meta.get("val"), torch.Tensor) else list(node.users)
-    writes = tuple(result.name for result in results if is_full(result))
-    reads = tuple(item.name for item in node.all_input_nodes if is_full(item))
-    numbers = [result.meta["val"].numel() for result in results if is_full(result)]
+    results = _results(node)
     inside = rule.inside and wish is not Wish.HALF
+    if inside and results and isinstance(node.meta["val"], tuple | list):
+        results = [item for item in results if item.args[1] == 0]  # the others are statistics
+    writes = tuple(result.name for result in results)
+    reads = tuple(item.name for item in node.all_input_nodes if is_full(item))
+    numbers = [result.meta["val"].numel() for result in results]
     if wish is Wish.FREE and writes and max(numbers) <= 1:
         wish, reason = Wish.FULL, "a single number: nothing to save in 16 bits"
     if wish is Wish.FREE and inside and not rule.streams:
@@ -319,6 +326,12 @@ def _op(node: fx.Node, policy: Policy) -> Op:
         view=is_view(node),
         where=where,
     )
+
+
+def _results(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes that stand for an op's FP32 results."""
+    single = isinstance(node.meta.get("val"), torch.Tensor)
+    return [item for item in ([node] if single else node.users) if is_full(item)]
 
 
 def is_full(node: fx.Node) -> bool:
