@@ -17,7 +17,8 @@ from mpcompile.plan import Cast, Decision, Plan
 from mpcompile.precision import Precision
 from mpcompile.rules import Wish
 
-_HALF, _FULL = "half side", "full side"
+HALF_SIDE, FULL_SIDE = "half side", "full side"
+"""Source and sink of `network_of`."""
 
 
 def make_plan(flow: Dataflow, precision: Precision) -> Plan:
@@ -30,7 +31,8 @@ def make_plan(flow: Dataflow, precision: Precision) -> Plan:
     """
     if precision is Precision.FP32 or not any(op.wish is Wish.HALF for op in flow.ops):
         return plan_of(flow, frozenset(), Precision.FP32)
-    return plan_of(flow, cheapest(flow), precision)
+    rows = footprints(flow)
+    return _plan(flow, rows, _cheapest(flow, rows), precision)
 
 
 def plan_of(flow: Dataflow, half: frozenset[str], precision: Precision) -> Plan:
@@ -41,7 +43,12 @@ def plan_of(flow: Dataflow, half: frozenset[str], precision: Precision) -> Plan:
         half: ids of the ops that store 16 bits.
         precision: the 16-bit format; FP32 for the plan that changes nothing.
     """
-    rows = footprints(flow)
+    return _plan(flow, footprints(flow), half, precision)
+
+
+def _plan(
+    flow: Dataflow, rows: tuple[Footprint, ...], half: frozenset[str], precision: Precision
+) -> Plan:
     readers: dict[str, list[Op]] = {tensor.id: [] for tensor in flow.tensors}
     for op in flow.ops:
         for name in dict.fromkeys(op.reads):
@@ -68,25 +75,32 @@ def cheapest(flow: Dataflow) -> frozenset[str]:
 
     Of several cheapest plans it is the one with the most such ops, whatever the order of the rows.
     """
-    network = network_of(flow)
+    return _cheapest(flow, footprints(flow))
+
+
+def _cheapest(flow: Dataflow, rows: tuple[Footprint, ...]) -> frozenset[str]:
+    side = source_side(network_of(flow, rows), HALF_SIDE, FULL_SIDE)
     return frozenset(
-        name[1]
-        for name in source_side(network, _HALF, _FULL)
-        if isinstance(name, tuple) and name[0] == "op"
-    ) | frozenset(op.id for op in flow.ops if op.wish is Wish.HALF)
+        op.id
+        for op in flow.ops
+        if op.wish is Wish.HALF or (op.wish is Wish.FREE and ("op", op.id) in side)
+    )
 
 
-def network_of(flow: Dataflow) -> nx.DiGraph:
+def network_of(flow: Dataflow, rows: tuple[Footprint, ...]) -> nx.DiGraph:
     """Return the network whose minimum cut is the cheapest plan.
 
     An op with a choice is a node ``("op", id)``, on the source's side if it stores 16 bits; an op
     without one is the source or the sink itself. A copy of a tensor that exists as soon as one op
     of several wants it is a node of its own. An edge without ``capacity`` is infinite.
+
+    Args:
+        flow: the neutral graph.
+        rows: its `footprints`.
     """
     network = nx.DiGraph()
-    network.add_nodes_from((_HALF, _FULL))
+    network.add_nodes_from((HALF_SIDE, FULL_SIDE))
     network.add_nodes_from(("op", op.id) for op in flow.ops if op.wish is Wish.FREE)
-    rows = footprints(flow)
     unit = 2 * len(rows) + 1  # one byte outweighs the casts of all tensors together
     for row in rows:
         _add_tensor(network, row, unit)
@@ -96,23 +110,23 @@ def network_of(flow: Dataflow) -> nx.DiGraph:
 def _node(op: Op) -> object:
     if op.wish is Wish.FREE:
         return ("op", op.id)
-    return _HALF if op.wish is Wish.HALF else _FULL
+    return HALF_SIDE if op.wish is Wish.HALF else FULL_SIDE
 
 
 def _add_tensor(network: nx.DiGraph, row: Footprint, unit: int) -> None:
     """Add the terms of one tensor's cost, in the order of `mpcompile.footprint.cost`."""
     name = row.tensor.id
     narrow, wide = unit * row.narrow_bytes, unit * row.wide_bytes
-    writer = _FULL if row.writer is None else _node(row.writer)
+    writer = FULL_SIDE if row.writer is None else _node(row.writer)
     loads, reads, kept = ([_node(op) for op in ops] for ops in (row.loads, row.reads, row.kept))
     if row.written:
-        _add(network, writer, _FULL, narrow)
-        _add(network, _HALF, writer, wide)
-    as_wide = [_FULL] if row.wide else []
-    _narrow_copy(network, ("narrow", name), loads, writer if row.present else _FULL, narrow)
-    _wide_copy(network, ("wide", name), loads + as_wide, writer if row.present else _HALF, wide)
-    _narrow_copy(network, ("kept narrow", name), kept, _FULL, narrow)
-    _wide_copy(network, ("kept wide", name), kept, _HALF, wide)
+        _add(network, writer, FULL_SIDE, narrow)
+        _add(network, HALF_SIDE, writer, wide)
+    as_wide = [FULL_SIDE] if row.wide else []
+    _narrow_copy(network, ("narrow", name), loads, writer if row.present else FULL_SIDE, narrow)
+    _wide_copy(network, ("wide", name), loads + as_wide, writer if row.present else HALF_SIDE, wide)
+    _narrow_copy(network, ("kept narrow", name), kept, FULL_SIDE, narrow)
+    _wide_copy(network, ("kept wide", name), kept, HALF_SIDE, wide)
     _narrow_copy(network, ("narrow cast", name), reads, writer, 1)
     _wide_copy(network, ("wide cast", name), reads + as_wide, writer, 1)
 
@@ -121,10 +135,10 @@ def _narrow_copy(
     network: nx.DiGraph, copy: object, readers: list[object], writer: object, size: int
 ) -> None:
     """Charge a size if a reader is on the 16-bit side and the writer is not."""
-    readers = [node for node in dict.fromkeys(readers) if node != _FULL]
-    if _HALF in readers or len(readers) == 1:
-        _add(network, _HALF if _HALF in readers else readers[0], writer, size)
-    elif readers and writer != _HALF:
+    readers = [node for node in dict.fromkeys(readers) if node != FULL_SIDE]
+    if HALF_SIDE in readers or len(readers) == 1:
+        _add(network, HALF_SIDE if HALF_SIDE in readers else readers[0], writer, size)
+    elif readers and writer != HALF_SIDE:
         for reader in readers:
             network.add_edge(reader, copy)
         _add(network, copy, writer, size)
@@ -134,10 +148,10 @@ def _wide_copy(
     network: nx.DiGraph, copy: object, readers: list[object], writer: object, size: int
 ) -> None:
     """Charge a size if a reader is on the FP32 side and the writer is not."""
-    readers = [node for node in dict.fromkeys(readers) if node != _HALF]
-    if _FULL in readers or len(readers) == 1:
-        _add(network, writer, _FULL if _FULL in readers else readers[0], size)
-    elif readers and writer != _FULL:
+    readers = [node for node in dict.fromkeys(readers) if node != HALF_SIDE]
+    if FULL_SIDE in readers or len(readers) == 1:
+        _add(network, writer, FULL_SIDE if FULL_SIDE in readers else readers[0], size)
+    elif readers and writer != FULL_SIDE:
         for reader in readers:
             network.add_edge(copy, reader)
         _add(network, writer, copy, size)
@@ -145,7 +159,7 @@ def _wide_copy(
 
 def _add(network: nx.DiGraph, tail: object, head: object, size: int) -> None:
     """Add a capacity to an edge, unless no cut can ever have to pay it."""
-    if tail in (head, _FULL) or head == _HALF or (tail == _HALF and head == _FULL):
+    if tail in (head, FULL_SIDE) or head == HALF_SIDE or (tail == HALF_SIDE and head == FULL_SIDE):
         return
     if network.has_edge(tail, head):
         network[tail][head]["capacity"] += size
