@@ -19,8 +19,15 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-DispatchMode = TorchDispatchMode
-"""Sees every op that reaches the dispatcher below autograd; see `mpcompile.record`."""
+
+class DispatchMode(TorchDispatchMode):
+    """Sees every op that reaches the dispatcher below autograd; see `mpcompile.record`."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from wrapping each dispatch in a guard against dynamo, which never runs here."""
+        return False
+
 
 DataDependent: type[Exception] = GuardOnDataDependentSymNode
 """What tracing raises when Python control flow asks for a tensor's value."""
