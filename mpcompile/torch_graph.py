@@ -22,8 +22,8 @@ from torch import fx
 from mpcompile.dataflow import Dataflow, Op, Tensor, Where
 from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.functional import make_functional
-from mpcompile.policy import Policy
-from mpcompile.rules import TORCH_RULES, Wish
+from mpcompile.policy import Policy, Row, resolve
+from mpcompile.rules import TORCH_RULES, Rule, Wish
 from mpcompile.torch_private import DataDependent, is_view, op_name
 from mpcompile.workload import Workload
 
@@ -265,13 +265,14 @@ def dataflow(module: fx.GraphModule, fixed: dict[str, str], policy: Policy) -> D
         fixed: placeholder name to what it is (``"a parameter"``).
         policy: gives each op its wish.
     """
+    wishes = _wishes(module.graph, fixed, policy)
     ops: list[Op] = []
     tensors: list[Tensor] = []
     saved: set[str] = set()
     outputs = set(module.graph.output_node().all_input_nodes)
     for node in module.graph.nodes:
         if node.op == "call_function" and node.target is not operator.getitem:
-            op, kept = _op(node, policy)
+            op, kept = _op(node, *wishes[node.name])
             ops.append(op)
             saved.update(kept)
         if is_full(node):
@@ -290,10 +291,40 @@ def dataflow(module: fx.GraphModule, fixed: dict[str, str], policy: Policy) -> D
     return Dataflow(tuple(ops), marked)
 
 
-def _op(node: fx.Node, policy: Policy) -> tuple[Op, list[str]]:
+def _wishes(
+    graph: fx.Graph, fixed: dict[str, str], policy: Policy
+) -> dict[str, tuple[Rule, Wish, str]]:
+    """Return each op's row, wish and reason; warn of overrides that match none."""
+    rows = (
+        Row(node.name, op_name(node), place_of(node).module, _is_residual(node, fixed))
+        for node in graph.nodes
+        if node.op == "call_function" and node.target is not operator.getitem
+    )
+    resolution = resolve(policy, TORCH_RULES, rows)
+    resolution.warn()
+    return resolution.wishes
+
+
+def _is_residual(node: fx.Node, fixed: dict[str, str]) -> bool:
+    """Whether the node adds two activations: no parameter, no buffer, nothing broadcast."""
+    parts = node.args[:2]
+    if op_name(node) != "add" or not is_full(node):
+        return False
+    for part in parts:
+        if not (isinstance(part, fx.Node) and is_full(part)):
+            return False
+        if part.meta["val"].numel() != node.meta["val"].numel():
+            return False
+        while part.op == "call_function" and is_view(part):
+            part = part.all_input_nodes[0]
+        if fixed.get(part.name) in ("a parameter", "a buffer"):
+            return False
+    return any(isinstance(part, fx.Node) and part.op == "call_function" for part in parts)
+
+
+def _op(node: fx.Node, rule: Rule, wish: Wish, reason: str) -> tuple[Op, list[str]]:
     name = op_name(node)
     where = place_of(node)
-    rule, wish, reason = policy.wish(TORCH_RULES, name, where.module, node.name)
     results = [node] if isinstance(node.meta.get("val"), torch.Tensor) else list(node.users)
     writes = tuple(result.name for result in results if is_full(result))
     reads = tuple(item.name for item in node.all_input_nodes if is_full(item))
