@@ -117,7 +117,7 @@ def _change(change: Change) -> str:
     place = f" ({new.where})" if str(new.where) else ""
     if old is None:
         return f"{change.op}{place}: new, {_state(new)}, because {new.reason}"
-    before = f" (before: {old.reason})" if old.reason != new.reason else ""
+    before = f" (before: {old.reason})" if old.reason not in new.reason else ""
     return f"{change.op}{place}: {_between(old, new)}, because {new.reason}{before}"
 
 
