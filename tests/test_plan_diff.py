@@ -35,6 +35,29 @@ bytes of casts, if none is fused: 1,152 as before""",
     )
 
 
+def test_casts_with_other_readers() -> None:
+    softer = decide(FLOW, Precision.FP16, edited(PLAN, softmax="float32"))
+    other = decide(FLOW, Precision.FP16, edited(PLAN, linear="float32", gelu="float32"))
+    assert_expected_inline(
+        words(PLAN, softer),
+        """\
+softmax: f16 -> f32, because set in the plan; the policy alone stores f16: sums; stored in f16: fewer bytes with these neighbours
+bytes written: 704 -> 832 (+18.2%)
+bytes of casts, if none is fused: 1,152 as before""",
+    )
+    assert_expected_inline(
+        words(PLAN, other),
+        """\
+linear: f16 -> f32, because set in the plan; the policy alone stores f16: fast
+gelu: f16 -> f32, because set in the plan; the policy alone stores f16: either; stored in f16: fewer bytes with these neighbours
+cast removed: x to f16, 32 numbers, for linear (a batch, read in 16 bits)
+cast removed: gelu to f32, 32 numbers, for softmax (read by arithmetic in FP32)
+cast w to f16: no longer for linear
+bytes written: 704 -> 768 (+9.1%)
+bytes of casts, if none is fused: 1,152 -> 768 (-33.3%)""",
+    )
+
+
 def test_another_precision() -> None:
     assert_expected_inline(
         words(PLAN, decide(FLOW, Precision.BF16)),

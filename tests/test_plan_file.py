@@ -140,6 +140,10 @@ def test_an_op_inside_stays_so_unless_the_plan_computes_in_16_bits() -> None:
     found = decide(FLOW, Precision.FP16, Plan.from_json(json.dumps(document)))
     assert found.decision("softmax").computes is Precision.FP16
     assert decide(FLOW, Precision.FP16, found) == found
+    # Whatever the policy in force would have made of it.
+    narrow = replace(FLOW.ops[2], wish=Wish.HALF, inside=False, reason="half")
+    other = Dataflow((*FLOW.ops[:2], narrow, *FLOW.ops[3:]), FLOW.tensors)
+    assert decide(other, Precision.FP16, PLAN) == PLAN
 
 
 def test_ops_that_a_plan_leaves_out_are_the_policys() -> None:
@@ -236,6 +240,31 @@ def test_a_plan_edited_to_what_an_override_decides_is_the_plan_of_that_override(
         assert getattr(by_plan.plan, field) == getattr(by_policy.plan, field)
     assert graph_text(by_plan.forward.module.graph) == graph_text(by_policy.forward.module.graph)
     assert by_plan.plan.casts != plan.casts
+
+
+def test_every_op_of_a_program_may_be_stored_and_computed_either_way() -> None:
+    plan = transform(tied()).plan
+    choices = itertools.product(
+        [d.op for d in plan.decisions], ["float16", "float32"], ["float16", "float32"]
+    )
+    for op, stores, computes in choices:
+        document = json.loads(plan.to_json())
+        for row in document["decisions"]:
+            if row["op"] == op:
+                row.update(stores=stores, computes=computes)
+        workload = tied()
+        assert workload.loss and workload.optimizer
+        step = mpcompile.compile(
+            workload.model,
+            workload.loss,
+            workload.optimizer,
+            workload.batch,
+            plan=Plan.from_json(json.dumps(document)),
+            loss_scale=LossScale.static(64.0),
+        )
+        assert step.plan.decision(op).stores.value == stores
+        assert torch.isfinite(step(*workload.batch))
+        assert step.skipped == 0
 
 
 def test_compile_and_rewrite_take_a_plan() -> None:

@@ -67,12 +67,14 @@ LADDER = (
     "activation",
     "op:ge*",
     "gel*",
+    "gelu*",
     "gelu",
     "*.mlp",
     "encoder",
     "encoder.*",
     "encoder.0",
     "encoder.?.mlp",
+    "module:encoder.0.mlp*",
     "encoder.0.mlp",
     "node:g*",
     "*_3",
@@ -233,6 +235,36 @@ def test_careful_stores_residuals_norms_and_softmax_in_fp32() -> None:
     # The free ops before the first norm follow it; the rest is as the paper has it.
     follow = {op for op in paper if paper[op] != careful[op]} - full
     assert follow == {"embedding", "add"}
+
+
+class Sums(nn.Module):
+    """Sums that are residual streams, and sums that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.randn(32))
+        self.register_buffer("shift", torch.randn(4, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.one(x)
+        residual = x + torch.relu(a)
+        both = residual + residual
+        turned = both.transpose(0, 1).contiguous() + torch.tanh(both).view(8, 4)
+        broadcast = turned.view(4, 8) + a.mean(-1, keepdim=True)
+        number = broadcast + 1.0
+        parameter = number + self.scale.view(4, 8)
+        buffer = parameter + self.shift
+        difference = buffer - a
+        result: torch.Tensor = self.one(difference)
+        return result
+
+
+def test_what_is_a_residual_stream() -> None:
+    workload = Workload(Sums(), (torch.randn(4, 8),))
+    flow = describe(capture(workload), Policy(Level.CAREFUL))
+    adds = {op.id: "residual" in op.reason for op in flow.ops if op.kind == "add"}
+    assert list(adds.values()) == [True, True, True, False, False, False, False]
 
 
 def test_tensor_cores_only_casts_right_round_the_tensor_core_ops() -> None:
