@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mpcompile.loss_scale import LossScale
     from mpcompile.pipeline import compile, rewrite
     from mpcompile.plan import Plan
-    from mpcompile.policy import FULL_PRECISION, Policy
+    from mpcompile.policy import FULL_PRECISION, Level, Policy, UnmatchedOverride
     from mpcompile.precision import Precision
     from mpcompile.train_step import TrainStep
     from mpcompile.workload import Workload
@@ -26,11 +26,13 @@ __all__ = [
     "CannotCapture",
     "CheckFailed",
     "CompileError",
+    "Level",
     "LossScale",
     "Plan",
     "Policy",
     "Precision",
     "TrainStep",
+    "UnmatchedOverride",
     "Workload",
     "compile",
     "rewrite",
@@ -42,11 +44,13 @@ _HOME = {
     "CannotCapture": "errors",
     "CheckFailed": "errors",
     "CompileError": "errors",
+    "Level": "policy",
     "LossScale": "loss_scale",
     "Plan": "plan",
     "Policy": "policy",
     "Precision": "precision",
     "TrainStep": "train_step",
+    "UnmatchedOverride": "policy",
     "Workload": "workload",
     "compile": "pipeline",
     "rewrite": "pipeline",

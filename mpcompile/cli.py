@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from mpcompile import __version__
-from mpcompile.errors import CompileError
+from mpcompile.errors import CompileError, printable
 
 DEFECT = 70
 
@@ -21,28 +22,13 @@ app = App(
     version=__version__,
     help="Compile an FP32 PyTorch training step into mixed precision.\n\n"
     "`mpcompile model.py` transforms and explains; `mpcompile run model.py` trains. The file is "
-    "your own code: it is executed. Exit codes: 0 done, 1 a check failed, 2 bad input, 3 the "
-    "model cannot be captured, 70 a defect of mpcompile.",
+    "your own code: it is executed. Settings stand in `[tool.mpcompile]` of `pyproject.toml`. Exit "
+    "codes: 0 done, 1 a check failed, 2 bad input, 3 the model cannot be captured, 70 a defect of "
+    "mpcompile.",
     help_format="markdown",
 )
 
 Source = Annotated[str, Parameter(help="A file that defines workload(), or package.module:name.")]
-Format = Annotated[
-    Literal["fp16", "bf16", "fp32"], Parameter(help="The 16-bit format; fp32 changes nothing.")
-]
-Patterns = Annotated[
-    tuple[str, ...],
-    Parameter(
-        help="Ops, modules or nodes to keep in FP32 (wildcards allowed; repeatable).", negative=()
-    ),
-]
-HalfPatterns = Annotated[
-    tuple[str, ...],
-    Parameter(help="Ops, modules or nodes to run in 16 bits all the same.", negative=()),
-]
-Scale = Annotated[
-    str, Parameter(help="dynamic, none, or a number; default: dynamic with fp16, else none.")
-]
 Json = Annotated[
     str | None,
     Parameter(
@@ -52,6 +38,46 @@ Json = Annotated[
     ),
 ]
 Debug = Annotated[bool, Parameter(help="Show tracebacks.", negative=())]
+PlanPath = Annotated[Path, Parameter(help="A plan.json.")]
+
+
+def _patterns(what: str) -> Parameter:
+    text = f"Ops, modules or nodes {what} (wildcards; repeatable)."
+    return Parameter(help=text, negative=(), show_default=False)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Flags:
+    """What decides precisions; what is not given is as ``[tool.mpcompile]`` says."""
+
+    level: Annotated[
+        Literal["careful", "paper", "tensor-cores-only", "fp32"] | None,
+        Parameter(help="How much is stored in 16 bits; default: paper."),
+    ] = None
+    precision: Annotated[
+        Literal["fp16", "bf16", "fp32"] | None,
+        Parameter(help="The 16-bit format; fp32 changes nothing; default: fp16."),
+    ] = None
+    full: Annotated[tuple[str, ...], _patterns("to keep in FP32")] = ()
+    half: Annotated[tuple[str, ...], _patterns("to run in 16 bits all the same")] = ()
+    free: Annotated[tuple[str, ...], _patterns("that may take either")] = ()
+    plan: Annotated[
+        Path | None,
+        Parameter(help="A plan.json of this program; its decisions hold before everything else."),
+    ] = None
+    loss_scale: Annotated[
+        str | None,
+        Parameter(help="dynamic, none, or a number; default: dynamic with fp16, else none."),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """Return what was given, but for the plan, by the names of the settings."""
+        everything = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {k: v for k, v in everything.items() if v not in (None, ()) and k != "plan"}
+
+
+_NO_FLAGS = Flags()
 
 
 @app.default
@@ -61,17 +87,14 @@ def transform(
     output: Annotated[
         Path | None, Parameter(name=["--output", "-o"], help="Folder; default: NAME.mp here.")
     ] = None,
-    precision: Format = "fp16",
-    full: Patterns = (),
-    half: HalfPatterns = (),
-    loss_scale: Scale = "",
+    flags: Flags = _NO_FLAGS,
     force: Annotated[bool, Parameter(help="Replace an artifact folder.", negative=())] = False,
     json: Json = None,
     debug: Debug = False,
 ) -> None:
     """Transform a training program, print what became of it, and write plan and graphs."""
     del debug
-    _commands().transform(source, output, precision, full, half, loss_scale, force, json)
+    _commands().transform(source, output, flags.given(), flags.plan, force, json)
 
 
 @app.command
@@ -79,10 +102,7 @@ def run(
     source: Source,
     *,
     steps: Annotated[int, Parameter(help="Training steps.")] = 100,
-    precision: Format = "fp16",
-    full: Patterns = (),
-    half: HalfPatterns = (),
-    loss_scale: Scale = "",
+    flags: Flags = _NO_FLAGS,
     backend: Annotated[
         Literal["interpreter", "inductor"] | None,
         Parameter(help="Default: inductor on CUDA, interpreter elsewhere."),
@@ -92,11 +112,41 @@ def run(
 ) -> None:
     """Train a program in mixed precision on its own data."""
     del debug
-    _commands().run(source, steps, precision, full, half, loss_scale, backend, json)
+    given = {**flags.given(), **({"backend": backend} if backend else {})}
+    _commands().run(source, steps, given, flags.plan, json)
+
+
+@app.command
+def diff(old: PlanPath, new: PlanPath, /, *, json: Json = None, debug: Debug = False) -> int:
+    """Say in words what changed between two plans.
+
+    Exit code 0: both do the same to the same graph; 1: they differ. Reasons and source lines alone
+    are no difference.
+    """
+    del debug
+    code: int = _plan_commands().diff(old, new, json)
+    return code
+
+
+@app.command
+def schema(
+    document: Annotated[
+        Literal["settings", "plan"] | None, Parameter(help="Which one; default: both.")
+    ] = None,
+    *,
+    debug: Debug = False,
+) -> None:
+    """Print the JSON schema of the settings in pyproject.toml and of plan.json."""
+    del debug
+    _plan_commands().schema(document)
 
 
 def _commands() -> Any:
     return import_module("mpcompile.commands")
+
+
+def _plan_commands() -> Any:
+    return import_module("mpcompile.plan_commands")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -108,7 +158,7 @@ def exit_code(arguments: list[str]) -> int:
     """Run the command line; return its exit code, with every failure as one sentence on stderr."""
     debug = "--debug" in arguments
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         return _say(" ".join(str(error).split()), 2)
     except CompileError as error:
@@ -123,12 +173,12 @@ def exit_code(arguments: list[str]) -> int:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         advice = "" if debug else " Run again with --debug for the traceback."
         return _say(f"this is a defect of mpcompile ({text}).{advice}", DEFECT, debug)
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _say(sentence: str, code: int, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
     here = f"{Path.cwd()}{os.sep}"  # a place below the working folder reads better without it
-    sys.stderr.write(f"mpcompile: {sentence.replace(here, '')}\n")
+    sys.stderr.write(f"mpcompile: {printable(sentence.replace(here, ''))}\n")
     return code

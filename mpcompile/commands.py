@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from rich.console import Console
@@ -17,26 +19,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mpcompile.artifacts import check_free, write_folder
 from mpcompile.errors import BadInput
 from mpcompile.graph_text import graph_text
-from mpcompile.loss_scale import LossScale
-from mpcompile.lower_torch import Backend
 from mpcompile.pipeline import Transformed, to_step
 from mpcompile.pipeline import transform as transform_workload
-from mpcompile.policy import FULL_PRECISION, Policy
+from mpcompile.plan import read_plan
+from mpcompile.plan_commands import write_json
+from mpcompile.policy import FULL_PRECISION, UnmatchedOverride
 from mpcompile.precision import Precision
 from mpcompile.report import print_summary, summarize
+from mpcompile.settings import find_settings
 from mpcompile.train_step import TrainStep
 from mpcompile.workload import Workload, load
 
-_PRECISIONS = {"fp16": Precision.FP16, "bf16": Precision.BF16, "fp32": Precision.FP32}
+_NAMES = {Precision.FP16: "fp16", Precision.BF16: "bf16", Precision.FP32: "fp32"}
 
 
 def transform(
     source: str,
     output: Path | None,
-    precision: str,
-    full: tuple[str, ...],
-    half: tuple[str, ...],
-    loss_scale: str,
+    flags: dict[str, Any],
+    plan: Path | None,
     force: bool,
     json_to: str | None,
 ) -> None:
@@ -44,10 +45,11 @@ def transform(
     console = Console(stderr=json_to == "-", highlight=False)
     folder = output or Path(f"{_name(source)}.mp")
     check_free(folder, force)
-    policy, scale = _policy(precision, full, half), _scale(loss_scale)
+    settings = find_settings(Path.cwd()).over(flags)
+    given = read_plan(plan) if plan else None
     workload = load(source)
-    with console.status("transforming"):
-        mixed = transform_workload(workload, policy, scale)
+    with console.status("transforming"), _warnings_on_one_line():
+        mixed = transform_workload(workload, settings.policy, settings.scale, given)
         plain = transform_workload(workload, FULL_PRECISION)
         summary = summarize(mixed, plain)
     files = {
@@ -60,39 +62,39 @@ def transform(
     if mixed.step is not None:
         files["step.txt"] = f"{mixed.step}\n"
     write_folder(folder, files, force)
-    print_summary(summary, f"{source} in {precision}", console)
+    how = f"by {plan}" if plan else f"level {mixed.policy.level.value}"
+    print_summary(summary, f"{source} in {_NAMES[mixed.plan.precision]}, {how}", console)
     console.print(f"wrote {folder}/: {', '.join(files)}")
-    _write_json(json_to, {"source": source, "output": str(folder), **summary.to_dict()})
+    write_json(json_to, {"source": source, "output": str(folder), **summary.to_dict()})
 
 
 def run(
     source: str,
     steps: int,
-    precision: str,
-    full: tuple[str, ...],
-    half: tuple[str, ...],
-    loss_scale: str,
-    backend: Backend | None,
+    flags: dict[str, Any],
+    plan: Path | None,
     json_to: str | None,
 ) -> None:
     """``mpcompile run model.py``: train on the workload's own data."""
     if steps < 1:
         raise BadInput(f"--steps is {steps}", "", "give at least 1")
     console = Console(stderr=json_to == "-", highlight=False)
-    policy, scale = _policy(precision, full, half), _scale(loss_scale)
+    settings = find_settings(Path.cwd()).over(flags)
+    given = read_plan(plan) if plan else None
     workload = load(source)
-    with console.status("transforming"):
-        transformed = transform_workload(workload, policy, scale)
+    with console.status("transforming"), _warnings_on_one_line():
+        transformed = transform_workload(workload, settings.policy, settings.scale, given)
     if workload.data is None:
         raise BadInput(
             "the workload has no data", workload.origin, "give data=, an iterable of batches"
         )
-    step = to_step(transformed, backend)
+    step = to_step(transformed, settings.backend)
     losses, seconds = _train(step, workload, steps, console)
     typical = 1000 * median(seconds[1:] or seconds)
     document = {
         "source": source,
-        "precision": precision,
+        "level": transformed.policy.level.value,
+        "precision": _NAMES[transformed.plan.precision],
         "backend": step.backend,
         "steps": len(losses),
         "taken": step.taken,
@@ -105,7 +107,7 @@ def run(
         f"{len(losses)} steps: loss {losses[0]:.4f} -> {losses[-1]:.4f}, "
         f"loss scale {step.loss_scale:g}, {step.skipped} skipped, {typical:.1f} ms a step"
     )
-    _write_json(json_to, document)
+    write_json(json_to, document)
 
 
 def _train(
@@ -164,21 +166,28 @@ def _name(source: str) -> str:
     return path.stem if path.suffix == ".py" else source.partition(":")[0].rpartition(".")[2]
 
 
-def _policy(precision: str, full: tuple[str, ...], half: tuple[str, ...]) -> Policy:
-    return Policy(_PRECISIONS[precision], full=full, half=half)
+@contextmanager
+def _warnings_on_one_line() -> Iterator[None]:
+    """Say of an override that matches nothing in one line; leave other warnings as they are."""
+    show = warnings.showwarning
 
+    def say(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, UnmatchedOverride):
+            sys.stderr.write(f"mpcompile: warning: {message}.\n")
+        else:
+            show(message, category, filename, lineno, file, line)
 
-def _scale(text: str) -> LossScale | None:
-    if text == "":
-        return None
-    if text == "dynamic":
-        return LossScale()
-    if text == "none":
-        return LossScale.none()
-    try:
-        return LossScale.static(float(text))
-    except ValueError:
-        raise BadInput(f"--loss-scale is {text!r}", "", "give dynamic, none or a number") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnmatchedOverride)
+        warnings.showwarning = say
+        yield
 
 
 def _decisions(mixed: Transformed) -> str:
@@ -193,13 +202,3 @@ def _decisions(mixed: Transformed) -> str:
         for row in [head, *rows]
     ]
     return "\n".join(lines) + "\n"
-
-
-def _write_json(target: str | None, document: dict[str, Any]) -> None:
-    if target is None:
-        return
-    text = json.dumps(document) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-    else:
-        Path(target).write_text(text, encoding="utf-8")

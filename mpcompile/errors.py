@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import ClassVar
 
 
@@ -44,3 +46,14 @@ class CannotCapture(CompileError):
     """The program is valid PyTorch but cannot become one graph (exit code 3)."""
 
     exit_code = 3
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` with the nearest of the known words, or ``""``."""
+    near = get_close_matches(word, sorted(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def printable(text: str) -> str:
+    """Return a text whose control characters are written out, fit for a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from mpcompile.apply_plan import decide
 from mpcompile.dataflow import Dataflow
 from mpcompile.differentiate import differentiate
 from mpcompile.errors import BadInput
@@ -17,7 +18,6 @@ from mpcompile.lower_torch import Backend, default_backend
 from mpcompile.pass_runner import run_passes
 from mpcompile.passes import GRADIENT, forward_passes, training_passes
 from mpcompile.plan import Plan
-from mpcompile.planner import make_plan
 from mpcompile.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.step import Role, Slot, StepGraph, add_input, results, set_results
@@ -60,6 +60,7 @@ def compile(
     batch: tuple[torch.Tensor, ...],
     *,
     policy: Policy | None = None,
+    plan: Plan | None = None,
     loss_scale: LossScale | None = None,
     backend: Backend | None = None,
 ) -> TrainStep:
@@ -72,6 +73,8 @@ def compile(
         optimizer: any optimizer of ``torch.optim`` whose ``step()`` takes no closure.
         batch: example tensors; every later batch has their shapes and dtypes.
         policy: default: FP16 by the op table.
+        plan: decisions that hold before the policy, such as ``Plan.from_json(text)`` of a file
+            that was edited; it must be of this very program and batch shape.
         loss_scale: default: dynamic from 2**16 with FP16, none otherwise.
         backend: default: ``"inductor"`` on CUDA, ``"interpreter"`` elsewhere.
 
@@ -79,7 +82,8 @@ def compile(
         BadInput: an argument is wrong.
         CannotCapture: the program cannot become one graph.
     """
-    return to_step(transform(Workload(model, batch, loss, optimizer), policy, loss_scale), backend)
+    workload = Workload(model, batch, loss, optimizer)
+    return to_step(transform(workload, policy, loss_scale, plan), backend)
 
 
 def to_step(transformed: Transformed, backend: Backend | None = None) -> TrainStep:
@@ -102,7 +106,10 @@ def to_step(transformed: Transformed, backend: Backend | None = None) -> TrainSt
 
 
 def transform(
-    workload: Workload, policy: Policy | None = None, loss_scale: LossScale | None = None
+    workload: Workload,
+    policy: Policy | None = None,
+    loss_scale: LossScale | None = None,
+    plan: Plan | None = None,
 ) -> Transformed:
     """Run every stage before lowering; nothing of the user's is changed.
 
@@ -111,10 +118,10 @@ def transform(
     """
     policy = policy or Policy()
     if loss_scale is None:
-        half = policy.precision is Precision.FP16
-        loss_scale = LossScale() if half else LossScale.none()
+        precision = plan.precision if plan else policy.precision
+        loss_scale = LossScale() if precision is Precision.FP16 else LossScale.none()
     forward = capture(workload)
-    plan = make_plan(describe(forward, policy), policy.precision)
+    plan = decide(describe(forward, policy), policy.precision, plan)
     changes = run_passes(forward.module, forward_passes(plan), _lint)
     forward.module.recompile()
     if workload.optimizer is None:
@@ -154,7 +161,9 @@ def join(gradient: fx.GraphModule, slots: dict[str, Slot], update: Update) -> St
 
 
 def rewrite(
-    program: torch.export.ExportedProgram, policy: Policy | None = None
+    program: torch.export.ExportedProgram,
+    policy: Policy | None = None,
+    plan: Plan | None = None,
 ) -> torch.export.ExportedProgram:
     """Rewrite an exported forward graph into mixed precision.
 
@@ -163,13 +172,17 @@ def rewrite(
     Args:
         program: from `torch.export.export`; not changed.
         policy: default: FP16 by the op table.
+        plan: decisions that hold before the policy; it must be of this very program.
+
+    Raises:
+        BadInput: the plan is of another graph, or overrides of the policy contradict each other.
     """
     policy = policy or Policy()
     module = copy_graph(program.graph_module)
     signature = program.graph_signature
     fixed = dict.fromkeys(signature.inputs_to_parameters, "a parameter")
     fixed |= dict.fromkeys(signature.inputs_to_buffers, "a buffer")
-    plan = make_plan(dataflow(module, fixed, policy), policy.precision)
+    plan = decide(dataflow(module, fixed, policy), policy.precision, plan)
     run_passes(module, forward_passes(plan), _lint)
     module.recompile()
     return new_program(program, module)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import Field as Limits
 
 from mpcompile.dataflow import Where
 from mpcompile.errors import BadInput
+from mpcompile.fingerprint import Graph
 from mpcompile.precision import Precision
+from mpcompile.validation import sentence, short
 
-VERSION = 1
+VERSION = 2
+_AGAIN = "write it again with `mpcompile model.py`"
+_LARGEST = 1 << 28  # bytes; a plan of 100,000 ops takes a quarter of that
+
+Count = Annotated[int, Limits(ge=0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +67,7 @@ class Cast:
     source: str
     to: Precision
     readers: tuple[str, ...]
-    elements: int
+    elements: Count
     reason: str
 
     @property
@@ -75,13 +86,15 @@ class Plan:
         storage: per tensor the precisions it is stored in, narrow first.
         casts: in graph order of the tensors they copy.
         cost: bytes materialised by the planner's model (``docs/planner.md``).
+        graph: what it was made for; empty until the plan of a program is complete.
     """
 
     precision: Precision
     decisions: tuple[Decision, ...]
     storage: dict[str, tuple[Precision, ...]]
     casts: tuple[Cast, ...]
-    cost: int
+    cost: Count
+    graph: Graph = field(default_factory=Graph)
 
     def decision(self, op: str) -> Decision:
         """Return the decision for an op id; raises KeyError if there is none."""
@@ -92,38 +105,69 @@ class Plan:
 
     def to_json(self) -> str:
         """Write the plan as a JSON document; `from_json` reads it back."""
-        document = {"version": VERSION, **asdict(self)}
-        return json.dumps(document, indent=1, default=lambda precision: precision.value)
+        head = {"version": VERSION, "fingerprint": self.graph.fingerprint}
+        return json.dumps({**head, **asdict(self)}, indent=1, default=lambda p: p.value)
 
     @staticmethod
-    def from_json(text: str) -> Plan:
-        """Read a plan; raises BadInput if the text is not a plan of this version."""
+    def from_json(text: str | bytes, where: str = "") -> Plan:
+        """Read a plan that may come from anyone.
+
+        Args:
+            text: the document.
+            where: its file, for error messages.
+
+        Raises:
+            BadInput: it is not a plan of this version, or its fingerprint is of another graph than
+                the one it describes.
+        """
         try:
-            document: dict[str, Any] = json.loads(text)
-            if document["version"] != VERSION:
-                raise BadInput(f"plan version {document['version']} is not {VERSION}", "", "")
-            return Plan(
-                precision=Precision(document["precision"]),
-                decisions=tuple(
-                    Decision(
-                        **{
-                            **row,
-                            "computes": Precision(row["computes"]),
-                            "stores": Precision(row["stores"]),
-                            "where": Where(**row["where"]),
-                        }
-                    )
-                    for row in document["decisions"]
-                ),
-                storage={
-                    tensor: tuple(Precision(name) for name in names)
-                    for tensor, names in document["storage"].items()
-                },
-                casts=tuple(
-                    Cast(**{**row, "to": Precision(row["to"]), "readers": tuple(row["readers"])})
-                    for row in document["casts"]
-                ),
-                cost=int(document["cost"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadInput(f"this is not a plan ({error!r})", "", "write one again") from error
+            file = _format().validate_json(text)
+        except ValidationError as error:
+            raise _refusal(error, where) from error
+        if file.fingerprint != file.graph.fingerprint:
+            raise BadInput("the fingerprint is not that of the plan's own graph", where, _AGAIN)
+        return Plan(**{item.name: getattr(file, item.name) for item in fields(Plan)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanFile(Plan):
+    """A plan as `plan.json` holds it.
+
+    Attributes:
+        version: of the format.
+        fingerprint: SHA-256 of `graph`.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    version: Literal[2]
+    fingerprint: str
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of `plan.json`."""
+    return _format().json_schema()
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan from a file; raises BadInput if it is none, see `Plan.from_json`."""
+    if not path.is_file():
+        raise BadInput("there is no such file", str(path), "give the path of a plan.json")
+    size = path.stat().st_size
+    if size > _LARGEST:
+        raise BadInput(f"{size:,} bytes are too many for a plan", str(path), _AGAIN)
+    return Plan.from_json(path.read_bytes(), str(path))
+
+
+@cache
+def _format() -> TypeAdapter[PlanFile]:
+    return TypeAdapter(PlanFile)
+
+
+def _refusal(error: ValidationError, where: str) -> BadInput:
+    """Name the version if that is what is wrong: then nothing else is worth a word."""
+    for problem in error.errors(include_url=False):
+        if problem["loc"] == ("version",) and problem["type"] != "missing":
+            what = f"this plan is of version {short(problem['input'])}"
+            return BadInput(f"{what}, and this mpcompile reads version {VERSION}", where, _AGAIN)
+    return BadInput(f"this is not a plan: {sentence(error)}", where, _AGAIN)

@@ -172,9 +172,9 @@ def _decision(op: Op, half: frozenset[str], precision: Precision) -> Decision:
     if op.wish is not Wish.FREE or precision is Precision.FP32:
         reason = op.reason
     elif narrow:
-        reason = f"{op.reason}; stored in {precision.short}: fewer bytes with these neighbours"
+        reason = f"{op.reason}; stored in {precision.short}: no choice writes fewer bytes"
     else:
-        reason = f"{op.reason}; stored in f32: with these neighbours casts would cost more"
+        reason = f"{op.reason}; stored in f32: 16 bits would cost more bytes or casts"
     return Decision(
         op=op.id,
         kind=op.kind,

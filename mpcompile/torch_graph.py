@@ -22,8 +22,8 @@ from torch import fx
 from mpcompile.dataflow import Dataflow, Op, Tensor, Where
 from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.functional import make_functional
-from mpcompile.policy import Policy
-from mpcompile.rules import TORCH_RULES, Wish
+from mpcompile.policy import Policy, Row, resolve
+from mpcompile.rules import TORCH_RULES, Rule, Wish
 from mpcompile.torch_private import DataDependent, arguments_of, is_view, op_name
 from mpcompile.workload import Workload
 
@@ -265,13 +265,14 @@ def dataflow(module: fx.GraphModule, fixed: dict[str, str], policy: Policy) -> D
         fixed: placeholder name to what it is (``"a parameter"``).
         policy: gives each op its wish.
     """
+    wishes = _wishes(module.graph, fixed, policy)
     ops: list[Op] = []
     tensors: list[Tensor] = []
     fixed = dict(fixed)
     outputs = set(module.graph.output_node().all_input_nodes)
     for node in module.graph.nodes:
         if node.op == "call_function" and node.target is not operator.getitem:
-            op = _op(node, policy)
+            op = _op(node, *wishes[node.name])
             ops.append(op)
             fixed |= {
                 item.name: "a statistic" for item in _results(node) if item.name not in op.writes
@@ -288,10 +289,38 @@ def dataflow(module: fx.GraphModule, fixed: dict[str, str], policy: Policy) -> D
     return Dataflow(tuple(ops), tuple(tensors))
 
 
-def _op(node: fx.Node, policy: Policy) -> Op:
-    name = op_name(node)
-    where = place_of(node)
-    rule, wish, reason = policy.wish(TORCH_RULES, name, where.module, node.name)
+def _wishes(
+    graph: fx.Graph, fixed: dict[str, str], policy: Policy
+) -> dict[str, tuple[Rule, Wish, str]]:
+    """Return each op's row, wish and reason; warn of overrides that match none."""
+    rows = (
+        Row(node.name, op_name(node), place_of(node).module, _is_residual(node, fixed))
+        for node in graph.nodes
+        if node.op == "call_function" and node.target is not operator.getitem
+    )
+    resolution = resolve(policy, TORCH_RULES, rows)
+    resolution.warn()
+    return resolution.wishes
+
+
+def _is_residual(node: fx.Node, fixed: dict[str, str]) -> bool:
+    """Whether the node adds two activations: no parameter, no buffer, nothing broadcast."""
+    parts = node.args[:2]
+    if op_name(node) != "add" or not is_full(node):
+        return False
+    for part in parts:
+        if not (isinstance(part, fx.Node) and is_full(part)):
+            return False
+        if part.meta["val"].numel() != node.meta["val"].numel():
+            return False
+        while part.op == "call_function" and is_view(part):
+            part = part.all_input_nodes[0]
+        if fixed.get(part.name) in ("a parameter", "a buffer"):
+            return False
+    return any(isinstance(part, fx.Node) and part.op == "call_function" for part in parts)
+
+
+def _op(node: fx.Node, rule: Rule, wish: Wish, reason: str) -> Op:
     results = _results(node)
     inside = rule.inside and wish is not Wish.HALF
     if inside and results and isinstance(node.meta["val"], tuple | list):
@@ -309,7 +338,7 @@ def _op(node: fx.Node, policy: Policy) -> Op:
     wide = rule.full_arguments.split()
     return Op(
         id=node.name,
-        kind=name,
+        kind=op_name(node),
         rule=rule.name,
         wish=wish,
         inside=inside,
@@ -324,7 +353,7 @@ def _op(node: fx.Node, policy: Policy) -> Op:
             if argument in wide and item.name in reads
         ),
         view=is_view(node),
-        where=where,
+        where=place_of(node),
     )
 
 

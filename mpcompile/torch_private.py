@@ -25,7 +25,7 @@ class DispatchMode(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Keep torch from wrapping each dispatch in a guard against dynamo, which never runs here."""
+        """Keep torch from guarding each dispatch against dynamo, which never runs here."""
         return False
 
 

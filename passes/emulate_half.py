@@ -10,6 +10,7 @@ import operator
 
 import torch
 from torch import fx
+from torch.fx.node import Argument
 
 from mpcompile.passes.clean_casts import CAST
 from mpcompile.rules import TORCH_RULES
@@ -42,6 +43,9 @@ def emulate_half(module: fx.GraphModule) -> int:
                 with module.graph.inserting_before(node):
                     wide[item] = _cast(module.graph, item, torch.float32)
             node.replace_input_with(item, wide[item])
+        # An op may be told a dtype too, as the backward of a softmax is that of its input.
+        node.args = tuple(_widened(argument) for argument in node.args)
+        node.kwargs = {name: _widened(argument) for name, argument in node.kwargs.items()}
         for result in results:
             dtype = _dtype(result)
             if dtype not in _NARROW:
@@ -56,6 +60,10 @@ def emulate_half(module: fx.GraphModule) -> int:
     if changed:
         module.graph.lint()
     return changed
+
+
+def _widened(argument: Argument) -> Argument:
+    return torch.float32 if isinstance(argument, torch.dtype) and argument in _NARROW else argument
 
 
 def _moves(node: fx.Node) -> bool:

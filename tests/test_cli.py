@@ -44,7 +44,7 @@ def test_help_does_not_import_torch() -> None:
         "from mpcompile.cli import exit_code\n"
         "assert exit_code(['--help']) == 0\n"
         "assert exit_code(['run', '--help']) == 0\n"
-        "sys.exit('torch' in sys.modules)"
+        "sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
@@ -175,3 +175,137 @@ def test_a_module_name_takes_the_place_of_a_file(
     assert exit_code(["some_package:small"]) == 0
     assert (folder / "some_package.mp" / "plan.json").is_file()
     assert exit_code(["some_package:missing"]) == 2
+
+
+def forward_ops(captured: str) -> dict[str, int]:
+    counts: dict[str, int] = json.loads(captured)["ops"]["forward"]
+    return counts
+
+
+def test_levels(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    narrow = []
+    for level in ("fp32", "tensor-cores-only", "careful", "paper"):
+        assert exit_code(["model.py", "--level", level, "-o", level]) == 0
+        plan = Plan.from_json((folder / level / "plan.json").read_text())
+        narrow.append([d.op for d in plan.decisions if d.stores.value == "float16"])
+    assert narrow == [
+        [],
+        ["linear", "linear_1"],
+        ["linear", "relu", "linear_1"],
+        ["linear", "layer_norm", "relu", "linear_1"],
+    ]
+    assert exit_code(["model.py", "--level", "carefull"]) == 2
+    assert "carefull" in capsys.readouterr().err
+
+
+def test_settings_of_the_project_and_flags_over_them(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "pyproject.toml").write_text('[tool.mpcompile]\nfull = ["matmul"]\n')
+    assert exit_code(["model.py", "--json", "-", "--force"]) == 0
+    assert forward_ops(capsys.readouterr().out)["f16"] == 0
+    assert exit_code(["model.py", "--half", "matmul", "--json", "-", "--force"]) == 0
+    assert forward_ops(capsys.readouterr().out)["f16"] > 0
+    assert exit_code(["run", "model.py", "--steps", "1", "--precision", "bf16", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["precision"] == "fp32"
+    (folder / "pyproject.toml").write_text("[tool.mpcompile]\nhalve = []\n")
+    assert exit_code(["model.py", "--force"]) == 2
+    assert capsys.readouterr().err == (
+        "mpcompile: pyproject.toml: [tool.mpcompile]: there is no halve (did you mean 'half'?); "
+        "the settings are level, precision, full, half, free, loss_scale, backend.\n"
+    )
+
+
+def test_an_override_that_matches_nothing_is_one_line_on_stderr(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["model.py", "--full", "linaer", "--json", "-"]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert warnings == [
+        "mpcompile: warning: full='linaer' matches no op; the nearest names are linear, linear_1."
+    ]
+
+
+def test_contradictory_overrides_are_bad_input(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["model.py", "--full", "relu", "--half", "relu"]) == 2
+    assert "full='relu' and half='relu' both name relu" in capsys.readouterr().err
+
+
+def test_a_plan_is_written_edited_and_applied(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["model.py"]) == 0
+    document = json.loads((folder / "model.mp" / "plan.json").read_text())
+    for row in document["decisions"]:
+        if row["op"] == "layer_norm":
+            row["stores"] = "float32"
+    (folder / "mine.json").write_text(json.dumps(document))
+    assert exit_code(["model.py", "-o", "again", "--plan", "mine.json"]) == 0
+    plan = Plan.from_json((folder / "again" / "plan.json").read_text())
+    assert plan.decision("layer_norm").stores.value == "float32"
+    assert exit_code(["run", "model.py", "--steps", "2", "--plan", "mine.json"]) == 0
+    capsys.readouterr()
+
+    assert exit_code(["diff", "model.mp/plan.json", "model.mp/plan.json"]) == 0
+    assert capsys.readouterr().out == "the plans are the same\n"
+    assert exit_code(["diff", "model.mp/plan.json", "again/plan.json", "--json", "-"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["decisions"][0]["op"] == "layer_norm"
+    assert captured.err.startswith("layer_norm (1): f16 -> f32, because set in")
+
+
+def test_a_plan_of_another_program_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["model.py"]) == 0
+    (folder / "model.py").write_text(MODEL.replace("nn.ReLU", "nn.GELU"))
+    assert exit_code(["model.py", "-o", "new", "--plan", "model.mp/plan.json"]) == 2
+    assert (
+        "the plan is of another graph: only in the plan: relu (relu); only in this program: "
+        in (capsys.readouterr().err)
+    )
+    assert not (folder / "new").exists()
+    assert exit_code(["model.py", "-o", "new", "--plan", "model.py"]) == 2
+    assert "model.py: this is not a plan: this is not JSON" in capsys.readouterr().err
+    assert exit_code(["diff", "model.mp/plan.json", "nowhere.json"]) == 2
+    assert "nowhere.json: there is no such file" in capsys.readouterr().err
+
+
+def test_names_in_a_plan_do_not_write_to_the_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["model.py"]) == 0
+    text = (folder / "model.mp" / "plan.json").read_text()
+    (folder / "bad.json").write_text(text.replace('"reason": "a loss', '"reason": "\\u001b[2J'))
+    document = json.loads((folder / "bad.json").read_text())
+    document["decisions"][0]["stores"] = "\x1b[31m"
+    (folder / "worse.json").write_text(json.dumps(document))
+    document["decisions"][0]["stores"] = "float32"
+    document["decisions"][0]["reason"] = "\x1b[31mred"
+    (folder / "bad.json").write_text(json.dumps(document))
+    capsys.readouterr()
+    assert exit_code(["diff", "model.mp/plan.json", "bad.json"]) == 1
+    assert exit_code(["diff", "model.mp/plan.json", "worse.json"]) == 2
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out + captured.err
+    assert "because \\x1b[31mred" in captured.out
+
+
+def test_schemas_are_printed_without_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["schema", "settings"]) == 0
+    assert "level" in json.loads(capsys.readouterr().out)["properties"]
+    assert exit_code(["schema", "plan"]) == 0
+    assert "fingerprint" in json.loads(capsys.readouterr().out)["properties"]
+    assert exit_code(["schema"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"settings", "plan"}
+    assert exit_code(["schema", "report"]) == 2
+    code = (
+        "import sys\n"
+        "from mpcompile.cli import exit_code\n"
+        "assert exit_code(['schema']) == 0\n"
+        "assert exit_code(['diff', 'a.json', 'b.json']) == 2\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

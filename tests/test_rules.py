@@ -1,4 +1,4 @@
-"""The op table and the policy."""
+"""The op table."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from mpcompile import rules
-from mpcompile.errors import BadInput
-from mpcompile.policy import Policy
 from mpcompile.rules import TABLE, TORCH_RULES, Rule, Wish
 
 # Functions of torch.nn.functional that only ever reach a graph decomposed, and names of other
@@ -36,34 +34,3 @@ def test_every_row_has_a_reason_and_both_kinds_of_names() -> None:
         assert rule.torch
         assert rule.onnx
         assert set(rule.saves.split()) <= {"in", "out"}
-
-
-@pytest.mark.parametrize(
-    ("policy", "wish", "why"),
-    [
-        (Policy(), Wish.FREE, "adds no more rounding"),
-        (Policy(full=("gelu",)), Wish.FULL, "full='gelu'"),
-        (Policy(full=("activation",)), Wish.FULL, "full='activation'"),
-        (Policy(full=("encoder.*.mlp",)), Wish.FULL, "full='encoder.*.mlp'"),
-        (Policy(full=("encoder.0",)), Wish.FULL, "full='encoder.0'"),
-        (Policy(half=("gelu_3",)), Wish.HALF, "half='gelu_3'"),
-        (Policy(half=("gelu",), full=("encoder.*",)), Wish.FULL, "full='encoder.*'"),
-        (Policy(full=("encoder.1",)), Wish.FREE, "adds no more rounding"),
-    ],
-)
-def test_overrides_by_row_op_module_and_node(policy: Policy, wish: Wish, why: str) -> None:
-    rule, got, reason = policy.wish(TORCH_RULES, "gelu", "encoder.0.mlp", "gelu_3")
-    assert rule.name == "activation"
-    assert got is wish
-    assert why in reason
-
-
-def test_an_op_in_no_row_stays_in_fp32() -> None:
-    _, wish, reason = Policy().wish(TORCH_RULES, "no_such_op", "", "")
-    assert wish is Wish.FULL
-    assert "no row" in reason
-
-
-def test_a_precision_that_is_none_is_refused() -> None:
-    with pytest.raises(BadInput, match="'fp8' is not a precision"):
-        Policy(precision="fp8")  # type: ignore[arg-type]

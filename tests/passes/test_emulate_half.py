@@ -89,3 +89,21 @@ return                         _to_copy_default_2""",
     value, _ = run(module, A)
     expected = torch.nn.functional.layer_norm(A.float(), [64]).half().relu()
     assert torch.equal(value, expected)
+
+
+def test_a_dtype_that_an_op_is_told_is_widened_too() -> None:
+    def backward(gradient: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = torch.ops.aten._softmax_backward_data.default(
+            gradient, result, -1, torch.float16
+        )
+        return made
+
+    gradient, result = torch.randn(8, 64).half(), torch.softmax(A.float(), -1).half()
+    module = graph_of(backward, gradient=gradient, result=result)
+    assert emulate_half(module) == 1
+    (found,) = run(module, gradient, result)
+    wide = gradient.float(), result.float()
+    expected = wide[1] * (wide[0] - (wide[0] * wide[1]).sum(-1, keepdim=True))
+    assert found.dtype is torch.float16
+    torch.testing.assert_close(found, expected.half(), rtol=1e-3, atol=1e-7)
+    assert emulate_half(module) == 0

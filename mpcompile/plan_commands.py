@@ -1,0 +1,46 @@
+"""The commands that only read documents: no torch, nothing executed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from mpcompile import plan
+from mpcompile.errors import printable
+from mpcompile.plan_diff import in_words, plan_diff
+from mpcompile.precision import Precision
+from mpcompile.settings import Settings
+
+SAME, DIFFERENT = 0, 1
+
+
+def diff(old: Path, new: Path, json_to: str | None) -> int:
+    """``mpcompile diff a.json b.json``: print what changed; return 0 if nothing did, else 1."""
+    found = plan_diff(plan.read_plan(old), plan.read_plan(new), str(old), str(new))
+    people = sys.stderr if json_to == "-" else sys.stdout
+    people.writelines(f"{printable(line)}\n" for line in in_words(found))
+    write_json(json_to, found.to_dict())
+    return SAME if found.same else DIFFERENT
+
+
+def schema(document: str | None) -> None:
+    """``mpcompile schema``: print the JSON schema of the settings, of a plan, or of both."""
+    schemas = {"settings": Settings.model_json_schema(), "plan": plan.schema()}
+    sys.stdout.write(json.dumps(schemas[document] if document else schemas, indent=1) + "\n")
+
+
+def write_json(target: str | None, document: dict[str, Any]) -> None:
+    """Write one JSON document to a file, to stdout with ``-``, or nowhere."""
+    if target is None:
+        return
+    text = json.dumps(document, default=_value) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        Path(target).write_text(text, encoding="utf-8")
+
+
+def _value(precision: Precision) -> str:
+    return precision.value

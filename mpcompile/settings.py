@@ -1,0 +1,127 @@
+"""Settings of a project: ``[tool.mpcompile]`` in its ``pyproject.toml``, and flags over them."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
+
+from mpcompile.errors import BadInput
+from mpcompile.loss_scale import LossScale
+from mpcompile.policy import Level, Policy
+from mpcompile.precision import Precision
+from mpcompile.validation import sentence
+
+TABLE = "tool.mpcompile"
+_PRECISIONS = {"fp16": Precision.FP16, "bf16": Precision.BF16, "fp32": Precision.FP32}
+_LISTS = ("full", "half", "free")
+
+
+def _patterns(what: str) -> Any:
+    return Field(strict=False, description=f"Ops, modules or nodes {what}.")
+
+
+class Settings(BaseModel):
+    """How a program is transformed and run, where nothing else is said."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    level: Annotated[Level, Field(strict=False, description="How much is stored in 16 bits.")] = (
+        Level.PAPER
+    )
+    precision: Annotated[
+        Literal["fp16", "bf16", "fp32"],
+        Field(description="The 16-bit format; fp32 changes nothing."),
+    ] = "fp16"
+    full: Annotated[tuple[str, ...], _patterns("that stay in FP32")] = ()
+    half: Annotated[tuple[str, ...], _patterns("that run in 16 bits")] = ()
+    free: Annotated[tuple[str, ...], _patterns("that take either")] = ()
+    loss_scale: Annotated[
+        str | float,
+        Field(description="dynamic, none, or a number; default: dynamic with fp16, else none."),
+    ] = ""
+    backend: Annotated[
+        Literal["interpreter", "inductor"] | None,
+        Field(description="Default: inductor on CUDA, interpreter elsewhere."),
+    ] = None
+
+    @field_validator("loss_scale", mode="before")
+    @classmethod
+    def _known_scale(cls, value: object) -> object:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise PydanticCustomError("scale", "Input should be dynamic, none or a number")
+        if value in ("", "dynamic", "none"):
+            return value
+        try:
+            return LossScale.static(float(value)).initial
+        except (ValueError, OverflowError, BadInput):
+            raise PydanticCustomError(
+                "scale", "Input should be dynamic, none or a number above 0"
+            ) from None
+
+    @property
+    def policy(self) -> Policy:
+        """The policy they say."""
+        return Policy(self.level, _PRECISIONS[self.precision], self.full, self.half, self.free)
+
+    @property
+    def scale(self) -> LossScale | None:
+        """The loss scale they say; None: by the precision."""
+        if isinstance(self.loss_scale, float):
+            return LossScale.static(self.loss_scale)
+        return {"": None, "none": LossScale.none(), "dynamic": LossScale()}[self.loss_scale]
+
+    def over(self, flags: dict[str, Any]) -> Settings:
+        """Return them with flags laid over them.
+
+        A flag takes the place of a setting; patterns of flags are added to those of the settings,
+        and a pattern that both name is the flag's.
+
+        Raises:
+            BadInput: a flag has no value that fits.
+        """
+        named = {pattern for name in _LISTS for pattern in flags.get(name, ())}
+        lists = {
+            name: tuple(pattern for pattern in getattr(self, name) if pattern not in named)
+            + tuple(flags.get(name, ()))
+            for name in _LISTS
+        }
+        return _checked({**self.model_dump(), **flags, **lists}, "the command line")
+
+
+def find_settings(folder: Path) -> Settings:
+    """Read ``[tool.mpcompile]`` of the nearest ``pyproject.toml``, from a folder upward.
+
+    Without such a file, or without that table in it, everything is at its default.
+
+    Raises:
+        BadInput: the file is not TOML, or the table holds something that is no setting.
+    """
+    folder = folder.resolve()
+    for place in (folder, *folder.parents):
+        path = place / "pyproject.toml"
+        if path.is_file():
+            return _checked(_table(path), f"{path}: [{TABLE}]")
+    return Settings()
+
+
+def _table(path: Path) -> object:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeError) as error:
+        raise BadInput(f"this is not TOML ({error})", str(path), "mend it") from error
+    tools = document.get("tool", {})
+    return tools.get("mpcompile", {}) if isinstance(tools, dict) else {}
+
+
+def _checked(values: object, where: str) -> Settings:
+    known = Settings.model_fields
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise BadInput(
+            sentence(error, known), where, f"the settings are {', '.join(known)}"
+        ) from error
