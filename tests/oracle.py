@@ -49,7 +49,8 @@ def errors(
         value = step(*batch)
         for buffer, before in zip(mine.buffers(), buffers, strict=True):
             buffer.copy_(before)
-        ours.append((float(value), _flat([gradients[name] for name, _ in mine.named_parameters()])))
+        trained = [name for name, p in mine.named_parameters() if p.requires_grad]
+        ours.append((float(value), _flat([gradients[name] for name in trained])))
     return _compare(ours, truth), _compare(peer, truth)
 
 

@@ -22,6 +22,9 @@ class EncoderDecoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
         self.transformer = nn.Transformer(WIDTH, HEADS, 2, 2, 4 * WIDTH, batch_first=True)
+        for module in self.transformer.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                module.dropout = 0.0  # with it a CPU has no fused kernel, and all becomes FP32
         self.head = nn.Linear(WIDTH, VOCABULARY)
         angle = torch.arange(LENGTH)[:, None] / 10_000 ** (torch.arange(0, WIDTH, 2) / WIDTH)
         self.register_buffer("positions", torch.cat([angle.sin(), angle.cos()], dim=1))
