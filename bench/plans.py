@@ -141,8 +141,8 @@ def table_of(found: dict[str, dict[str, Measures]]) -> Table:
     for column in ("net", "way"):
         table.add_column(column, no_wrap=True)
     for column in (
-        "casts\nforward", "of these\nwritten", "forward,\nbackward", "of\nweights",
-        "moved, none\nfused", "written in\nforward",
+        "casts in\nforward", "of these\nwritten", "casts,\nboth", "casts of\nweights",
+        "moved if\nnone fused", "written in\nforward",
         "saved for\nbackward", "/ auto-\ncast", "of it\nin FP32", "weights'\ncopies",
     ):  # fmt: skip
         table.add_column(column, justify="right")
@@ -175,7 +175,7 @@ def main() -> None:
     os.environ["SIZE"] = options.size
     found = {name: compare(workloads()[name]()) for name in options.nets}
     machine = describe_machine("cpu")
-    Console(width=max(132, Console().width)).print(table_of(found))
+    Console(width=max(150, Console().width)).print(table_of(found))
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     if options.json:
         nets = {

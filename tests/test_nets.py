@@ -47,9 +47,6 @@ def test_a_net_becomes_a_step_with_tensor_core_ops_in_16_bits(name: str) -> None
 def test_a_plan_stays_within_three_times_the_error_of_autocast(name: str) -> None:
     workload = NETS[name]()
     assert workload.loss is not None
-    for module in workload.model.modules():  # runs that draw other masks cannot be compared
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
     ours, peer = errors(workload.model, workload.loss, [workload.batch])
     assert ours.loss <= FACTOR * peer.loss + 2.0**-14, (ours, peer)
     assert ours.gradient <= FACTOR * peer.gradient, (ours, peer)
@@ -93,8 +90,9 @@ def test_autocast_on_the_cpu_decides_as_pytorchs_own_on_cuda(name: str) -> None:
     forward = capture(ALL[name]())
     try:
         theirs = autocast.dtypes(forward, "cuda")
-    except (RuntimeError, AssertionError) as error:
-        # Some CUDA kernels ask a device about itself even before they are fake.
+    except (RuntimeError, AssertionError, ValueError) as error:
+        # cuDNN asks a device about itself, fake or not, and with CUDA's kernels at hand attention
+        # returns other strides than those for which a program was captured on the CPU.
         if "gru" in name or torch.version.cuda:
             pytest.skip(f"{name} needs a CUDA device: {str(error).splitlines()[0]}")
         raise
