@@ -22,7 +22,7 @@ from mpcompile.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.step import Role, Slot, StepGraph, add_input, results, set_results
 from mpcompile.torch_graph import Forward, Kind, capture, dataflow
-from mpcompile.torch_private import copy_graph, new_program
+from mpcompile.torch_private import copy_graph, new_program, rename
 from mpcompile.train_step import TrainStep
 from mpcompile.update import Update, trace_update, trained_parameters
 from mpcompile.workload import Workload
@@ -183,9 +183,27 @@ def rewrite(
     fixed = dict.fromkeys(signature.inputs_to_parameters, "a parameter")
     fixed |= dict.fromkeys(signature.inputs_to_buffers, "a buffer")
     plan = decide(dataflow(module, fixed, policy), policy.precision, plan)
+    outputs = [node.name for node in _outputs(module.graph)]
     run_passes(module, forward_passes(plan), _lint)
+    _keep_names(module.graph, outputs)
     module.recompile()
     return new_program(program, module)
+
+
+def _outputs(graph: fx.Graph) -> list[fx.Node]:
+    values: list[fx.Node] = []
+    fx.map_arg(graph.output_node().args, values.append)
+    return values
+
+
+def _keep_names(graph: fx.Graph, names: list[str]) -> None:
+    """Let the outputs keep their names, which the program's signature knows them by."""
+    nodes = {node.name: node for node in graph.nodes}
+    for node, name in zip(_outputs(graph), names, strict=True):
+        if node.name != name:
+            if name in nodes:
+                rename(nodes[name], f"{name}_inner")
+            node.name = name
 
 
 def _lint(module: Any) -> None:

@@ -28,6 +28,29 @@ def test_signature_and_dtypes_stay() -> None:
     assert all(value.dtype is torch.float32 for value in after.state_dict.values())
 
 
+def test_an_output_that_a_tensor_core_makes_leaves_in_fp32_under_its_name() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            hidden = self.first(x)
+            return {"hidden": hidden, "again": hidden, "out": self.second(hidden)}
+
+    before = torch.export.export(Two(), (torch.randn(2, 4),), strict=False)
+    after = mpcompile.rewrite(before)
+    assert after.graph_signature == before.graph_signature
+    found, expected = after.module()(x := torch.randn(2, 4)), before.module()(x)
+    assert {key: value.dtype for key, value in found.items()} == dict.fromkeys(
+        ("hidden", "again", "out"), torch.float32
+    )
+    for key, value in expected.items():
+        assert torch.allclose(found[key], value, atol=2.0**-8)
+    twice = mpcompile.rewrite(after)
+    assert graph_text(twice.graph) == graph_text(after.graph)
+
+
 def test_the_result_is_close_and_rounded_to_fp16() -> None:
     before = program()
     after = mpcompile.rewrite(before)
