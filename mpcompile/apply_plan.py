@@ -12,6 +12,7 @@ from dataclasses import replace
 from mpcompile.dataflow import Dataflow, Op
 from mpcompile.errors import BadInput
 from mpcompile.fingerprint import differences, graph_of
+from mpcompile.growth import contain_growth
 from mpcompile.plan import Decision, Plan
 from mpcompile.planner import make_plan
 from mpcompile.precision import Precision
@@ -32,6 +33,7 @@ def decide(flow: Dataflow, precision: Precision, given: Plan | None = None) -> P
     Raises:
         BadInput: the given plan is of another graph, or contradicts itself.
     """
+    flow = contain_growth(flow, given.precision if given else precision)
     if given is None:
         plan = make_plan(flow, precision)
     else:

@@ -37,7 +37,9 @@ class Op:
         writes: ids of the floating-point tensors it writes.
         keeps: those of them that its backward needs.
         full_reads: those of its inputs that it reads in FP32 whatever its own precision.
+        gathers: it finds by index what it reads, which therefore lies in memory in some precision.
         view: its results share memory with its input if both have the same precision.
+        overridden: the user has said what it shall be.
         where: its place in the user's program.
     """
 
@@ -52,7 +54,9 @@ class Op:
     writes: tuple[str, ...]
     keeps: tuple[str, ...] = ()
     full_reads: tuple[str, ...] = ()
+    gathers: bool = False
     view: bool = False
+    overridden: bool = False
     where: Where = Where()
 
 

@@ -105,8 +105,8 @@ class _Graph:
     def is_fused(self, name: str) -> bool:
         """Whether a tensor never reaches memory, as one kernel makes and reads it.
 
-        That is so if its writer streams and, views looked through, one op reads it, which streams
-        and does not keep it.
+        That is so if its writer streams and, views looked through, one op reads it, which streams,
+        does not find it by index and does not keep it.
         """
         writer = self.writer[name]
         if not writer.streams or writer.view or name in writer.keeps:
@@ -114,7 +114,8 @@ class _Graph:
         while not self.tensors[name].output and len(self.readers[name]) == 1:
             (reader,) = self.readers[name]
             if not reader.view:
-                return reader.streams and not (name in reader.keeps or name in reader.full_reads)
+                keeps = name in reader.keeps or name in reader.full_reads
+                return reader.streams and not (reader.gathers or keeps)
             if len(reader.writes) != 1:
                 return False
             name = reader.writes[0]

@@ -18,11 +18,9 @@ from fnmatch import fnmatchcase
 
 from mpcompile.errors import BadInput, did_you_mean
 from mpcompile.precision import Precision
-from mpcompile.rules import UNKNOWN, Rule, Wish
+from mpcompile.rules import UNKNOWN, PrecisionClass, Rule, Wish
 
 _WILDCARD = re.compile(r"\[[^]]*]|[*?]")
-# Rows of the op table that move values, which a view in the wrong precision would need a cast for.
-_MOVES = frozenset({"movement"})
 
 
 class Level(Enum):
@@ -161,10 +159,12 @@ class Resolution:
 
     Attributes:
         wishes: per node its row of the op table, what it shall be, and why.
+        overridden: the nodes that an override names.
         unmatched: a sentence per override that matches no op.
     """
 
     wishes: dict[str, tuple[Rule, Wish, str]]
+    overridden: frozenset[str]
     unmatched: tuple[str, ...]
 
     def warn(self) -> None:
@@ -187,9 +187,11 @@ def resolve(policy: Policy, rules: Mapping[str, Rule], rows: Iterable[Row]) -> R
     rows = tuple(rows)
     if policy.changes_nothing:
         why = "the level fp32 changes nothing"
-        return Resolution({row.node: (_rule(rules, row), Wish.FULL, why) for row in rows}, ())
+        wishes = {row.node: (_rule(rules, row), Wish.FULL, why) for row in rows}
+        return Resolution(wishes, frozenset(), ())
     matched: set[str] = set()
-    wishes: dict[str, tuple[Rule, Wish, str]] = {}
+    overridden: set[str] = set()
+    wishes = {}
     for row in rows:
         rule = _rule(rules, row)
         found = [
@@ -198,9 +200,14 @@ def resolve(policy: Policy, rules: Mapping[str, Rule], rows: Iterable[Row]) -> R
             if (specificity := _match(pattern, row, rule)) is not None
         ]
         matched.update(pattern for _, _, pattern in found)
+        overridden |= {row.node} if found else set()
         wishes[row.node] = (rule, *(_strongest(found, row) or _by_level(policy.level, rule, row)))
     unmatched = [override for override in policy.overrides if override[1] not in matched]
-    return Resolution(wishes, tuple(_unmatched(*override, rules, rows) for override in unmatched))
+    return Resolution(
+        wishes,
+        frozenset(overridden),
+        tuple(_unmatched(*override, rules, rows) for override in unmatched),
+    )
 
 
 def _rule(rules: Mapping[str, Rule], row: Row) -> Rule:
@@ -247,7 +254,8 @@ def _by_level(level: Level, rule: Rule, row: Row) -> tuple[Wish, str]:
             return Wish.FULL, f"careful: {rule.name} is computed and stored in FP32"
         if row.residual:
             return Wish.FULL, "careful: a residual stream is stored in FP32"
-    if level is Level.TENSOR_CORES_ONLY and rule.wish is Wish.FREE and rule.name not in _MOVES:
+    moves = rule.precision_class is PrecisionClass.TRANSPARENT
+    if level is Level.TENSOR_CORES_ONLY and rule.wish is Wish.FREE and not moves:
         return Wish.FULL, "tensor-cores-only: no Tensor Core does it"
     return rule.wish, rule.why
 

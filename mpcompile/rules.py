@@ -1,10 +1,11 @@
-"""The op table: what each op wants, one row an op, torch and ONNX names side by side.
+"""The op table: which precision each op computes and stores in, torch and ONNX names side by side.
 
 A row speaks about the floating-point tensors of the op only. Integers, booleans, FP64 and complex
-tensors are never touched. An op that stands in no row stays in FP32.
+tensors are never touched: indices and masks are never cast. An op that stands in no row stays in
+FP32. ``docs/op-classes.md`` says the same in words.
 
 Sources: Micikevicius et al., arXiv 1710.03740, section 3.3 (``paper 3.3``); the op lists of
-``torch.amp`` (``autocast``).
+``torch.amp``; torch's registry, autograd and inductor, against which the tests check every row.
 """
 
 from __future__ import annotations
@@ -26,150 +27,383 @@ class Wish(Enum):
     """Wants FP32."""
 
 
+class PrecisionClass(Enum):
+    """What an op computes in and what it may read and write."""
+
+    TENSOR_CORE = "tensor core"
+    """Reads and writes 16 bits and accumulates in FP32."""
+    REDUCTION = "reduction"
+    """Computes in FP32; reads and writes 16 bits or FP32."""
+    WIDE = "wide"
+    """Computes in FP32 and writes FP32; reads 16 bits or FP32."""
+    EITHER = "either"
+    """Computes in the precision that it is stored in."""
+    TRANSPARENT = "transparent"
+    """Moves or compares values in the precision that they are stored in."""
+    UNTOUCHABLE = "untouchable"
+    """Makes, draws or counts; reads and writes what it does in the FP32 program."""
+
+
+_WISH = {
+    PrecisionClass.TENSOR_CORE: Wish.HALF,
+    PrecisionClass.REDUCTION: Wish.FREE,
+    PrecisionClass.WIDE: Wish.FULL,
+    PrecisionClass.EITHER: Wish.FREE,
+    PrecisionClass.TRANSPARENT: Wish.FREE,
+    PrecisionClass.UNTOUCHABLE: Wish.FULL,
+}
+
+
+_INSIDE = {
+    precision_class: precision_class
+    in (PrecisionClass.REDUCTION, PrecisionClass.WIDE, PrecisionClass.UNTOUCHABLE)
+    for precision_class in PrecisionClass
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One row of the table.
 
     Attributes:
-        name: the row's name, used in reports and policies.
+        name: the name of a family of ops, used in reports and policies; rows may share it.
         torch: ATen op names without namespace and overload, separated by blanks.
         onnx: ONNX op types, separated by blanks.
-        wish: what its result should be.
-        inside: the arithmetic is FP32 whatever the inputs are stored in; reading a 16-bit input
-            costs a cast that a fusing backend keeps in registers.
-        saves: what autograd keeps for backward: ``"in"``, ``"out"``, both, or nothing.
+        precision_class: what its ops compute in, read and write.
+        saves: the FP32 tensors that autograd keeps for backward: ``"in"``, ``"out"``, ``"in out"``
+            or ``""``. Where overloads differ, what any of them keeps.
+        streams: inductor makes a loop of it and can put into that loop what makes its inputs. False
+            for library calls, for reads by index and for what must lie in memory.
         why: the reason, as a report prints it.
+        full_arguments: names of arguments that stay FP32 whatever the others are stored in,
+            separated by blanks.
     """
 
     name: str
     torch: str
     onnx: str
-    wish: Wish
-    inside: bool
+    precision_class: PrecisionClass
     saves: str
+    streams: bool
     why: str
     full_arguments: str = ""
 
     @property
-    def streams(self) -> bool:
-        """Whether a fusing backend makes a loop of the op."""
-        return self.wish is not Wish.HALF and self.name not in (
-            "embedding",
-            "interpolation",
-            "unknown",
-        )
+    def wish(self) -> Wish:
+        """What its result should be."""
+        return _WISH[self.precision_class]
+
+    @property
+    def inside(self) -> bool:
+        """Whether the arithmetic is FP32 whatever the inputs are stored in."""
+        return _INSIDE[self.precision_class]
+
+    @property
+    def gathers(self) -> bool:
+        """Whether it is a loop that finds by index what it reads."""
+        return self.name in ("embedding", "indexing")
 
 
-_HALF, _FREE, _FULL = Wish.HALF, Wish.FREE, Wish.FULL
+def _rows(
+    name: str,
+    precision_class: PrecisionClass,
+    why: str,
+    *rows: tuple[str, bool, str, str],
+    full: str = "",
+) -> tuple[Rule, ...]:
+    """Return the rows of a family, each given as (saves, streams, torch, onnx)."""
+    return tuple(
+        Rule(name, torch, onnx, precision_class, saves, streams, why, full)
+        for saves, streams, torch, onnx in rows
+    )
+
+
+_TENSOR_CORE, _REDUCTION, _WIDE, _EITHER, _TRANSPARENT, _UNTOUCHABLE = PrecisionClass
 
 # fmt: off
 TABLE: tuple[Rule, ...] = (
     # Tensor Core: 16-bit operands, FP32 accumulation, rounded once on the write (paper 3.3).
-    Rule("matmul", "linear matmul mm bmm addmm addbmm baddbmm addmv mv addr einsum dot vdot inner "
-         "chain_matmul linalg_multi_dot linalg_vecdot tensordot bilinear",
-         "MatMul Gemm Einsum", _HALF, False, "in", "a Tensor Core accumulates it in FP32"),
-    Rule("conv", "conv1d conv2d conv3d conv_tbc convolution _convolution conv_transpose1d "
-         "conv_transpose2d conv_transpose3d",
-         "Conv ConvTranspose", _HALF, False, "in", "a Tensor Core accumulates it in FP32"),
-    Rule("attention", "scaled_dot_product_attention _scaled_dot_product_flash_attention "
-         "_native_multi_head_attention",
-         "Attention", _HALF, False, "in out", "fused attention kernels want 16-bit operands"),
-    Rule("rnn", "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
-         "LSTM GRU RNN", _HALF, False, "in out", "recurrent matmuls run on Tensor Cores"),
+    *_rows("matmul", _TENSOR_CORE, "a Tensor Core accumulates it in FP32",
+        ("in", False, "linear matmul mm bmm addmm addbmm baddbmm addmv mv addr einsum inner "
+         "chain_matmul linalg_matmul linalg_multi_dot linalg_vecdot tensordot bilinear _trilinear "
+         "_addmm_activation _grouped_mm", "MatMul Gemm Einsum")),
+    *_rows("conv", _TENSOR_CORE, "a Tensor Core accumulates it in FP32",
+        ("in", False, "conv1d conv2d conv3d conv_tbc convolution _convolution _convolution_mode "
+         "conv_transpose1d conv_transpose2d conv_transpose3d thnn_conv2d _conv_depthwise2d "
+         "conv_depthwise3d cudnn_convolution cudnn_convolution_transpose cudnn_convolution_relu "
+         "cudnn_convolution_add_relu", "Conv ConvTranspose")),
+    *_rows("attention", _TENSOR_CORE, "fused attention kernels want 16-bit operands",
+        ("in out", False, "scaled_dot_product_attention _scaled_dot_product_flash_attention "
+         "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention "
+         "_scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math "
+         "_flash_attention_forward _efficient_attention_forward _cudnn_attention_forward "
+         "_native_multi_head_attention", "Attention")),
+    *_rows("rnn", _TENSOR_CORE, "recurrent matmuls run on Tensor Cores",
+        ("in out", False, "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell "
+         "rnn_relu_cell _thnn_fused_lstm_cell _thnn_fused_gru_cell _cudnn_rnn", "LSTM GRU RNN")),
 
-    # FP32 arithmetic, 16-bit in and out: reductions that are bound by bandwidth (paper 3.3).
-    Rule("norm layer", "layer_norm native_layer_norm group_norm batch_norm instance_norm rms_norm "
-         "_native_batch_norm_legit_functional native_batch_norm local_response_norm",
-         "LayerNormalization GroupNormalization BatchNormalization InstanceNormalization "
-         "RMSNormalization SimplifiedLayerNormalization",
-         _FREE, True, "in", "statistics are summed in FP32, storage may be 16 bits"),
-    Rule("softmax", "softmax _softmax _safe_softmax",
-         "Softmax", _FREE, True, "out", "exponentials are summed in FP32, results lie in [0, 1]"),
-    Rule("mean", "mean adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d "
-         "avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d",
-         "ReduceMean AveragePool GlobalAveragePool", _FREE, True, "",
-         "summed in FP32; a mean is no larger than its inputs"),
+    # FP32 arithmetic, 16 bits in and out: bound by bandwidth (paper 3.3).
+    *_rows("norm layer", _REDUCTION, "statistics are summed in FP32, storage may be 16 bits",
+        ("in", True, "layer_norm native_layer_norm group_norm native_group_norm rms_norm "
+         "_fused_rms_norm batch_norm instance_norm native_batch_norm _native_batch_norm_legit "
+         "_native_batch_norm_legit_functional _native_batch_norm_legit_no_training "
+         "_batch_norm_with_update_functional _batch_norm_no_update "
+         "_batch_norm_impl_index",
+         "LayerNormalization GroupNormalization RMSNormalization SimplifiedLayerNormalization "
+         "BatchNormalization InstanceNormalization"),
+        ("in", False, "cudnn_batch_norm batch_norm_elemt", ""),
+        full="weight bias running_mean running_var mean invstd"),
+    *_rows("softmax", _REDUCTION, "exponentials are summed in FP32, results lie in [0, 1]",
+        ("out", True, "softmax _softmax _safe_softmax special_softmax", "Softmax"),
+        ("out", False, "_masked_softmax", "")),
+    *_rows("log_softmax", _REDUCTION, "summed in FP32, results span what the inputs span",
+        ("out", True, "log_softmax _log_softmax special_log_softmax", "LogSoftmax")),
+    *_rows("mean", _REDUCTION, "summed in FP32; a mean is no larger than its inputs",
+        ("", True, "mean", "ReduceMean"),
+        ("in", True, "nanmean", "")),
+    *_rows("grid sampler", _REDUCTION, "weights are FP32, results lie between the inputs",
+        ("in", False, "grid_sampler grid_sampler_2d grid_sampler_3d _grid_sampler_2d_cpu_fallback",
+         "GridSample"),
+        full="grid"),
 
-    # FP32 arithmetic and FP32 out: the range of the result grows.
-    Rule("loss", "cross_entropy_loss nll_loss nll_loss2d nll_loss_nd mse_loss l1_loss "
-         "smooth_l1_loss huber_loss kl_div binary_cross_entropy binary_cross_entropy_with_logits "
-         "poisson_nll_loss cosine_embedding_loss hinge_embedding_loss margin_ranking_loss "
-         "multilabel_margin_loss multi_margin_loss soft_margin_loss "
-         "triplet_margin_loss gaussian_nll_loss ctc_loss",
-         "SoftmaxCrossEntropyLoss NegativeLogLikelihoodLoss", _FULL, True, "in",
-         "a loss is computed and kept in FP32"),
-    Rule("log_softmax", "log_softmax _log_softmax logsumexp log_sigmoid log_sigmoid_forward",
-         "LogSoftmax ReduceLogSumExp", _FULL, True, "out",
-         "large negative results lose digits in 16 bits"),
-    Rule("range grows", "exp exp2 expm1 log log2 log10 log1p pow reciprocal rsqrt sinh cosh tan "
-         "acos asin softplus erfinv square _standard_gamma lgamma digamma",
-         "Exp Log Pow Reciprocal Sinh Cosh Tan Acos Asin Softplus", _FULL, True, "in out",
-         "its result can leave the range of FP16"),
-    Rule("sum", "sum prod cumsum cumprod logcumsumexp nansum trace",
-         "ReduceSum ReduceProd CumSum ReduceSumSquare", _FULL, True, "",
-         "a sum grows with its length"),
-    Rule("vector norm", "norm linalg_vector_norm linalg_matrix_norm linalg_norm frobenius_norm "
-         "nuclear_norm cosine_similarity pairwise_distance dist cdist pdist renorm var std "
-         "var_mean std_mean _weight_norm normalize",
-         "ReduceL1 ReduceL2 LpNormalization", _FULL, True, "in", "it squares its inputs"),
-    Rule("interpolation", "upsample_nearest1d upsample_nearest2d upsample_nearest3d "
-         "upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d "
-         "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d "
-         "_upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler grid_sampler_2d "
-         "grid_sampler_3d",
-         "Resize GridSample", _FREE, True, "in",
-         "weights are computed in FP32, results lie between the inputs"),
+    # FP32 in and out: the range of the result grows, or the kernel knows no 16 bits.
+    *_rows("loss", _WIDE, "a loss is computed and kept in FP32",
+        ("in", True, "cross_entropy_loss nll_loss nll_loss2d nll_loss_nd nll_loss_forward "
+         "nll_loss2d_forward mse_loss smooth_l1_loss huber_loss kl_div binary_cross_entropy "
+         "binary_cross_entropy_with_logits poisson_nll_loss cosine_embedding_loss "
+         "multilabel_margin_loss multilabel_margin_loss_forward multi_margin_loss soft_margin_loss",
+         "SoftmaxCrossEntropyLoss NegativeLogLikelihoodLoss"),
+        ("", True, "l1_loss hinge_embedding_loss margin_ranking_loss triplet_margin_loss", ""),
+        ("in out", False, "ctc_loss _ctc_loss", "")),
+    *_rows("log_sigmoid", _WIDE, "a log-likelihood: what is left of 1 is lost in 16 bits",
+        ("in", True, "log_sigmoid log_sigmoid_forward", "")),
+    *_rows("range grows", _WIDE, "its result can leave the range of FP16, or it is steep",
+        ("out", True, "exp exp2 special_exp2 expm1 special_expm1 reciprocal rsqrt tan",
+         "Exp Reciprocal Tan"),
+        ("in", True, "log log2 log10 log1p special_log1p float_power square sinh cosh acos arccos "
+         "asin arcsin acosh arccosh atanh arctanh softplus erfinv special_erfinv logaddexp "
+         "logaddexp2 xlogy special_xlogy special_xlog1py special_entr",
+         "Log Sinh Cosh Acos Asin Softplus"),
+        ("in out", True, "pow ldexp", "Pow"),
+        ("", True, "nextafter", "")),
+    *_rows("special function", _WIDE, "a series computed in FP32",
+        ("in", True, "lgamma special_gammaln mvlgamma special_multigammaln i0 special_i0", ""),
+        ("in", False, "digamma special_digamma special_psi polygamma special_polygamma igamma "
+         "igammac special_gammainc special_gammaincc special_zeta", ""),
+        ("in out", False, "special_i0e special_i1e", ""),
+        ("in out", True, "special_i1 special_erfcx special_log_ndtr", ""),
+        ("", False, "special_airy_ai special_modified_bessel_k0 special_modified_bessel_k1 "
+         "special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1 "
+         "special_spherical_bessel_j0 special_chebyshev_polynomial_t "
+         "special_chebyshev_polynomial_u special_chebyshev_polynomial_v "
+         "special_chebyshev_polynomial_w special_shifted_chebyshev_polynomial_t "
+         "special_shifted_chebyshev_polynomial_u special_shifted_chebyshev_polynomial_v "
+         "special_shifted_chebyshev_polynomial_w special_hermite_polynomial_h "
+         "special_hermite_polynomial_he special_laguerre_polynomial_l "
+         "special_legendre_polynomial_p", ""),
+        ("", True, "special_bessel_j0 special_bessel_j1 special_bessel_y0 special_bessel_y1 "
+         "special_modified_bessel_i0 special_modified_bessel_i1 special_ndtr", ""),
+        ("out", False, "special_ndtri", "")),
+    *_rows("sum", _WIDE, "a sum or product grows with its length",
+        ("", True, "sum sum_to_size trace trapezoid trapz", "ReduceSum"),
+        ("in", True, "nansum dot vdot", "ReduceSumSquare"),
+        ("in out", True, "logsumexp special_logsumexp prod", "ReduceLogSumExp ReduceProd"),
+        ("", False, "cumsum cumulative_trapezoid histc histogram histogramdd "
+         "_histogramdd_bin_edges _histogramdd_from_bin_cts _histogramdd_from_bin_tensors",
+         "CumSum"),
+        ("in out", False, "cumprod logcumsumexp _logcumsumexp segment_reduce", ""),
+        ("in", False, "vander linalg_vander", "")),
+    *_rows("scatter sum", _WIDE, "adding up in 16 bits would round every addend",
+        ("", False, "scatter_add _unsafe_masked_index_put_accumulate", ""),
+        ("in out", False, "scatter_reduce index_reduce", ""),
+        ("in", False, "index_add", "")),
+    *_rows("vector norm", _WIDE, "it squares its inputs",
+        ("in out", True, "norm norm_except_dim linalg_vector_norm linalg_norm frobenius_norm dist",
+         "ReduceL1 ReduceL2 LpNormalization"),
+        ("in out", False, "linalg_matrix_norm cdist _cdist_forward _euclidean_dist pdist "
+         "_pdist_forward", ""),
+        ("", False, "linalg__powsum nuclear_norm embedding_renorm", ""),
+        ("in", True, "cosine_similarity renorm _weight_norm _weight_norm_interface", ""),
+        ("out", True, "pairwise_distance", "")),
+    *_rows("variance", _WIDE, "it squares its inputs",
+        ("in", True, "var var_mean cov", ""),
+        ("in out", True, "std std_mean", ""),
+        ("", True, "corrcoef", ""),
+        ("in", False, "batch_norm_stats", ""),
+        ("", False, "batch_norm_gather_stats batch_norm_gather_stats_with_counts "
+         "batch_norm_update_stats", "")),
+    *_rows("quantile", _WIDE, "its kernel knows no 16 bits",
+        ("", False, "quantile nanquantile", "")),
+    *_rows("linear algebra", _WIDE, "it loses digits, and its kernels know no 16 bits",
+        ("out", False, "cholesky inverse linalg_cholesky linalg_cholesky_ex linalg_eig "
+         "linalg_eigh _linalg_eigh linalg_eigvals _linalg_eigvals linalg_eigvalsh linalg_inv "
+         "linalg_inv_ex linalg_lu linalg_lu_factor linalg_lu_factor_ex _lu_with_info linalg_qr qr "
+         "linalg_svd _linalg_svd linalg_svdvals svd linalg_tensorinv", ""),
+        ("in out", False, "cholesky_inverse cholesky_solve _cholesky_solve_helper det slogdet "
+         "linalg_det _linalg_det linalg_householder_product linalg_lstsq linalg_lu_solve "
+         "_compute_linear_combination linalg_matrix_power matrix_power linalg_pinv pinverse "
+         "linalg_slogdet _linalg_slogdet linalg_solve linalg_solve_ex _linalg_solve_ex "
+         "linalg_solve_triangular triangular_solve linalg_tensorsolve lu_solve orgqr ormqr", ""),
+        ("in", False, "logdet linalg_matrix_exp matrix_exp", ""),
+        ("", False, "geqrf linalg_cond linalg_ldl_factor linalg_ldl_factor_ex linalg_ldl_solve "
+         "linalg_matrix_rank lu_unpack", "")),
+    *_rows("complex", _WIDE, "16-bit complex numbers have no kernels",
+        ("", False, "complex polar view_as_complex fft_fft fft_fft2 fft_fftn fft_hfft fft_hfft2 "
+         "fft_hfftn fft_ifft fft_ifft2 fft_ifftn fft_ihfft fft_ihfft2 fft_ihfftn fft_irfft "
+         "fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftn _fft_c2c _fft_c2r _fft_r2c", ""),
+        ("in", True, "angle", ""),
+        ("in", False, "stft istft", "")),
+    *_rows("coordinates", _WIDE, "11 bits are too few to say where in an image",
+        ("", True, "affine_grid_generator", "")),
+    *_rows("cast", _WIDE, "the program itself asks for this dtype",
+        ("", True, "to type_as _to_copy _cast_Half _cast_Float _cast_Double chalf "
+         "_autocast_to_full_precision _autocast_to_reduced_precision", "")),
 
     # Either: adds no more rounding than the format it is stored in.
-    Rule("pointwise", "add sub rsub mul div neg abs clamp clamp_min clamp_max hardtanh relu6 "
-         "maximum minimum addcmul addcdiv lerp sqrt sin cos atan atan2 tanh erf floor ceil round "
-         "frac remainder fmod threshold where masked_fill",
-         "Add Sub Mul Div Neg Abs Sign Clip Max Min Sqrt Sin Cos Atan Tanh Erf Where",
-         _FREE, False, "in", "adds no more rounding than its storage"),
-    Rule("activation", "relu leaky_relu rrelu elu celu selu gelu silu mish sigmoid hardsigmoid "
-         "hardswish hardshrink softshrink softsign prelu _prelu_kernel glu logit tanhshrink",
-         "Relu LeakyRelu Elu Celu Selu Gelu Sigmoid HardSigmoid HardSwish Mish Softsign PRelu",
-         _FREE, False, "in", "adds no more rounding than its storage"),
-    Rule("dropout", "dropout native_dropout feature_dropout alpha_dropout feature_alpha_dropout",
-         "Dropout", _FREE, False, "", "scales by a constant"),
-    Rule("embedding", "embedding embedding_bag _embedding_bag",
-         "Gather", _FREE, False, "", "copies rows of the table"),
+    *_rows("pointwise", _EITHER, "adds no more rounding than its storage",
+        ("", True, "add sub subtract rsub floor_divide neg negative floor ceil round "
+         "special_round trunc fix frac frexp where masked_fill sign heaviside deg2rad rad2deg diff",
+         "Add Sub Neg Sign Where"),
+        ("in", True, "mul multiply div divide true_divide abs absolute clamp clip clamp_min "
+         "clamp_max maximum minimum fmax fmin addcmul addcdiv lerp sin cos atan arctan atan2 "
+         "arctan2 asinh arcsinh sinc special_sinc erf special_erf erfc special_erfc remainder "
+         "fmod threshold nan_to_num cross linalg_cross outer ger kron gradient",
+         "Mul Div Abs Clip Max Min Sin Cos Atan Erf"),
+        ("out", True, "sqrt tanh", "Sqrt Tanh"),
+        ("in out", True, "sgn copysign hypot", "")),
+    *_rows("activation", _EITHER, "adds no more rounding than its storage",
+        ("out", True, "relu sigmoid special_expit", "Relu Sigmoid"),
+        ("in", True, "relu6 hardtanh leaky_relu elu celu selu gelu silu mish hardsigmoid "
+         "hardswish hardshrink softshrink prelu _prelu_kernel glu logit special_logit",
+         "LeakyRelu Elu Celu Selu Gelu HardSigmoid HardSwish Mish Softsign PRelu"),
+        ("in", False, "rrelu rrelu_with_noise_functional", "")),
+    *_rows("average pool", _EITHER, "its kernels sum in FP32; a mean is no larger than its inputs",
+        ("in", False, "avg_pool1d avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool3d",
+         "AveragePool GlobalAveragePool"),
+        ("in", True, "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d",
+         "")),
+    *_rows("interpolation", _EITHER, "its kernels compute in FP32, results lie between the inputs",
+        ("", False, "upsample_linear1d upsample_bilinear2d upsample_trilinear3d "
+         "upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa",
+         "Resize")),
+    *_rows("dropout", _EITHER, "scales by a constant",
+        ("", True, "dropout native_dropout _fused_dropout feature_dropout alpha_dropout "
+         "feature_alpha_dropout _masked_scale", "Dropout")),
+    *_rows("embedding", _EITHER, "copies rows of the table",
+        ("", False, "embedding _embedding_bag_forward_only", "Gather"),
+        ("in", False, "embedding_bag _embedding_bag", "")),
 
-    Rule("constant", "zeros ones full arange linspace empty eye zeros_like ones_like full_like "
-         "empty_like new_zeros new_ones new_full new_empty scalar_tensor rand randn bernoulli "
-         "normal rand_like randn_like randint one_hot",
-         "Constant ConstantOfShape Range RandomNormal RandomUniform Bernoulli EyeLike OneHot",
-         _FULL, False, "", "made, not computed from anything"),
-    Rule("comparison", "eq ne lt le gt ge isnan isinf isfinite argmax argmin argsort nonzero sign "
-         "logical_and logical_or logical_not logical_xor bucketize searchsorted count_nonzero any "
-         "all is_nonzero isclose allclose",
-         "Equal Less LessOrEqual Greater GreaterOrEqual IsNaN IsInf ArgMax ArgMin NonZero Not And "
-         "Or Xor",
-         _FREE, False, "", "its result is no floating-point tensor"),
+    # Transparent: moves or compares values, never computes.
+    *_rows("movement", _TRANSPARENT, "moves values without computing",
+        ("", True, "view _unsafe_view reshape _reshape_alias reshape_as view_as flatten unflatten "
+         "ravel permute transpose swapaxes swapdims movedim moveaxis t mT mH matrix_H numpy_T "
+         "adjoint squeeze unsqueeze expand expand_as broadcast_to broadcast_tensors atleast_1d "
+         "atleast_2d atleast_3d contiguous clone alias detach copy lift lift_fresh "
+         "lift_fresh_copy pin_memory positive conj _conj resolve_conj conj_physical "
+         "_conj_physical resolve_neg _neg_view real imag view_as_real slice select narrow split "
+         "split_with_sizes chunk unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split "
+         "hsplit vsplit dsplit unbind cat concat concatenate stack _stack hstack vstack dstack "
+         "row_stack column_stack block_diag _chunk_cat constant_pad_nd flip fliplr flipud rot90 "
+         "repeat tile diagonal linalg_diagonal diag diagflat diag_embed tril triu unfold meshgrid "
+         "cartesian_prod pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle "
+         "select_scatter slice_scatter diagonal_scatter as_strided_scatter slice_inverse "
+         "flatten_dense_tensors unflatten_dense_tensors pad_sequence",
+         "Reshape Transpose Flatten Squeeze Unsqueeze Expand Identity Slice Split Concat Pad Tile"),
+        ("in", True, "pad _pad_enum", ""),
+        ("in", False, "combinations", "")),
+    *_rows("indexing", _TRANSPARENT, "moves values, found by index, without computing",
+        ("", False, "index index_select index_put index_fill scatter masked_scatter _unsafe_index "
+         "_unsafe_index_put _index_put_impl _unsafe_masked_index roll fft_fftshift fft_ifftshift "
+         "repeat_interleave im2col col2im as_strided _pad_circular upsample_nearest1d "
+         "upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d "
+         "_upsample_nearest_exact2d _upsample_nearest_exact3d _pack_padded_sequence "
+         "_pad_packed_sequence", ""),
+        ("in", False, "gather take take_along_dim put index_copy masked_select reflection_pad1d "
+         "reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d",
+         "GatherElements GatherND")),
+    *_rows("choice", _TRANSPARENT, "chooses among its inputs",
+        ("in out", True, "max min amax amin aminmax _aminmax", "ReduceMax ReduceMin"),
+        ("", False, "sort msort topk kthvalue mode unique_consecutive unique_dim "
+         "unique_dim_consecutive _unique _unique2", "TopK"),
+        ("in out", False, "median nanmedian", ""),
+        ("in", False, "cummax cummin", "")),
+    *_rows("max pool", _TRANSPARENT, "chooses among its inputs",
+        ("in", True, "max_pool1d max_pool1d_with_indices max_pool2d max_pool2d_with_indices "
+         "adaptive_max_pool1d adaptive_max_pool2d", "MaxPool"),
+        ("in", False, "max_pool3d max_pool3d_with_indices adaptive_max_pool3d "
+         "fractional_max_pool2d fractional_max_pool3d", ""),
+        ("", False, "max_unpool2d max_unpool3d", "")),
+    *_rows("comparison", _TRANSPARENT, "its result is no floating-point tensor",
+        ("", True, "eq ne not_equal lt less le less_equal gt greater ge greater_equal equal "
+         "allclose isclose isnan isinf isfinite isneginf isposinf isreal signbit is_nonzero any "
+         "all _is_all_true _is_any_true logical_and logical_or logical_not logical_xor "
+         "count_nonzero argmax argmin bucketize searchsorted",
+         "Equal Less LessOrEqual Greater GreaterOrEqual IsNaN IsInf ArgMax ArgMin Not And Or Xor"),
+        ("", False, "argsort nonzero nonzero_numpy nonzero_static argwhere isin hash_tensor "
+         "_shape_as_tensor _cast_Byte _cast_Char _cast_Int _cast_Long _cast_Short", "NonZero")),
 
-    # Transparent: moves values, never computes.
-    Rule("movement", "view _unsafe_view reshape flatten unflatten permute transpose t mT mH "
-         "movedim swapaxes squeeze unsqueeze expand expand_as broadcast_to contiguous clone alias "
-         "detach detach_ lift_fresh_copy slice select narrow split split_with_sizes chunk "
-         "tensor_split unbind hsplit vsplit index_select gather take_along_dim index "
-         "cat concat stack hstack vstack pad constant_pad_nd reflection_pad1d reflection_pad2d "
-         "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d roll flip repeat "
-         "repeat_interleave tile diagonal diag_embed tril triu unfold im2col col2im pixel_shuffle "
-         "pixel_unshuffle channel_shuffle max_pool1d max_pool2d max_pool3d "
-         "max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d "
-         "adaptive_max_pool3d max min amax amin sort topk movedim meshgrid select_scatter "
-         "slice_scatter ravel squeeze_copy view_as",
-         "Reshape Transpose Flatten Squeeze Unsqueeze Expand Identity Slice Split Concat Pad "
-         "GatherElements GatherND MaxPool ReduceMax ReduceMin Tile TopK",
-         _FREE, False, "", "moves values without computing"),
+    # Untouchable: made, drawn or integer; the plan has nothing to say.
+    *_rows("constant", _UNTOUCHABLE, "made, not computed from anything",
+        ("", True, "zeros ones full arange range linspace logspace empty empty_strided "
+         "empty_permuted eye scalar_tensor zeros_like ones_like full_like empty_like new_zeros "
+         "new_ones new_full new_empty new_empty_strided fill zero bartlett_window blackman_window "
+         "hamming_window hann_window kaiser_window fft_fftfreq fft_rfftfreq",
+         "Constant ConstantOfShape Range EyeLike"),
+        ("", False, "from_file", "")),
+    *_rows("random", _UNTOUCHABLE, "the stream of random numbers stays that of the FP32 program",
+        ("", True, "rand rand_like randn randn_like randint randint_like randperm bernoulli "
+         "normal normal_functional uniform random exponential cauchy geometric log_normal poisson "
+         "binomial multinomial _standard_gamma _sample_dirichlet _philox_normal _philox_uniform "
+         "_philox_key_fold_in _philox_key_split _sobol_engine_draw",
+         "RandomNormal RandomUniform Bernoulli")),
+    *_rows("integer", _UNTOUCHABLE, "integers stay as they are",
+        ("", False, "bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift "
+         "bitwise_right_shift __and__ __or__ __xor__ __lshift__ __rshift__ gcd lcm bincount "
+         "one_hot tril_indices triu_indices", "OneHot")),
 )
 # fmt: on
+
+
+GROWING: frozenset[str] = frozenset(
+    (
+        "loss",
+        "log_sigmoid",
+        "range grows",
+        "special function",
+        "sum",
+        "scatter sum",
+        "vector norm",
+        "variance",
+        "linear algebra",
+    )
+)
+"""Rows whose results can be too large for FP16 though their inputs are not."""
+
+LINEAR: frozenset[str] = frozenset(
+    "softplus logsumexp special_logsumexp logaddexp logaddexp2 log_sigmoid log_sigmoid_forward "
+    "Softplus ReduceLogSumExp".split()
+)
+"""Ops of such rows that are too large for FP16 only if what they read is."""
+
+BOUNDED: frozenset[str] = frozenset(
+    "layer_norm native_layer_norm group_norm native_group_norm rms_norm _fused_rms_norm batch_norm "
+    "instance_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional "
+    "_native_batch_norm_legit_no_training _batch_norm_with_update_functional "
+    "_batch_norm_no_update cudnn_batch_norm softmax _softmax _safe_softmax special_softmax "
+    "_masked_softmax cosine_similarity corrcoef sin cos tanh atan arctan atan2 arctan2 acos arccos "
+    "asin arcsin log log2 log10 log1p special_log1p asinh arcsinh acosh arccosh sinc special_sinc "
+    "erf special_erf erfc special_erfc sigmoid special_expit hardsigmoid hardtanh relu6 sign sgn "
+    "LayerNormalization GroupNormalization BatchNormalization InstanceNormalization "
+    "RMSNormalization SimplifiedLayerNormalization Softmax Sin Cos Tanh Atan Acos Asin Log Erf "
+    "Sigmoid HardSigmoid Sign".split()
+)
+"""Ops whose result is small whatever they read, torch and ONNX names."""
 
 
 def _by_name(column: str) -> Mapping[str, Rule]:
     rows: dict[str, Rule] = {}
     for rule in TABLE:
-        for name in set(getattr(rule, column).split()):
+        for name in getattr(rule, column).split():
             if name in rows:
                 raise ValueError(f"{name} stands in two rows: {rows[name].name} and {rule.name}")
             rows[name] = rule
@@ -182,5 +416,5 @@ TORCH_RULES: Mapping[str, Rule] = _by_name("torch")
 ONNX_RULES: Mapping[str, Rule] = _by_name("onnx")
 """ONNX op type to its row."""
 
-UNKNOWN = Rule("unknown", "", "", Wish.FULL, False, "in out", "no row of the op table names it")
-"""What an op gets that stands in no row."""
+UNKNOWN = Rule("unknown", "", "", _UNTOUCHABLE, "in out", False, "no row of the op table names it")
+"""What an op gets that stands in no row: ``rule is UNKNOWN``."""

@@ -22,7 +22,7 @@ from torch import fx
 from mpcompile.dataflow import Dataflow, Op, Tensor, Where
 from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.functional import make_functional
-from mpcompile.policy import Policy, Row, resolve
+from mpcompile.policy import Policy, Resolution, Row, resolve
 from mpcompile.rules import TORCH_RULES, Rule, Wish
 from mpcompile.torch_private import DataDependent, arguments_of, is_view, op_name
 from mpcompile.workload import Workload
@@ -265,14 +265,14 @@ def dataflow(module: fx.GraphModule, fixed: dict[str, str], policy: Policy) -> D
         fixed: placeholder name to what it is (``"a parameter"``).
         policy: gives each op its wish.
     """
-    wishes = _wishes(module.graph, fixed, policy)
+    resolution = _resolve(module.graph, fixed, policy)
     ops: list[Op] = []
     tensors: list[Tensor] = []
     fixed = dict(fixed)
     outputs = set(module.graph.output_node().all_input_nodes)
     for node in module.graph.nodes:
         if node.op == "call_function" and node.target is not operator.getitem:
-            op = _op(node, *wishes[node.name])
+            op = _op(node, *resolution.wishes[node.name], node.name in resolution.overridden)
             ops.append(op)
             fixed |= {
                 item.name: "a statistic" for item in _results(node) if item.name not in op.writes
@@ -289,9 +289,7 @@ def dataflow(module: fx.GraphModule, fixed: dict[str, str], policy: Policy) -> D
     return Dataflow(tuple(ops), tuple(tensors))
 
 
-def _wishes(
-    graph: fx.Graph, fixed: dict[str, str], policy: Policy
-) -> dict[str, tuple[Rule, Wish, str]]:
+def _resolve(graph: fx.Graph, fixed: dict[str, str], policy: Policy) -> Resolution:
     """Return each op's row, wish and reason; warn of overrides that match none."""
     rows = (
         Row(node.name, op_name(node), place_of(node).module, _is_residual(node, fixed))
@@ -300,7 +298,7 @@ def _wishes(
     )
     resolution = resolve(policy, TORCH_RULES, rows)
     resolution.warn()
-    return resolution.wishes
+    return resolution
 
 
 def _is_residual(node: fx.Node, fixed: dict[str, str]) -> bool:
@@ -320,7 +318,7 @@ def _is_residual(node: fx.Node, fixed: dict[str, str]) -> bool:
     return any(isinstance(part, fx.Node) and part.op == "call_function" for part in parts)
 
 
-def _op(node: fx.Node, rule: Rule, wish: Wish, reason: str) -> Op:
+def _op(node: fx.Node, rule: Rule, wish: Wish, reason: str, overridden: bool) -> Op:
     results = _results(node)
     inside = rule.inside and wish is not Wish.HALF
     if inside and results and isinstance(node.meta["val"], tuple | list):
@@ -342,7 +340,7 @@ def _op(node: fx.Node, rule: Rule, wish: Wish, reason: str) -> Op:
         rule=rule.name,
         wish=wish,
         inside=inside,
-        streams=rule.streams,
+        streams=rule.streams or rule.gathers,
         reason=reason,
         reads=reads,
         writes=writes,
@@ -352,7 +350,9 @@ def _op(node: fx.Node, rule: Rule, wish: Wish, reason: str) -> Op:
             for argument, item in (arguments_of(node).items() if wide else ())
             if argument in wide and item.name in reads
         ),
+        gathers=rule.gathers,
         view=is_view(node),
+        overridden=overridden,
         where=place_of(node),
     )
 

@@ -58,6 +58,7 @@ def random_flow(chooser: random.Random, free: int) -> Dataflow:
                 writes=writes,
                 keeps=() if view else some((*reads, *writes), 0.4),
                 full_reads=() if view else some(reads, 0.1),
+                gathers=not view and sometimes(0.1),
                 view=view,
             )
         )

@@ -118,7 +118,7 @@ def test_the_policies_are_gone_after_the_region() -> None:
 def chain(*ops: tuple[str, Wish, str]) -> Dataflow:
     """Make ops that read each the one before: name, wish, row."""
     rows = [
-        Op(name, name, row, wish, False, "", (f"t{i}",), (f"t{i + 1}",))
+        Op(name, name, row, wish, False, wish is not Wish.HALF, "", (f"t{i}",), (f"t{i + 1}",))
         for i, (name, wish, row) in enumerate(ops)
     ]
     return Dataflow(tuple(rows), tuple(Tensor(f"t{i}", 8) for i in range(len(ops) + 1)))

@@ -1,36 +1,90 @@
-"""The op table."""
+"""The rows of the op table."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
 from mpcompile import rules
-from mpcompile.rules import TABLE, TORCH_RULES, Rule, Wish
-
-# Functions of torch.nn.functional that only ever reach a graph decomposed, and names of other
-# versions; harmless, and they make the table easier to read against torch's documentation.
-NOT_IN_ATEN = frozenset(
-    "nll_loss2d local_response_norm normalize relu6 mT mH interpolate gaussian_nll_loss softsign "
-    "tanhshrink renorm dist log_sigmoid_forward".split()
+from mpcompile.rules import (
+    BOUNDED,
+    GROWING,
+    LINEAR,
+    ONNX_RULES,
+    TABLE,
+    TORCH_RULES,
+    PrecisionClass,
+    Rule,
+    Wish,
 )
 
 
-def test_every_torch_name_is_an_aten_op() -> None:
-    missing = {name for name in TORCH_RULES if not hasattr(torch.ops.aten, name)} - NOT_IN_ATEN
-    assert missing == set()
-
-
 def test_no_op_stands_in_two_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    again = Rule("again", "softmax", "", Wish.HALF, False, "", "why")
+    again = Rule("again", "softmax", "", PrecisionClass.WIDE, "", False, "why")
     monkeypatch.setattr(rules, "TABLE", (*TABLE, again))
     with pytest.raises(ValueError, match="softmax stands in two rows: softmax and again"):
         rules._by_name("torch")
 
 
-def test_every_row_has_a_reason_and_both_kinds_of_names() -> None:
+def test_no_op_stands_twice_in_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = Rule("twice", "new_op new_op", "", PrecisionClass.WIDE, "", False, "why")
+    monkeypatch.setattr(rules, "TABLE", (*TABLE, twice))
+    with pytest.raises(ValueError, match="new_op stands in two rows: twice and twice"):
+        rules._by_name("torch")
+
+
+def test_every_row_has_a_reason_and_names() -> None:
     for rule in TABLE:
+        assert rule.name
         assert rule.why
         assert rule.torch
-        assert rule.onnx
-        assert set(rule.saves.split()) <= {"in", "out"}
+        assert rule.saves in ("", "in", "out", "in out")
+
+
+def test_rows_of_one_name_are_one_family() -> None:
+    families = {(rule.name, rule.precision_class, rule.why) for rule in TABLE}
+    assert len(families) == len({rule.name for rule in TABLE})
+
+
+@pytest.mark.parametrize(
+    ("precision_class", "wish", "inside"),
+    [
+        (PrecisionClass.TENSOR_CORE, Wish.HALF, False),
+        (PrecisionClass.REDUCTION, Wish.FREE, True),
+        (PrecisionClass.WIDE, Wish.FULL, True),
+        (PrecisionClass.EITHER, Wish.FREE, False),
+        (PrecisionClass.TRANSPARENT, Wish.FREE, False),
+        (PrecisionClass.UNTOUCHABLE, Wish.FULL, True),
+    ],
+)
+def test_the_class_gives_wish_and_arithmetic(
+    precision_class: PrecisionClass, wish: Wish, inside: bool
+) -> None:
+    rule = Rule("row", "op", "", precision_class, "", False, "why")
+    assert (rule.wish, rule.inside) == (wish, inside)
+    assert any(row.precision_class is precision_class for row in TABLE)
+
+
+@pytest.mark.parametrize(
+    ("torch_name", "onnx_name"),
+    [
+        ("linear", "Gemm"),
+        ("conv2d", "Conv"),
+        ("layer_norm", "LayerNormalization"),
+        ("softmax", "Softmax"),
+        ("log_softmax", "LogSoftmax"),
+        ("exp", "Exp"),
+        ("sum", "ReduceSum"),
+        ("relu", "Relu"),
+        ("avg_pool2d", "AveragePool"),
+        ("cat", "Concat"),
+        ("rand", "RandomUniform"),
+    ],
+)
+def test_torch_and_onnx_names_of_one_op_share_a_row(torch_name: str, onnx_name: str) -> None:
+    assert TORCH_RULES[torch_name] is ONNX_RULES[onnx_name]
+
+
+def test_what_is_bounded_has_a_row() -> None:
+    assert set(TORCH_RULES) | set(ONNX_RULES) >= BOUNDED
+    assert set(TORCH_RULES) | set(ONNX_RULES) >= LINEAR
+    assert {rule.name for rule in TABLE} >= GROWING
