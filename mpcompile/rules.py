@@ -364,42 +364,6 @@ TABLE: tuple[Rule, ...] = (
 # fmt: on
 
 
-GROWING: frozenset[str] = frozenset(
-    (
-        "loss",
-        "log_sigmoid",
-        "range grows",
-        "special function",
-        "sum",
-        "scatter sum",
-        "vector norm",
-        "variance",
-        "linear algebra",
-    )
-)
-"""Rows whose results can be too large for FP16 though their inputs are not."""
-
-LINEAR: frozenset[str] = frozenset(
-    "softplus logsumexp special_logsumexp logaddexp logaddexp2 log_sigmoid log_sigmoid_forward "
-    "Softplus ReduceLogSumExp".split()
-)
-"""Ops of such rows that are too large for FP16 only if what they read is."""
-
-BOUNDED: frozenset[str] = frozenset(
-    "layer_norm native_layer_norm group_norm native_group_norm rms_norm _fused_rms_norm batch_norm "
-    "instance_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional "
-    "_native_batch_norm_legit_no_training _batch_norm_with_update_functional "
-    "_batch_norm_no_update cudnn_batch_norm softmax _softmax _safe_softmax special_softmax "
-    "_masked_softmax cosine_similarity corrcoef sin cos tanh atan arctan atan2 arctan2 acos arccos "
-    "asin arcsin log log2 log10 log1p special_log1p asinh arcsinh acosh arccosh sinc special_sinc "
-    "erf special_erf erfc special_erfc sigmoid special_expit hardsigmoid hardtanh relu6 sign sgn "
-    "LayerNormalization GroupNormalization BatchNormalization InstanceNormalization "
-    "RMSNormalization SimplifiedLayerNormalization Softmax Sin Cos Tanh Atan Acos Asin Log Erf "
-    "Sigmoid HardSigmoid Sign".split()
-)
-"""Ops whose result is small whatever they read, torch and ONNX names."""
-
-
 def _by_name(column: str) -> Mapping[str, Rule]:
     rows: dict[str, Rule] = {}
     for rule in TABLE:

@@ -8,9 +8,10 @@ from torch import nn
 
 import mpcompile
 from mpcompile.dataflow import Dataflow
-from mpcompile.growth import contain_growth
+from mpcompile.growth import BOUNDED, GROWING, LINEAR, contain_growth
 from mpcompile.pipeline import transform
 from mpcompile.precision import Precision
+from mpcompile.rules import ONNX_RULES, TABLE, TORCH_RULES
 from mpcompile.workload import Workload
 
 
@@ -80,3 +81,8 @@ def test_what_is_bounded_or_grows_no_faster_than_its_input_may_be_16_bits(bounde
 
 def test_nothing_grows_in_a_graph_without_such_ops() -> None:
     assert contain_growth(Dataflow((), ()), Precision.FP16) == Dataflow((), ())
+
+
+def test_every_name_stands_in_the_table() -> None:
+    assert set(TORCH_RULES) | set(ONNX_RULES) >= BOUNDED | LINEAR
+    assert {rule.name for rule in TABLE} >= GROWING

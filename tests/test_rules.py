@@ -6,9 +6,6 @@ import pytest
 
 from mpcompile import rules
 from mpcompile.rules import (
-    BOUNDED,
-    GROWING,
-    LINEAR,
     ONNX_RULES,
     TABLE,
     TORCH_RULES,
@@ -82,9 +79,3 @@ def test_the_class_gives_wish_and_arithmetic(
 )
 def test_torch_and_onnx_names_of_one_op_share_a_row(torch_name: str, onnx_name: str) -> None:
     assert TORCH_RULES[torch_name] is ONNX_RULES[onnx_name]
-
-
-def test_what_is_bounded_has_a_row() -> None:
-    assert set(TORCH_RULES) | set(ONNX_RULES) >= BOUNDED
-    assert set(TORCH_RULES) | set(ONNX_RULES) >= LINEAR
-    assert {rule.name for rule in TABLE} >= GROWING
