@@ -26,10 +26,11 @@ def make_plan(flow: Dataflow, precision: Precision) -> Plan:
 
     Args:
         flow: the neutral graph, ops in an order in which every tensor is written before it is read.
-        precision: the 16-bit format; FP32, or a graph in which no op wants 16 bits, gives the plan
-            that changes nothing.
+        precision: the 16-bit format; FP32, or a graph in which no op on FP32 tensors wants 16 bits,
+            gives the plan that changes nothing.
     """
-    if precision is Precision.FP32 or not any(op.wish is Wish.HALF for op in flow.ops):
+    wanted = any(op.wish is Wish.HALF and (op.reads or op.writes) for op in flow.ops)
+    if precision is Precision.FP32 or not wanted:
         return plan_of(flow, frozenset(), Precision.FP32)
     rows = footprints(flow)
     return _plan(flow, rows, _cheapest(flow, rows), precision)

@@ -22,7 +22,9 @@ from mpcompile.step import StepGraph
 
 
 def forward_passes(plan: Plan) -> tuple[Pass[fx.GraphModule], ...]:
-    """Return what runs on the forward graph."""
+    """Return what runs on the forward graph; nothing if the plan has no cast."""
+    if not plan.casts:
+        return ()
     return (
         InsertCasts(plan),
         clean_casts,  # constants made in FP32 and cast are made narrow at once

@@ -27,15 +27,14 @@ class InsertCasts:
         """Insert the casts and note the new dtypes; return how many casts there are.
 
         A cast stands right before its first reader, so that the copy lives no longer than needed.
-        A graph that holds the casts already is left alone.
+        A graph to which the plan has been applied is left alone.
         """
         graph = module.graph
         nodes = {node.name: node for node in graph.nodes}
+        if not self._note_dtypes(nodes):
+            return 0
         order = {node: position for position, node in enumerate(graph.nodes)}
-        missing = [cast for cast in self.plan.casts if _name(cast.id) not in nodes]
-        if missing:
-            self._note_dtypes(nodes)
-        for cast in missing:
+        for cast in self.plan.casts:
             source, tensor = nodes[_name(cast.source)], nodes[cast.tensor]
             readers = [nodes[reader] for reader in cast.readers]
             chained = [
@@ -57,12 +56,13 @@ class InsertCasts:
             for reader in readers:
                 reader.replace_input_with(tensor, node)
             nodes[node.name] = node
-        return len(missing)
+        return len(self.plan.casts)
 
-    def _note_dtypes(self, nodes: dict[str, fx.Node]) -> None:
-        """Let the results of ops that compute in 16 bits be 16 bits."""
+    def _note_dtypes(self, nodes: dict[str, fx.Node]) -> bool:
+        """Let the results of ops that compute in 16 bits be 16 bits; return whether any was not."""
+        changed = False
         for decision in self.plan.decisions:
-            if decision.computes is Precision.FP32:
+            if decision.computes is Precision.FP32 or decision.op not in nodes:
                 continue
             node = nodes[decision.op]
             results = [node] if isinstance(node.meta["val"], torch.Tensor) else list(node.users)
@@ -70,6 +70,8 @@ class InsertCasts:
                 if result.meta["val"].dtype is torch.float32:
                     dtype = getattr(torch, decision.computes.value)
                     result.meta["val"] = with_dtype(result.meta["val"], dtype)
+                    changed = True
+        return changed
 
 
 def _name(cast: str) -> str:
