@@ -5,8 +5,8 @@ reserve is (what forward keeps for backward), cuDNN alone knows, and so its fake
 backward needs. This op hides the size: see `cudnn_rnn`. The alternative, torch's decomposition of
 an LSTM, is dozens of nodes a time step.
 
-Costs beside ``torch.nn.LSTM``: the weights are packed for cuDNN once in forward and once in backward
-(they lie in the step's arenas, not packed), and their gradients are copied out of one buffer.
+Costs beside ``torch.nn.LSTM``: the weights, which lie in the step's arenas, are packed for cuDNN
+once in forward and once in backward, and their gradients are copied out of one buffer.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _ARGUMENTS = (
     "Tensor input, Tensor[] weights, Tensor hx, Tensor? cx, "
     "int mode, int layers, bool batch_first, bool bidirectional"
 )
+_RESULTS = "Tensor output, Tensor reserve, Tensor? d_output, Tensor? d_hy, Tensor? d_cy"
 
 
 @torch.library.custom_op(
@@ -100,8 +101,7 @@ def _(
 @torch.library.custom_op(
     "mpcompile::cudnn_rnn_backward",
     mutates_args=(),
-    schema=f"(Tensor output, Tensor reserve, Tensor? d_output, Tensor? d_hy, Tensor? d_cy, {_ARGUMENTS})"
-    " -> Tensor[]",
+    schema=f"({_RESULTS}, {_ARGUMENTS}) -> Tensor[]",
 )
 def cudnn_rnn_backward(
     output: torch.Tensor,
@@ -126,7 +126,14 @@ def cudnn_rnn_backward(
         d_output: gradient of the output; None for zeros, as the next two.
         d_hy: gradient of the last state.
         d_cy: gradient of the last cells.
-        input: the rest as in `cudnn_rnn`.
+        input: this and all that follow: what forward was given.
+        weights: see `cudnn_rnn`.
+        hx: see `cudnn_rnn`.
+        cx: see `cudnn_rnn`.
+        mode: see `cudnn_rnn`.
+        layers: see `cudnn_rnn`.
+        batch_first: see `cudnn_rnn`.
+        bidirectional: see `cudnn_rnn`.
 
     Returns:
         The gradients of `input`, `hx`, `cx` if there is one, and each weight.
@@ -235,10 +242,16 @@ def _packed(
 ) -> torch.Tensor:
     """Return the weights in the one buffer that cuDNN reads.
 
-    The op also makes the tensors it is given views of that buffer, so it is given views.
+    The op also makes views of that buffer of the tensors it is given, so it is given aliases.
     """
-    return _ATEN._cudnn_rnn_flatten_weight(
-        [weight.view_as(weight) for weight in weights],
+    aliases = [
+        weight.new_empty(0).set_(
+            weight.untyped_storage(), weight.storage_offset(), weight.shape, weight.stride()
+        )
+        for weight in weights
+    ]
+    packed: torch.Tensor = _ATEN._cudnn_rnn_flatten_weight(
+        aliases,
         _per_layer(weights, layers, bidirectional),
         input.shape[2],
         mode,
@@ -247,6 +260,7 @@ def _packed(
         batch_first,
         bidirectional,
     )
+    return packed
 
 
 def _time_major(like: torch.Tensor, features: int, batch_first: bool) -> torch.Tensor:

@@ -11,12 +11,10 @@ import torch
 from torch import fx
 
 from mpcompile.cudnn_rnn import MODES
-from mpcompile.errors import CannotCapture
 from mpcompile.step import call
-from mpcompile.torch_graph import place_of
-from mpcompile.torch_private import op_name
 
 _ATEN = torch.ops.aten
+_OPS = {getattr(_ATEN, name).input: mode for name, mode in MODES.items()}
 
 
 @dataclass(frozen=True)
@@ -35,16 +33,12 @@ class KeepCudnnRnn:
     device: str = "cuda"
 
     def __call__(self, module: fx.GraphModule) -> int:
-        """Rewrite; return how many recurrent ops were replaced.
-
-        Raises:
-            CannotCapture: the op works on a packed sequence.
-        """
+        """Rewrite; return how many recurrent ops were replaced."""
         if torch.version.hip is not None or not torch.backends.cudnn.enabled:
             return 0
         changed = 0
         for node in list(module.graph.nodes):
-            if op_name(node) in MODES and node.args[0].meta["val"].device.type == self.device:
+            if node.target in _OPS and node.args[0].meta["val"].device.type == self.device:
                 _replace(module.graph, node)
                 changed += 1
         return changed
@@ -84,13 +78,6 @@ def _replace(graph: fx.Graph, node: fx.Node) -> None:
 
 def _read(node: fx.Node) -> _Recurrence:
     arguments: Any = node.args
-    if len(arguments) != 9 or not isinstance(arguments[4], int):
-        where = place_of(node)
-        raise CannotCapture(
-            f"on CUDA a packed sequence cannot go through {where.module or op_name(node)}",
-            f"{where.file}:{where.line}" if where.file else "",
-            "give the padded tensor itself, and mask what is padding in the loss",
-        )
     value, states, weights, _, layers, dropout, train, bidirectional, batch_first = arguments
     return _Recurrence(
         input=value,
@@ -123,7 +110,7 @@ def _layers(graph: fx.Graph, node: fx.Node, whole: _Recurrence) -> list[fx.Node]
             output,
             list(whole.weights[part * weights : (part + 1) * weights]),
             *[first[0], first[1] if len(first) == 2 else None],
-            MODES[op_name(node)],
+            _OPS[node.target],
             at_once,
             whole.batch_first,
             whole.bidirectional,

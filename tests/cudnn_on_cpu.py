@@ -69,7 +69,8 @@ def _cudnn_rnn(
     assert len({value.dtype for value in (input, flat, hx, *weights)}) == 1
     assert hx.is_contiguous()
     assert cx is None or cx.is_contiguous()
-    output, hy, *cy = _run(input, _unpack(flat, weights), hx, cx, per_layer, options)
+    leaves = [input, *_unpack(flat, weights), hx, *([] if cx is None else [cx])]
+    output, hy, *cy = [v.detach() for v in _as_in_training(leaves, per_layer, options)[0]]
     if options[4]:
         output = output.transpose(0, 1).contiguous().transpose(0, 1)
     reserve = torch.full((RESERVE,), FRESH, dtype=torch.uint8)
@@ -89,7 +90,7 @@ def _cudnn_rnn_backward(
     d_cy: torch.Tensor | None,
     *options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, list[torch.Tensor]]:
-    *options_, reserve, mask = options  # type: ignore[assignment]
+    *options_, reserve, mask = options
     batch_first = options_[4]
     assert (output.transpose(0, 1) if batch_first else output).is_contiguous()
     assert reserve.shape == (RESERVE,)
@@ -97,25 +98,9 @@ def _cudnn_rnn_backward(
     reserve.fill_(USED)
     assert mask == [True, True, cx is not None, True]
 
-    def differentiate() -> tuple[torch.Tensor, ...]:
-        leaves = [input, *_unpack(flat, weights), hx, *([] if cx is None else [cx])]
-        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-        count = len(weights) + 1
-        again = _run(
-            leaves[0],
-            leaves[1:count],
-            leaves[count],
-            None if cx is None else leaves[-1],
-            per_layer,
-            tuple(options_),
-        )
-        given = (d_output, d_hy, d_cy)
-        pairs = [(a, d) for a, d in zip(again, given, strict=False) if d is not None]
-        return torch.autograd.grad([a for a, _ in pairs], leaves, [d for _, d in pairs])
-
-    # An op's kernel runs below autograd; a thread of its own does not.
-    with ThreadPoolExecutor(1) as pool:
-        d_input, *rest = pool.submit(differentiate).result()
+    leaves = [input, *_unpack(flat, weights), hx, *([] if cx is None else [cx])]
+    given = (d_output, d_hy, d_cy)
+    d_input, *rest = _as_in_training(leaves, per_layer, tuple(options_), given)[1]
     if batch_first:
         d_input = d_input.transpose(0, 1).contiguous().transpose(0, 1)
     shared = torch.cat([part.flatten() for part in rest[: len(weights)]])
@@ -124,21 +109,39 @@ def _cudnn_rnn_backward(
     return d_input, rest[len(weights)], None if cx is None else rest[-1], parts
 
 
-def _run(
-    input: torch.Tensor,
-    weights: Tensors,
-    hx: torch.Tensor,
-    cx: torch.Tensor | None,
+def _as_in_training(
+    values: list[torch.Tensor],
     per_layer: int,
     options: tuple[Any, ...],
+    gradients: Sequence[torch.Tensor | None] = (),
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """Return the results, and the values' gradients if those of the results are given."""
+
+    def run() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        leaves = [value.detach().requires_grad_() for value in values]
+        results = _run(leaves, per_layer, options)
+        pairs = [(a, d) for a, d in zip(results, gradients, strict=False) if d is not None]
+        if not pairs:
+            return results, ()
+        found = torch.autograd.grad([a for a, _ in pairs], leaves, [d for _, d in pairs])
+        return results, found
+
+    # An op's kernel runs below autograd; a thread of its own does not.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
+
+
+def _run(
+    values: list[torch.Tensor], per_layer: int, options: tuple[Any, ...]
 ) -> tuple[torch.Tensor, ...]:
     mode, _, _, layers, batch_first, dropout, train, bidirectional, batch_sizes, state = options
     assert (dropout, train, list(batch_sizes), state) == (0.0, True, [], None)
-    assert (cx is not None) == (NAMES[mode] == "lstm")
+    count = 1 + per_layer * layers * (1 + bidirectional)
+    assert len(values) == count + (2 if NAMES[mode] == "lstm" else 1)
     op = getattr(torch.ops.aten, NAMES[mode]).input
-    states = hx if cx is None else [hx, cx]
+    states: Any = values[count:] if NAMES[mode] == "lstm" else values[count]
     biases = per_layer >= 4
     results: tuple[torch.Tensor, ...] = op(
-        input, states, list(weights), biases, layers, 0.0, True, bidirectional, batch_first
+        values[0], states, values[1:count], biases, layers, 0.0, True, bidirectional, batch_first
     )
     return results
