@@ -71,7 +71,7 @@ CASES = {
         "    o = torch.optim.SGD(m.parameters(), lr=0.1)\n"
         "    return Workload(m, b, lambda model, *batch: model(*batch), o)\n",
         3,
-        r"model\.py:25: a recurrent layer reads a packed sequence",
+        r"model\.py:24: a recurrent layer reads a packed sequence",
         "give it the padded tensor",
     ),
     "two losses": (
