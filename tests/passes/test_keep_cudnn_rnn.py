@@ -246,3 +246,25 @@ def test_on_fake_cuda_tensors_of_16_bits() -> None:
         assert {output.dtype, hy.dtype, cy.dtype} == {torch.float16}
         assert {value.device.type for value in node.meta["val"]} == {"cuda"}
         assert reserve.dtype is torch.uint8
+
+
+@pytest.mark.parametrize("backend", ["interpreter", "inductor"])
+def test_two_equal_calls_keep_a_reserve_each(backend: Any) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.GRU(FEATURES, CELLS)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first, second = self.layers(x)[0], self.layers(x)[0]
+            result: torch.Tensor = (first * 2 + second.tanh()).mean()
+            return result
+
+    torch.manual_seed(0)
+    given = workload(Twice())
+    peer = copy.deepcopy(given.model)
+    step = pipeline.to_step(pipeline.transform(given, FULL_PRECISION), backend)
+    found = step.gradients(*given.batch)
+    loss(peer, *given.batch).backward()
+    for name, parameter in peer.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad)
