@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, default_backend
 from mpcompile.pass_runner import run_passes
-from mpcompile.passes import GRADIENT, forward_passes, training_passes
+from mpcompile.passes import BEFORE_AUTOGRAD, GRADIENT, forward_passes, training_passes
 from mpcompile.plan import Plan
 from mpcompile.policy import Policy
 from mpcompile.precision import Precision
@@ -129,7 +129,10 @@ def transform(
     named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
     groups = trained_parameters(workload.optimizer, named, workload.origin)
     trained = [name for group in groups for name in group]
-    gradient, slots = differentiate(forward, trained, workload.origin)
+    # The user is shown the graph of composite ops; autograd gets a copy.
+    prepared = replace(forward, module=copy_graph(forward.module))
+    changes |= run_passes(prepared.module, BEFORE_AUTOGRAD, _lint)
+    gradient, slots = differentiate(prepared, trained, workload.origin)
     for name, count in run_passes(gradient, GRADIENT, _lint).items():
         changes[name] = changes.get(name, 0) + count
     shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}

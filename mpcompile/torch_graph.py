@@ -148,6 +148,12 @@ def _refusal(
                 user_place(eager) or workload.origin,
                 "give a batch that loss(model, *batch) accepts",
             )
+    if _reads_packed_sequence(error):
+        return CannotCapture(
+            "a recurrent layer reads a packed sequence, whose shape depends on the batch",
+            user_place(error) or workload.origin,
+            "give it the padded tensor, and leave the padding out of the loss",
+        )
     return CannotCapture(
         "this cannot become one graph: "
         + (
@@ -159,6 +165,15 @@ def _refusal(
         "use torch.where or torch.cond instead of if, and no .item() in the model"
         if isinstance(error, DataDependent)
         else "express this line in other operations",
+    )
+
+
+def _reads_packed_sequence(error: Exception) -> bool:
+    """Whether an error was raised while a recurrent layer of torch read a packed sequence."""
+    return any(
+        frame.f_code.co_filename == torch.nn.modules.rnn.__file__
+        and frame.f_locals.get("batch_sizes") is not None
+        for frame, _ in traceback.walk_tb(error.__traceback__)
     )
 
 

@@ -13,6 +13,7 @@ from mpcompile.passes.drop_dead import drop_dead
 from mpcompile.passes.gate_update import GateUpdate
 from mpcompile.passes.hoist_weight_casts import hoist_weight_casts
 from mpcompile.passes.insert_casts import InsertCasts
+from mpcompile.passes.keep_cudnn_rnn import KeepCudnnRnn
 from mpcompile.passes.pack_gradients import pack_gradients
 from mpcompile.passes.recompute_casts import recompute_casts
 from mpcompile.passes.save_narrow import save_narrow
@@ -30,6 +31,11 @@ def forward_passes(plan: Plan) -> tuple[Pass[fx.GraphModule], ...]:
         clean_casts,  # constants made in FP32 and cast are made narrow at once
     )
 
+
+BEFORE_AUTOGRAD: tuple[Pass[fx.GraphModule], ...] = (
+    KeepCudnnRnn(),  # knows no precision, so it comes when the casts stand
+)
+"""What turns a forward graph into one that can be differentiated on fake tensors."""
 
 GRADIENT: tuple[Pass[fx.GraphModule], ...] = (
     clean_casts,  # autograd casts again what forward has cast already

@@ -57,6 +57,23 @@ CASES = {
         r"model\.py:18: the loss is a float32 tensor of shape \[3\]",
         "mean",
     ),
+    "packed sequence": (
+        HEAD + "class Packed(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.layers = nn.GRU(4, 2)\n"
+        "    def forward(self, x, lengths):\n"
+        "        packed = nn.utils.rnn.pack_padded_sequence(x, lengths)\n"
+        "        return self.layers(packed)[1].mean()\n"
+        "def workload():\n"
+        "    m = Packed()\n"
+        "    b = (torch.randn(3, 2, 4), torch.tensor([3, 2]))\n"
+        "    o = torch.optim.SGD(m.parameters(), lr=0.1)\n"
+        "    return Workload(m, b, lambda model, *batch: model(*batch), o)\n",
+        3,
+        r"model\.py:24: a recurrent layer reads a packed sequence",
+        "give it the padded tensor",
+    ),
     "two losses": (
         HEAD + "def bad(model, x, y):\n"
         "    return loss(model, x, y), loss(model, x, y)\n"

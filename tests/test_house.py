@@ -17,7 +17,14 @@ SOURCES = [
     if not path.is_relative_to(ROOT / "mpcompile" / "passes")
 ]
 # Underscore names of torch's ATen ops, which are public API in this form.
-ATEN = {"_to_copy", "_local_scalar_dense", "_native_batch_norm_legit_functional"}
+ATEN = {
+    "_to_copy",
+    "_local_scalar_dense",
+    "_native_batch_norm_legit_functional",
+    "_cudnn_rnn",
+    "_cudnn_rnn_backward",
+    "_cudnn_rnn_flatten_weight",
+}
 
 
 def name_of(path: Path) -> str:
