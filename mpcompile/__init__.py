@@ -9,12 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mpcompile.calibration import calibrate
     from mpcompile.errors import BadInput, CannotCapture, CheckFailed, CompileError
     from mpcompile.loss_scale import LossScale
     from mpcompile.pipeline import compile, rewrite
     from mpcompile.plan import Plan
     from mpcompile.policy import FULL_PRECISION, Level, Policy, UnmatchedOverride
     from mpcompile.precision import Precision
+    from mpcompile.ranges import Ranges
     from mpcompile.train_step import TrainStep
     from mpcompile.workload import Workload
 
@@ -31,9 +33,11 @@ __all__ = [
     "Plan",
     "Policy",
     "Precision",
+    "Ranges",
     "TrainStep",
     "UnmatchedOverride",
     "Workload",
+    "calibrate",
     "compile",
     "rewrite",
 ]
@@ -50,8 +54,10 @@ _HOME = {
     "Policy": "policy",
     "Precision": "precision",
     "TrainStep": "train_step",
+    "Ranges": "ranges",
     "UnmatchedOverride": "policy",
     "Workload": "workload",
+    "calibrate": "calibration",
     "compile": "pipeline",
     "rewrite": "pipeline",
 }

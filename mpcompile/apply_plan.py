@@ -13,15 +13,19 @@ from mpcompile.dataflow import Dataflow, Op
 from mpcompile.errors import BadInput
 from mpcompile.fingerprint import differences, graph_of
 from mpcompile.growth import contain_growth
+from mpcompile.measured import apply_ranges
 from mpcompile.plan import Decision, Plan
 from mpcompile.planner import make_plan
 from mpcompile.precision import Precision
+from mpcompile.ranges import Ranges
 from mpcompile.rules import TABLE, Wish
 
 _INSIDE = {rule.name: rule.inside for rule in TABLE}
 
 
-def decide(flow: Dataflow, precision: Precision, given: Plan | None = None) -> Plan:
+def decide(
+    flow: Dataflow, precision: Precision, given: Plan | None = None, ranges: Ranges | None = None
+) -> Plan:
     """Return the plan for a graph, complete with what it was made for.
 
     Args:
@@ -29,11 +33,15 @@ def decide(flow: Dataflow, precision: Precision, given: Plan | None = None) -> P
         precision: the policy's 16-bit format.
         given: a plan whose decisions hold before the policy; ops it says nothing about are left to
             the policy. Its precision holds too.
+        ranges: what was measured; see `apply_ranges`.
 
     Raises:
         BadInput: the given plan is of another graph, or contradicts itself.
     """
-    flow = contain_growth(flow, given.precision if given else precision)
+    narrow = given.precision if given else precision
+    if ranges is not None:
+        flow = apply_ranges(flow, ranges, narrow)
+    flow = contain_growth(flow, narrow)
     if given is None:
         plan = make_plan(flow, precision)
     else:

@@ -39,6 +39,8 @@ class Op:
         full_reads: those of its inputs that it reads in FP32 whatever its own precision.
         gathers: it finds by index what it reads, which therefore lies in memory in some precision.
         view: its results share memory with its input if both have the same precision.
+        unfit: why FP16 cannot hold what it computes with or makes, or "".
+        measured: its results were measured, and fit 16 bits.
         overridden: the user has said what it shall be.
         where: its place in the user's program.
     """
@@ -56,6 +58,8 @@ class Op:
     full_reads: tuple[str, ...] = ()
     gathers: bool = False
     view: bool = False
+    unfit: str = ""
+    measured: bool = False
     overridden: bool = False
     where: Where = Where()
 

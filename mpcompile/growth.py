@@ -52,8 +52,9 @@ BOUNDED: frozenset[str] = frozenset(
 def contain_growth(flow: Dataflow, precision: Precision) -> Dataflow:
     """Return the graph with FP32 for free ops that read what has grown.
 
-    Growth starts at an op of a row in `GROWING` and ends at an op in `BOUNDED`, at a Tensor-Core
-    op, and where the user has said what an op shall be. BF16 has FP32's range: nothing changes.
+    Growth starts at an op of a row in `GROWING`, or that holds a constant FP16 cannot. It ends at
+    an op in `BOUNDED`, at a Tensor-Core op, and where a measurement or the user has said what an op
+    shall be. BF16 has the range of FP32, so nothing changes.
 
     Args:
         flow: the neutral graph, ops in an order in which every tensor is written before it is read.
@@ -65,7 +66,13 @@ def contain_growth(flow: Dataflow, precision: Precision) -> Dataflow:
     ops: list[Op] = []
     for op in flow.ops:
         source = next((grown[name] for name in op.reads if name in grown), None)
-        if op.rule in GROWING and op.kind not in BOUNDED | LINEAR:
+        if op.unfit:
+            if op.wish is Wish.FREE and not op.overridden:
+                op = replace(op, wish=Wish.FULL, reason=op.unfit)
+            source = op
+        elif op.measured:
+            source = None
+        elif op.rule in GROWING and op.kind not in BOUNDED | LINEAR:
             source = op
         elif op.wish is Wish.HALF or op.overridden or op.kind in BOUNDED:
             source = None
@@ -73,7 +80,7 @@ def contain_growth(flow: Dataflow, precision: Precision) -> Dataflow:
             op = replace(
                 op,
                 wish=Wish.FULL,
-                reason=f"it follows {source.id}, whose result can leave the range of FP16",
+                reason=f"it follows {source.id}, whose result may not fit FP16",
             )
         if source is not None:
             grown |= dict.fromkeys(op.writes, source)

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from mpcompile.apply_plan import decide
+from mpcompile.constants import UnfitConstant, unfit_constants
 from mpcompile.dataflow import Dataflow
 from mpcompile.differentiate import differentiate
 from mpcompile.errors import BadInput
@@ -20,6 +21,7 @@ from mpcompile.passes import BEFORE_AUTOGRAD, GRADIENT, forward_passes, training
 from mpcompile.plan import Plan
 from mpcompile.policy import Policy
 from mpcompile.precision import Precision
+from mpcompile.ranges import Ranges
 from mpcompile.step import Role, Slot, StepGraph, add_input, results, set_results
 from mpcompile.torch_graph import Forward, Kind, capture, dataflow
 from mpcompile.torch_private import copy_graph, new_program, rename
@@ -41,6 +43,7 @@ class Transformed:
         step: the step graph; None for a workload without a loss.
         initial: per arena the optimizer state before the first step.
         changes: per pass how many changes it made.
+        unfit: constants of the program that the 16-bit format cannot hold.
     """
 
     workload: Workload
@@ -51,6 +54,7 @@ class Transformed:
     step: StepGraph | None
     initial: dict[str, dict[str, torch.Tensor]]
     changes: dict[str, int]
+    unfit: tuple[UnfitConstant, ...]
 
 
 def compile(
@@ -61,6 +65,7 @@ def compile(
     *,
     policy: Policy | None = None,
     plan: Plan | None = None,
+    ranges: Ranges | None = None,
     loss_scale: LossScale | None = None,
     backend: Backend | None = None,
 ) -> TrainStep:
@@ -75,6 +80,7 @@ def compile(
         policy: default: FP16 by the op table.
         plan: decisions that hold before the policy, such as ``Plan.from_json(text)`` of a file
             that was edited; it must be of this very program and batch shape.
+        ranges: what `calibrate` measured on this very program and batch shape.
         loss_scale: default: dynamic from 2**16 with FP16, none otherwise.
         backend: default: ``"inductor"`` on CUDA, ``"interpreter"`` elsewhere.
 
@@ -83,7 +89,7 @@ def compile(
         CannotCapture: the program cannot become one graph.
     """
     workload = Workload(model, batch, loss, optimizer)
-    return to_step(transform(workload, policy, loss_scale, plan), backend)
+    return to_step(transform(workload, policy, loss_scale, plan, ranges), backend)
 
 
 def to_step(transformed: Transformed, backend: Backend | None = None) -> TrainStep:
@@ -110,6 +116,7 @@ def transform(
     policy: Policy | None = None,
     loss_scale: LossScale | None = None,
     plan: Plan | None = None,
+    ranges: Ranges | None = None,
 ) -> Transformed:
     """Run every stage before lowering; nothing of the user's is changed.
 
@@ -121,11 +128,12 @@ def transform(
         precision = plan.precision if plan else policy.precision
         loss_scale = LossScale() if precision is Precision.FP16 else LossScale.none()
     forward = capture(workload)
-    plan = decide(describe(forward, policy), policy.precision, plan)
+    unfit = unfit_constants(forward.module, _constants(forward), policy.precision)
+    plan = decide(describe(forward, policy, unfit), policy.precision, plan, ranges)
     changes = run_passes(forward.module, forward_passes(plan), _lint)
     forward.module.recompile()
     if workload.optimizer is None:
-        return Transformed(workload, policy, loss_scale, forward, plan, None, {}, changes)
+        return Transformed(workload, policy, loss_scale, forward, plan, None, {}, changes, unfit)
     named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
     groups = trained_parameters(workload.optimizer, named, workload.origin)
     trained = [name for group in groups for name in group]
@@ -140,13 +148,24 @@ def transform(
     update = trace_update(workload.optimizer, groups, shapes, device, workload.origin)
     step = join(gradient, slots, update)
     changes |= run_passes(step, training_passes(loss_scale), StepGraph.check)
-    return Transformed(workload, policy, loss_scale, forward, plan, step, update.initial, changes)
+    return Transformed(
+        workload, policy, loss_scale, forward, plan, step, update.initial, changes, unfit
+    )
 
 
-def describe(forward: Forward, policy: Policy) -> Dataflow:
+def describe(forward: Forward, policy: Policy, unfit: tuple[UnfitConstant, ...] = ()) -> Dataflow:
     """Describe a captured forward graph to the planner."""
     fixed = {item.node: f"a {item.kind.value}" for item in forward.inputs}
-    return dataflow(forward.module, fixed, policy)
+    return dataflow(forward.module, fixed, policy, {item.op: str(item) for item in unfit})
+
+
+def _constants(forward: Forward) -> dict[str, torch.Tensor]:
+    """Return, per placeholder, the buffers that forward never writes."""
+    return {
+        item.node: item.tensor
+        for item in forward.inputs
+        if item.kind is Kind.BUFFER and item.name not in forward.written
+    }
 
 
 def join(gradient: fx.GraphModule, slots: dict[str, Slot], update: Update) -> StepGraph:
@@ -185,7 +204,15 @@ def rewrite(
     signature = program.graph_signature
     fixed = dict.fromkeys(signature.inputs_to_parameters, "a parameter")
     fixed |= dict.fromkeys(signature.inputs_to_buffers, "a buffer")
-    plan = decide(dataflow(module, fixed, policy), policy.precision, plan)
+    held = {**program.state_dict, **program.constants}
+    buffers = {
+        node: held[name]
+        for node, name in signature.inputs_to_buffers.items()
+        if name not in signature.buffers_to_mutate.values() and name in held
+    }
+    unfit = unfit_constants(module, buffers, policy.precision)
+    flow = dataflow(module, fixed, policy, {item.op: str(item) for item in unfit})
+    plan = decide(flow, policy.precision, plan)
     outputs = [node.name for node in _outputs(module.graph)]
     run_passes(module, forward_passes(plan), _lint)
     _keep_names(module.graph, outputs)

@@ -8,12 +8,13 @@ import logging
 import operator
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -272,13 +273,19 @@ def _inputs(
     return tuple(inputs)
 
 
-def dataflow(module: fx.GraphModule, fixed: dict[str, str], policy: Policy) -> Dataflow:
+def dataflow(
+    module: fx.GraphModule,
+    fixed: dict[str, str],
+    policy: Policy,
+    unfit: Mapping[str, str] = MappingProxyType({}),
+) -> Dataflow:
     """Describe a forward graph to the planner.
 
     Args:
         module: FP32 graph with ``meta["val"]`` on every node.
         fixed: placeholder name to what it is (``"a parameter"``).
         policy: gives each op its wish.
+        unfit: per node why FP16 cannot hold what it computes with.
     """
     resolution = _resolve(module.graph, fixed, policy)
     ops: list[Op] = []
@@ -287,7 +294,11 @@ def dataflow(module: fx.GraphModule, fixed: dict[str, str], policy: Policy) -> D
     outputs = set(module.graph.output_node().all_input_nodes)
     for node in module.graph.nodes:
         if node.op == "call_function" and node.target is not operator.getitem:
-            op = _op(node, *resolution.wishes[node.name], node.name in resolution.overridden)
+            op = replace(
+                _op(node, *resolution.wishes[node.name]),
+                overridden=node.name in resolution.overridden,
+                unfit=unfit.get(node.name, ""),
+            )
             ops.append(op)
             fixed |= {
                 item.name: "a statistic" for item in _results(node) if item.name not in op.writes
@@ -333,7 +344,7 @@ def _is_residual(node: fx.Node, fixed: dict[str, str]) -> bool:
     return any(isinstance(part, fx.Node) and part.op == "call_function" for part in parts)
 
 
-def _op(node: fx.Node, rule: Rule, wish: Wish, reason: str, overridden: bool) -> Op:
+def _op(node: fx.Node, rule: Rule, wish: Wish, reason: str) -> Op:
     results = _results(node)
     inside = rule.inside and wish is not Wish.HALF
     if inside and results and isinstance(node.meta["val"], tuple | list):
@@ -367,7 +378,6 @@ def _op(node: fx.Node, rule: Rule, wish: Wish, reason: str, overridden: bool) ->
         ),
         gathers=rule.gathers,
         view=is_view(node),
-        overridden=overridden,
         where=place_of(node),
     )
 

@@ -248,6 +248,24 @@ def arguments_of(node: fx.Node) -> dict[str, fx.Node]:
     return {name: value for name, value in given.items() if isinstance(value, fx.Node)}
 
 
+def number_arguments(node: fx.Node) -> list[float]:
+    """Return the Python numbers that an op takes as operands, not as sizes, dimensions or options.
+
+    Such an argument is declared a number, or a tensor for which a number may stand.
+    """
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return []
+    found = []
+    for position, argument in enumerate(schema.arguments):
+        value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+        kind = str(argument.type).removeprefix("Optional[").removesuffix("]")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and kind in ("number", "Tensor", "Scalar"):
+            found.append(float(value))  # type: ignore[arg-type]
+    return found
+
+
 def mutated_inputs(node: fx.Node) -> list[fx.Node]:
     """Return the graph nodes whose tensors the node's schema says it writes to."""
     schema = getattr(node.target, "_schema", None)
