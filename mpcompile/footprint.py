@@ -88,7 +88,7 @@ class _Graph:
         writer = self.writer.get(name)
         while writer is not None and writer.view and len(writer.reads) == 1:
             base = writer.reads[0]
-            if self.tensors[base].elements != self.tensors[name].elements:
+            if writer.streams and self.tensors[base].elements != self.tensors[name].elements:
                 break
             name, writer = base, self.writer.get(base)
         return name
@@ -113,7 +113,7 @@ class _Graph:
             return False
         while not self.tensors[name].output and len(self.readers[name]) == 1:
             (reader,) = self.readers[name]
-            if not reader.view:
+            if not (reader.view and reader.streams):
                 return reader.streams and not (name in reader.keeps or name in reader.full_reads)
             if len(reader.writes) != 1:
                 return False

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
+from mpcompile.control_flow import all_graphs
 from mpcompile.dataflow import Dataflow
 from mpcompile.differentiate import differentiate
 from mpcompile.errors import BadInput
@@ -22,7 +22,7 @@ from mpcompile.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.step import Role, Slot, StepGraph, add_input, results, set_results
 from mpcompile.torch_graph import Forward, Kind, capture, dataflow
-from mpcompile.torch_private import copy_graph, new_program
+from mpcompile.torch_private import copy_graph, mutated_inputs, new_program
 from mpcompile.train_step import TrainStep
 from mpcompile.update import Update, trace_update, trained_parameters
 from mpcompile.workload import Workload
@@ -116,7 +116,8 @@ def transform(
     forward = capture(workload)
     plan = make_plan(describe(forward, policy), policy.precision)
     changes = run_passes(forward.module, forward_passes(plan), _lint)
-    forward.module.recompile()
+    for graph in all_graphs(forward.module):
+        graph.recompile()
     if workload.optimizer is None:
         return Transformed(workload, policy, loss_scale, forward, plan, None, {}, changes)
     named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
@@ -165,15 +166,23 @@ def rewrite(
         policy: default: FP16 by the op table.
     """
     policy = policy or Policy()
+    if any(
+        mutated_inputs(node)
+        for graph in all_graphs(program.graph_module)
+        for node in graph.graph.nodes
+    ):
+        program = program.run_decompositions({})  # makes it functional, decomposes nothing
     module = copy_graph(program.graph_module)
     signature = program.graph_signature
     fixed = dict.fromkeys(signature.inputs_to_parameters, "a parameter")
     fixed |= dict.fromkeys(signature.inputs_to_buffers, "a buffer")
     plan = make_plan(dataflow(module, fixed, policy), policy.precision)
     run_passes(module, forward_passes(plan), _lint)
-    module.recompile()
+    for graph in all_graphs(module):
+        graph.recompile()
     return new_program(program, module)
 
 
-def _lint(module: Any) -> None:
-    module.graph.lint()
+def _lint(module: fx.GraphModule) -> None:
+    for graph in all_graphs(module):
+        graph.graph.lint()

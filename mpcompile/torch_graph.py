@@ -10,21 +10,23 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
+from mpcompile.control_flow import SINGLE, border_row, is_full, nest_of
 from mpcompile.dataflow import Dataflow, Op, Tensor, Where
 from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.functional import make_functional
 from mpcompile.policy import Policy
 from mpcompile.rules import TORCH_RULES, Wish
-from mpcompile.torch_private import DataDependent, arguments_of, is_view, op_name
+from mpcompile.torch_private import DataDependent, arguments_of, count_of, is_view, op_name
 from mpcompile.workload import Workload
 
 _TORCH = str(Path(torch.__file__).parent)
@@ -258,49 +260,69 @@ def _inputs(
 
 
 def dataflow(module: fx.GraphModule, fixed: dict[str, str], policy: Policy) -> Dataflow:
-    """Describe a forward graph to the planner.
+    """Describe a forward graph, and the graphs inside it, to the planner.
 
     Args:
         module: FP32 graph with ``meta["val"]`` on every node.
         fixed: placeholder name to what it is (``"a parameter"``).
         policy: gives each op its wish.
     """
+    nest = nest_of(module)
+    ids = nest.ids()
     ops: list[Op] = []
     tensors: list[Tensor] = []
     fixed = dict(fixed)
     outputs = set(module.graph.output_node().all_input_nodes)
-    for node in module.graph.nodes:
-        if node.op == "call_function" and node.target is not operator.getitem:
-            op = _op(node, policy)
-            ops.append(op)
-            fixed |= {
-                item.name: "a statistic" for item in _results(node) if item.name not in op.writes
-            }
-        if is_full(node):
-            tensors.append(
-                Tensor(
-                    id=node.name,
-                    elements=node.meta["val"].numel(),
-                    fixed=fixed.get(node.name),
-                    output=node in outputs,
+
+    def describe(prefix: str, caller: Where) -> None:
+        rounds = nest.rounds[prefix]
+        for node in nest.graphs[prefix].graph.nodes:
+            if node in nest.called:
+                where = place_of(node)
+                for border in nest.borders:
+                    if border.caller is node and (
+                        row := border_row(border, ids, rounds, policy, where)
+                    ):
+                        ops.append(row[0])
+                        tensors.extend(row[1])
+                for inner in nest.called[node]:
+                    describe(inner, where)
+            elif node.op == "call_function" and node.target is not operator.getitem:
+                op = _op(node, ids, policy, caller)
+                ops.append(op)
+                fixed.update(
+                    (ids[item], "a statistic")
+                    for item in _results(node)
+                    if ids[item] not in op.writes
                 )
-            )
+            if is_full(node):
+                tensors.append(
+                    Tensor(
+                        id=ids[node],
+                        elements=ceil(count_of(node.meta["val"]) * rounds),
+                        fixed=fixed.get(ids[node]),
+                        output=node in outputs,
+                    )
+                )
+
+    describe("", Where())
     return Dataflow(tuple(ops), tuple(tensors))
 
 
-def _op(node: fx.Node, policy: Policy) -> Op:
+def _op(node: fx.Node, ids: dict[fx.Node, str], policy: Policy, caller: Where) -> Op:
     name = op_name(node)
     where = place_of(node)
-    rule, wish, reason = policy.wish(TORCH_RULES, name, where.module, node.name)
+    where = where if where.file else replace(caller, module=where.module or caller.module)
+    rule, wish, reason = policy.wish(TORCH_RULES, name, where.module, ids[node])
     results = _results(node)
     inside = rule.inside and wish is not Wish.HALF
     if inside and results and isinstance(node.meta["val"], tuple | list):
         results = [item for item in results if item.args[1] == 0]  # the others are statistics
-    writes = tuple(result.name for result in results)
-    reads = tuple(item.name for item in node.all_input_nodes if is_full(item))
-    numbers = [result.meta["val"].numel() for result in results]
+    writes = tuple(ids[result] for result in results)
+    reads = tuple(ids[item] for item in node.all_input_nodes if is_full(item))
+    numbers = [count_of(result.meta["val"]) for result in results]
     if wish is Wish.FREE and writes and max(numbers) <= 1:
-        wish, reason = Wish.FULL, "a single number: nothing to save in 16 bits"
+        wish, reason = Wish.FULL, SINGLE
     if wish is Wish.FREE and inside and not rule.streams:
         wish, reason = Wish.FULL, "a library call that computes and writes FP32"
     if wish is not Wish.FULL and not reads and writes:
@@ -308,7 +330,7 @@ def _op(node: fx.Node, policy: Policy) -> Op:
     saves = rule.saves.split()
     wide = rule.full_arguments.split()
     return Op(
-        id=node.name,
+        id=ids[node],
         kind=name,
         rule=rule.name,
         wish=wish,
@@ -319,9 +341,9 @@ def _op(node: fx.Node, policy: Policy) -> Op:
         writes=writes,
         keeps=(*(reads if "in" in saves else ()), *(writes if "out" in saves else ())),
         full_reads=tuple(
-            item.name
+            ids[item]
             for argument, item in (arguments_of(node).items() if wide else ())
-            if argument in wide and item.name in reads
+            if argument in wide and ids[item] in reads
         ),
         view=is_view(node),
         where=where,
@@ -332,12 +354,6 @@ def _results(node: fx.Node) -> list[fx.Node]:
     """Return the nodes that stand for an op's FP32 results."""
     single = isinstance(node.meta.get("val"), torch.Tensor)
     return [item for item in ([node] if single else node.users) if is_full(item)]
-
-
-def is_full(node: fx.Node) -> bool:
-    """Whether the node is an FP32 tensor, the only dtype that a plan may change."""
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.dtype is torch.float32
 
 
 def place_of(node: fx.Node) -> Where:

@@ -6,6 +6,7 @@ torch attribute whose name starts with an underscore, or from ``torch.fx.experim
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
@@ -53,6 +55,14 @@ def with_dtype(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     assert isinstance(value, FakeTensor)
     like = torch.empty_strided(value.shape, value.stride(), dtype=dtype, device="meta")
     return FakeTensor(value.fake_mode, like, value.device)
+
+
+def count_of(value: torch.Tensor) -> int:
+    """Return how many numbers a tensor holds; in the example, if a dimension is dynamic."""
+    count = value.numel()
+    if isinstance(count, int):
+        return count
+    return int(count.node.hint) if count.node.has_hint() else 1
 
 
 def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
@@ -173,7 +183,16 @@ def module_of(graph: fx.Graph, *owners: torch.nn.Module) -> fx.GraphModule:
 
 
 def copy_graph(module: fx.GraphModule) -> fx.GraphModule:
-    """Copy a graph with its nodes' names, which `Graph.graph_copy` alone may change."""
+    """Copy a graph, and the graphs inside it, with the names of their nodes.
+
+    `Graph.graph_copy` alone may change names. A graph that stands twice inside stays one graph.
+    """
+    return _copy(module, {})
+
+
+def _copy(module: fx.GraphModule, made: dict[fx.GraphModule, fx.GraphModule]) -> fx.GraphModule:
+    if module in made:
+        return made[module]
     graph = fx.Graph()
     nodes: dict[fx.Node, fx.Node] = {}
     output = graph.output(graph.graph_copy(module.graph, nodes))
@@ -182,22 +201,37 @@ def copy_graph(module: fx.GraphModule) -> fx.GraphModule:
         new.name = old.name
         if new.op == "placeholder":
             new.target = old.target
-    return module_of(graph, module)
+    made[module] = copied = module_of(graph, module)
+    for node in graph.find_nodes(op="get_attr"):
+        inner = getattr(module, str(node.target))
+        if isinstance(inner, fx.GraphModule):
+            setattr(copied, str(node.target), _copy(inner, made))
+    return copied
 
 
 def new_program(
     program: torch.export.ExportedProgram, module: fx.GraphModule
 ) -> torch.export.ExportedProgram:
-    """Return the same exported program around another graph with the same signature."""
+    """Return the same exported program around another graph with the same inputs and outputs.
+
+    The signature names nodes; where another node now is an output, it names that one.
+    """
+    signature = copy.deepcopy(program.graph_signature)
+    returned = module.graph.output_node().args[0]
+    assert isinstance(returned, list | tuple)
+    for spec, node in zip(signature.output_specs, returned, strict=True):
+        if isinstance(node, fx.Node) and hasattr(spec.arg, "name"):
+            spec.arg.name = node.name
     return torch.export.ExportedProgram(
         root=module,
         graph=module.graph,
-        graph_signature=program.graph_signature,
+        graph_signature=signature,
         state_dict=program.state_dict,
         range_constraints=program.range_constraints,
         module_call_graph=program.module_call_graph,
         example_inputs=program.example_inputs,
         constants=program.constants,
+        verifiers=program.verifiers,
     )
 
 
@@ -223,6 +257,11 @@ def op_name(node: fx.Node) -> str:
     """Return a node's ATen name without namespace and overload (``add``), or its target's name."""
     packet = getattr(node.target, "overloadpacket", None)
     return str(getattr(packet or node.target, "__name__", node.target))
+
+
+def is_higher_order(node: fx.Node) -> bool:
+    """Whether the node calls graphs, like ``torch.cond``."""
+    return isinstance(node.target, HigherOrderOperator)
 
 
 def is_view(node: fx.Node) -> bool:
