@@ -9,34 +9,19 @@ the names of one value, which must have one dtype.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil
+from typing import Any
 
 import networkx as nx
-import torch
 from torch import fx
 
-from mpcompile.dataflow import Op, Tensor, Where
-from mpcompile.policy import Policy
-from mpcompile.rules import Rule, Wish
-from mpcompile.torch_private import count_of, is_higher_order, op_name
+from mpcompile.torch_private import is_higher_order, op_name, traced
 
 CARRY, OPERAND, SLICE, RESULT, STACK = "carry", "operand", "slice", "result", "stack"
 """What a border is: a loop's state; a value all inner graphs see; a row of what a loop goes over;
 what a branch returns; what a loop collects row by row."""
-
-_WHY = {
-    CARRY: "a loop carries it: one precision at entry, in every round and at exit",
-    OPERAND: "enters a graph; who needs another precision there casts it there",
-    SLICE: "a loop goes over its rows",
-    RESULT: "branches agree on what they return",
-    STACK: "a loop collects its rows",
-}
-
-SINGLE = "a single number: nothing to save in 16 bits"
-"""Why a 0-d tensor stays in FP32."""
 
 _UNKNOWN_ROUNDS = Fraction(10)
 """Nobody knows how often a while loop runs; what matters is that its inside runs more than once."""
@@ -49,7 +34,7 @@ class _Call:
     Attributes:
         graphs: positions of the inner graphs among its arguments.
         returning: those of them whose results are the op's.
-        inputs: what the inner graphs take, in order: a kind and the position of a list of arguments.
+        inputs: what the inner graphs take, in order: a kind, the position of a list of arguments.
         collects: what becomes of results that are no carry.
     """
 
@@ -62,6 +47,7 @@ class _Call:
 _CALLS = {
     "cond": _Call((1, 2), (1, 2), ((OPERAND, 3),), RESULT),
     "while_loop": _Call((0, 1), (1,), ((CARRY, 2), (OPERAND, 3)), RESULT),
+    "while_loop_stack_output": _Call((0, 1), (1,), ((CARRY, 2), (OPERAND, 3)), RESULT),
     "scan": _Call((0,), (0,), ((CARRY, 1), (SLICE, 2), (OPERAND, 3)), STACK),
     "map_impl": _Call((0,), (0,), ((SLICE, 1), (OPERAND, 2)), STACK),
 }
@@ -139,65 +125,6 @@ class Nest:
         }
 
 
-def is_full(node: fx.Node) -> bool:
-    """Whether the node is an FP32 tensor, the only dtype that a plan may change."""
-    return _is_full(node.meta.get("val"))
-
-
-def _is_full(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype is torch.float32
-
-
-def border_row(
-    border: Border, ids: dict[fx.Node, str], rounds: Fraction, policy: Policy, where: Where
-) -> tuple[Op, tuple[Tensor, ...]] | None:
-    """Describe a border to the planner, if it is a border of FP32 tensors.
-
-    It is an op that takes either precision, which all its names then have: it reads what comes in
-    and writes what goes on. It shares the memory of what it reads; only what a loop collects is
-    written anew.
-
-    Args:
-        border: one value.
-        ids: `Nest.ids`.
-        rounds: how often its caller runs.
-        policy: may pin it, by the caller's op name or by the border's id.
-        where: its caller's place.
-
-    Returns:
-        The row, and a tensor for each result of the caller that nobody takes.
-    """
-    name = op_name(border.caller)
-    values = [call.meta["val"][place] for call, place in border.results]
-    values += [node.meta.get("val") for node in border.inputs]
-    if not values or not all(_is_full(value) for value in values):
-        return None
-    unread = tuple(
-        Tensor(f"{ids[call]}:{place}", ceil(count_of(call.meta["val"][place]) * rounds))
-        for call, place in border.results
-        if not items_of(call, place)
-    )
-    rule = Rule("control flow", name, "", Wish.FREE, False, "", _WHY[border.kind])
-    rule, wish, reason = policy.wish({name: rule}, name, where.module, border.id)
-    if wish is Wish.FREE and max(count_of(value) for value in values) <= 1:
-        wish, reason = Wish.FULL, SINGLE
-    reads = [use.value for use in border.reads]
-    row = Op(
-        id=border.id,
-        kind=f"{name} {border.kind}",
-        rule=rule.name,
-        wish=wish,
-        inside=False,
-        streams=False,
-        reason=reason,
-        reads=tuple(dict.fromkeys(ids[node] for node in reads if isinstance(node, fx.Node))),
-        writes=(*(ids[node] for node in border.writes), *(tensor.id for tensor in unread)),
-        view=border.kind != STACK,
-        where=where,
-    )
-    return row, unread
-
-
 def items_of(call: fx.Node, position: int) -> list[fx.Node]:
     """Return the nodes that take one of a node's results."""
     return [user for user in call.users if _is_item(user) and user.args[1] == position]
@@ -215,6 +142,19 @@ def inner_graphs(module: fx.GraphModule) -> Iterator[fx.GraphModule]:
             yield inner
 
 
+def is_control_flow(node: fx.Node) -> bool:
+    """Whether the node is a branch or a loop."""
+    return is_higher_order(node) and op_name(node) in _CALLS
+
+
+def called_graphs(node: fx.Node, module: fx.GraphModule) -> list[fx.GraphModule]:
+    """Return the graphs that a branch or a loop calls; of other nodes none."""
+    if not is_control_flow(node):
+        return []
+    found = [_inner(item, module) for item in node.all_input_nodes if item.op == "get_attr"]
+    return [graph for graph in found if graph is not None]
+
+
 def all_graphs(module: fx.GraphModule) -> list[fx.GraphModule]:
     """Return a graph and all graphs inside it, whatever calls them, each once, callers first."""
     found = {id(module): module}
@@ -222,6 +162,25 @@ def all_graphs(module: fx.GraphModule) -> list[fx.GraphModule]:
         for graph in all_graphs(inner):
             found.setdefault(id(graph), graph)
     return list(found.values())
+
+
+def with_graphs(op: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a call's arguments with functions among them traced to graphs.
+
+    Functionalization passes wrapped functions on.
+    """
+    call = _CALLS.get(getattr(op, "__name__", ""))
+    if call is None or all(isinstance(args[place], fx.GraphModule) for place in call.graphs):
+        return args
+    inputs: list[Any] = []
+    for kind, place in call.inputs:
+        inputs += [value.select(0, 0) for value in args[place]] if kind == SLICE else args[place]
+    return tuple(
+        traced(value, inputs)
+        if place in call.graphs and not isinstance(value, fx.GraphModule)
+        else value
+        for place, value in enumerate(args)
+    )
 
 
 def nest_of(module: fx.GraphModule) -> Nest:
@@ -260,7 +219,7 @@ def nest_of(module: fx.GraphModule) -> Nest:
 
 def _is_call(node: fx.Node, module: fx.GraphModule) -> bool:
     """Whether a node calls inner graphs in a way that is known here."""
-    call = _CALLS.get(op_name(node)) if is_higher_order(node) else None
+    call = _CALLS[op_name(node)] if is_control_flow(node) else None
     if call is None or node.kwargs or len(node.args) <= max(p for _, p in call.inputs):
         return False
     lists = [node.args[position] for _, position in call.inputs]

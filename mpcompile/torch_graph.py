@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from mpcompile.control_flow import SINGLE, border_row, is_full, nest_of
+from mpcompile.border_rows import SINGLE, border_row, is_full
+from mpcompile.control_flow import nest_of
 from mpcompile.dataflow import Dataflow, Op, Tensor, Where
 from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.functional import make_functional

@@ -10,10 +10,12 @@ import copy
 import operator
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from math import prod
 from typing import Any
 
 import torch
 from torch import fx
+from torch._higher_order_ops.utils import materialize_as_graph
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
@@ -58,11 +60,17 @@ def with_dtype(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def count_of(value: torch.Tensor) -> int:
-    """Return how many numbers a tensor holds; in the example, if a dimension is dynamic."""
-    count = value.numel()
-    if isinstance(count, int):
-        return count
-    return int(count.node.hint) if count.node.has_hint() else 1
+    """Return how many numbers a tensor holds.
+
+    A dynamic dimension counts as it is in the example; one that data decides counts as 1.
+    """
+    return prod(_size(size) for size in value.shape)
+
+
+def _size(size: int | torch.SymInt) -> int:
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint) if size.node.has_hint() else 1
 
 
 def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
@@ -264,6 +272,15 @@ def is_higher_order(node: fx.Node) -> bool:
     return isinstance(node.target, HigherOrderOperator)
 
 
+def traced(function: Callable[..., Any], inputs: Sequence[Any]) -> fx.GraphModule:
+    """Return what a function does to fake tensors as a graph, unseen by the modes around it.
+
+    torch does the same with the functions that its own autograd gives to control-flow ops.
+    """
+    module: fx.GraphModule = materialize_as_graph(function, tuple(inputs))
+    return module
+
+
 def is_view(node: fx.Node) -> bool:
     """Whether the node's result may share memory with one of its inputs."""
     schema = getattr(node.target, "_schema", None)
@@ -313,9 +330,22 @@ def is_pointwise(node: fx.Node) -> bool:
     return torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
-def is_random(node: fx.Node) -> bool:
-    """Whether the op draws random numbers."""
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+def draws(node: fx.Node) -> bool:
+    """Whether the op draws random numbers; a dropout in evaluation or of probability 0 does not."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given = {argument.name: argument.default_value for argument in schema}
+    given |= dict(zip(given, node.args, strict=False)) | dict(node.kwargs)
+    trains = given.get("train", given.get("training"))
+    return trains is not False and 0 not in [
+        given.get(key) for key in ("p", "dropout", "dropout_p")
+    ]
+
+
+def scan_is_differentiable() -> bool:
+    """Whether torch's gradient of ``scan`` is right: in 2.11 it is not, in 2.13 it is."""
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
 
 
 def rename(node: fx.Node, name: str) -> None:

@@ -1,0 +1,85 @@
+"""Describe to the planner what crosses the borders of graphs inside a graph."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import ceil
+
+import torch
+from torch import fx
+
+from mpcompile.control_flow import CARRY, OPERAND, RESULT, SLICE, STACK, Border, items_of
+from mpcompile.dataflow import Op, Tensor, Where
+from mpcompile.policy import Policy
+from mpcompile.rules import Rule, Wish
+from mpcompile.torch_private import count_of, op_name
+
+_WHY = {
+    CARRY: "a loop carries it: one precision at entry, in every round and at exit",
+    OPERAND: "enters a graph; who needs another precision there casts it there",
+    SLICE: "a loop goes over its rows",
+    RESULT: "branches agree on what they return",
+    STACK: "a loop collects its rows",
+}
+
+SINGLE = "a single number: nothing to save in 16 bits"
+"""Why a 0-d tensor stays in FP32."""
+
+
+def is_full(node: fx.Node) -> bool:
+    """Whether the node is an FP32 tensor, the only dtype that a plan may change."""
+    return _is_full(node.meta.get("val"))
+
+
+def _is_full(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype is torch.float32
+
+
+def border_row(
+    border: Border, ids: dict[fx.Node, str], rounds: Fraction, policy: Policy, where: Where
+) -> tuple[Op, tuple[Tensor, ...]] | None:
+    """Describe a border to the planner, if it is a border of FP32 tensors.
+
+    It is an op that takes either precision, which all its names then have: it reads what comes in
+    and writes what goes on. It shares the memory of what it reads; only what a loop collects is
+    written anew.
+
+    Args:
+        border: one value.
+        ids: `Nest.ids`.
+        rounds: how often its caller runs.
+        policy: may pin it, by the caller's op name or by the border's id.
+        where: its caller's place.
+
+    Returns:
+        The row, and a tensor for each result of the caller that nobody takes.
+    """
+    name = op_name(border.caller)
+    values = [call.meta["val"][place] for call, place in border.results]
+    values += [node.meta.get("val") for node in border.inputs]
+    if not values or not all(_is_full(value) for value in values):
+        return None
+    unread = tuple(
+        Tensor(f"{ids[call]}:{place}", ceil(count_of(call.meta["val"][place]) * rounds))
+        for call, place in border.results
+        if not items_of(call, place)
+    )
+    rule = Rule("control flow", name, "", Wish.FREE, False, "", _WHY[border.kind])
+    rule, wish, reason = policy.wish({name: rule}, name, where.module, border.id)
+    if wish is Wish.FREE and max(count_of(value) for value in values) <= 1:
+        wish, reason = Wish.FULL, SINGLE
+    reads = [use.value for use in border.reads]
+    row = Op(
+        id=border.id,
+        kind=f"{name} {border.kind}",
+        rule=rule.name,
+        wish=wish,
+        inside=False,
+        streams=False,
+        reason=reason,
+        reads=tuple(dict.fromkeys(ids[node] for node in reads if isinstance(node, fx.Node))),
+        writes=(*(ids[node] for node in border.writes), *(tensor.id for tensor in unread)),
+        view=border.kind != STACK,
+        where=where,
+    )
+    return row, unread
