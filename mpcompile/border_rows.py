@@ -48,7 +48,8 @@ def border_row(
         border: one value.
         ids: `Nest.ids`.
         rounds: how often its caller runs.
-        policy: may pin it, by the caller's op name or by the border's id.
+        policy: may pin it, by the caller's op name or by one of the border's ids; of several
+            callers the one with the strictest need decides.
         where: its caller's place.
 
     Returns:
@@ -65,7 +66,8 @@ def border_row(
         if not items_of(call, place)
     )
     rule = Rule("control flow", name, "", Wish.FREE, False, "", _WHY[border.kind])
-    rule, wish, reason = policy.wish({name: rule}, name, where.module, border.id)
+    said = [policy.wish({name: rule}, name, where.module, id)[1:] for id in border.ids]
+    wish, reason = min(said, key=lambda each: (Wish.FULL, Wish.HALF, Wish.FREE).index(each[0]))
     if wish is Wish.FREE and max(count_of(value) for value in values) <= 1:
         wish, reason = Wish.FULL, SINGLE
     reads = [use.value for use in border.reads]

@@ -79,7 +79,7 @@ class Border:
     """One value under all the names it has on both sides of inner graphs' borders.
 
     Attributes:
-        id: the calling node's id, the kind and a number (``scan:carry_0``).
+        ids: the calling node's id, the kind and a number (``scan:carry_0``), once per caller.
         kind: one of the five kinds.
         caller: the node that calls the inner graph; the first of them if a graph is shared.
         reads: where it comes from: arguments of the caller, results of inner graphs.
@@ -87,12 +87,17 @@ class Border:
         results: callers and positions among their results.
     """
 
-    id: str
+    ids: tuple[str, ...]
     kind: str
     caller: fx.Node
     reads: tuple[Use, ...]
     inputs: tuple[fx.Node, ...]
     results: tuple[tuple[fx.Node, int], ...]
+
+    @property
+    def id(self) -> str:
+        """The first of its ids."""
+        return self.ids[0]
 
     @property
     def writes(self) -> tuple[fx.Node, ...]:
@@ -318,12 +323,12 @@ def _borders(id: str, node: fx.Node, graphs: dict[int, fx.GraphModule]) -> Itera
                 results = [(node, place)]
                 carried += 1
             yield Border(
-                f"{id}:{kind}_{place}", kind, node, tuple(reads), inputs[slot], tuple(results)
+                (f"{id}:{kind}_{place}",), kind, node, tuple(reads), inputs[slot], tuple(results)
             )
             slot += 1
     for place in range(carried, len(node.meta["val"])):
         yield Border(
-            f"{id}:{call.collects}_{place}",
+            (f"{id}:{call.collects}_{place}",),
             call.collects,
             node,
             tuple(Use(output, 0, place) for output in outputs),
@@ -340,7 +345,7 @@ def _joined(parts: list[Border]) -> Iterator[Border]:
     for component in nx.connected_components(names):
         same = [parts[number] for number in sorted(n for n in component if isinstance(n, int))]
         yield Border(
-            same[0].id,
+            tuple(id for part in same for id in part.ids),
             STACK if any(part.kind == STACK for part in same) else same[0].kind,
             same[0].caller,
             tuple(dict.fromkeys(use for part in same for use in part.reads)),

@@ -128,7 +128,8 @@ def _add_tensor(network: nx.DiGraph, row: Footprint, unit: int) -> None:
     _narrow_copy(network, ("kept narrow", name), kept, FULL_SIDE, narrow)
     _wide_copy(network, ("kept wide", name), kept, HALF_SIDE, wide)
     _narrow_copy(network, ("narrow cast", name), reads, writer, 1)
-    _wide_copy(network, ("wide cast", name), reads + as_wide, writer, 1)
+    rounded = [FULL_SIDE] if row.rounded else []
+    _wide_copy(network, ("wide cast", name), reads + as_wide + rounded, writer, 1)
 
 
 def _narrow_copy(
