@@ -25,7 +25,7 @@ def make_plan(flow: Dataflow, precision: Precision) -> Plan:
     """Return the cheapest plan for a graph.
 
     Args:
-        flow: the neutral graph, ops in an order in which every tensor is written before it is read.
+        flow: the neutral graph, its ops in an order for people.
         precision: the 16-bit format; FP32, or a graph in which no op wants 16 bits, gives the plan
             that changes nothing.
     """

@@ -10,6 +10,7 @@ from flows import FLOWS, Branch, Flow, Gated, Recurrent, Repeat, Tensor
 from torch import nn
 
 import mpcompile
+from mpcompile import differentiate
 from mpcompile.errors import CannotCapture
 from mpcompile.liveness import peak, saved_bytes
 from mpcompile.torch_private import scan_is_differentiable
@@ -158,3 +159,31 @@ def test_what_loops_keep_is_16_bits_wide() -> None:
             continue
         half, full = step_of(make()), step_of(make(), mpcompile.FULL_PRECISION)
         assert saved_bytes(half.step.gradient.graph) < saved_bytes(full.step.gradient.graph)
+
+
+def test_inductor_gets_operands_that_share_no_memory() -> None:
+    """It refuses ops that call graphs on weights of one arena."""
+    model = Branch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    batch = (model.batch(),)
+    step = mpcompile.compile(model, loss, optimizer, batch, backend="inductor")
+    found = [float(step(*batch)) for _ in range(3)]
+    assert found == pytest.approx(plain_losses(Branch, 3), rel=2e-3)
+
+
+def test_inductor_is_refused_the_gradient_of_a_while_loop() -> None:
+    model = Repeat()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(CannotCapture, match=r"flows.py:\d+: inductor cannot compile"):
+        mpcompile.compile(model, loss, optimizer, (model.batch(),), backend="inductor")
+
+
+def test_what_torch_cannot_differentiate_is_said_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise NotImplementedError("no rule")
+
+    monkeypatch.setattr(differentiate, "record", fail)
+    with pytest.raises(CannotCapture, match=r"flows.py:\d+: torch cannot differentiate this cond"):
+        step_of(Branch())
