@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from mpcompile.border_rows import is_full
+from mpcompile.describe import dataflow
 from mpcompile.errors import BadInput
 from mpcompile.fingerprint import graph_of
 from mpcompile.policy import FULL_PRECISION
 from mpcompile.ranges import Range, Ranges, join
-from mpcompile.torch_graph import Forward, Input, Kind, capture, dataflow, is_full
+from mpcompile.torch_graph import Forward, Input, Kind, capture
 from mpcompile.workload import Workload
 
 

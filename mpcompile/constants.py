@@ -9,10 +9,11 @@ from math import isfinite
 import torch
 from torch import fx
 
+from mpcompile.border_rows import is_full
 from mpcompile.dataflow import Where
 from mpcompile.precision import Precision
 from mpcompile.rules import TORCH_RULES, UNKNOWN, PrecisionClass
-from mpcompile.torch_graph import is_full, place_of
+from mpcompile.torch_graph import place_of
 from mpcompile.torch_private import number_arguments, op_name
 
 _LARGEST = 65504.0

@@ -38,7 +38,8 @@ class Op:
         keeps: those of them that its backward needs.
         full_reads: those of its inputs that it reads in FP32 whatever its own precision.
         gathers: it finds by index what it reads, which therefore lies in memory in some precision.
-        view: its results share memory with its input if both have the same precision.
+        view: its results share memory with its inputs if both have the same precision. A view
+            that does not stream is the border of a graph inside: all its tensors are one value.
         unfit: why FP16 cannot hold what it computes with or makes, or "".
         measured: its results were measured, and fit 16 bits.
         overridden: the user has said what it shall be.
@@ -70,7 +71,8 @@ class Tensor:
 
     Attributes:
         id: the node's name; unique in its graph.
-        elements: how many numbers it holds.
+        elements: how many numbers it holds; inside a loop or a branch, over all the times that
+            runs (`mpcompile.control_flow`).
         fixed: why it exists in FP32 anyway (a parameter, a buffer, an input), or None.
         output: it leaves the graph and must be FP32 there.
     """

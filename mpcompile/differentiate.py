@@ -7,14 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput
+from mpcompile.control_flow import all_graphs, called_graphs, is_control_flow
+from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.record import record
 from mpcompile.step import Role, Slot, call
 from mpcompile.torch_graph import Forward, Kind, place_of
 from mpcompile.torch_private import (
+    draws,
     fake_mode_of,
     op_name,
     rename,
+    scan_is_differentiable,
 )
 
 
@@ -35,9 +38,11 @@ def differentiate(
 
     Raises:
         BadInput: the loss does not reach a trained parameter, or its gradient would be sparse.
+        CannotCapture: torch differentiates this control flow wrongly or not at all.
     """
     module, inputs = forward.module, forward.inputs
     _refuse_sparse(module, origin)
+    _refuse_inside(module, origin)
     roles = [_role(item.kind, item.name in trained) for item in inputs]
 
     def joint(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -57,7 +62,20 @@ def differentiate(
         return (loss, *gradients, *written)
 
     placeholders = module.graph.find_nodes(op="placeholder")
-    traced = record(joint, [node.meta["val"] for node in placeholders], fake_mode_of(module.graph))
+    fakes = [node.meta["val"] for node in placeholders]
+    try:
+        traced = record(joint, fakes, fake_mode_of(module.graph))
+    except CompileError:
+        raise
+    except Exception as error:
+        calls = [node for node in module.graph.nodes if is_control_flow(node)]
+        if not calls:
+            raise
+        raise CannotCapture(
+            f"torch cannot differentiate this {op_name(calls[0])} ({type(error).__name__})",
+            _line(calls[0], origin),
+            "write it with torch.where, or as a loop of a fixed number of rounds",
+        ) from error
     graph = traced.graph
     slots: dict[str, Slot] = {}
     for node, item, role in zip(
@@ -94,12 +112,38 @@ def _refuse_sparse(module: fx.GraphModule, origin: str) -> None:
     for node in module.graph.nodes:
         place = _SPARSE_ARGUMENT.get(op_name(node), len(node.args))
         if node.args[place : place + 1] == (True,):
-            where = place_of(node)
             raise BadInput(
-                f"the embedding {where.module or node.name} makes sparse gradients",
-                f"{where.file}:{where.line}" if where.file else origin,
+                f"the embedding {place_of(node).module or node.name} makes sparse gradients",
+                _line(node, origin),
                 "create it with sparse=False",
             )
+
+
+def _refuse_inside(module: fx.GraphModule, origin: str) -> None:
+    """Refuse what torch would differentiate wrongly inside control flow."""
+    for graph in all_graphs(module):
+        for node in graph.graph.nodes:
+            kind = op_name(node)
+            if is_control_flow(node) and kind == "scan" and not scan_is_differentiable():
+                raise CannotCapture(
+                    f"torch {torch.__version__} computes wrong gradients of scan",
+                    _line(node, origin),
+                    "update torch to 2.13, or write the loop in Python",
+                )
+            for inner in called_graphs(node, graph):
+                for op in inner.graph.nodes:
+                    if draws(op):
+                        raise CannotCapture(
+                            f"the {op_name(op)} inside a {kind} would draw other numbers in "
+                            "backward",
+                            _line(node, origin),
+                            "draw random numbers outside and pass them in",
+                        )
+
+
+def _line(node: fx.Node, origin: str) -> str:
+    where = place_of(node)
+    return f"{where.file}:{where.line}" if where.file else origin
 
 
 def _refuse_unreached(

@@ -38,6 +38,8 @@ class Footprint:
         kept: ops whose own precision is the one in which backward keeps it; the writer stands for
             those that keep it as it is stored.
         wide: it must exist in FP32: it leaves the graph, or an op reads it so in any case.
+        rounded: it enters or leaves an inner graph and is widened there; among equal plans it
+            rather does so in FP32.
     """
 
     tensor: Tensor
@@ -48,6 +50,7 @@ class Footprint:
     reads: tuple[Op, ...]
     kept: tuple[Op, ...]
     wide: bool
+    rounded: bool
 
     @property
     def narrow_bytes(self) -> int:
@@ -88,7 +91,8 @@ class _Graph:
         writer = self.writer.get(name)
         while writer is not None and writer.view and len(writer.reads) == 1:
             base = writer.reads[0]
-            if self.tensors[base].elements != self.tensors[name].elements:
+            parts = self.tensors[base].elements != self.tensors[name].elements
+            if parts and not is_border(writer):
                 break
             name, writer = base, self.writer.get(base)
         return name
@@ -113,13 +117,18 @@ class _Graph:
             return False
         while not self.tensors[name].output and len(self.readers[name]) == 1:
             (reader,) = self.readers[name]
-            if not reader.view:
+            if not (reader.view and reader.streams):
                 keeps = name in reader.keeps or name in reader.full_reads
                 return reader.streams and not (reader.gathers or keeps)
             if len(reader.writes) != 1:
                 return False
             name = reader.writes[0]
         return False
+
+
+def is_border(op: Op) -> bool:
+    """Whether an op is the border of an inner graph: a view in memory, no part of any kernel."""
+    return op.view and not op.streams
 
 
 def is_neutral(op: Op, tensor: str) -> bool:
@@ -154,6 +163,7 @@ def _footprint(
         reads=tuple(op for op in reads if not reads_wide(op, name)),
         kept=tuple(dict.fromkeys(kept)),
         wide=tensor.output or any(reads_wide(op, name) for op in readers),
+        rounded=writer is not None and is_border(writer) and reads != readers,
     )
 
 
@@ -179,5 +189,5 @@ def cost(rows: tuple[Footprint, ...], half: frozenset[str]) -> Cost:
             total += wide
         total += narrow * (True in kept) + wide * (False in kept)
         casts += True in reads and not stored_half
-        casts += (False in reads or row.wide) and stored_half
+        casts += (False in reads or row.wide or row.rounded) and stored_half
     return Cost(total, casts)

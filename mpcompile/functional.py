@@ -7,6 +7,7 @@ import operator
 import torch
 from torch import fx
 
+from mpcompile.control_flow import all_graphs
 from mpcompile.torch_private import functional_overload, is_view, module_of, mutated_inputs
 
 _ATEN = torch.ops.aten
@@ -27,7 +28,10 @@ def make_functional(
     graph = program.graph
     buffers = program.graph_signature.inputs_to_buffers
     order = {node: position for position, node in enumerate(graph.nodes)}
-    if not all(_safe(node, buffers) for node in order):
+    inside = [
+        node for module in all_graphs(program.graph_module)[1:] for node in module.graph.nodes
+    ]
+    if not all(_safe(node, buffers) for node in order) or any(map(mutated_inputs, inside)):
         return _by_torch(program)
     newest: dict[str, fx.Node] = {}
     for node in order:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,11 +32,29 @@ def type_text(value: object) -> str:
 def graph_text(graph: fx.Graph, places: bool = False) -> str:
     """Write a graph, a line a node: name, type, op and arguments.
 
+    The graphs inside it that its nodes call follow, each under its name.
+
     Args:
         graph: any FX graph whose nodes carry ``meta["val"]``.
         places: whether to add the module path and source line a node carries in
             ``meta["where"]``.
     """
+    return "\n".join(_parts(graph, "", places, set()))
+
+
+def _parts(
+    graph: fx.Graph, prefix: str, places: bool, written: set[fx.GraphModule]
+) -> Iterator[str]:
+    yield _one_graph(graph, places)
+    for node in graph.find_nodes(op="get_attr"):
+        inner = getattr(graph.owning_module, str(node.target), None)
+        if isinstance(inner, fx.GraphModule) and inner not in written:
+            written.add(inner)
+            yield f"\n{prefix}{node.target}"
+            yield from _parts(inner.graph, f"{prefix}{node.target}.", places, written)
+
+
+def _one_graph(graph: fx.Graph, places: bool) -> str:
     rows: list[tuple[str, str, str, str]] = []
     for node in graph.nodes:
         if node.op == "output":

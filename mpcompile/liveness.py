@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from mpcompile.step import STATE, Role, StepGraph
-from mpcompile.torch_private import is_view
+from mpcompile.torch_private import count_of, is_view
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Peak:
 
 def tensor_bytes(value: object) -> int:
     """Return the bytes of a tensor's elements; 0 for anything else."""
-    return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
+    return count_of(value) * value.element_size() if isinstance(value, torch.Tensor) else 0
 
 
 def peak(graph: fx.Graph) -> Peak:

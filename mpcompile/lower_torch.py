@@ -9,11 +9,12 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput
+from mpcompile.control_flow import is_control_flow
+from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.passes.emulate_half import emulate_half
 from mpcompile.passes.numbers_to_tensors import numbers_to_tensors
 from mpcompile.step import StepGraph, add_input, call, placeholders, results
-from mpcompile.torch_private import copy_graph, inductor
+from mpcompile.torch_private import copy_graph, inductor, is_view, op_name
 
 Backend: TypeAlias = Literal["interpreter", "inductor"]
 
@@ -50,12 +51,16 @@ def lower(step: StepGraph, backend: Backend, device: torch.device) -> Lowered:
 
     Raises:
         BadInput: there is no such backend.
+        CannotCapture: inductor cannot compile the gradient of this control flow.
     """
     if backend not in ("interpreter", "inductor"):
         raise BadInput(f"there is no backend {backend!r}", "", "choose 'interpreter' or 'inductor'")
     gradient, update = copy_graph(step.gradient), copy_graph(step.update)
     if backend == "inductor" or device.type != "cpu":
         numbers_to_tensors(update)
+    if backend == "inductor":
+        _refuse_while_loops(gradient.graph)
+        separate_operands(gradient.graph)
     write_in_place(step, update)
     if backend == "interpreter" and device.type == "cpu":
         emulate_half(gradient)
@@ -71,6 +76,32 @@ def lower(step: StepGraph, backend: Backend, device: torch.device) -> Lowered:
     if backend == "inductor":
         forward, write = _Compiled(gradient), _Compiled(update)
     return Lowered(forward, write, inputs, made, update_inputs)
+
+
+def separate_operands(graph: fx.Graph) -> None:
+    """Give branches and loops copies of the weights they read.
+
+    Weights share the memory of their arena, and torch traces no op that calls graphs on tensors
+    that share memory. The interpreter asks for no such thing.
+    """
+    for node in graph.nodes:
+        if is_control_flow(node):
+            for item in node.all_input_nodes:
+                if (item.op == "placeholder" or is_view(item)) and item.meta["val"].dim():
+                    with graph.inserting_before(node):
+                        copied = call(graph, torch.ops.aten.clone.default, item)
+                    node.replace_input_with(item, copied)
+
+
+def _refuse_while_loops(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if is_control_flow(node) and op_name(node) == "while_loop_stack_output":
+            where = node.meta["where"]
+            raise CannotCapture(
+                "inductor cannot compile the gradient of a while loop",
+                f"{where.file}:{where.line}" if where.file else "",
+                "choose backend='interpreter', or scan with a fixed number of rounds",
+            )
 
 
 def write_in_place(step: StepGraph, update: fx.GraphModule) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import fx
 
 from mpcompile.apply_plan import decide
 from mpcompile.constants import UnfitConstant, unfit_constants
+from mpcompile.control_flow import all_graphs
 from mpcompile.dataflow import Dataflow
+from mpcompile.describe import dataflow
 from mpcompile.differentiate import differentiate
 from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
@@ -23,8 +24,8 @@ from mpcompile.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.ranges import Ranges
 from mpcompile.step import Role, Slot, StepGraph, add_input, results, set_results
-from mpcompile.torch_graph import Forward, Kind, capture, dataflow
-from mpcompile.torch_private import copy_graph, new_program, rename
+from mpcompile.torch_graph import Forward, Kind, capture
+from mpcompile.torch_private import copy_graph, mutated_inputs, new_program
 from mpcompile.train_step import TrainStep
 from mpcompile.update import Update, trace_update, trained_parameters
 from mpcompile.workload import Workload
@@ -131,7 +132,8 @@ def transform(
     unfit = unfit_constants(forward.module, _constants(forward), policy.precision)
     plan = decide(describe(forward, policy, unfit), policy.precision, plan, ranges)
     changes = run_passes(forward.module, forward_passes(plan), _lint)
-    forward.module.recompile()
+    for graph in all_graphs(forward.module):
+        graph.recompile()
     if workload.optimizer is None:
         return Transformed(workload, policy, loss_scale, forward, plan, None, {}, changes, unfit)
     named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
@@ -200,6 +202,12 @@ def rewrite(
         BadInput: the plan is of another graph, or overrides of the policy contradict each other.
     """
     policy = policy or Policy()
+    if any(
+        mutated_inputs(node)
+        for graph in all_graphs(program.graph_module)
+        for node in graph.graph.nodes
+    ):
+        program = program.run_decompositions({})  # makes it functional, decomposes nothing
     module = copy_graph(program.graph_module)
     signature = program.graph_signature
     fixed = dict.fromkeys(signature.inputs_to_parameters, "a parameter")
@@ -213,28 +221,12 @@ def rewrite(
     unfit = unfit_constants(module, buffers, policy.precision)
     flow = dataflow(module, fixed, policy, {item.op: str(item) for item in unfit})
     plan = decide(flow, policy.precision, plan)
-    outputs = [node.name for node in _outputs(module.graph)]
     run_passes(module, forward_passes(plan), _lint)
-    _keep_names(module.graph, outputs)
-    module.recompile()
+    for graph in all_graphs(module):
+        graph.recompile()
     return new_program(program, module)
 
 
-def _outputs(graph: fx.Graph) -> list[fx.Node]:
-    values: list[fx.Node] = []
-    fx.map_arg(graph.output_node().args, values.append)
-    return values
-
-
-def _keep_names(graph: fx.Graph, names: list[str]) -> None:
-    """Let the outputs keep their names, which the program's signature knows them by."""
-    nodes = {node.name: node for node in graph.nodes}
-    for node, name in zip(_outputs(graph), names, strict=True):
-        if node.name != name:
-            if name in nodes:
-                rename(nodes[name], f"{name}_inner")
-            node.name = name
-
-
-def _lint(module: Any) -> None:
-    module.graph.lint()
+def _lint(module: fx.GraphModule) -> None:
+    for graph in all_graphs(module):
+        graph.graph.lint()

@@ -25,7 +25,7 @@ def make_plan(flow: Dataflow, precision: Precision) -> Plan:
     """Return the cheapest plan for a graph.
 
     Args:
-        flow: the neutral graph, ops in an order in which every tensor is written before it is read.
+        flow: the neutral graph, its ops in an order for people.
         precision: the 16-bit format; FP32, or a graph in which no op on FP32 tensors wants 16 bits,
             gives the plan that changes nothing.
     """
@@ -129,7 +129,8 @@ def _add_tensor(network: nx.DiGraph, row: Footprint, unit: int) -> None:
     _narrow_copy(network, ("kept narrow", name), kept, FULL_SIDE, narrow)
     _wide_copy(network, ("kept wide", name), kept, HALF_SIDE, wide)
     _narrow_copy(network, ("narrow cast", name), reads, writer, 1)
-    _wide_copy(network, ("wide cast", name), reads + as_wide, writer, 1)
+    rounded = [FULL_SIDE] if row.rounded else []
+    _wide_copy(network, ("wide cast", name), reads + as_wide + rounded, writer, 1)
 
 
 def _narrow_copy(

@@ -17,20 +17,21 @@ from typing import Any
 import torch
 from torch import fx
 
+from mpcompile.control_flow import with_graphs
 from mpcompile.errors import CannotCapture
+from mpcompile.recorded_number import node_of_number, number_of
 from mpcompile.torch_private import (
     DataDependent,
     DispatchMode,
     FakeTensorMode,
     autograd_number,
+    copy_graph,
     device_of,
     functionalized,
     is_fake,
     keep_node_meta,
     module_of,
     mutated_inputs,
-    node_of_number,
-    number_of,
     op_name,
 )
 
@@ -91,6 +92,8 @@ def _plain(value: Any) -> Any:
 class _Recorder(DispatchMode):
     """Sees each op below autograd and functionalization."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, graph: fx.Graph) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._graph = graph
@@ -133,6 +136,9 @@ class _Recorder(DispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:
             return self._number(func, args[0])
+        args = with_graphs(func, args)
+        if self._is_foreign((*args, *kwargs.values())):
+            return func(*args, **kwargs)
         # No shape depends on a number, so the fake result is that of any other number.
         result = func(*fx.node.map_aggregate(args, _plain), **fx.node.map_aggregate(kwargs, _plain))
         values = result if isinstance(result, list | tuple) else (result,)
@@ -146,7 +152,7 @@ class _Recorder(DispatchMode):
             func,
             fx.node.map_aggregate(args, self._argument),
             fx.node.map_aggregate(kwargs, self._argument) if kwargs else None,
-            name=func.overloadpacket.__name__,
+            name=getattr(func, "overloadpacket", func).__name__,
         )
         node.meta.update(self._origin())
         if values is result:
@@ -161,9 +167,28 @@ class _Recorder(DispatchMode):
         return result
 
     def _argument(self, value: Any) -> Any:
+        if isinstance(value, fx.GraphModule):
+            return self._graph_inside(value)
         if isinstance(value, torch.SymFloat):
             return node_of_number(value)
         return self.node_of(value) if isinstance(value, torch.Tensor) else value
+
+    def _is_foreign(self, arguments: tuple[Any, ...]) -> bool:
+        """Whether an op reads tensors, but none of the recorded program's.
+
+        To differentiate a loop, torch makes some of its own while it looks at the loop's body.
+        """
+        tensors: list[torch.Tensor] = []
+        fx.node.map_aggregate(
+            arguments, lambda a: tensors.append(a) if isinstance(a, torch.Tensor) else None
+        )
+        return bool(tensors) and all(is_fake(t) and id(t) not in self._nodes for t in tensors)
+
+    def _graph_inside(self, graph: fx.GraphModule) -> fx.Node:
+        """Return a node that names a graph which an op such as ``cond`` calls; a copy of it."""
+        name = f"graph_{len(list(self.constants.children()))}"
+        self.constants.add_module(name, copy_graph(graph))
+        return self._graph.get_attr(name)
 
     def _number(self, func: Any, tensor: torch.Tensor) -> torch.SymFloat:
         if not tensor.is_floating_point():

@@ -5,27 +5,23 @@ from __future__ import annotations
 import copy
 import io
 import logging
-import operator
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import fx
 
-from mpcompile.dataflow import Dataflow, Op, Tensor, Where
+from mpcompile.dataflow import Where
 from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.functional import make_functional
-from mpcompile.policy import Policy, Resolution, Row, resolve
-from mpcompile.rules import TORCH_RULES, Rule, Wish
-from mpcompile.torch_private import DataDependent, arguments_of, is_view, op_name
+from mpcompile.torch_private import DataDependent, op_name
 from mpcompile.workload import Workload
 
 _TORCH = str(Path(torch.__file__).parent)
@@ -271,127 +267,6 @@ def _inputs(
         first[id(tensor)] = node
         inputs.append(Input(node.name, kind, name, tensor))
     return tuple(inputs)
-
-
-def dataflow(
-    module: fx.GraphModule,
-    fixed: dict[str, str],
-    policy: Policy,
-    unfit: Mapping[str, str] = MappingProxyType({}),
-) -> Dataflow:
-    """Describe a forward graph to the planner.
-
-    Args:
-        module: FP32 graph with ``meta["val"]`` on every node.
-        fixed: placeholder name to what it is (``"a parameter"``).
-        policy: gives each op its wish.
-        unfit: per node why FP16 cannot hold what it computes with.
-    """
-    resolution = _resolve(module.graph, fixed, policy)
-    ops: list[Op] = []
-    tensors: list[Tensor] = []
-    fixed = dict(fixed)
-    outputs = set(module.graph.output_node().all_input_nodes)
-    for node in module.graph.nodes:
-        if node.op == "call_function" and node.target is not operator.getitem:
-            op = replace(
-                _op(node, *resolution.wishes[node.name]),
-                overridden=node.name in resolution.overridden,
-                unfit=unfit.get(node.name, ""),
-            )
-            ops.append(op)
-            fixed |= {
-                item.name: "a statistic" for item in _results(node) if item.name not in op.writes
-            }
-        if is_full(node):
-            tensors.append(
-                Tensor(
-                    id=node.name,
-                    elements=node.meta["val"].numel(),
-                    fixed=fixed.get(node.name),
-                    output=node in outputs,
-                )
-            )
-    return Dataflow(tuple(ops), tuple(tensors))
-
-
-def _resolve(graph: fx.Graph, fixed: dict[str, str], policy: Policy) -> Resolution:
-    """Return each op's row, wish and reason; warn of overrides that match none."""
-    rows = (
-        Row(node.name, op_name(node), place_of(node).module, _is_residual(node, fixed))
-        for node in graph.nodes
-        if node.op == "call_function" and node.target is not operator.getitem
-    )
-    resolution = resolve(policy, TORCH_RULES, rows)
-    resolution.warn()
-    return resolution
-
-
-def _is_residual(node: fx.Node, fixed: dict[str, str]) -> bool:
-    """Whether the node adds two activations: no parameter, no buffer, nothing broadcast."""
-    parts = node.args[:2]
-    if op_name(node) != "add" or not is_full(node):
-        return False
-    for part in parts:
-        if not (isinstance(part, fx.Node) and is_full(part)):
-            return False
-        if part.meta["val"].numel() != node.meta["val"].numel():
-            return False
-        while part.op == "call_function" and is_view(part):
-            part = part.all_input_nodes[0]
-        if fixed.get(part.name) in ("a parameter", "a buffer"):
-            return False
-    return any(isinstance(part, fx.Node) and part.op == "call_function" for part in parts)
-
-
-def _op(node: fx.Node, rule: Rule, wish: Wish, reason: str) -> Op:
-    results = _results(node)
-    inside = rule.inside and wish is not Wish.HALF
-    if inside and results and isinstance(node.meta["val"], tuple | list):
-        results = [item for item in results if item.args[1] == 0]  # the others are statistics
-    writes = tuple(result.name for result in results)
-    reads = tuple(item.name for item in node.all_input_nodes if is_full(item))
-    numbers = [result.meta["val"].numel() for result in results]
-    if wish is Wish.FREE and writes and max(numbers) <= 1:
-        wish, reason = Wish.FULL, "a single number: nothing to save in 16 bits"
-    if wish is Wish.FREE and inside and not rule.streams:
-        wish, reason = Wish.FULL, "a library call that computes and writes FP32"
-    if wish is not Wish.FULL and not reads and writes:
-        wish, reason = Wish.FULL, "made in FP32, not computed from anything"
-    saves = rule.saves.split()
-    wide = rule.full_arguments.split()
-    return Op(
-        id=node.name,
-        kind=op_name(node),
-        rule=rule.name,
-        wish=wish,
-        inside=inside,
-        streams=rule.streams or rule.gathers,
-        reason=reason,
-        reads=reads,
-        writes=writes,
-        keeps=(*(reads if "in" in saves else ()), *(writes if "out" in saves else ())),
-        full_reads=tuple(
-            item.name
-            for argument, item in (arguments_of(node).items() if wide else ())
-            if argument in wide and item.name in reads
-        ),
-        gathers=rule.gathers,
-        view=is_view(node),
-        where=place_of(node),
-    )
-
-
-def _results(node: fx.Node) -> list[fx.Node]:
-    """Return the nodes that stand for an op's FP32 results."""
-    single = isinstance(node.meta.get("val"), torch.Tensor)
-    return [item for item in ([node] if single else node.users) if is_full(item)]
-
-
-def is_full(node: fx.Node) -> bool:
-    """Whether the node is an FP32 tensor, the only dtype that a plan may change."""
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.dtype is torch.float32
 
 
 def place_of(node: fx.Node) -> Where:

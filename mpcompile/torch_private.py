@@ -6,13 +6,16 @@ torch attribute whose name starts with an underscore, or from ``torch.fx.experim
 
 from __future__ import annotations
 
-import operator
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from math import prod
 from typing import Any
 
 import torch
 from torch import fx
+from torch._higher_order_ops.utils import materialize_as_graph
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
@@ -62,6 +65,20 @@ def with_dtype(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return FakeTensor(value.fake_mode, like, value.device)
 
 
+def count_of(value: torch.Tensor) -> int:
+    """Return how many numbers a tensor holds.
+
+    A dynamic dimension counts as it is in the example; one that data decides counts as 1.
+    """
+    return prod(_size(size) for size in value.shape)
+
+
+def _size(size: int | torch.SymInt) -> int:
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint) if size.node.has_hint() else 1
+
+
 def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
     """Return the mode that a captured graph's ``meta["val"]`` tensors belong to."""
     for node in graph.nodes:
@@ -69,81 +86,6 @@ def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
         if isinstance(value, FakeTensor):
             return value.fake_mode
     return fake_mode()
-
-
-class _Number:
-    """What a `torch.SymFloat` delegates to: arithmetic on it makes nodes of a graph.
-
-    torch calls the methods of such an object by the names of Python's operators and of a few of its
-    own. `torch.fx.experimental.sym_node.SymNode` answers with sympy expressions, whose order of
-    evaluation is not the program's.
-    """
-
-    def __init__(self, graph: fx.Graph, value: fx.Node | float) -> None:
-        self.graph = graph
-        self.value = value
-
-    def is_float(self) -> bool:
-        return True
-
-    def is_int(self) -> bool:
-        return False
-
-    is_bool = is_constant = is_nested_int = is_int
-
-    def wrap_float(self, number: float) -> _Number:
-        return _Number(self.graph, number)
-
-    wrap_int = wrap_float
-
-    def guard_float(self, file: str, line: int) -> float:
-        del file, line
-        raise DataDependent("a number read from a tensor")
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name in ("eq", "ne", "lt", "le", "gt", "ge"):
-            return lambda _: _Comparison()
-        name = name.removeprefix("float_")  # float_pow, float_truediv
-        if name not in ("add", "sub", "mul", "truediv", "pow", "neg"):
-            raise AttributeError(name)
-        return lambda *others: self._call(getattr(operator, name), *others)
-
-    def _call(self, target: Callable[..., Any], *others: _Number) -> _Number:
-        node = self.graph.call_function(target, (self.value, *(item.value for item in others)))
-        result = _Number(self.graph, node)
-        node.meta["val"] = torch.SymFloat(result)
-        return result
-
-
-class _Comparison:
-    """What a `torch.SymBool` delegates to: nobody knows the answer when a graph is recorded."""
-
-    def is_bool(self) -> bool:
-        return True
-
-    def is_int(self) -> bool:
-        return False
-
-    is_float = is_constant = is_int
-
-    def expect_true(self, file: str, line: int) -> bool:
-        """Let ``torch._check(number >= 0)`` of torch's own power pass."""
-        del file, line
-        return True
-
-    def bool_(self) -> bool:
-        raise DataDependent("a comparison of a number read from a tensor")
-
-
-def number_of(graph: fx.Graph, node: fx.Node) -> torch.SymFloat:
-    """Return a node's result as a Python number; arithmetic on it is recorded in the graph."""
-    return torch.SymFloat(_Number(graph, node))
-
-
-def node_of_number(number: torch.SymFloat) -> fx.Node | float:
-    """Return the node that made a number of `number_of`."""
-    value: fx.Node | float = number.node.value
-    return value
 
 
 def drop_profiler_nodes(graph: fx.Graph) -> int:
@@ -180,7 +122,16 @@ def module_of(graph: fx.Graph, *owners: torch.nn.Module) -> fx.GraphModule:
 
 
 def copy_graph(module: fx.GraphModule) -> fx.GraphModule:
-    """Copy a graph with its nodes' names, which `Graph.graph_copy` alone may change."""
+    """Copy a graph, and the graphs inside it, with the names of their nodes.
+
+    `Graph.graph_copy` alone may change names. A graph that stands twice inside stays one graph.
+    """
+    return _copy(module, {})
+
+
+def _copy(module: fx.GraphModule, made: dict[fx.GraphModule, fx.GraphModule]) -> fx.GraphModule:
+    if module in made:
+        return made[module]
     graph = fx.Graph()
     nodes: dict[fx.Node, fx.Node] = {}
     output = graph.output(graph.graph_copy(module.graph, nodes))
@@ -189,22 +140,37 @@ def copy_graph(module: fx.GraphModule) -> fx.GraphModule:
         new.name = old.name
         if new.op == "placeholder":
             new.target = old.target
-    return module_of(graph, module)
+    made[module] = copied = module_of(graph, module)
+    for node in graph.find_nodes(op="get_attr"):
+        inner = getattr(module, str(node.target))
+        if isinstance(inner, fx.GraphModule):
+            setattr(copied, str(node.target), _copy(inner, made))
+    return copied
 
 
 def new_program(
     program: torch.export.ExportedProgram, module: fx.GraphModule
 ) -> torch.export.ExportedProgram:
-    """Return the same exported program around another graph with the same signature."""
+    """Return the same exported program around another graph with the same inputs and outputs.
+
+    The signature names nodes; where another node now is an output, it names that one.
+    """
+    signature = copy.deepcopy(program.graph_signature)
+    returned = module.graph.output_node().args[0]
+    assert isinstance(returned, list | tuple)
+    for spec, node in zip(signature.output_specs, returned, strict=True):
+        if isinstance(node, fx.Node) and hasattr(spec.arg, "name"):
+            spec.arg.name = node.name
     return torch.export.ExportedProgram(
         root=module,
         graph=module.graph,
-        graph_signature=program.graph_signature,
+        graph_signature=signature,
         state_dict=program.state_dict,
         range_constraints=program.range_constraints,
         module_call_graph=program.module_call_graph,
         example_inputs=program.example_inputs,
         constants=program.constants,
+        verifiers=program.verifiers,
     )
 
 
@@ -230,6 +196,20 @@ def op_name(node: fx.Node) -> str:
     """Return a node's ATen name without namespace and overload (``add``), or its target's name."""
     packet = getattr(node.target, "overloadpacket", None)
     return str(getattr(packet or node.target, "__name__", node.target))
+
+
+def is_higher_order(node: fx.Node) -> bool:
+    """Whether the node calls graphs, like ``torch.cond``."""
+    return isinstance(node.target, HigherOrderOperator)
+
+
+def traced(function: Callable[..., Any], inputs: Sequence[Any]) -> fx.GraphModule:
+    """Return what a function does to fake tensors as a graph, unseen by the modes around it.
+
+    torch does the same with the functions that its own autograd gives to control-flow ops.
+    """
+    module: fx.GraphModule = materialize_as_graph(function, tuple(inputs))
+    return module
 
 
 def is_view(node: fx.Node) -> bool:
@@ -299,9 +279,22 @@ def is_pointwise(node: fx.Node) -> bool:
     return torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
-def is_random(node: fx.Node) -> bool:
-    """Whether the op draws random numbers."""
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+def draws(node: fx.Node) -> bool:
+    """Whether the op draws random numbers; a dropout in evaluation or of probability 0 does not."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given = {argument.name: argument.default_value for argument in schema}
+    given |= dict(zip(given, node.args, strict=False)) | dict(node.kwargs)
+    trains = given.get("train", given.get("training"))
+    return trains is not False and 0 not in [
+        given.get(key) for key in ("p", "dropout", "dropout_p")
+    ]
+
+
+def scan_is_differentiable() -> bool:
+    """Whether torch's gradient of ``scan`` is right: in 2.11 it is not, in 2.13 it is."""
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
 
 
 def rename(node: fx.Node, name: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from mpcompile.control_flow import all_graphs
 from mpcompile.torch_private import is_view, op_name
 
 CAST = torch.ops.aten._to_copy.default
@@ -40,10 +41,12 @@ def source_of(cast: fx.Node) -> fx.Node:
 def clean_casts(module: fx.GraphModule) -> int:
     """Clean up until nothing is left to do; return the number of casts removed or moved."""
     changes = 0
-    while found := sum(_clean(node) for node in list(module.graph.nodes) if is_cast(node)):
-        changes += found
-    if changes:
-        module.graph.eliminate_dead_code()
+    for graph in all_graphs(module):
+        before = changes
+        while found := sum(_clean(node) for node in list(graph.graph.nodes) if is_cast(node)):
+            changes += found
+        if changes > before:
+            graph.graph.eliminate_dead_code()
     return changes
 
 

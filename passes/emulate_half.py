@@ -12,9 +12,10 @@ import torch
 from torch import fx
 from torch.fx.node import Argument
 
+from mpcompile.control_flow import all_graphs
 from mpcompile.passes.clean_casts import CAST
 from mpcompile.rules import TORCH_RULES
-from mpcompile.torch_private import is_view, op_name
+from mpcompile.torch_private import is_higher_order, is_view, op_name
 
 _NARROW = (torch.float16, torch.bfloat16)
 _MAKES = frozenset(
@@ -27,8 +28,13 @@ _MAKES = frozenset(
 def emulate_half(module: fx.GraphModule) -> int:
     """Rewrite for FP32 arithmetic; return the number of ops that changed.
 
-    A rewritten graph has no 16-bit arithmetic left, so a second run changes nothing.
+    A rewritten graph has no 16-bit arithmetic left, so a second run changes nothing. What crosses
+    the border of a graph inside is stored, so it keeps its 16 bits.
     """
+    return sum(_emulate(graph) for graph in all_graphs(module))
+
+
+def _emulate(module: fx.GraphModule) -> int:
     wide: dict[fx.Node, fx.Node] = {}
     changed = 0
     for node in list(module.graph.nodes):
@@ -69,7 +75,12 @@ def _widened(argument: Argument) -> Argument:
 def _moves(node: fx.Node) -> bool:
     name = op_name(node)
     rule = TORCH_RULES.get(name)
-    return is_view(node) or name in _MAKES or (rule is not None and rule.name == "movement")
+    return (
+        is_view(node)
+        or is_higher_order(node)
+        or name in _MAKES
+        or (rule is not None and rule.name == "movement")
+    )
 
 
 def _results(node: fx.Node) -> list[fx.Node]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from mpcompile.control_flow import Border, Use, nest_of
 from mpcompile.passes.clean_casts import CAST
-from mpcompile.plan import Plan
+from mpcompile.plan import Cast, Plan
 from mpcompile.precision import Precision
 from mpcompile.torch_private import with_dtype
 
@@ -26,53 +27,84 @@ class InsertCasts:
     def __call__(self, module: fx.GraphModule) -> int:
         """Insert the casts and note the new dtypes; return how many casts there are.
 
-        A cast stands right before its first reader, so that the copy lives no longer than needed.
-        A graph to which the plan has been applied is left alone.
+        A cast stands in the graph of the tensor it converts, right before its first reader, so
+        that the copy lives no longer than needed. A graph to which the plan has been
+        applied is left alone.
         """
-        graph = module.graph
-        nodes = {node.name: node for node in graph.nodes}
-        if not self._note_dtypes(nodes):
+        nest = nest_of(module)
+        ids = nest.ids()
+        nodes = {name: node for node, name in ids.items()}
+        borders = {border.id: border for border in nest.borders}
+        order = {node: position for position, node in enumerate(ids)}
+
+        def uses(tensor: fx.Node, readers: tuple[str, ...]) -> list[Use | fx.Node]:
+            found: list[Use | fx.Node] = []
+            for reader in readers:
+                if reader in borders:
+                    found += [use for use in borders[reader].reads if use.value is tensor]
+                else:
+                    found.append(nodes[reader])
+            return found
+
+        if not self._note_dtypes(nodes, borders):
             return 0
-        order = {node: position for position, node in enumerate(graph.nodes)}
         for cast in self.plan.casts:
-            source, tensor = nodes[_name(cast.source)], nodes[cast.tensor]
-            readers = [nodes[reader] for reader in cast.readers]
+            source, tensor = nodes[_place(cast, cast.source)], nodes[cast.tensor]
+            readers = uses(tensor, cast.readers)
             chained = [
-                nodes[reader]
+                use
                 for other in self.plan.casts
                 if other.source == cast.id
-                for reader in other.readers
+                for use in uses(tensor, other.readers)
             ]
-            first = min(readers + chained, key=order.__getitem__)
+            first = min(map(_node, readers + chained), key=order.__getitem__)
             dtype = getattr(torch, cast.to.value)
-            with graph.inserting_before(first):
-                node = graph.create_node(
-                    "call_function", CAST, (source,), {"dtype": dtype}, name=_name(cast.id)
+            prefix, _, name = _place(cast, cast.id).rpartition(".")
+            with first.graph.inserting_before(first):
+                node = first.graph.create_node(
+                    "call_function", CAST, (source,), {"dtype": dtype}, name=name
                 )
             node.meta["val"] = with_dtype(source.meta["val"], dtype)
             for key in ("nn_module_stack", "stack_trace"):
                 if key in first.meta:
                     node.meta[key] = first.meta[key]
             for reader in readers:
-                reader.replace_input_with(tensor, node)
-            nodes[node.name] = node
+                if isinstance(reader, Use):
+                    reader.replace(node)
+                else:
+                    reader.replace_input_with(tensor, node)
+            nodes[f"{prefix}.{node.name}" if prefix else node.name] = node
         return len(self.plan.casts)
 
-    def _note_dtypes(self, nodes: dict[str, fx.Node]) -> bool:
+    def _note_dtypes(self, nodes: dict[str, fx.Node], borders: dict[str, Border]) -> bool:
         """Let the results of ops that compute in 16 bits be 16 bits; return whether any was not."""
         changed = False
         for decision in self.plan.decisions:
-            if decision.computes is Precision.FP32 or decision.op not in nodes:
+            known = decision.op in nodes or decision.op in borders
+            if decision.computes is Precision.FP32 or not known:
                 continue
-            node = nodes[decision.op]
-            results = [node] if isinstance(node.meta["val"], torch.Tensor) else list(node.users)
+            dtype = getattr(torch, decision.computes.value)
+            if decision.op in borders:
+                border = borders[decision.op]
+                results = list(border.writes)
+                for caller, place in border.results:
+                    values = list(caller.meta["val"])
+                    values[place] = with_dtype(values[place], dtype)
+                    caller.meta["val"] = type(caller.meta["val"])(values)
+            else:
+                node = nodes[decision.op]
+                results = [node] if isinstance(node.meta["val"], torch.Tensor) else [*node.users]
             for result in results:
                 if result.meta["val"].dtype is torch.float32:
-                    dtype = getattr(torch, decision.computes.value)
                     result.meta["val"] = with_dtype(result.meta["val"], dtype)
                     changed = True
         return changed
 
 
-def _name(cast: str) -> str:
-    return cast.replace(".", "_")
+def _place(cast: Cast, name: str) -> str:
+    """Return the id of the node that is a cast, or the tensor's own, in the tensor's graph."""
+    return cast.tensor + name.removeprefix(cast.tensor).replace(".", "_")
+
+
+def _node(use: Use | fx.Node) -> fx.Node:
+    return use.node if isinstance(use, Use) else use

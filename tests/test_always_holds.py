@@ -12,6 +12,7 @@ from random_program import INPUTS, PARAMETERS, STEPS, TENSOR_CORE, Program, rand
 from torch import fx
 
 from mpcompile.apply_plan import decide
+from mpcompile.describe import dataflow
 from mpcompile.graph_text import graph_text
 from mpcompile.pass_runner import run_passes
 from mpcompile.passes import forward_passes
@@ -21,7 +22,6 @@ from mpcompile.plan import Plan
 from mpcompile.policy import Level, Policy
 from mpcompile.precision import Precision
 from mpcompile.record import record
-from mpcompile.torch_graph import dataflow
 from mpcompile.torch_private import copy_graph, fake_mode_of, op_name
 
 many = settings(max_examples=1000, deadline=None)

@@ -7,11 +7,10 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_flow import random_flow
+from random_flow import least, random_flow
 
 from mpcompile.dataflow import Dataflow, Op, Tensor
 from mpcompile.errors import BadInput
@@ -30,30 +29,6 @@ def dataflows(free: int = FREE_OPS) -> st.SearchStrategy[Dataflow]:
 
 def half_of(plan: Plan) -> frozenset[str]:
     return frozenset(d.op for d in plan.decisions if d.stores is not Precision.FP32)
-
-
-def least(flow: Dataflow) -> Cost:
-    """The minimum over all assignments, each a column of the arrays; pinned ops held."""
-    free = [op.id for op in flow.ops if op.wish is Wish.FREE]
-    columns = np.arange(2 ** len(free))
-    half = {op.id: np.full(len(columns), op.wish is Wish.HALF) for op in flow.ops}
-    half |= {name: (columns >> bit) % 2 == 1 for bit, name in enumerate(free)}
-    never = np.zeros(len(columns), bool)
-    total, casts = np.zeros(len(columns), np.int64), np.zeros(len(columns), np.int64)
-
-    def some(ops: tuple[Op, ...], narrow: bool) -> np.ndarray:
-        return np.any([half[op.id] == narrow for op in ops], axis=0) if ops else never
-
-    for row in footprints(flow):
-        stored = half[row.writer.id] if row.writer is not None else never
-        n, present = row.tensor.elements, row.present
-        total += 2 * n * row.written * (2 - stored)
-        total += 2 * n * (some(row.loads, True) & ~(stored & present))
-        total += 4 * n * ((some(row.loads, False) | row.wide) & ~(~stored & present))
-        total += 2 * n * some(row.kept, True) + 4 * n * some(row.kept, False)
-        casts += some(row.reads, True) & ~stored
-        casts += (some(row.reads, False) | row.wide) & stored
-    return min(Cost(int(b), int(c)) for b, c in zip(total, casts, strict=True))
 
 
 def test_2000_plans_cost_what_the_best_of_all_assignments_costs() -> None:

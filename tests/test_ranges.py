@@ -99,7 +99,7 @@ def test_calibration_measures_forward_and_backward_over_the_batches() -> None:
     state = torch.get_rng_state()
     again = mpcompile.calibrate(work, batches=1)
     assert torch.equal(torch.get_rng_state(), state)
-    loss(model, *work.batch).backward()  # type: ignore[no-untyped-call]
+    loss(model, *work.batch).backward()
     assert model.rise.weight.grad is not None
     expected = float(model.rise.weight.grad.abs().max())
     assert again.gradients["p_model_rise_weight"].largest == expected
