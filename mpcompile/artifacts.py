@@ -48,3 +48,24 @@ def write_folder(folder: Path, files: dict[str, str], force: bool) -> None:
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+
+
+def check_file(file: Path, force: bool) -> None:
+    """Raise BadInput if the file is there and may not be replaced, or cannot be made."""
+    if file.is_dir():
+        raise BadInput(f"{file} is a folder", "", "choose another --output")
+    if file.exists() and not force:
+        raise BadInput(
+            f"{file} is there already", "", "give --force to replace it, or --output elsewhere"
+        )
+    if not file.resolve().parent.is_dir():
+        raise BadInput(f"{file.parent} is not a folder", "", "create it, or choose another")
+
+
+def write_file(file: Path, text: str, force: bool) -> None:
+    """Write a file that appears under its name only when it is complete; see `check_file`."""
+    check_file(file, force)
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.resolve().parent) as place:
+        fresh = Path(place) / file.name
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(file)

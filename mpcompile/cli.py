@@ -66,15 +66,30 @@ class Flags:
         Path | None,
         Parameter(help="A plan.json of this program; its decisions hold before everything else."),
     ] = None
+    ranges: Annotated[
+        Path | None,
+        Parameter(help="What `mpcompile calibrate` measured; what came near overflow stays FP32."),
+    ] = None
+    margin: Annotated[
+        int | None, Parameter(help="Bits to keep below the largest 16-bit number; default: 2.")
+    ] = None
+    release: Annotated[
+        bool, Parameter(help="Store in 16 bits what could grow but did not.", negative=())
+    ] = False
     loss_scale: Annotated[
         str | None,
         Parameter(help="dynamic, none, or a number; default: dynamic with fp16, else none."),
     ] = None
 
     def given(self) -> dict[str, Any]:
-        """Return what was given, but for the plan, by the names of the settings."""
+        """Return what was given of the settings, by their names."""
         everything = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {k: v for k, v in everything.items() if v not in (None, ()) and k != "plan"}
+        other = ("plan", "ranges", "margin", "release")
+        return {k: v for k, v in everything.items() if v not in (None, ()) and k not in other}
+
+    def measured(self) -> Any:
+        """Return the ranges that were given, read by what was given for them, or None."""
+        return _commands().given_ranges(self.ranges, self.margin, self.release)
 
 
 _NO_FLAGS = Flags()
@@ -94,7 +109,7 @@ def transform(
 ) -> None:
     """Transform a training program, print what became of it, and write plan and graphs."""
     del debug
-    _commands().transform(source, output, flags.given(), flags.plan, force, json)
+    _commands().transform(source, output, flags.given(), flags.plan, flags.measured(), force, json)
 
 
 @app.command
@@ -113,7 +128,24 @@ def run(
     """Train a program in mixed precision on its own data."""
     del debug
     given = {**flags.given(), **({"backend": backend} if backend else {})}
-    _commands().run(source, steps, given, flags.plan, json)
+    _commands().run(source, steps, given, flags.plan, flags.measured(), json)
+
+
+@app.command
+def calibrate(
+    source: Source,
+    *,
+    output: Annotated[
+        Path | None, Parameter(name=["--output", "-o"], help="File; default: NAME.ranges.json.")
+    ] = None,
+    batches: Annotated[int, Parameter(help="The most batches to run.")] = 8,
+    force: Annotated[bool, Parameter(help="Replace the file.", negative=())] = False,
+    json: Json = None,
+    debug: Debug = False,
+) -> None:
+    """Run a program in FP32 on its own data and measure what every tensor holds."""
+    del debug
+    _commands().calibrate(source, output, batches, force, json)
 
 
 @app.command

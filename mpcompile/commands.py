@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, TextIO
@@ -16,7 +17,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mpcompile.artifacts import check_free, write_folder
+from mpcompile.artifacts import check_file, check_free, write_file, write_folder
+from mpcompile.calibration import calibrate as measure
 from mpcompile.errors import BadInput
 from mpcompile.graph_text import graph_text
 from mpcompile.pipeline import Transformed, to_step
@@ -25,7 +27,8 @@ from mpcompile.plan import read_plan
 from mpcompile.plan_commands import write_json
 from mpcompile.policy import FULL_PRECISION, UnmatchedOverride
 from mpcompile.precision import Precision
-from mpcompile.report import print_summary, summarize
+from mpcompile.ranges import Ranges, read_ranges
+from mpcompile.report import print_ranges, print_summary, summarize
 from mpcompile.settings import find_settings
 from mpcompile.train_step import TrainStep
 from mpcompile.workload import Workload, load
@@ -38,6 +41,7 @@ def transform(
     output: Path | None,
     flags: dict[str, Any],
     plan: Path | None,
+    ranges: Ranges | None,
     force: bool,
     json_to: str | None,
 ) -> None:
@@ -49,7 +53,7 @@ def transform(
     given = read_plan(plan) if plan else None
     workload = load(source)
     with console.status("transforming"), _warnings_on_one_line():
-        mixed = transform_workload(workload, settings.policy, settings.scale, given)
+        mixed = transform_workload(workload, settings.policy, settings.scale, given, ranges)
         plain = transform_workload(workload, FULL_PRECISION)
         summary = summarize(mixed, plain)
     files = {
@@ -73,6 +77,7 @@ def run(
     steps: int,
     flags: dict[str, Any],
     plan: Path | None,
+    ranges: Ranges | None,
     json_to: str | None,
 ) -> None:
     """``mpcompile run model.py``: train on the workload's own data."""
@@ -83,7 +88,7 @@ def run(
     given = read_plan(plan) if plan else None
     workload = load(source)
     with console.status("transforming"), _warnings_on_one_line():
-        transformed = transform_workload(workload, settings.policy, settings.scale, given)
+        transformed = transform_workload(workload, settings.policy, settings.scale, given, ranges)
     if workload.data is None:
         raise BadInput(
             "the workload has no data", workload.origin, "give data=, an iterable of batches"
@@ -108,6 +113,44 @@ def run(
         f"loss scale {step.loss_scale:g}, {step.skipped} skipped, {typical:.1f} ms a step"
     )
     write_json(json_to, document)
+
+
+def given_ranges(path: Path | None, margin: int | None, release: bool) -> Ranges | None:
+    """Return the ranges a command line names, with its margin; None without a file."""
+    if path is None:
+        if margin is not None or release:
+            raise BadInput("--margin and --release need --ranges", "", "run mpcompile calibrate")
+        return None
+    ranges = read_ranges(path)
+    if margin is not None and not 0 <= margin <= 15:
+        raise BadInput(f"--margin is {margin}", "", "give 0 to 15 bits")
+    bits = ranges.margin_bits if margin is None else margin
+    return replace(ranges, margin_bits=bits, release=release or ranges.release)
+
+
+def calibrate(
+    source: str, output: Path | None, batches: int, force: bool, json_to: str | None
+) -> None:
+    """``mpcompile calibrate model.py``: measure, print the nearest to danger, write the ranges."""
+    console = Console(stderr=json_to == "-", highlight=False)
+    file = output or Path(f"{_name(source)}.ranges.json")
+    check_file(file, force)
+    workload = load(source)
+    with console.status("measuring"):
+        ranges = measure(workload, batches)
+    write_file(file, ranges.to_json() + "\n", force)
+    print_ranges(ranges, console)
+    console.print(f"wrote {file}")
+    write_json(
+        json_to,
+        {
+            "source": source,
+            "output": str(file),
+            "batches": ranges.batches,
+            "tensors": len(ranges.values),
+            "largest": max((found.largest for found in ranges.values.values()), default=0.0),
+        },
+    )
 
 
 def _train(

@@ -77,6 +77,11 @@ class Range:
             exponents=tuple(histogram.tolist()),
         )
 
+    def share(self, limit: float) -> float:
+        """Return the share of numbers below `NORMAL` or `SMALLEST` that are not 0."""
+        below = {NORMAL: self.below_normal, SMALLEST: self.below_smallest}[limit]
+        return below / self.count if self.count else 0.0
+
     def joined(self, other: Range) -> Range:
         """Return the range of what both have measured."""
         return Range(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from math import inf, log2
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import fx
 
+from mpcompile.errors import printable
 from mpcompile.liveness import peak, saved_bytes, state_bytes, tensor_bytes
 from mpcompile.pipeline import Transformed
+from mpcompile.ranges import NORMAL, SMALLEST, Ranges
 from mpcompile.step import Role
 from mpcompile.torch_private import is_view, op_name
 
@@ -38,6 +41,7 @@ class Summary:
         memory: per program (``fp32``, ``mixed``) the estimated bytes of state, of tensors saved
             for backward, and at the peak of the step.
         unknown: per op that stands in no row of the op table how often it stayed in FP32.
+        unfit: per constant that FP16 cannot hold a sentence with its place and its fix.
     """
 
     ops: dict[str, dict[str, int]]
@@ -51,6 +55,7 @@ class Summary:
     parameters: int
     memory: dict[str, dict[str, int]]
     unknown: dict[str, int]
+    unfit: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -86,6 +91,7 @@ def summarize(mixed: Transformed, full: Transformed) -> Summary:
         parameters=sum(slot.empty().numel() for slot in trained),
         memory={"fp32": _memory(full), "mixed": _memory(mixed)},
         unknown=dict(sorted(unknown.items())),
+        unfit=tuple(f"{item.where}  {item.kind}: {item}" for item in mixed.unfit),
     )
 
 
@@ -168,6 +174,35 @@ def print_summary(summary: Summary, title: str, console: Console) -> None:
         kinds = ", ".join(f"{name} x{count}" for name, count in summary.unknown.items())
         facts.add_row("in no row of the table", f"{kinds}: left in FP32")
     console.print(facts)
+    for sentence in summary.unfit:
+        console.print(f"does not fit FP16: {printable(sentence)}", markup=False, soft_wrap=True)
+
+
+_SHOWN = 10
+
+
+def print_ranges(ranges: Ranges, console: Console) -> None:
+    """Print the tensors nearest to overflow, and the gradients of which most underflows."""
+    title = f"nearest to overflow in FP16, of {len(ranges.values)} tensors"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in ("tensor", "largest", "bits of headroom"):
+        table.add_column(column, justify="left" if column == "tensor" else "right")
+    by_size = sorted(ranges.values.items(), key=lambda item: -item[1].largest)
+    for name, found in by_size[:_SHOWN]:
+        room = log2(65504 / found.largest) if 0 < found.largest < inf else -inf
+        table.add_row(printable(name), f"{found.largest:.4g}", f"{room:.1f}")
+    console.print(table)
+    if not ranges.gradients:
+        return
+    title = "gradients of which most is lost in FP16 without a loss scale"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in ("gradient of", "largest", "below 2^-24", "below 2^-14"):
+        table.add_column(column, justify="left" if column == "gradient of" else "right")
+    by_loss = sorted(ranges.gradients.items(), key=lambda item: -item[1].share(SMALLEST))
+    for name, found in by_loss[:_SHOWN]:
+        shares = (f"{found.share(limit):.1%}" for limit in (SMALLEST, NORMAL))
+        table.add_row(printable(name), f"{found.largest:.4g}", *shares)
+    console.print(table)
 
 
 def bytes_text(count: float) -> str:

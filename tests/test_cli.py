@@ -309,3 +309,66 @@ def test_schemas_are_printed_without_torch(capsys: pytest.CaptureFixture[str]) -
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_ranges_are_measured_written_and_followed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tall = MODEL.replace("    batches =", "    model[0].weight.data.mul_(1e6)\n    batches =")
+    (folder / "model.py").write_text(tall)
+    assert exit_code(["calibrate", "model.py", "--json", "-"]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document["batches"] == 3
+    assert document["largest"] > 65504
+    assert "nearest to overflow in FP16" in captured.err
+    assert "linear" in captured.err
+    assert exit_code(["model.py", "--ranges", "model.ranges.json"]) == 0
+    assert "linear reached" in (folder / "model.mp" / "decisions.txt").read_text()
+    assert exit_code(["run", "model.py", "--steps", "2", "--ranges", "model.ranges.json"]) == 0
+    assert "0 skipped" in capsys.readouterr().out
+
+
+def test_a_ranges_file_is_not_replaced_without_force(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["calibrate", "model.py", "--batches", "1"]) == 0
+    before = (folder / "model.ranges.json").read_text()
+    assert exit_code(["calibrate", "model.py"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert (folder / "model.ranges.json").read_text() == before
+    assert exit_code(["calibrate", "model.py", "--force"]) == 0
+    assert (folder / "model.ranges.json").read_text() != before
+    assert {path.name for path in folder.iterdir()} == {"model.py", "model.ranges.json"}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["model.py", "--margin", "3"],
+        ["model.py", "--release"],
+        ["model.py", "--ranges", "nowhere.json"],
+        ["model.py", "--ranges", "model.py"],
+        ["calibrate", "model.py", "--batches", "0"],
+        ["calibrate", "model.py", "-o", "."],
+        ["calibrate", "model.py", "-o", "nowhere/r.json"],
+    ],
+)
+def test_wrong_ranges_are_bad_input(
+    folder: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(flags) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert {path.name for path in folder.iterdir()} == {"model.py"}
+
+
+def test_a_constant_that_does_not_fit_is_printed_with_its_place_and_fix(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masked = MODEL.replace("cross_entropy(model(x), y)", "cross_entropy(model(x) / 1e-8, y)")
+    (folder / "model.py").write_text(masked)
+    assert exit_code(["model.py", "--json", "summary.json"]) == 0
+    out = capsys.readouterr().out
+    assert "does not fit FP16:" in out
+    assert "model.py:5  div: the constant 1e-08 becomes 0 in FP16" in out
+    assert len(json.loads((folder / "summary.json").read_text())["unfit"]) == 1
