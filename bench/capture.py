@@ -37,9 +37,14 @@ TARGET = 2.0
 STAGES: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (torch_graph, "export", ("torch.export",)),
     (pipeline, "capture", ("the rest of capture",)),
+    (pipeline, "unfit_constants", ("look at constants",)),
     (pipeline, "describe", ("describe to the planner",)),
-    (pipeline, "make_plan", ("plan",)),
-    (pipeline, "run_passes", ("insert casts", "gradient passes", "training passes")),
+    (pipeline, "decide", ("plan",)),
+    (
+        pipeline,
+        "run_passes",
+        ("insert casts", "passes before autograd", "gradient passes", "training passes"),
+    ),
     (pipeline, "differentiate", ("differentiate",)),
     (pipeline, "trace_update", ("trace the update",)),
     (pipeline, "join", ("join the graphs",)),
