@@ -37,7 +37,7 @@ def calibrate(workload: Workload, batches: int = 8) -> Ranges:
     forward = capture(workload)
     data = [workload.batch] if workload.data is None else islice(iter(workload.data), batches)
     state = {
-        item.name: item.tensor.detach().clone().requires_grad_(item.kind is Kind.PARAMETER)
+        item.name: item.tensor.detach().clone()
         for item in forward.inputs
         if item.kind is not Kind.BATCH
     }
@@ -75,7 +75,9 @@ def _inputs(
     given: list[torch.Tensor] = []
     for item in forward.inputs:
         if item.kind is not Kind.BATCH:
-            given.append(state[item.name])
+            # Without the hooks of the batch before.
+            fresh = state[item.name].detach()
+            given.append(fresh.requires_grad_(item.kind is Kind.PARAMETER))
             continue
         place = int(item.name.removeprefix("batch."))
         value = batch[place] if place < len(batch) else None

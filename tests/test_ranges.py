@@ -105,6 +105,27 @@ def test_calibration_measures_forward_and_backward_over_the_batches() -> None:
     assert again.gradients["p_model_rise_weight"].largest == expected
 
 
+def test_each_batch_has_its_own_gradients() -> None:
+    model = Square()
+    work = workload(model)
+    found = mpcompile.calibrate(replace(work, loss=plain))
+    assert work.data is not None
+    largest, small = [], 0
+    for batch in work.data:
+        model.zero_grad()
+        plain(model, *batch).backward()
+        assert model.first.weight.grad is not None
+        largest.append(float(model.first.weight.grad.abs().max()))
+        small += int((model.first.weight.grad.abs() < 2.0**-14).sum())
+    gradient = found.gradients["p_model_first_weight"]
+    assert gradient.largest == max(largest)
+    assert gradient.below_normal + gradient.zeros == small
+
+
+def plain(model: nn.Module, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(x), target)
+
+
 def test_calibration_leaves_the_model_as_it_was() -> None:
     work = workload(Tall(norm=True))
     before = {name: value.clone() for name, value in work.model.state_dict().items()}
