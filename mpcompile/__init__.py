@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mpcompile.calibration import calibrate
     from mpcompile.errors import BadInput, CannotCapture, CheckFailed, CompileError
     from mpcompile.loss_scale import LossScale
+    from mpcompile.measured import MeasuredOverflow
     from mpcompile.pipeline import compile, rewrite
     from mpcompile.plan import Plan
     from mpcompile.policy import FULL_PRECISION, Level, Policy, UnmatchedOverride
@@ -30,6 +31,7 @@ __all__ = [
     "CompileError",
     "Level",
     "LossScale",
+    "MeasuredOverflow",
     "Plan",
     "Policy",
     "Precision",
@@ -50,6 +52,7 @@ _HOME = {
     "CompileError": "errors",
     "Level": "policy",
     "LossScale": "loss_scale",
+    "MeasuredOverflow": "measured",
     "Plan": "plan",
     "Policy": "policy",
     "Precision": "precision",

@@ -19,8 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mpcompile.artifacts import check_file, check_free, write_file, write_folder
 from mpcompile.calibration import calibrate as measure
-from mpcompile.errors import BadInput
+from mpcompile.errors import BadInput, printable
 from mpcompile.graph_text import graph_text
+from mpcompile.measured import MeasuredOverflow
 from mpcompile.pipeline import Transformed, to_step
 from mpcompile.pipeline import transform as transform_workload
 from mpcompile.plan import read_plan
@@ -148,7 +149,8 @@ def calibrate(
             "output": str(file),
             "batches": ranges.batches,
             "tensors": len(ranges.values),
-            "largest": max((found.largest for found in ranges.values.values()), default=0.0),
+            "largest": max((held.largest_finite for held in ranges.values.values()), default=0.0),
+            "not_finite": sum(held.nonfinite > 0 for held in ranges.values.values()),
         },
     )
 
@@ -211,7 +213,7 @@ def _name(source: str) -> str:
 
 @contextmanager
 def _warnings_on_one_line() -> Iterator[None]:
-    """Say of an override that matches nothing in one line; leave other warnings as they are."""
+    """Say of overrides that match nothing or overflow in one line each; leave other warnings."""
     show = warnings.showwarning
 
     def say(
@@ -222,13 +224,14 @@ def _warnings_on_one_line() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, UnmatchedOverride):
-            sys.stderr.write(f"mpcompile: warning: {message}.\n")
+        if issubclass(category, (UnmatchedOverride, MeasuredOverflow)):
+            sys.stderr.write(f"mpcompile: warning: {printable(str(message))}.\n")
         else:
             show(message, category, filename, lineno, file, line)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UnmatchedOverride)
+        warnings.simplefilter("always", MeasuredOverflow)
         warnings.showwarning = say
         yield
 

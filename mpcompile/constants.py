@@ -10,15 +10,33 @@ import torch
 from torch import fx
 
 from mpcompile.border_rows import is_full
+from mpcompile.control_flow import nest_of
 from mpcompile.dataflow import Where
+from mpcompile.growth import BOUNDED
 from mpcompile.precision import Precision
-from mpcompile.rules import TORCH_RULES, UNKNOWN, PrecisionClass
+from mpcompile.rules import TORCH_RULES, UNKNOWN, PrecisionClass, Rule
 from mpcompile.torch_graph import place_of
-from mpcompile.torch_private import number_arguments, op_name
+from mpcompile.torch_private import arguments_of, number_arguments, op_name
 
 _LARGEST = 65504.0
 _SMALLEST = 2.0**-25
 """Half of the smallest FP16 number: what is not above it rounds to zero."""
+
+# A bound that no FP16 number passes does nothing.
+_UPPER = frozenset(
+    {("clamp", "max"), ("clip", "max"), ("clamp_max", "max"), ("hardtanh", "max_val")}
+)
+_LOWER = frozenset(
+    {("clamp", "min"), ("clip", "min"), ("clamp_min", "min"), ("hardtanh", "min_val")}
+)
+# Declared like a dropout's probability, and yet numbers that the result may hold.
+_VALUES = {"pad": ("value",), "nan_to_num": ("nan", "posinf", "neginf")}
+# What a very negative number does not come through.
+_DROPS_NEGATIVE = frozenset(
+    "exp exp2 expm1 special_expm1 max amax maximum relu elu celu selu gelu silu mish softplus "
+    "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices adaptive_max_pool1d "
+    "adaptive_max_pool2d".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +46,11 @@ class UnfitConstant:
     Attributes:
         op: the node that uses it.
         kind: the op's name.
-        value: the constant; of a buffer its largest magnitude.
+        value: the constant; of a buffer the one of the largest magnitude.
         what: what would become of it.
         fix: what to write instead.
         where: its place in the user's program.
+        buffer: the placeholder of the buffer that holds it, or "".
     """
 
     op: str
@@ -40,6 +59,7 @@ class UnfitConstant:
     what: str
     fix: str
     where: Where
+    buffer: str = ""
 
     def __str__(self) -> str:
         return f"{self.what}: {self.fix}"
@@ -50,7 +70,9 @@ def unfit_constants(
 ) -> tuple[UnfitConstant, ...]:
     """Return the constants of a forward graph that do not fit, in graph order.
 
-    BF16 has the range of FP32, so nothing is unfit for it. An infinite constant is meant as one.
+    An op has one at most, the first. BF16 has the range of FP32, so nothing is unfit for it. An
+    infinite constant is meant as one. Graphs inside the graph are searched too, but not for buffers
+    that they are given.
 
     Args:
         module: an FP32 graph with ``meta["val"]`` on its nodes.
@@ -61,26 +83,97 @@ def unfit_constants(
         return ()
     unfit = {name: value for name, tensor in buffers.items() if (value := _of_buffer(tensor))}
     found: list[UnfitConstant] = []
-    for node in module.graph.nodes:
-        if node.op != "call_function" or not is_full(node) or _computes_in_fp32(node):
+    for node, op in nest_of(module).ids().items():
+        if node.op != "call_function" or _computes_in_fp32(node):
             continue
-        numbers = [number for number in number_arguments(node) if _is_unfit(number)]
-        if op_name(node).startswith("clamp"):  # a bound that no FP16 number passes does nothing
-            numbers = [number for number in numbers if abs(number) < 1]
-        used: list[tuple[float, str]] = [(number, "") for number in numbers]
-        used += [(unfit[i.name], i.name) for i in node.all_input_nodes if i.name in unfit]
+        used: list[tuple[float, str]] = [(number, "") for number in _numbers(node)]
+        if is_full(node):
+            used += [(unfit[i.name], i.name) for i in node.all_input_nodes if i.name in unfit]
         if used:
             what, fix = _sentence(*used[0])
             kind, where = op_name(node), place_of(node)
-            found.append(UnfitConstant(node.name, kind, used[0][0], what, fix, where))
+            found.append(UnfitConstant(op, kind, used[0][0], what, fix, where, used[0][1]))
     return tuple(found)
 
 
+def unfit_reasons(module: fx.GraphModule, constants: tuple[UnfitConstant, ...]) -> dict[str, str]:
+    """Return per op why it must not compute in 16 bits: its constant, or one that comes to it.
+
+    A Tensor-Core op that reads what a constant beyond FP16's range has gone into would read
+    infinities. The mask of an attention op is an exception: there negative infinity means what the
+    number did.
+
+    Args:
+        module: the graph.
+        constants: found in it.
+    """
+    held = {item.op: item for item in constants}
+    buffers = {item.buffer: item for item in constants if abs(item.value) > _LARGEST}
+    reasons: dict[str, str] = {}
+    reach: dict[fx.Node, UnfitConstant] = {}
+    for node, op in nest_of(module).ids().items():
+        if node.op == "placeholder" and op in buffers:
+            reach[node] = buffers[op]
+        own = held.get(op)
+        carried = next((reach[i] for i in node.all_input_nodes if i in reach), None)
+        if _rule(node).precision_class is PrecisionClass.TENSOR_CORE:
+            constant = own or carried
+            if constant is not None and not _is_mask_of(node, constant, reach):
+                how = "" if own else f"it reads what comes from {constant.op}, where "
+                reasons[op] = f"{how}{constant}"
+            continue
+        if own is not None:
+            reasons[op] = str(own)
+        large = own if own is not None and abs(own.value) > _LARGEST else carried
+        ends = op_name(node) in BOUNDED or (
+            large is not None and large.value < 0 and op_name(node) in _DROPS_NEGATIVE
+        )
+        holds = is_full(node) or isinstance(node.meta.get("val"), tuple | list)
+        if large is not None and holds and not ends:
+            reach[node] = large
+    return reasons
+
+
+def _is_mask_of(
+    node: fx.Node, constant: UnfitConstant, reach: Mapping[fx.Node, UnfitConstant]
+) -> bool:
+    if _rule(node).name != "attention" or constant.value > 0:
+        return False
+    return all(
+        name in ("attn_mask", "attn_bias") or value not in reach
+        for name, value in arguments_of(node).items()
+    )
+
+
+def _rule(node: fx.Node) -> Rule:
+    return TORCH_RULES.get(op_name(node), UNKNOWN)
+
+
 def _computes_in_fp32(node: fx.Node) -> bool:
-    rule = TORCH_RULES.get(op_name(node), UNKNOWN)
+    rule = _rule(node)
     return rule.precision_class in (PrecisionClass.REDUCTION, PrecisionClass.WIDE) or (
         rule is UNKNOWN
     )
+
+
+def _numbers(node: fx.Node) -> list[float]:
+    """Return the numbers among an op's operands that FP16 cannot hold.
+
+    A Tensor Core takes its factors in FP32. A comparison with a number beyond FP16's range comes
+    out the same, one with a number too small for it does not.
+    """
+    kind, rule = op_name(node), _rule(node)
+    compares = rule.name == "comparison" and any(is_full(item) for item in node.all_input_nodes)
+    if rule.precision_class is PrecisionClass.TENSOR_CORE or not (is_full(node) or compares):
+        return []
+    return [
+        number
+        for name, number in number_arguments(node, _VALUES.get(kind, ())).items()
+        if _is_unfit(number)
+        and not (number > _LARGEST and (kind, name) in _UPPER)
+        and not (number < -_LARGEST and (kind, name) in _LOWER)
+        and not (compares and abs(number) > _LARGEST)
+    ]
 
 
 def _is_unfit(value: float) -> bool:
@@ -88,12 +181,12 @@ def _is_unfit(value: float) -> bool:
 
 
 def _of_buffer(tensor: torch.Tensor) -> float:
-    """Return a buffer's largest finite magnitude if FP16 cannot hold it, else 0."""
+    """Return a buffer's finite number of the largest magnitude if FP16 cannot hold it, else 0."""
     if tensor.dtype is not torch.float32 or tensor.numel() == 0:
         return 0.0
-    finite = tensor.detach().abs()
-    largest = float(torch.where(torch.isfinite(finite), finite, 0.0).max())
-    return largest if largest > _LARGEST else 0.0
+    finite = torch.nan_to_num(tensor.detach(), nan=0.0, posinf=0.0, neginf=0.0)
+    most = max(float(finite.max()), float(finite.min()), key=abs)
+    return most if _is_unfit(most) else 0.0
 
 
 def _sentence(value: float, buffer: str) -> tuple[str, str]:

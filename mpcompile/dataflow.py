@@ -41,7 +41,6 @@ class Op:
         view: its results share memory with its inputs if both have the same precision. A view
             that does not stream is the border of a graph inside: all its tensors are one value.
         unfit: why FP16 cannot hold what it computes with or makes, or "".
-        measured: its results were measured, and fit 16 bits.
         overridden: the user has said what it shall be.
         where: its place in the user's program.
     """
@@ -60,7 +59,6 @@ class Op:
     gathers: bool = False
     view: bool = False
     unfit: str = ""
-    measured: bool = False
     overridden: bool = False
     where: Where = Where()
 
@@ -75,12 +73,14 @@ class Tensor:
             runs (`mpcompile.control_flow`).
         fixed: why it exists in FP32 anyway (a parameter, a buffer, an input), or None.
         output: it leaves the graph and must be FP32 there.
+        fits: it was measured, and FP16 holds all its numbers with all their digits.
     """
 
     id: str
     elements: int
     fixed: str | None = None
     output: bool = False
+    fits: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from mpcompile.dataflow import Dataflow, Op
 from mpcompile.precision import Precision
-from mpcompile.rules import Wish
+from mpcompile.rules import TABLE, PrecisionClass, Wish
 
 GROWING: frozenset[str] = frozenset(
     (
@@ -49,12 +49,17 @@ BOUNDED: frozenset[str] = frozenset(
 """Ops whose result is small whatever they read, torch and ONNX names."""
 
 
+_TENSOR_CORE = frozenset(
+    rule.name for rule in TABLE if rule.precision_class is PrecisionClass.TENSOR_CORE
+)
+
+
 def contain_growth(flow: Dataflow, precision: Precision) -> Dataflow:
     """Return the graph with FP32 for free ops that read what has grown.
 
     Growth starts at an op of a row in `GROWING`, or that holds a constant FP16 cannot. It ends at
-    an op in `BOUNDED`, at a Tensor-Core op, and where a measurement or the user has said what an op
-    shall be. BF16 has the range of FP32, so nothing changes.
+    an op in `BOUNDED`, at a Tensor-Core op, at a tensor that was measured to fit, and where the
+    user has said what an op shall be. BF16 has the range of FP32, so nothing changes.
 
     Args:
         flow: the neutral graph, ops in an order in which every tensor is written before it is read.
@@ -62,19 +67,18 @@ def contain_growth(flow: Dataflow, precision: Precision) -> Dataflow:
     """
     if precision is not Precision.FP16:
         return flow
+    fits = {tensor.id for tensor in flow.tensors if tensor.fits}
     grown: dict[str, Op] = {}
     ops: list[Op] = []
     for op in flow.ops:
         source = next((grown[name] for name in op.reads if name in grown), None)
-        if op.unfit:
-            if op.wish is Wish.FREE and not op.overridden:
-                op = replace(op, wish=Wish.FULL, reason=op.unfit)
-            source = op
-        elif op.measured:
+        if op.unfit and op.wish is not Wish.FULL and not op.overridden:
+            op = replace(op, wish=Wish.FULL, reason=op.unfit)
+        if op.wish is Wish.HALF or op.rule in _TENSOR_CORE:
             source = None
-        elif op.rule in GROWING and op.kind not in BOUNDED | LINEAR:
+        elif op.unfit or (op.rule in GROWING and op.kind not in BOUNDED | LINEAR):
             source = op
-        elif op.wish is Wish.HALF or op.overridden or op.kind in BOUNDED:
+        elif op.overridden or op.kind in BOUNDED:
             source = None
         elif source is not None and op.wish is Wish.FREE:
             op = replace(
@@ -83,6 +87,6 @@ def contain_growth(flow: Dataflow, precision: Precision) -> Dataflow:
                 reason=f"it follows {source.id}, whose result may not fit FP16",
             )
         if source is not None:
-            grown |= dict.fromkeys(op.writes, source)
+            grown |= {name: source for name in op.writes if name not in fits}
         ops.append(op)
     return Dataflow(tuple(ops), flow.tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ import torch
 from torch import fx
 
 from mpcompile.apply_plan import decide
-from mpcompile.constants import UnfitConstant, unfit_constants
+from mpcompile.constants import UnfitConstant, unfit_constants, unfit_reasons
 from mpcompile.control_flow import all_graphs
 from mpcompile.dataflow import Dataflow
 from mpcompile.describe import dataflow
@@ -17,10 +18,11 @@ from mpcompile.differentiate import differentiate
 from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, default_backend
+from mpcompile.measured import MeasuredOverflow, overruled
 from mpcompile.pass_runner import run_passes
 from mpcompile.passes import BEFORE_AUTOGRAD, GRADIENT, forward_passes, training_passes
 from mpcompile.plan import Plan
-from mpcompile.policy import Policy
+from mpcompile.policy import Level, Policy
 from mpcompile.precision import Precision
 from mpcompile.ranges import Ranges
 from mpcompile.step import Role, Slot, StepGraph, add_input, results, set_results
@@ -121,16 +123,23 @@ def transform(
 ) -> Transformed:
     """Run every stage before lowering; nothing of the user's is changed.
 
+    Warns with `MeasuredOverflow` of each tensor that the user wants in FP16 though it was measured
+    to be too large for it.
+
     Raises:
         BadInput, CannotCapture: see `compile`.
     """
     policy = policy or Policy()
+    precision = plan.precision if plan else policy.precision
     if loss_scale is None:
-        precision = plan.precision if plan else policy.precision
         loss_scale = LossScale() if precision is Precision.FP16 else LossScale.none()
+    if ranges is not None:
+        _check_release(policy, ranges)
     forward = capture(workload)
-    unfit = unfit_constants(forward.module, _constants(forward), policy.precision)
+    unfit = unfit_constants(forward.module, _constants(forward), precision)
     plan = decide(describe(forward, policy, unfit), policy.precision, plan, ranges)
+    for sentence in overruled(plan, ranges) if ranges is not None else ():
+        warnings.warn(sentence, MeasuredOverflow, stacklevel=2)
     changes = run_passes(forward.module, forward_passes(plan), _lint)
     for graph in all_graphs(forward.module):
         graph.recompile()
@@ -158,7 +167,16 @@ def transform(
 def describe(forward: Forward, policy: Policy, unfit: tuple[UnfitConstant, ...] = ()) -> Dataflow:
     """Describe a captured forward graph to the planner."""
     fixed = {item.node: f"a {item.kind.value}" for item in forward.inputs}
-    return dataflow(forward.module, fixed, policy, {item.op: str(item) for item in unfit})
+    return dataflow(forward.module, fixed, policy, unfit_reasons(forward.module, unfit))
+
+
+def _check_release(policy: Policy, ranges: Ranges) -> None:
+    if ranges.release and policy.level in (Level.CAREFUL, Level.TENSOR_CORES_ONLY):
+        raise BadInput(
+            f"the level {policy.level.value} keeps in FP32 what release would store in 16 bits",
+            "the policy",
+            "release with the level paper",
+        )
 
 
 def _constants(forward: Forward) -> dict[str, torch.Tensor]:
@@ -215,11 +233,14 @@ def rewrite(
     held = {**program.state_dict, **program.constants}
     buffers = {
         node: held[name]
-        for node, name in signature.inputs_to_buffers.items()
+        for node, name in [
+            *signature.inputs_to_buffers.items(),
+            *signature.inputs_to_lifted_tensor_constants.items(),
+        ]
         if name not in signature.buffers_to_mutate.values() and name in held
     }
-    unfit = unfit_constants(module, buffers, policy.precision)
-    flow = dataflow(module, fixed, policy, {item.op: str(item) for item in unfit})
+    unfit = unfit_constants(module, buffers, plan.precision if plan else policy.precision)
+    flow = dataflow(module, fixed, policy, unfit_reasons(module, unfit))
     plan = decide(flow, policy.precision, plan)
     run_passes(module, forward_passes(plan), _lint)
     for graph in all_graphs(module):

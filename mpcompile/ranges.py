@@ -3,95 +3,111 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from mpcompile.dataflow import Dataflow
 from mpcompile.errors import BadInput
+from mpcompile.fingerprint import Graph
 from mpcompile.validation import sentence
 
-VERSION = 1
-NORMAL = 2.0**-14
-"""The smallest normal FP16 number."""
-SMALLEST = 2.0**-24
-"""The smallest FP16 number; half of it rounds to zero."""
-LOWEST, HIGHEST = -40, 20
-"""The exponents of a histogram; those beyond count at its ends."""
+VERSION = 2
+NORMAL, SMALLEST = -14, -24
+"""Exponents of the smallest normal and of the smallest FP16 number."""
+LOWEST, HIGHEST = -127, 127
+"""Exponents of FP32; all its subnormal numbers count as `LOWEST`."""
+_AGAIN = "run `mpcompile calibrate` again"
+_LARGEST_FILE = 1 << 28  # bytes; the ranges of 100,000 tensors take a quarter of that
 
-_Count = Annotated[int, Field(ge=0)]
-_Size = Annotated[float, Field(ge=0, allow_inf_nan=True)]
+_Count = Annotated[int, Field(ge=0, le=1 << 62)]
+_Exponent = Annotated[int, Field(ge=LOWEST, le=HIGHEST)]
+_Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What one tensor held.
+    """What one tensor held, over all batches.
 
     Attributes:
-        largest: the largest magnitude; infinite if a value was infinite or not a number.
+        largest_finite: the largest magnitude but for infinities.
         count: how many numbers were looked at.
-        zeros: how many of them were 0.
-        below_normal: how many others were below 2**-14, the smallest normal FP16 number.
-        below_smallest: how many of these were below 2**-24, the smallest FP16 number.
-        exponents: how many had the exponent `LOWEST`, `LOWEST` + 1 ... `HIGHEST`, where a number
-            with exponent e lies in [2**e, 2**(e + 1)); zeros and non-finite numbers not counted.
+        zeros: how many of them were zero.
+        nonfinite: how many of them were infinite or not a number.
+        exponents: per exponent e that occurred, in ascending order, how many magnitudes lay in
+            ``[2**e, 2**(e + 1))``.
     """
 
-    largest: _Size
+    largest_finite: _Size
     count: _Count
     zeros: _Count
-    below_normal: _Count
-    below_smallest: _Count
-    exponents: tuple[_Count, ...]
+    nonfinite: _Count
+    exponents: tuple[tuple[_Exponent, _Count], ...]
 
-    @staticmethod
-    def of(tensor: torch.Tensor) -> Range:
-        """Measure a floating-point tensor of any shape, on its own device."""
-        size = tensor.detach().abs().float().reshape(-1)
-        finite = torch.isfinite(size)
-        sound = torch.where(finite, size, 0.0)
-        exponent = torch.frexp(sound).exponent - 1
-        bins = (exponent.clamp(LOWEST, HIGHEST) - LOWEST)[sound > 0].long()
-        nonzero = size > 0
-        facts = torch.stack(
-            [
-                torch.where(finite.all(), sound.max(), torch.inf)
-                if size.numel()
-                else size.new_zeros(()),
-                (size == 0).sum(),
-                (nonzero & (size < NORMAL)).sum(),
-                (nonzero & (size < SMALLEST)).sum(),
-            ]
-        ).tolist()
-        histogram = torch.bincount(bins, minlength=HIGHEST - LOWEST + 1)
-        return Range(
-            largest=facts[0],
-            count=size.numel(),
-            zeros=int(facts[1]),
-            below_normal=int(facts[2]),
-            below_smallest=int(facts[3]),
-            exponents=tuple(histogram.tolist()),
-        )
+    def __post_init__(self) -> None:
+        known = [exponent for exponent, _ in self.exponents]
+        finite = sum(count for _, count in self.exponents)
+        if known != sorted(set(known)) or not all(count for _, count in self.exponents):
+            raise ValueError("its exponents do not ascend, or one has no numbers")
+        if finite + self.zeros + self.nonfinite != self.count:
+            raise ValueError("its counts do not add up")
+        if (max(known) if known else None) != _exponent(self.largest_finite):
+            raise ValueError("its largest number is not among its exponents")
 
-    def share(self, limit: float) -> float:
-        """Return the share of numbers below `NORMAL` or `SMALLEST` that are not 0."""
-        below = {NORMAL: self.below_normal, SMALLEST: self.below_smallest}[limit]
-        return below / self.count if self.count else 0.0
+    @property
+    def largest(self) -> float:
+        """The largest magnitude; infinite if a number was infinite or not a number."""
+        return math.inf if self.nonfinite else self.largest_finite
+
+    @property
+    def share_of_zeros(self) -> float:
+        """The share of numbers that were zero."""
+        return self.zeros / self.count if self.count else 0.0
+
+    def share_below(self, exponent: float) -> float:
+        """Return the share of the numbers other than zero that were less than ``2**exponent``.
+
+        An exponent between two integers counts as the lower.
+        """
+        others = self.count - self.zeros
+        below = sum(count for known, count in self.exponents if known < math.floor(exponent))
+        return below / others if others else 0.0
+
+    @property
+    def share_below_normal(self) -> float:
+        """The share of the numbers other than zero that FP16 holds with fewer digits or not."""
+        return self.share_below(NORMAL)
+
+    @property
+    def share_below_smallest(self) -> float:
+        """The share of the numbers other than zero that are below the smallest FP16 number."""
+        return self.share_below(SMALLEST)
+
+    def share_lost(self, scale: float) -> float:
+        """Return `share_below_smallest` of the tensor times a factor, such as a loss scale."""
+        return self.share_below(SMALLEST - math.log2(scale))
 
     def joined(self, other: Range) -> Range:
         """Return the range of what both have measured."""
+        exponents = Counter(dict(self.exponents))
+        exponents.update(dict(other.exponents))
         return Range(
-            max(self.largest, other.largest),
-            self.count + other.count,
-            self.zeros + other.zeros,
-            self.below_normal + other.below_normal,
-            self.below_smallest + other.below_smallest,
-            tuple(a + b for a, b in zip(self.exponents, other.exponents, strict=True)),
+            largest_finite=max(self.largest_finite, other.largest_finite),
+            count=self.count + other.count,
+            zeros=self.zeros + other.zeros,
+            nonfinite=self.nonfinite + other.nonfinite,
+            exponents=tuple(sorted(exponents.items())),
         )
+
+
+def _exponent(magnitude: float) -> int | None:
+    return max(math.frexp(magnitude)[1] - 1, LOWEST) if magnitude else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +115,7 @@ class Ranges:
     """What the tensors of one program held, and how the planner shall read it.
 
     Attributes:
-        fingerprint: of the graph that was measured (`mpcompile.fingerprint`).
+        fingerprint: of the tensors that were measured, see `tensors_of`.
         batches: how many batches were run.
         values: per tensor of the forward graph what it held.
         gradients: per tensor what the gradient of the unscaled loss with respect to it held.
@@ -109,7 +125,7 @@ class Ranges:
     """
 
     fingerprint: str
-    batches: _Count
+    batches: Annotated[int, Field(ge=1)]
     values: Mapping[str, Range] = field(default_factory=dict)
     gradients: Mapping[str, Range] = field(default_factory=dict)
     margin_bits: Annotated[int, Field(ge=0, le=15)] = 2
@@ -117,21 +133,20 @@ class Ranges:
 
     def to_json(self) -> str:
         """Write the ranges as a JSON document; `from_json` reads it back."""
-        return json.dumps({"version": VERSION, **asdict(self)})
+        return json.dumps({"version": VERSION, **asdict(self)}, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str | bytes, where: str = "") -> Ranges:
         """Read ranges that may come from anyone.
 
         Raises:
-            BadInput: the text is no such document.
+            BadInput: the text is no such document, or it contradicts itself.
         """
         try:
             file = _format().validate_json(text)
         except ValidationError as error:
-            raise BadInput(
-                f"these are no ranges: {sentence(error)}", where, "run `mpcompile calibrate` again"
-            ) from error
+            what = f"these are no ranges: {sentence(error)}"
+            raise BadInput(what, where, _AGAIN) from error
         return Ranges(
             file.fingerprint,
             file.batches,
@@ -144,9 +159,9 @@ class Ranges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File(Ranges):
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
-    version: Literal[1]
+    version: Literal[2]
 
 
 @cache
@@ -158,13 +173,15 @@ def read_ranges(path: Path) -> Ranges:
     """Read ranges from a file; raises BadInput if it holds none, see `Ranges.from_json`."""
     if not path.is_file():
         raise BadInput("there is no such file", str(path), "give the path of a ranges.json")
+    size = path.stat().st_size
+    if size > _LARGEST_FILE:
+        raise BadInput(f"{size:,} bytes are too many for ranges", str(path), _AGAIN)
     return Ranges.from_json(path.read_bytes(), str(path))
 
 
-def join(ranges: Iterable[Mapping[str, Range]]) -> dict[str, Range]:
-    """Return per tensor the range over several batches."""
-    joined: dict[str, Range] = {}
-    for batch in ranges:
-        for name, found in batch.items():
-            joined[name] = joined[name].joined(found) if name in joined else found
-    return joined
+def tensors_of(flow: Dataflow) -> str:
+    """Return the fingerprint of a graph's tensors: their names and sizes.
+
+    A name says which op of its kind made a tensor. What the policy says of ops does not show.
+    """
+    return Graph(elements={tensor.id: tensor.elements for tensor in flow.tensors}).fingerprint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from math import inf, log2
+from math import log2
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from torch import fx
 
 from mpcompile.errors import printable
 from mpcompile.liveness import peak, saved_bytes, state_bytes, tensor_bytes
+from mpcompile.loss_scale import LossScale
 from mpcompile.pipeline import Transformed
-from mpcompile.ranges import NORMAL, SMALLEST, Ranges
+from mpcompile.precision import Precision
+from mpcompile.ranges import Ranges
 from mpcompile.step import Role
 from mpcompile.torch_private import is_view, op_name
 
@@ -184,25 +186,36 @@ _SHOWN = 10
 def print_ranges(ranges: Ranges, console: Console) -> None:
     """Print the tensors nearest to overflow, and the gradients of which most underflows."""
     title = f"nearest to overflow in FP16, of {len(ranges.values)} tensors"
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for column in ("tensor", "largest", "bits of headroom"):
-        table.add_column(column, justify="left" if column == "tensor" else "right")
-    by_size = sorted(ranges.values.items(), key=lambda item: -item[1].largest)
-    for name, found in by_size[:_SHOWN]:
-        room = log2(65504 / found.largest) if 0 < found.largest < inf else -inf
-        table.add_row(printable(name), f"{found.largest:.4g}", f"{room:.1f}")
+    table = _table(title, "tensor", "largest", "bits of headroom", "not finite")
+    by_size = sorted(ranges.values.items(), key=lambda item: -item[1].largest_finite)
+    for name, held in by_size[:_SHOWN]:
+        most = held.largest_finite
+        room = f"{log2(Precision.FP16.largest / most):.1f}" if most else "-"
+        table.add_row(printable(name), f"{most:.4g}", room, f"{held.nonfinite:,}")
     console.print(table)
     if not ranges.gradients:
         return
-    title = "gradients of which most is lost in FP16 without a loss scale"
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for column in ("gradient of", "largest", "below 2^-24", "below 2^-14"):
-        table.add_column(column, justify="left" if column == "gradient of" else "right")
-    by_loss = sorted(ranges.gradients.items(), key=lambda item: -item[1].share(SMALLEST))
-    for name, found in by_loss[:_SHOWN]:
-        shares = (f"{found.share(limit):.1%}" for limit in (SMALLEST, NORMAL))
-        table.add_row(printable(name), f"{found.largest:.4g}", *shares)
+    scale = LossScale().initial
+    title = f"gradients of which most is lost in FP16: alone, and times a loss scale of {scale:g}"
+    columns = ("gradient of", "largest", "below 2^-14", "below 2^-24", "scaled, below 2^-24")
+    table = _table(title, *columns)
+    lost = {name: held.share_lost(scale) for name, held in ranges.gradients.items()}
+    by_loss = sorted(
+        ranges.gradients.items(), key=lambda item: (-lost[item[0]], -item[1].share_below_smallest)
+    )
+    for name, held in by_loss[:_SHOWN]:
+        shares = (held.share_below_normal, held.share_below_smallest, lost[name])
+        texts = (f"{share:.1%}" for share in shares)
+        table.add_row(printable(name), f"{held.largest:.4g}", *texts)
     console.print(table)
+
+
+def _table(title: str, first: str, *numbers: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column(first, overflow="fold")
+    for column in numbers:
+        table.add_column(column, justify="right")
+    return table
 
 
 def bytes_text(count: float) -> str:

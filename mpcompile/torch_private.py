@@ -7,7 +7,7 @@ torch attribute whose name starts with an underscore, or from ``torch.fx.experim
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from math import prod
 from typing import Any
@@ -228,21 +228,26 @@ def arguments_of(node: fx.Node) -> dict[str, fx.Node]:
     return {name: value for name, value in given.items() if isinstance(value, fx.Node)}
 
 
-def number_arguments(node: fx.Node) -> list[float]:
-    """Return the Python numbers that an op takes as operands, not as sizes, dimensions or options.
+def number_arguments(node: fx.Node, values: Collection[str] = ()) -> dict[str, float]:
+    """Return the Python numbers that an op takes as operands, by the names its schema gives them.
 
-    Such an argument is declared a number, or a tensor for which a number may stand.
+    Such an argument is declared a number, or a tensor for which a number may stand; sizes,
+    dimensions and options are declared otherwise.
+
+    Args:
+        node: a call.
+        values: names of arguments that are operands though they are declared as options are.
     """
     schema = getattr(node.target, "_schema", None)
     if schema is None:
-        return []
-    found = []
+        return {}
+    found = {}
     for position, argument in enumerate(schema.arguments):
         value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
         kind = str(argument.type).removeprefix("Optional[").removesuffix("]")
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and kind in ("number", "Tensor", "Scalar"):
-            found.append(float(value))  # type: ignore[arg-type]
+        if number and (kind in ("number", "Tensor", "Scalar") or argument.name in values):
+            found[argument.name] = float(value)  # type: ignore[arg-type]
     return found
 
 

@@ -26,6 +26,8 @@ def sentence(error: ValidationError, known: Collection[str] = ()) -> str:
         return f"{path} is missing"
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"there is no {path}{did_you_mean(path, known)}"
+    if path and not message.startswith("Input should"):
+        message = f"{path}: {message.removeprefix('Value error, ')}"
     message = message.replace("Input should", f"{path or 'the document'} should")
     message = message.replace("a valid tuple", "a list").replace("a valid array", "a list")
     return f"{message}, not {short(first['input'])}"

@@ -327,6 +327,11 @@ def test_ranges_are_measured_written_and_followed(
     assert "linear reached" in (folder / "model.mp" / "decisions.txt").read_text()
     assert exit_code(["run", "model.py", "--steps", "2", "--ranges", "model.ranges.json"]) == 0
     assert "0 skipped" in capsys.readouterr().out
+    against = ["model.py", "--ranges", "model.ranges.json", "--half", "module:0", "--force"]
+    assert exit_code(against) == 0
+    warned = capsys.readouterr().err.splitlines()
+    assert [line for line in warned if "linear is in FP16 as you said, but linear reached" in line]
+    assert all(line.startswith("mpcompile: warning: ") for line in warned)
 
 
 def test_a_ranges_file_is_not_replaced_without_force(
