@@ -6,6 +6,8 @@ never removed.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import fx
 
@@ -110,9 +112,16 @@ def _cancel(cast: fx.Node) -> fx.Node | None:
 
 
 def _fill(cast: fx.Node) -> fx.Node | None:
-    """A constant made in FP32 and cast is made in 16 bits instead."""
+    """A constant made in FP32 and cast is made in 16 bits instead.
+
+    torch refuses to make what the cast would turn into an infinity.
+    """
     source = source_of(cast)
     if op_name(source) not in _FILLS or len(source.users) != 1:
+        return None
+    value = source.args[1] if op_name(source) == "full" else 0
+    largest = torch.finfo(cast.meta["val"].dtype).max
+    if not isinstance(value, int | float) or largest < abs(value) < math.inf:
         return None
     source.kwargs = {**source.kwargs, "dtype": cast.kwargs["dtype"]}
     source.meta["val"] = cast.meta["val"]
