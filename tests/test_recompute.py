@@ -101,6 +101,7 @@ def kept(made: Cut) -> list[fx.Node]:
 def test_computing_again_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     step, inputs = step_of(PROGRAMS[name]())
     once = Recomputing(step.gradient, step.slots, run_as_traced=True)
+    torch.manual_seed(7)  # for dropout
     results = once(*inputs)
 
     def save_all(joint: fx.GraphModule, count: int, _: float) -> Any:
@@ -108,6 +109,7 @@ def test_computing_again_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(recompute, "min_cut", save_all)
     plain = Recomputing(step.gradient, step.slots, run_as_traced=True)
+    torch.manual_seed(7)
     for value, expected in zip(results, plain(*inputs), strict=True):
         assert torch.equal(value, expected)
     assert once.cuts[0].saved_bytes < plain.cuts[0].saved_bytes
@@ -122,8 +124,9 @@ def test_the_halves_compute_what_the_graph_computes(name: str) -> None:
     for slot, value, expected in zip(names, halves, whole, strict=True):
         assert value.dtype is expected.dtype
         assert value.shape == expected.shape
-        # A decomposed layer norm or softmax rounds differently; two units of FP16.
-        torch.testing.assert_close(value, expected, rtol=2**-9, atol=2**-9, msg=slot)
+        # A decomposed layer norm or softmax rounds differently: two units of FP16.
+        worst = 2**-9 * float(expected.abs().max())
+        torch.testing.assert_close(value, expected, rtol=2**-9, atol=worst, msg=slot)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
