@@ -8,8 +8,9 @@ decompositions and joint passes leave it: autocast's as `torch.compile` would se
 copies of weights stand apart: autocast keeps them from forward to backward, ours are state. Seconds
 are those of tracing and of the cut within it. Nothing is compiled or run on values.
 
-``--peak`` also compiles one gradient graph three ways and prints the most bytes that a run of it
-allocates on the CPU, in bfloat16: `torch.compile` under autocast, ours as one graph, ours as halves.
+``--peak`` also compiles forward and backward three ways and prints the most bytes that a run of
+them allocates on the CPU, in bfloat16: `torch.compile` under autocast, ours as one graph for
+inference, ours as halves.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from torch import fx
 from torch.profiler import ProfilerActivity, profile
 from variant import TINY, load
 
-from mpcompile import recompute
 from mpcompile.differentiate import differentiate
 from mpcompile.liveness import saved_bytes, tensor_bytes
 from mpcompile.pass_runner import run_passes
@@ -97,40 +97,19 @@ def traced(workload: Workload, budgets: Sequence[float]) -> dict[str, dict[str, 
     for way, make in makers.items():
         copy = replace(forward, module=copy_graph(forward.module))
         gradient, slots = make(copy, trained)
-        found[way] = {"traced": saved_bytes(gradient.graph), "cuts": {}}
+        cuts: dict[float, dict[str, Any]] = {}
+        found[way] = {"traced": saved_bytes(gradient.graph), "cuts": cuts}
         for budget in budgets:
             begin = time.perf_counter()
-            with timed_cut() as spent:
-                made = cut(gradient, slots, budget)
+            made = cut(gradient, slots, budget)
             kept, copies = kept_bytes(made)
-            found[way]["cuts"][budget] = {
+            cuts[budget] = {
                 "kept": kept,
                 "weight_copies": copies,
                 "seconds": time.perf_counter() - begin,
-                "cut_seconds": spent.seconds,
+                "cut_seconds": made.seconds,
             }
     return found
-
-
-class timed_cut:  # noqa: N801 - reads as a function
-    """Sum up the seconds that torch's partitioner takes."""
-
-    def __enter__(self) -> timed_cut:
-        """Put a clock around it."""
-        self.seconds, self._plain = 0.0, recompute.min_cut
-
-        def clocked(*arguments: Any) -> Any:
-            begin = time.perf_counter()
-            halves = self._plain(*arguments)
-            self.seconds += time.perf_counter() - begin
-            return halves
-
-        recompute.min_cut = clocked
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Take it away."""
-        recompute.min_cut = self._plain
 
 
 def peaks(make: Callable[[], Workload]) -> dict[str, int]:
@@ -197,7 +176,9 @@ def main() -> None:
     console = Console(width=110)
     console.print(describe_machine("cpu"))
     columns = ("traced", "budget", "kept", "weight copies", "trace + cut s", "cut s")
-    table = Table("model", "way", *columns, title=f"MiB between forward and backward, {options.size}")
+    table = Table(
+        "model", "way", *columns, title=f"MiB between forward and backward, {options.size}"
+    )
     for model in options.models:
         for way, figures in traced(load(model, options.size, "cpu"), options.budgets).items():
             for budget, row in figures["cuts"].items():

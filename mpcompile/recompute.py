@@ -14,16 +14,27 @@ random number is never drawn again.
 
 from __future__ import annotations
 
+import operator
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
+from torch.utils.checkpoint import CheckpointPolicy
 
 from mpcompile.liveness import result_bytes
 from mpcompile.step import Role, Slot
-from mpcompile.torch_private import copy_graph, joint_code, min_cut, module_of
+from mpcompile.torch_private import (
+    argument,
+    copy_graph,
+    fake_like,
+    is_random,
+    joint_code,
+    min_cut,
+    module_of,
+)
 
 
 @dataclass(frozen=True)
@@ -56,11 +67,13 @@ class Cut:
         forward: returns its results, then what is kept for backward.
         backward: computes again what is neither kept nor an input.
         results: number of forward's results before those that are kept.
+        seconds: that the cut took.
     """
 
     forward: fx.GraphModule
     backward: fx.GraphModule
     results: int
+    seconds: float
 
     @property
     def saved_bytes(self) -> int:
@@ -100,9 +113,10 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
         if node in made or late.intersection(node.users)
     ]
     early = [node for node in graph.nodes if node not in late and node.op != "output"]
+    named = graph.find_nodes(op="get_attr")  # branches of control flow stand in both
     return Halves(
         _part(module, inputs, early, [*(results[place] for place in others), *carried]),
-        _part(module, [*carried, *inputs, seed], [*early, *late], made),
+        _part(module, [*carried, *inputs, seed], [*named, *late], made),
         tuple(others),
         tuple(gradients),
         tuple(node.meta["val"] for node in made),
@@ -127,14 +141,13 @@ def _part(
     nodes: Sequence[fx.Node],
     results: Sequence[fx.Node],
 ) -> fx.GraphModule:
-    """Return the part of a graph between inputs and results."""
+    """Return a part of a graph: the nodes, which may be unsorted, from inputs to results."""
     graph = fx.Graph()
     copies = {node: graph.placeholder(node.name) for node in inputs}
     for old, new in copies.items():
         new.meta = dict(old.meta)
     for node in sorted(set(nodes) - set(copies)):
-        if node.op != "placeholder" and all(item in copies for item in node.all_input_nodes):
-            copies[node] = graph.node_copy(node, copies.__getitem__)
+        copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[node] for node in results))
     graph.eliminate_dead_code()
     graph.lint()
@@ -165,8 +178,8 @@ class _Derivative(torch.autograd.Function):
         return (None, *gradients, *[None] * inputs)
 
 
-class _Whole(torch.nn.Module):
-    """Forward of `_Derivative` as a module: constants of the graph are its buffers."""
+class _Function(torch.nn.Module):
+    """Forward of `_Derivative` as a module: constants of its graph are buffers."""
 
     def __init__(self, halves: Halves) -> None:
         super().__init__()
@@ -177,10 +190,47 @@ class _Whole(torch.nn.Module):
         """Return forward's results."""
         return _Derivative.apply(self.halves[0], *values)  # type: ignore[no-untyped-call]
 
+    def called(self, inputs: int) -> fx.GraphModule:
+        """Return a call of it as a graph."""
+        graph = fx.Graph()
+        values = tuple(graph.placeholder(f"input{place}") for place in range(inputs))
+        made = graph.call_module("function", values)
+        results = range(len(self.halves[0].early))
+        graph.output(tuple(graph.call_function(operator.getitem, (made, k)) for k in results))
+        return fx.GraphModule({"function": self}, graph)
 
-def cut(
-    gradient: fx.GraphModule, slots: dict[str, Slot], memory_budget: float = 1.0
-) -> Cut:
+
+def choose(joint: fx.GraphModule, results: int, memory_budget: float) -> Cut:
+    """Let torch cut a joint graph; every input is free to keep.
+
+    Random numbers are marked to be kept: under a budget torch would also draw them again. The
+    budget is reckoned from the bytes of all inputs: those that nobody reads shall have none.
+
+    Args:
+        joint: as AOTAutograd hands it to a partitioner; changed.
+        results: number of forward's results.
+        memory_budget: as for `Recomputing`.
+    """
+    for node in joint.graph.nodes:
+        # An attention without dropout is tagged as random too.
+        if is_random(node) and argument(node, "dropout_p") != 0.0:
+            node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+    inputs = joint.graph.find_nodes(op="placeholder")
+    static = [place for place, node in enumerate(inputs) if not node.name.startswith("tangents")]
+    unread = {node.name: node.meta["val"] for node in inputs if not node.users}
+    for node in inputs:
+        if node.name in unread:
+            like = unread[node.name]
+            node.meta["val"] = fake_like(like.fake_mode, (0,), like.dtype, like.device)
+    begin = time.perf_counter()
+    forward, backward = min_cut(joint, results, static, memory_budget)
+    seconds = time.perf_counter() - begin
+    for node in forward.graph.find_nodes(op="placeholder"):
+        node.meta["val"] = unread.get(node.name, node.meta["val"])
+    return Cut(forward, backward, results, seconds)
+
+
+def cut(gradient: fx.GraphModule, slots: dict[str, Slot], memory_budget: float = 1.0) -> Cut:
     """Return what the compiled halves would be, without making code; no tensor needs values.
 
     Args:
@@ -258,17 +308,11 @@ def _trace(
     run_as_traced: bool,
 ) -> Callable[..., Any]:
     def partition(joint: fx.GraphModule, results: int) -> tuple[fx.GraphModule, fx.GraphModule]:
-        forward, backward = min_cut(joint, results, memory_budget)
-        note(Cut(forward, backward, results))
-        return forward, backward
+        made = choose(joint, results, memory_budget)
+        note(made)
+        return made.forward, made.backward
 
-    stand_ins = _stand_ins(halves, values[0].device)
+    inputs = [*_stand_ins(halves, values[0].device), *values]
+    function = _Function(halves).called(len(inputs))
     settings = {"reorder_for_peak_memory": True}
-    return joint_code(
-        _Whole(halves),
-        [*stand_ins, *values],
-        len(halves.early),
-        partition,
-        settings,
-        run_as_traced=run_as_traced,
-    )
+    return joint_code(function, inputs, partition, settings, run_as_traced=run_as_traced)

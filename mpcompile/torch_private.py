@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -18,7 +18,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import CheckpointPolicy
 
 
 class DispatchMode(TorchDispatchMode):
@@ -339,10 +338,15 @@ def version_of(tensor: torch.Tensor) -> int:
     return tensor._version
 
 
+def argument(node: fx.Node, name: str) -> Any:
+    """Return a node's argument by the name in its op's schema, or the default; None: no such."""
+    named = {a.name: a.default_value for a in node.target._schema.arguments}  # type: ignore[union-attr]
+    return (named | dict(zip(named, node.args, strict=False)) | node.kwargs).get(name)
+
+
 def joint_code(
-    function: torch.nn.Module,
+    module: fx.GraphModule,
     inputs: Sequence[torch.Tensor],
-    results: int,
     partition: Callable[[fx.GraphModule, int], tuple[fx.GraphModule, fx.GraphModule]],
     settings: dict[str, Any],
     *,
@@ -351,16 +355,14 @@ def joint_code(
     """Compile a function and its derivative with inductor, as `torch.compile` does below Dynamo.
 
     Args:
-        function: takes tensors, returns a tuple of them.
+        module: the function as a graph that returns a tuple of tensors; not to be used again.
         inputs: examples; fake ones if the result is not called.
-        results: how many tensors it returns.
         partition: gets the joint graph, in the ops that inductor compiles, and the number of
             forward's results; returns forward, which returns those and what it keeps, and backward.
         settings: of ``torch._inductor.config``.
         run_as_traced: run the two graphs node by node instead.
     """
-    # heavy; only when inductor is asked for
-    from torch._functorch.aot_autograd import make_boxed_func
+    from torch._functorch._aot_autograd.utils import make_boxed_func
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
     from torch._inductor.custom_graph_pass import CustomPartitionerFn
 
@@ -375,62 +377,24 @@ def joint_code(
     def as_traced(graph: fx.GraphModule, *_: Any, **__: Any) -> Any:
         return make_boxed_func(graph.forward)
 
-    code = as_traced if run_as_traced else compile_fx_inner
-    graph = fx.Graph()
-    values = tuple(graph.placeholder(f"input{place}") for place in range(len(inputs)))
-    holder = torch.nn.Module()
-    holder.add_module("function", function)
-    called = graph.call_module("function", values)
-    graph.output(tuple(graph.call_function(operator.getitem, (called, k)) for k in range(results)))
-    # AOTAutograd's cache knows a graph by its text, and `function` has none.
+    code: Any = as_traced if run_as_traced else compile_fx_inner
+    patches = {**settings, "custom_partitioner_fn": Partition()}
+    # AOTAutograd's cache knows a graph by its text, which does not show what a module in it does.
     with torch._functorch.config.patch(enable_autograd_cache=False), torch.enable_grad():
-        return compile_fx(
-            fx.GraphModule(holder, graph),
-            list(inputs),
-            inner_compile=code,
-            config_patches={**settings, "custom_partitioner_fn": Partition()},
-        )
+        made = compile_fx(module, list(inputs), inner_compile=code, config_patches=patches)
+    return cast(Callable[..., Any], made)
 
 
 def min_cut(
-    joint: fx.GraphModule, results: int, memory_budget: float
+    joint: fx.GraphModule, results: int, static: list[int], memory_budget: float
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Cut a joint graph with ``torch._functorch.partitioners``.
+    """Cut a joint graph, which it changes, by torch's partitioner.
 
-    Every input is free to keep. Random numbers are marked to be kept: under a budget torch would
-    also draw them again.
-
-    Args:
-        joint: inputs are named ``primals`` and ``tangents``; changed.
-        results: number of forward's results.
-        memory_budget: ``torch._functorch.config.activation_memory_budget``.
+    Inputs are named ``primals`` and ``tangents``; those in the places `static` are free to keep.
     """
     from torch._functorch.partitioners import min_cut_rematerialization_partition
 
-    for node in joint.graph.nodes:
-        if is_random(node) and not _draws_nothing(node):
-            node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
-    inputs = joint.graph.find_nodes(op="placeholder")
-    kept = [place for place, node in enumerate(inputs) if not node.name.startswith("tangents")]
-    # The budget is reckoned from the bytes of all inputs: those that nobody reads shall have none.
-    unread = {node.name: node.meta["val"] for node in inputs if not node.users}
-    for node in inputs:
-        if node.name in unread:
-            value = node.meta["val"]
-            node.meta["val"] = fake_like(value.fake_mode, (0,), value.dtype, value.device)
     with torch._functorch.config.patch(activation_memory_budget=memory_budget):
-        forward, backward = min_cut_rematerialization_partition(
-            joint, None, num_fwd_outputs=results, static_lifetime_input_indices=kept
+        return min_cut_rematerialization_partition(
+            joint, None, num_fwd_outputs=results, static_lifetime_input_indices=static
         )
-    for node in forward.graph.find_nodes(op="placeholder"):
-        node.meta["val"] = unread.get(node.name, node.meta["val"])
-    return forward, backward
-
-
-def _draws_nothing(node: fx.Node) -> bool:
-    """Whether it is an attention without dropout, which is tagged as random like one with."""
-    for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if argument.name == "dropout_p":
-            given = dict(enumerate(node.args)).get(position, argument.default_value)
-            return bool(node.kwargs.get("dropout_p", given) == 0.0)
-    return False

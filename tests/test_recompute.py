@@ -36,11 +36,13 @@ class Dropped(nn.Module):
         self.shift = nn.Parameter(torch.rand(32, 16))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.dropout(torch.relu(self.enter(x)) + self.shift, 0.5)
+        shifted: torch.Tensor = torch.relu(self.enter(x)) + self.shift
+        return nn.functional.dropout(shifted, 0.5)
 
 
 def dropped(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return model(x).float().sum()
+    result: torch.Tensor = model(x).float().sum()
+    return result
 
 
 def dropout() -> Workload:
@@ -104,7 +106,7 @@ def test_computing_again_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPat
     torch.manual_seed(7)  # for dropout
     results = once(*inputs)
 
-    def save_all(joint: fx.GraphModule, count: int, _: float) -> Any:
+    def save_all(joint: fx.GraphModule, count: int, *_: Any) -> Any:
         return default_partition(joint, None, num_fwd_outputs=count)
 
     monkeypatch.setattr(recompute, "min_cut", save_all)
