@@ -12,7 +12,8 @@ from mpcompile.control_flow import CARRY, OPERAND, RESULT, SLICE, STACK, Border,
 from mpcompile.dataflow import Op, Tensor, Where
 from mpcompile.policy import Resolution
 from mpcompile.rules import PrecisionClass, Rule, Wish
-from mpcompile.torch_private import count_of, op_name
+from mpcompile.tensor_size import count_of
+from mpcompile.torch_private import op_name
 
 _WHY = {
     CARRY: "a loop carries it: one precision at entry, in every round and at exit",

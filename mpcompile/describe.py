@@ -16,8 +16,9 @@ from mpcompile.control_flow import Nest, nest_of
 from mpcompile.dataflow import Dataflow, Op, Tensor, Where
 from mpcompile.policy import Policy, Resolution, Row, resolve
 from mpcompile.rules import TORCH_RULES, Rule, Wish
+from mpcompile.tensor_size import count_of
 from mpcompile.torch_graph import place_of
-from mpcompile.torch_private import arguments_of, count_of, is_view, op_name
+from mpcompile.torch_private import arguments_of, is_view, op_name
 
 
 def dataflow(

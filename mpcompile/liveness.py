@@ -9,7 +9,8 @@ import torch
 from torch import fx
 
 from mpcompile.step import STATE, Role, StepGraph
-from mpcompile.torch_private import count_of, is_view
+from mpcompile.tensor_size import count_of
+from mpcompile.torch_private import is_view
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,9 @@ def peak(graph: fx.Graph) -> Peak:
 
 def saved_bytes(graph: fx.Graph) -> int:
     """Return the bytes forward makes and backward reads: the tensors saved for backward."""
-    bases: dict[fx.Node, fx.Node] = {}
+    bases = _bases(graph)
     saved: set[fx.Node] = set()
     for node in graph.nodes:
-        whole = node.all_input_nodes[0] if is_view(node) and node.all_input_nodes else None
-        bases[node] = bases[whole] if whole is not None else node
         if node.meta.get("backward"):
             saved |= {
                 bases[item]
@@ -75,6 +74,29 @@ def saved_bytes(graph: fx.Graph) -> int:
                 if bases[item].op == "call_function" and not bases[item].meta.get("backward")
             }
     return sum(tensor_bytes(node.meta.get("val")) for node in saved)
+
+
+def result_bytes(graph: fx.Graph, first: int = 0) -> int:
+    """Return the bytes that a graph makes and returns, each memory once.
+
+    Args:
+        graph: its inputs are not counted.
+        first: place of the first result that is.
+    """
+    bases = _bases(graph)
+    results = graph.output_node().args[0]
+    assert isinstance(results, list | tuple)
+    made = {bases[node] for node in results[first:] if isinstance(node, fx.Node)}
+    return sum(tensor_bytes(node.meta.get("val")) for node in made if node.op == "call_function")
+
+
+def _bases(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Return for each node the one whose memory its result lies in."""
+    bases: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        whole = node.all_input_nodes[0] if is_view(node) and node.all_input_nodes else None
+        bases[node] = bases[whole] if whole is not None else node
+    return bases
 
 
 def state_bytes(step: StepGraph) -> int:

@@ -13,6 +13,7 @@ from mpcompile.control_flow import is_control_flow
 from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.passes.emulate_half import emulate_half
 from mpcompile.passes.numbers_to_tensors import numbers_to_tensors
+from mpcompile.recompute import Recomputing
 from mpcompile.step import StepGraph, add_input, call, placeholders, results
 from mpcompile.torch_private import copy_graph, inductor, is_view, op_name
 
@@ -43,18 +44,34 @@ def default_backend(device: torch.device) -> Backend:
     return "inductor" if device.type == "cuda" else "interpreter"
 
 
-def lower(step: StepGraph, backend: Backend, device: torch.device) -> Lowered:
+def lower(
+    step: StepGraph, backend: Backend, device: torch.device, memory_budget: float = 1.0
+) -> Lowered:
     """Lower a step graph; the step graph itself stays as it is.
 
     ``interpreter`` on a device without Tensor Cores computes in pseudo FP16
-    (`mpcompile.passes.emulate_half`). ``inductor`` compiles both graphs at the first call.
+    (`mpcompile.passes.emulate_half`) and keeps for backward what the graph says. ``inductor``
+    compiles both graphs at the first call, forward and backward of the gradient graph apart
+    (`mpcompile.recompute`).
+
+    Args:
+        step: what to lower.
+        backend: ``"interpreter"`` or ``"inductor"``.
+        device: of the model.
+        memory_budget: of inductor's activations, see `mpcompile.recompute.Recomputing`.
 
     Raises:
-        BadInput: there is no such backend.
+        BadInput: there is no such backend, or no such budget.
         CannotCapture: inductor cannot compile the gradient of this control flow.
     """
     if backend not in ("interpreter", "inductor"):
         raise BadInput(f"there is no backend {backend!r}", "", "choose 'interpreter' or 'inductor'")
+    if not 0 < memory_budget <= 1:
+        raise BadInput(
+            f"the memory budget is {memory_budget}",
+            "",
+            "give the part of the activations to keep: above 0, at most 1",
+        )
     gradient, update = copy_graph(step.gradient), copy_graph(step.update)
     if backend == "inductor" or device.type != "cpu":
         numbers_to_tensors(update)
@@ -74,7 +91,8 @@ def lower(step: StepGraph, backend: Backend, device: torch.device) -> Lowered:
     forward: Callable[..., Any] = gradient.forward
     write: Callable[..., Any] = update.forward
     if backend == "inductor":
-        forward, write = _Compiled(gradient), _Compiled(update)
+        forward = Recomputing(gradient, step.slots, memory_budget)
+        write = _Compiled(update)
     return Lowered(forward, write, inputs, made, update_inputs)
 
 

@@ -71,6 +71,7 @@ def compile(
     ranges: Ranges | None = None,
     loss_scale: LossScale | None = None,
     backend: Backend | None = None,
+    memory_budget: float = 1.0,
 ) -> TrainStep:
     """Compile a training step into mixed precision.
 
@@ -86,16 +87,21 @@ def compile(
         ranges: what `calibrate` measured on this very program and batch shape.
         loss_scale: default: dynamic from 2**16 with FP16, none otherwise.
         backend: default: ``"inductor"`` on CUDA, ``"interpreter"`` elsewhere.
+        memory_budget: with inductor, the part of the activations that backward may keep, in
+            (0, 1]; at 1 only what is cheap is computed again, below also what is not.
 
     Raises:
         BadInput: an argument is wrong.
         CannotCapture: the program cannot become one graph.
     """
     workload = Workload(model, batch, loss, optimizer)
-    return to_step(transform(workload, policy, loss_scale, plan, ranges), backend)
+    transformed = transform(workload, policy, loss_scale, plan, ranges)
+    return to_step(transformed, backend, memory_budget)
 
 
-def to_step(transformed: Transformed, backend: Backend | None = None) -> TrainStep:
+def to_step(
+    transformed: Transformed, backend: Backend | None = None, memory_budget: float = 1.0
+) -> TrainStep:
     """Lower a transformed workload and bind its state; raises BadInput if it has no loss."""
     t = transformed
     if t.step is None:
@@ -111,6 +117,7 @@ def to_step(transformed: Transformed, backend: Backend | None = None) -> TrainSt
         t.initial,
         t.scale,
         backend or default_backend(device),
+        memory_budget,
     )
 
 

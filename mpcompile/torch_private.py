@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -63,20 +62,6 @@ def with_dtype(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     assert isinstance(value, FakeTensor)
     like = torch.empty_strided(value.shape, value.stride(), dtype=dtype, device="meta")
     return FakeTensor(value.fake_mode, like, value.device)
-
-
-def count_of(value: torch.Tensor) -> int:
-    """Return how many numbers a tensor holds.
-
-    A dynamic dimension counts as it is in the example; one that data decides counts as 1.
-    """
-    return prod(_size(size) for size in value.shape)
-
-
-def _size(size: int | torch.SymInt) -> int:
-    if isinstance(size, int):
-        return size
-    return int(size.node.hint) if size.node.has_hint() else 1
 
 
 def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
@@ -223,9 +208,14 @@ def is_view(node: fx.Node) -> bool:
 
 def arguments_of(node: fx.Node) -> dict[str, fx.Node]:
     """Return the nodes among an op's arguments by the names its schema gives them."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    return {name: value for name, value in given.items() if isinstance(value, fx.Node)}
+    return {name: value for name, value in _given(node).items() if isinstance(value, fx.Node)}
+
+
+def _given(node: fx.Node) -> dict[str, Any]:
+    """Return an op's arguments by name, those that are not given by their defaults."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    named = {argument.name: argument.default_value for argument in schema}
+    return named | dict(zip(named, node.args, strict=False)) | dict(node.kwargs)
 
 
 def number_arguments(node: fx.Node, values: Collection[str] = ()) -> dict[str, float]:
@@ -288,9 +278,7 @@ def draws(node: fx.Node) -> bool:
     """Whether the op draws random numbers; a dropout in evaluation or of probability 0 does not."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    given = {argument.name: argument.default_value for argument in schema}
-    given |= dict(zip(given, node.args, strict=False)) | dict(node.kwargs)
+    given = _given(node)
     trains = given.get("train", given.get("training"))
     return trains is not False and 0 not in [
         given.get(key) for key in ("p", "dropout", "dropout_p")
@@ -352,3 +340,59 @@ def note_step(optimizer: torch.optim.Optimizer) -> None:
 def version_of(tensor: torch.Tensor) -> int:
     """Return how often PyTorch's operations have written to the tensor in place."""
     return tensor._version
+
+
+def joint_code(
+    module: fx.GraphModule,
+    inputs: Sequence[torch.Tensor],
+    partition: Callable[[fx.GraphModule, int], tuple[fx.GraphModule, fx.GraphModule]],
+    settings: dict[str, Any],
+    *,
+    run_as_traced: bool,
+) -> Callable[..., Any]:
+    """Compile a function and its derivative with inductor, as `torch.compile` does below Dynamo.
+
+    Args:
+        module: the function as a graph that returns a tuple of tensors; not to be used again.
+        inputs: examples; fake ones if the result is not called.
+        partition: gets the joint graph, in the ops that inductor compiles, and the number of
+            forward's results; returns forward, which returns those and what it keeps, and backward.
+        settings: of ``torch._inductor.config``.
+        run_as_traced: run the two graphs node by node instead.
+    """
+    from torch._functorch._aot_autograd.utils import make_boxed_func
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+    from torch._inductor.custom_graph_pass import CustomPartitionerFn
+
+    class Partition(CustomPartitionerFn):
+        def __call__(self, gm: fx.GraphModule, joint_inputs: Any, **options: Any) -> Any:
+            del joint_inputs
+            return partition(gm, options["num_fwd_outputs"])
+
+        def uuid(self) -> str:
+            return "mpcompile"  # what is compiled and cached are the halves themselves
+
+    def as_traced(graph: fx.GraphModule, *_: Any, **__: Any) -> Any:
+        return make_boxed_func(graph.forward)
+
+    code: Any = as_traced if run_as_traced else compile_fx_inner
+    patches = {**settings, "custom_partitioner_fn": Partition()}
+    # AOTAutograd's cache knows a graph by its text, which does not show what a module in it does.
+    with torch._functorch.config.patch(enable_autograd_cache=False), torch.enable_grad():
+        made = compile_fx(module, list(inputs), inner_compile=code, config_patches=patches)
+    return cast(Callable[..., Any], made)
+
+
+def min_cut(
+    joint: fx.GraphModule, results: int, static: list[int], memory_budget: float
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Cut a joint graph, which it changes, by torch's partitioner.
+
+    Inputs are named ``primals`` and ``tangents``; those in the places `static` are free to keep.
+    """
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+    with torch._functorch.config.patch(activation_memory_budget=memory_budget):
+        return min_cut_rematerialization_partition(
+            joint, None, num_fwd_outputs=results, static_lifetime_input_indices=static
+        )

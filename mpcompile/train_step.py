@@ -46,6 +46,7 @@ class TrainStep:
         initial: dict[str, dict[str, torch.Tensor]],
         scale: LossScale,
         backend: Backend,
+        memory_budget: float = 1.0,
     ) -> None:
         assert workload.optimizer is not None
         self.plan, self.forward, self.step, self.backend = plan, forward, step, backend
@@ -55,7 +56,7 @@ class TrainStep:
         self._state: dict[str, torch.Tensor] = {}
         self._trained: list[torch.Tensor] = []
         self._first: list[tuple[torch.Tensor, int]] = []
-        self._lowered = lower(step, backend, self._device)
+        self._lowered = lower(step, backend, self._device, memory_budget)
         self._bind_arenas(initial)
         self._bind_rest()
         self._batch = [slot for slot in step.slots.values() if slot.role is Role.BATCH]

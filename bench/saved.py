@@ -1,0 +1,205 @@
+"""What is kept between forward and backward: ours and autocast's, before and after the cut.
+
+``PYTHONPATH=. python bench/saved.py [--models gpt ...] [--size full] [--budgets 1 0.5] [--peak]``
+
+Both ways start from the same FP32 forward graph and go through torch's min cut as inductor's
+decompositions and joint passes leave it: autocast's as `torch.compile` would send it there, ours as
+`mpcompile.recompute` does. *Traced* bytes are those that backward's ops read as recorded. 16-bit
+copies of weights stand apart: autocast keeps them from forward to backward, ours are state. Seconds
+are those of tracing and of the cut within it. Nothing is compiled or run on values.
+
+``--peak`` also compiles forward and backward three ways and prints the most bytes that a run of
+them allocates on the CPU, in bfloat16: `torch.compile` under autocast, ours as one graph for
+inference, ours as halves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import autocast
+import torch
+from machine import describe as describe_machine
+from rich.console import Console
+from rich.table import Table
+from torch import fx
+from torch.profiler import ProfilerActivity, profile
+from variant import TINY, load
+
+from mpcompile.differentiate import differentiate
+from mpcompile.liveness import saved_bytes, tensor_bytes
+from mpcompile.pass_runner import run_passes
+from mpcompile.passes import GRADIENT, forward_passes
+from mpcompile.pipeline import describe, transform
+from mpcompile.planner import make_plan
+from mpcompile.policy import Policy
+from mpcompile.precision import Precision
+from mpcompile.recompute import Cut, Recomputing, cut
+from mpcompile.step import Slot
+from mpcompile.torch_graph import Forward, Kind, capture
+from mpcompile.torch_private import copy_graph, inductor, is_view
+from mpcompile.update import trained_parameters
+from mpcompile.workload import Workload
+
+Gradient = tuple[fx.GraphModule, dict[str, Slot]]
+
+
+def by_autocast(forward: Forward, trained: list[str]) -> Gradient:
+    """Return the gradient graph that autocast makes with CUDA's lists."""
+    with autocast.cuda_policies() as switch:
+        return differentiate(autocast.under_autocast(forward, switch), trained, "")
+
+
+def by_plan(forward: Forward, trained: list[str]) -> Gradient:
+    """Return ours, before it is bound to state: weights are still cast in it."""
+    plan = make_plan(describe(forward, Policy()), Precision.FP16)
+    run_passes(forward.module, forward_passes(plan), lambda module: module.graph.lint())
+    gradient, slots = differentiate(forward, trained, "")
+    run_passes(gradient, GRADIENT, lambda module: module.graph.lint())
+    return gradient, slots
+
+
+def kept_bytes(made: Cut) -> tuple[int, int]:
+    """Return the bytes that a cut keeps besides copies of inputs, and those of the copies."""
+    results: Any = made.forward.graph.output_node().args[0]
+    copies = {node for node in results[made.results :] if is_copy_of_input(node)}
+    size = sum(tensor_bytes(node.meta["val"]) for node in copies)
+    return made.saved_bytes - size, size
+
+
+def is_copy_of_input(node: fx.Node) -> bool:
+    """Whether a node is an input in another dtype, perhaps seen in another shape."""
+    whole = node
+    while is_view(whole) or "convert_element_type" in str(whole.target):
+        whole = whole.all_input_nodes[0]
+    return whole.op == "placeholder" and node.op != "placeholder" and node is not whole
+
+
+def traced(workload: Workload, budgets: Sequence[float]) -> dict[str, dict[str, Any]]:
+    """Return the figures of both ways; the workload is not changed."""
+    assert workload.optimizer is not None
+    forward = capture(workload)
+    named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
+    groups = trained_parameters(workload.optimizer, named, workload.origin)
+    trained = [name for group in groups for name in group]
+    found = {}
+    makers: dict[str, Callable[[Forward, list[str]], Gradient]] = {
+        "autocast": by_autocast,
+        "ours": by_plan,
+    }
+    for way, make in makers.items():
+        copy = replace(forward, module=copy_graph(forward.module))
+        gradient, slots = make(copy, trained)
+        cuts: dict[float, dict[str, Any]] = {}
+        found[way] = {"traced": saved_bytes(gradient.graph), "cuts": cuts}
+        for budget in budgets:
+            begin = time.perf_counter()
+            made = cut(gradient, slots, budget)
+            kept, copies = kept_bytes(made)
+            cuts[budget] = {
+                "kept": kept,
+                "weight_copies": copies,
+                "seconds": time.perf_counter() - begin,
+                "cut_seconds": made.seconds,
+            }
+    return found
+
+
+def peaks(make: Callable[[], Workload]) -> dict[str, int]:
+    """Return the peak of allocations of forward and backward, compiled three ways."""
+    workload = make()
+    loss, parameters = workload.loss, list(workload.model.parameters())
+    assert loss is not None
+    compiled = torch.compile(loss)
+
+    def peer() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            value = compiled(workload.model, *workload.batch)
+        torch.autograd.grad(value, parameters)
+
+    found = {"torch.compile": peak_of(peer)}
+    made = transform(make(), Policy(precision=Precision.BF16))
+    assert made.step is not None
+    values = {item.name: item.tensor.detach() for item in made.forward.inputs}
+    inputs = [
+        values[node.meta["slot"].removesuffix(".working")].to(node.meta["val"].dtype)
+        for node in made.step.gradient.graph.find_nodes(op="placeholder")
+    ]
+    whole = inductor(copy_graph(made.step.gradient), inputs, {"reorder_for_peak_memory": True})
+    halves = Recomputing(made.step.gradient, made.step.slots)
+    with torch.no_grad():
+        found["one graph"] = peak_of(lambda: whole(*inputs))
+        found["halves"] = peak_of(lambda: halves(*inputs))
+    return found
+
+
+def peak_of(run: Callable[[], Any]) -> int:
+    """Return the most bytes allocated at once by a function that has run before."""
+    run()
+    run()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        seen.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    alive = most = 0
+    for event in sorted((e for e in events if e.get("name") == "[memory]"), key=_time):
+        alive += event["args"]["Bytes"]
+        most = max(most, alive)
+    return most
+
+
+def _time(event: dict[str, Any]) -> float:
+    return float(event["ts"])
+
+
+def mebibytes(count: int) -> str:
+    """Write bytes."""
+    return f"{count / 2**20:,.2f}"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--models", nargs="+", default=list(TINY), choices=TINY)
+    parser.add_argument("--size", default="small", choices=("tiny", "small", "full"))
+    parser.add_argument("--budgets", nargs="+", type=float, default=[1.0])
+    parser.add_argument("--peak", action="store_true")
+    options = parser.parse_args()
+    console = Console(width=110)
+    console.print(describe_machine("cpu"))
+    columns = ("traced", "budget", "kept", "weight copies", "trace + cut s", "cut s")
+    table = Table(
+        "model", "way", *columns, title=f"MiB between forward and backward, {options.size}"
+    )
+    for model in options.models:
+        for way, figures in traced(load(model, options.size, "cpu"), options.budgets).items():
+            for budget, row in figures["cuts"].items():
+                table.add_row(
+                    model,
+                    way,
+                    mebibytes(figures["traced"]),
+                    f"{budget:g}",
+                    mebibytes(row["kept"]),
+                    mebibytes(row["weight_copies"]),
+                    f"{row['seconds']:.2f}",
+                    f"{row['cut_seconds']:.2f}",
+                )
+    console.print(table)
+    if options.peak:
+        table = Table("model", "torch.compile", "one graph", "halves", title="peak, MiB, bfloat16")
+        for model in options.models:
+            found = peaks(lambda model=model: load(model, options.size, "cpu"))  # type: ignore[misc]
+            table.add_row(model, *map(mebibytes, found.values()))
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""Let backward compute again what is cheap: the gradient graph in two halves, cut by torch.
+
+Given as one graph, forward and backward reach inductor as a graph for inference: nobody chooses
+what is kept between them, and inductor fuses copies that only backward reads into kernels of
+forward, where they stay alive. So the graph is handed over as what it is, a function with a
+derivative of its own. AOTAutograd traces both halves into the joint graph, torch's
+`min_cut_rematerialization_partition` chooses what to keep, and inductor compiles the halves as it
+compiles any training program: saved tensors in the layout their readers want, each freed or
+overwritten at its last use. That partitioner is the only one to run.
+
+What lies outside anyway (weights, working copies, buffers, the batch) costs nothing to keep. A
+random number is never drawn again.
+"""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils.checkpoint import CheckpointPolicy
+
+from mpcompile.liveness import result_bytes
+from mpcompile.step import Role, Slot
+from mpcompile.torch_private import (
+    copy_graph,
+    draws,
+    fake_like,
+    joint_code,
+    min_cut,
+    module_of,
+)
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A gradient graph before the cut.
+
+    Attributes:
+        forward: takes the inputs; returns the results that do not depend on the seed, the loss
+            first, then all that `backward` reads besides the inputs.
+        backward: takes that, the inputs and the seed; returns the gradients.
+        early: places of forward's results among the results of the gradient graph.
+        late: places of the gradients.
+        like: per gradient a fake tensor.
+        scale: place of the seed among the inputs; None: the seed is 1.
+    """
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    early: tuple[int, ...]
+    late: tuple[int, ...]
+    like: tuple[torch.Tensor, ...]
+    scale: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A gradient graph after the cut, in the ops that inductor compiles.
+
+    Attributes:
+        forward: returns its results, then what is kept for backward.
+        backward: computes again what is neither kept nor an input.
+        results: number of forward's results before those that are kept.
+        seconds: that the cut took.
+    """
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    results: int
+    seconds: float
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes alive between the halves that forward made."""
+        return result_bytes(self.forward.graph, self.results)
+
+
+def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
+    """Split a gradient graph at its seed, which becomes an input; the graph stays as it is.
+
+    Backward is what depends on the seed, wherever it stands: all else is the cut's to place.
+
+    Args:
+        gradient: its seed carries ``meta["seed"]`` or is the loss scale.
+        slots: of the step, by name.
+    """
+    module = copy_graph(gradient)
+    graph, output = module.graph, module.graph.output_node()
+    inputs = graph.find_nodes(op="placeholder")
+    roles = [slots[node.meta["slot"]].role for node in inputs]
+    scale = roles.index(Role.SCALE) if Role.SCALE in roles else None
+    seed = _take_seed(graph, None if scale is None else inputs[scale])
+    late = {seed}
+    for node in graph.nodes:
+        if node.op == "call_function" and late.intersection(node.all_input_nodes):
+            late.add(node)
+    names: tuple[str, ...] = output.meta["slots"]
+    results: list[fx.Node] = list(output.args[0])  # type: ignore[arg-type]
+    gradients = [place for place, name in enumerate(names) if slots[name].role is Role.GRADIENT]
+    others = [place for place in range(len(names)) if place not in gradients]
+    made = [results[place] for place in gradients]
+    carried = [
+        node
+        for node in graph.nodes
+        if node.op in ("call_function", "get_attr") and node not in late
+        if isinstance(node.meta.get("val"), torch.Tensor)
+        if node in made or late.intersection(node.users)
+    ]
+    early = [node for node in graph.nodes if node not in late and node.op != "output"]
+    named = graph.find_nodes(op="get_attr")  # branches of control flow stand in both
+    return Halves(
+        _part(module, inputs, early, [*(results[place] for place in others), *carried]),
+        _part(module, [*carried, *inputs, seed], [*named, *late], made),
+        tuple(others),
+        tuple(gradients),
+        tuple(node.meta["val"] for node in made),
+        scale,
+    )
+
+
+def _take_seed(graph: fx.Graph, scale: fx.Node | None) -> fx.Node:
+    """Let backward start from an input of its own."""
+    old = scale or next(node for node in graph.nodes if node.meta.get("seed"))
+    last = graph.find_nodes(op="placeholder")[-1]
+    with graph.inserting_after(last):
+        seed = graph.placeholder("seed")
+    seed.meta["val"] = old.meta["val"]
+    old.replace_all_uses_with(seed)
+    return seed
+
+
+def _part(
+    module: fx.GraphModule,
+    inputs: Sequence[fx.Node],
+    nodes: Sequence[fx.Node],
+    results: Sequence[fx.Node],
+) -> fx.GraphModule:
+    """Return a part of a graph: the nodes, which may be unsorted, from inputs to results."""
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(node.name) for node in inputs}
+    for old, new in copies.items():
+        new.meta = dict(old.meta)
+    for node in sorted(set(nodes) - set(copies)):
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(tuple(copies[node] for node in results))
+    graph.eliminate_dead_code()
+    graph.lint()
+    return module_of(graph, module)
+
+
+class _Derivative(torch.autograd.Function):
+    """What AOTAutograd traces: `Halves` as a function whose derivative is known.
+
+    The gradients are those of stand-ins, which come first: a weight's own gradient need not have
+    the dtype of the copy that forward reads.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, halves: Halves, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        inputs = values[len(halves.late) :]
+        made = halves.forward(*inputs)
+        results = made[: len(halves.early)]
+        ctx.halves = halves
+        ctx.save_for_backward(*made[len(results) :], *inputs)
+        ctx.mark_non_differentiable(*results[1:])
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, seed: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        gradients = ctx.halves.backward(*ctx.saved_tensors, seed)
+        inputs = len(ctx.needs_input_grad) - 1 - len(gradients)
+        return (None, *gradients, *[None] * inputs)
+
+
+class _Function(torch.nn.Module):
+    """Forward of `_Derivative` as a module: constants of its graph are buffers."""
+
+    def __init__(self, halves: Halves) -> None:
+        super().__init__()
+        self.forward_half, self.backward_half = halves.forward, halves.backward
+        self.halves = (halves,)
+
+    def forward(self, *values: torch.Tensor) -> Any:
+        """Return forward's results."""
+        return _Derivative.apply(self.halves[0], *values)  # type: ignore[no-untyped-call]
+
+    def called(self, inputs: int) -> fx.GraphModule:
+        """Return a call of it as a graph."""
+        graph = fx.Graph()
+        values = tuple(graph.placeholder(f"input{place}") for place in range(inputs))
+        made = graph.call_module("function", values)
+        results = range(len(self.halves[0].early))
+        graph.output(tuple(graph.call_function(operator.getitem, (made, k)) for k in results))
+        return fx.GraphModule({"function": self}, graph)
+
+
+def choose(joint: fx.GraphModule, results: int, memory_budget: float) -> Cut:
+    """Let torch cut a joint graph; every input is free to keep.
+
+    Random numbers are marked to be kept: under a budget torch would also draw them again. The
+    budget is reckoned from the bytes of all inputs: those that nobody reads shall have none.
+
+    Args:
+        joint: as AOTAutograd hands it to a partitioner; changed.
+        results: number of forward's results.
+        memory_budget: as for `Recomputing`.
+    """
+    for node in joint.graph.nodes:
+        # An attention without dropout is tagged as random too.
+        if draws(node):
+            node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+    inputs = joint.graph.find_nodes(op="placeholder")
+    static = [place for place, node in enumerate(inputs) if not node.name.startswith("tangents")]
+    unread = {node.name: node.meta["val"] for node in inputs if not node.users}
+    for node in inputs:
+        if node.name in unread:
+            like = unread[node.name]
+            node.meta["val"] = fake_like(like.fake_mode, (0,), like.dtype, like.device)
+    begin = time.perf_counter()
+    forward, backward = min_cut(joint, results, static, memory_budget)
+    seconds = time.perf_counter() - begin
+    for node in forward.graph.find_nodes(op="placeholder"):
+        node.meta["val"] = unread.get(node.name, node.meta["val"])
+    return Cut(forward, backward, results, seconds)
+
+
+def cut(gradient: fx.GraphModule, slots: dict[str, Slot], memory_budget: float = 1.0) -> Cut:
+    """Return what the compiled halves would be, without making code; no tensor needs values.
+
+    Args:
+        gradient: as for `split`.
+        slots: of the step, by name.
+        memory_budget: as for `Recomputing`.
+    """
+    cuts: list[Cut] = []
+    halves = split(gradient, slots)
+    values = [node.meta["val"] for node in halves.forward.graph.find_nodes(op="placeholder")]
+    _trace(halves, values, memory_budget, cuts.append, run_as_traced=True)
+    return cuts[0]
+
+
+class Recomputing:
+    """A gradient graph that inductor compiles in two halves, for its inputs of the first call.
+
+    Args:
+        gradient: its seed carries ``meta["seed"]`` or is the loss scale.
+        slots: of the step, by name.
+        memory_budget: in (0, 1]: ``torch._functorch.config.activation_memory_budget``. At 1, what
+            fuses into kernels of backward is computed again; below, more, up to matmuls, until the
+            tensors kept need that part of the bytes that they need at 1.
+        run_as_traced: run the nodes of both halves one by one instead of compiling them.
+    """
+
+    def __init__(
+        self,
+        gradient: fx.GraphModule,
+        slots: dict[str, Slot],
+        memory_budget: float = 1.0,
+        *,
+        run_as_traced: bool = False,
+    ) -> None:
+        self._halves = split(gradient, slots)
+        self._budget = memory_budget
+        self._run_as_traced = run_as_traced
+        self._code: Callable[..., Any] | None = None
+        self._stand_ins: list[torch.Tensor] = []
+        self._one = torch.ones(())
+        self.cuts: list[Cut] = []
+
+    def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Return the gradient graph's results, in its order."""
+        halves = self._halves
+        values = [value.detach() if value.requires_grad else value for value in inputs]
+        if self._code is None:
+            self._stand_ins = _stand_ins(halves, values[0].device)
+            self._one = self._one.to(values[0].device)
+            self._code = _trace(
+                halves, values, self._budget, self.cuts.append, run_as_traced=self._run_as_traced
+            )
+        with torch.enable_grad():
+            early = self._code(*self._stand_ins, *values)
+            seed = self._one if halves.scale is None else values[halves.scale]
+            late = torch.autograd.grad(early[0], self._stand_ins, seed)
+        results = dict(zip((*halves.early, *halves.late), (*early, *late), strict=True))
+        return [results[place].detach() for place in range(len(results))]
+
+
+def _stand_ins(halves: Halves, device: torch.device) -> list[torch.Tensor]:
+    """Return a tensor for each gradient, of its shape and dtype, that needs no memory."""
+    return [
+        torch.empty((), dtype=like.dtype, device=device).expand(like.shape).requires_grad_()
+        for like in halves.like
+    ]
+
+
+def _trace(
+    halves: Halves,
+    values: Sequence[torch.Tensor],
+    memory_budget: float,
+    note: Callable[[Cut], None],
+    *,
+    run_as_traced: bool,
+) -> Callable[..., Any]:
+    def partition(joint: fx.GraphModule, results: int) -> tuple[fx.GraphModule, fx.GraphModule]:
+        made = choose(joint, results, memory_budget)
+        note(made)
+        return made.forward, made.backward
+
+    inputs = [*_stand_ins(halves, values[0].device), *values]
+    function = _Function(halves).called(len(inputs))
+    settings = {"reorder_for_peak_memory": True}
+    return joint_code(function, inputs, partition, settings, run_as_traced=run_as_traced)
