@@ -228,17 +228,15 @@ def number_arguments(node: fx.Node, values: Collection[str] = ()) -> dict[str, f
         node: a call.
         values: names of arguments that are operands though they are declared as options are.
     """
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
+    if not hasattr(node.target, "_schema"):
         return {}
-    found = {}
-    for position, argument in enumerate(schema.arguments):
-        value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-        kind = str(argument.type).removeprefix("Optional[").removesuffix("]")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and (kind in ("number", "Tensor", "Scalar") or argument.name in values):
-            found[argument.name] = float(value)  # type: ignore[arg-type]
-    return found
+    kinds = {item.name: str(item.type) for item in node.target._schema.arguments}
+    return {
+        name: float(value)
+        for name, value in _given(node).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        if kinds[name] in ("number", "Optional[number]", "Tensor") or name in values
+    }
 
 
 def mutated_inputs(node: fx.Node) -> list[fx.Node]:
