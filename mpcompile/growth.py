@@ -62,31 +62,37 @@ def contain_growth(flow: Dataflow, precision: Precision) -> Dataflow:
     user has said what an op shall be. BF16 has the range of FP32, so nothing changes.
 
     Args:
-        flow: the neutral graph, ops in an order in which every tensor is written before it is read.
+        flow: the neutral graph.
         precision: the 16-bit format.
     """
     if precision is not Precision.FP16:
         return flow
     fits = {tensor.id for tensor in flow.tensors if tensor.fits}
     grown: dict[str, Op] = {}
-    ops: list[Op] = []
-    for op in flow.ops:
-        source = next((grown[name] for name in op.reads if name in grown), None)
-        if op.unfit and op.wish is not Wish.FULL and not op.overridden:
-            op = replace(op, wish=Wish.FULL, reason=op.unfit)
-        if op.wish is Wish.HALF or op.rule in _TENSOR_CORE:
-            source = None
-        elif op.unfit or (op.rule in GROWING and op.kind not in BOUNDED | LINEAR):
-            source = op
-        elif op.overridden or op.kind in BOUNDED:
-            source = None
-        elif source is not None and op.wish is Wish.FREE:
-            op = replace(
-                op,
-                wish=Wish.FULL,
-                reason=f"it follows {source.id}, whose result may not fit FP16",
-            )
-        if source is not None:
-            grown |= {name: source for name in op.writes if name not in fits}
-        ops.append(op)
-    return Dataflow(tuple(ops), flow.tensors)
+    known = -1
+    while len(grown) > known:  # a loop's body hands on what has grown to its own next round
+        known = len(grown)
+        flow = Dataflow(tuple(_contained(op, grown, fits) for op in flow.ops), flow.tensors)
+    return flow
+
+
+def _contained(op: Op, grown: dict[str, Op], fits: set[str]) -> Op:
+    """Return an op as growth leaves it, and note which of its results have grown and why."""
+    source = next((grown[name] for name in op.reads if name in grown), None)
+    if op.unfit and op.wish is not Wish.FULL and not op.overridden:
+        op = replace(op, wish=Wish.FULL, reason=op.unfit)
+    if op.wish is Wish.HALF or op.rule in _TENSOR_CORE:
+        source = None
+    elif op.unfit or (op.rule in GROWING and op.kind not in BOUNDED | LINEAR):
+        source = op
+    elif op.overridden or op.kind in BOUNDED:
+        source = None
+    elif source is not None and op.wish is Wish.FREE:
+        op = replace(
+            op, wish=Wish.FULL, reason=f"it follows {source.id}, whose result may not fit FP16"
+        )
+    if source is not None:
+        for name in op.writes:
+            if name not in fits:
+                grown.setdefault(name, source)
+    return op

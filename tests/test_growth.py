@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import mpcompile
-from mpcompile.dataflow import Dataflow
+from mpcompile.dataflow import Dataflow, Op, Tensor
 from mpcompile.growth import BOUNDED, GROWING, LINEAR, contain_growth
 from mpcompile.pipeline import transform
 from mpcompile.precision import Precision
-from mpcompile.rules import ONNX_RULES, TABLE, TORCH_RULES
+from mpcompile.rules import ONNX_RULES, TABLE, TORCH_RULES, Wish
 from mpcompile.workload import Workload
 
 
@@ -81,6 +81,25 @@ def test_what_is_bounded_or_grows_no_faster_than_its_input_may_be_16_bits(bounde
 
 def test_nothing_grows_in_a_graph_without_such_ops() -> None:
     assert contain_growth(Dataflow((), ()), Precision.FP16) == Dataflow((), ())
+
+
+def test_growth_goes_round_a_loop() -> None:
+    """The body's first op reads what its last op has made in the round before."""
+
+    def op(name: str, rule: str, reads: str, writes: str, view: bool = False) -> Op:
+        wish = Wish.FULL if rule == "range grows" else Wish.FREE
+        return Op(name, name, rule, wish, False, not view, "", (reads,), (writes,), view=view)
+
+    flow = Dataflow(
+        (
+            op("carry", "control flow", "made", "carried", view=True),
+            op("mul", "pointwise", "carried", "scaled"),
+            op("exp", "range grows", "scaled", "made"),
+        ),
+        tuple(Tensor(name, 8) for name in ("carried", "scaled", "made")),
+    )
+    found = contain_growth(flow, Precision.FP16)
+    assert [row.wish for row in found.ops] == [Wish.FULL] * 3
 
 
 def test_every_name_stands_in_the_table() -> None:
