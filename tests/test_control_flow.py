@@ -144,8 +144,9 @@ gt              b8[]      gt sum_1 0
 true_graph_0    ?         true_graph_0
 false_graph_0   ?         false_graph_0
 cond            tuple     cond gt true_graph_0 false_graph_0 [linear,p_b_bias,p_b_weight]
-getitem         f16[4,8]  getitem cond 0
-linear_1        f16[4,8]  linear getitem p_a_weight_f16 p_a_bias_f16
+getitem         f32[4,8]  getitem cond 0
+getitem_f16     f16[4,8]  _to_copy getitem dtype=f16
+linear_1        f16[4,8]  linear getitem_f16 p_a_weight_f16 p_a_bias_f16
 linear_1_f32    f32[4,8]  _to_copy linear_1 dtype=f32
 return                    linear_1_f32
 
@@ -157,7 +158,8 @@ p_b_bias_f16    f16[8]    _to_copy p_b_bias dtype=f16
 p_b_weight_f16  f16[8,8]  _to_copy p_b_weight dtype=f16
 linear_1        f16[4,8]  linear linear p_b_weight_f16 p_b_bias_f16
 relu            f16[4,8]  relu linear_1
-return                    relu
+relu_f32        f32[4,8]  _to_copy relu dtype=f32
+return                    relu_f32
 
 false_graph_0
 linear      f16[4,8]  input
@@ -165,8 +167,7 @@ p_b_bias    f32[8]    input
 p_b_weight  f32[8,8]  input
 linear_f32  f32[4,8]  _to_copy linear dtype=f32
 exp         f32[4,8]  exp linear_f32
-exp_f16     f16[4,8]  _to_copy exp dtype=f16
-return                exp_f16""",
+return                exp""",
     )
 
 
