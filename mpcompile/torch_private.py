@@ -278,9 +278,7 @@ def draws(node: fx.Node) -> bool:
         return False
     given = _given(node)
     trains = given.get("train", given.get("training"))
-    return trains is not False and 0 not in [
-        given.get(key) for key in ("p", "dropout", "dropout_p")
-    ]
+    return trains is not False and 0 not in map(given.get, ("p", "dropout", "dropout_p"))
 
 
 def scan_is_differentiable() -> bool:
@@ -390,7 +388,10 @@ def min_cut(
     """
     from torch._functorch.partitioners import min_cut_rematerialization_partition
 
-    with torch._functorch.config.patch(activation_memory_budget=memory_budget):
+    # torch merges equal calls, but for random ops that it knows by name.
+    own = [n for n in joint.graph.nodes if str(n.target).startswith("mpcompile.")]
+    merge = not any(map(draws, own))
+    with torch._functorch.config.patch(activation_memory_budget=memory_budget, cse=merge):
         return min_cut_rematerialization_partition(
             joint, None, num_fwd_outputs=results, static_lifetime_input_indices=static
         )
