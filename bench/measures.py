@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from mpcompile.liveness import tensor_bytes
+from mpcompile.liveness import storages, tensor_bytes
 from mpcompile.passes.clean_casts import is_cast, source_of
-from mpcompile.torch_private import is_pointwise, is_view, op_name
+from mpcompile.torch_private import is_pointwise, op_name
 
 _REDUCTION = frozenset(
     "_softmax _log_softmax mean sum amax var_mean nll_loss_forward nll_loss2d_forward mse_loss "
@@ -109,19 +109,6 @@ def measure(graph: fx.Graph, parameters: frozenset[str]) -> Measures:
         saved_wide=sum(_bytes(n) for n in saved if n.meta["val"].dtype is torch.float32),
         weight_copies=weight_copies,
     )
-
-
-def storages(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """Return for each node the node whose memory its result lies in."""
-    base: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        base[node] = node
-        if node.op == "call_function" and node.all_input_nodes:
-            whole = node.all_input_nodes[0]
-            part = node.target is operator.getitem and not is_tensor(whole)
-            if is_view(node) or (part and is_view(whole)):
-                base[node] = base[whole]
-    return base
 
 
 def fuses(node: fx.Node) -> bool:

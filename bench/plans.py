@@ -16,29 +16,29 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import autocast
 import greedy
 from machine import describe as describe_machine
 from measures import Measures, measure
 from rich.console import Console
 from rich.table import Table
 from torch import fx
+from ways import Gradient, by_autocast, by_plan, gradients, lint
 
 from mpcompile.differentiate import differentiate
+from mpcompile.footprint import footprints
 from mpcompile.pass_runner import run_passes
-from mpcompile.passes import GRADIENT, forward_passes
+from mpcompile.passes import forward_passes
 from mpcompile.passes.clean_casts import is_cast, source_of
 from mpcompile.pipeline import describe
-from mpcompile.planner import make_plan, plan_of
+from mpcompile.planner import plan_of
 from mpcompile.policy import Policy
 from mpcompile.precision import Precision
-from mpcompile.torch_graph import Forward, Kind, capture
-from mpcompile.torch_private import copy_graph
-from mpcompile.update import trained_parameters
+from mpcompile.step import Role, Slot
+from mpcompile.torch_graph import Forward
 from mpcompile.workload import Workload, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,52 +58,28 @@ def workloads() -> dict[str, Callable[[], Workload]]:
 
 def compare(workload: Workload) -> dict[str, Measures]:
     """Measure a net in each of `WAYS`; the workload is not changed."""
-    assert workload.optimizer is not None
-    forward = capture(workload)
-    named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
-    groups = trained_parameters(workload.optimizer, named, workload.origin)
-    trained = [name for group in groups for name in group]
-    made = {}
     makers = (by_autocast, by_shared_autocast, by_painting, by_plan)
-    for way, make in zip(WAYS, makers, strict=True):
-        copy = replace(forward, module=copy_graph(forward.module))
-        made[way] = _measured(make(copy, trained), forward)
-    return made
+    made = gradients(workload, dict(zip(WAYS, makers, strict=True)))
+    return {way: _measured(*gradient) for way, gradient in made.items()}
 
 
-def by_autocast(forward: Forward, trained: list[str]) -> fx.GraphModule:
-    """Return the gradient graph that autocast makes: it casts a weight once, others at each use."""
-    with autocast.cuda_policies() as switch:
-        gradient, _ = differentiate(autocast.under_autocast(forward, switch), trained, "")
-    return gradient
-
-
-def by_shared_autocast(forward: Forward, trained: list[str]) -> fx.GraphModule:
-    """Return the same with every repeated cast shared, as common subexpressions are compiled."""
-    gradient = by_autocast(forward, trained)
+def by_shared_autocast(forward: Forward, trained: list[str]) -> Gradient:
+    """Make it by autocast, repeated casts shared as common subexpressions are when compiled."""
+    gradient, slots = by_autocast(forward, trained)
     share_casts(gradient.graph)
-    return gradient
+    return gradient, slots
 
 
-def by_painting(forward: Forward, trained: list[str]) -> fx.GraphModule:
-    """Return the gradient graph of a greedy painting, casts of one tensor shared."""
+def by_painting(forward: Forward, trained: list[str]) -> Gradient:
+    """Make it by a greedy painting, casts of one tensor shared."""
     flow = describe(forward, Policy())
     half = greedy.paint(flow)
-    plan = plan_of(flow, half, Precision.FP16)
-    run_passes(forward.module, forward_passes(plan), _lint)
+    plan = plan_of(flow, footprints(flow), half, Precision.FP16)
+    run_passes(forward.module, forward_passes(plan), lint)
     greedy.run_natively(forward.module, flow, half)
-    gradient, _ = differentiate(forward, trained, "")
+    gradient, slots = differentiate(forward, trained, "")
     share_casts(gradient.graph)
-    return gradient
-
-
-def by_plan(forward: Forward, trained: list[str]) -> fx.GraphModule:
-    """Return the gradient graph of our plan after our passes, before it is bound to state."""
-    plan = make_plan(describe(forward, Policy()), Precision.FP16)
-    run_passes(forward.module, forward_passes(plan), _lint)
-    gradient, _ = differentiate(forward, trained, "")
-    run_passes(gradient, GRADIENT, _lint)
-    return gradient
+    return gradient, slots
 
 
 def share_casts(graph: fx.Graph) -> None:
@@ -121,16 +97,11 @@ def share_casts(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def _lint(module: fx.GraphModule) -> None:
-    module.graph.lint()
-
-
-def _measured(gradient: fx.GraphModule, forward: Forward) -> Measures:
-    kinds = {item.name: item.kind for item in forward.inputs}
+def _measured(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Measures:
     parameters = frozenset(
         node.name
         for node in gradient.graph.find_nodes(op="placeholder")
-        if kinds[node.meta["slot"]] is Kind.PARAMETER
+        if slots[node.meta["slot"]].role in (Role.MASTER, Role.CONSTANT)
     )
     return measure(gradient.graph, parameters)
 

@@ -20,11 +20,9 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import autocast
 import torch
 from machine import describe as describe_machine
 from rich.console import Console
@@ -32,38 +30,15 @@ from rich.table import Table
 from torch import fx
 from torch.profiler import ProfilerActivity, profile
 from variant import TINY, load
+from ways import by_autocast, by_plan, gradients
 
-from mpcompile.differentiate import differentiate
 from mpcompile.liveness import saved_bytes, tensor_bytes
-from mpcompile.pass_runner import run_passes
-from mpcompile.passes import GRADIENT, forward_passes
-from mpcompile.pipeline import describe, transform
-from mpcompile.planner import make_plan
+from mpcompile.pipeline import transform
 from mpcompile.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.recompute import Cut, Recomputing, cut
-from mpcompile.step import Slot
-from mpcompile.torch_graph import Forward, Kind, capture
 from mpcompile.torch_private import copy_graph, inductor, is_view
-from mpcompile.update import trained_parameters
 from mpcompile.workload import Workload
-
-Gradient = tuple[fx.GraphModule, dict[str, Slot]]
-
-
-def by_autocast(forward: Forward, trained: list[str]) -> Gradient:
-    """Return the gradient graph that autocast makes with CUDA's lists."""
-    with autocast.cuda_policies() as switch:
-        return differentiate(autocast.under_autocast(forward, switch), trained, "")
-
-
-def by_plan(forward: Forward, trained: list[str]) -> Gradient:
-    """Return ours, before it is bound to state: weights are still cast in it."""
-    plan = make_plan(describe(forward, Policy()), Precision.FP16)
-    run_passes(forward.module, forward_passes(plan), lambda module: module.graph.lint())
-    gradient, slots = differentiate(forward, trained, "")
-    run_passes(gradient, GRADIENT, lambda module: module.graph.lint())
-    return gradient, slots
 
 
 def kept_bytes(made: Cut) -> tuple[int, int]:
@@ -84,19 +59,9 @@ def is_copy_of_input(node: fx.Node) -> bool:
 
 def traced(workload: Workload, budgets: Sequence[float]) -> dict[str, dict[str, Any]]:
     """Return the figures of both ways; the workload is not changed."""
-    assert workload.optimizer is not None
-    forward = capture(workload)
-    named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
-    groups = trained_parameters(workload.optimizer, named, workload.origin)
-    trained = [name for group in groups for name in group]
     found = {}
-    makers: dict[str, Callable[[Forward, list[str]], Gradient]] = {
-        "autocast": by_autocast,
-        "ours": by_plan,
-    }
-    for way, make in makers.items():
-        copy = replace(forward, module=copy_graph(forward.module))
-        gradient, slots = make(copy, trained)
+    makers = {"autocast": by_autocast, "ours": by_plan}
+    for way, (gradient, slots) in gradients(workload, makers).items():
         cuts: dict[float, dict[str, Any]] = {}
         found[way] = {"traced": saved_bytes(gradient.graph), "cuts": cuts}
         for budget in budgets:

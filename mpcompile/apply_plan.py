@@ -38,15 +38,14 @@ def decide(
     Raises:
         BadInput: the given plan is of another graph, or contradicts itself.
     """
-    narrow = given.precision if given else precision
+    wanted = given.precision if given else Precision.FP32
+    narrow = precision if wanted is Precision.FP32 else wanted
     if ranges is not None:
         flow = apply_ranges(flow, ranges, narrow)
     flow = contain_growth(flow, narrow)
-    if given is None:
-        plan = make_plan(flow, precision)
-    else:
-        narrow = precision if given.precision is Precision.FP32 else given.precision
-        plan = make_plan(_pinned(flow, given, make_plan(flow, narrow)), given.precision)
+    plan = make_plan(flow, narrow)
+    if given is not None:
+        plan = make_plan(_pinned(flow, given, plan), given.precision)
     return replace(plan, graph=graph_of(flow))
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from fractions import Fraction
 from math import ceil
 
-import torch
 from torch import fx
 
 from mpcompile.control_flow import CARRY, OPERAND, RESULT, SLICE, STACK, Border, items_of
 from mpcompile.dataflow import Op, Tensor, Where
+from mpcompile.node_tensors import count_of, is_full_tensor
 from mpcompile.policy import Resolution
 from mpcompile.rules import PrecisionClass, Rule, Wish
-from mpcompile.tensor_size import count_of
 from mpcompile.torch_private import op_name
 
 _WHY = {
@@ -25,15 +24,6 @@ _WHY = {
 
 SINGLE = "a single number: nothing to save in 16 bits"
 """Why a 0-d tensor stays in FP32."""
-
-
-def is_full(node: fx.Node) -> bool:
-    """Whether the node is an FP32 tensor, the only dtype that a plan may change."""
-    return _is_full(node.meta.get("val"))
-
-
-def _is_full(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype is torch.float32
 
 
 def border_rule(name: str) -> Rule:
@@ -65,7 +55,7 @@ def border_row(
     name = op_name(border.caller)
     values = [call.meta["val"][place] for call, place in border.results]
     values += [node.meta.get("val") for node in border.inputs]
-    if not values or not all(_is_full(value) for value in values):
+    if not values or not all(is_full_tensor(value) for value in values):
         return None
     unread = tuple(
         Tensor(f"{ids[call]}/{place}", ceil(count_of(call.meta["val"][place]) * rounds))

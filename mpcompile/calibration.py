@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from mpcompile.border_rows import is_full
 from mpcompile.describe import dataflow
 from mpcompile.errors import BadInput
+from mpcompile.node_tensors import is_full
 from mpcompile.policy import FULL_PRECISION
 from mpcompile.ranges import Range, Ranges, tensors_of
 from mpcompile.torch_graph import Forward, Input, Kind, capture

@@ -9,10 +9,10 @@ from math import isfinite
 import torch
 from torch import fx
 
-from mpcompile.border_rows import is_full
 from mpcompile.control_flow import nest_of
 from mpcompile.dataflow import Where
 from mpcompile.growth import BOUNDED
+from mpcompile.node_tensors import is_full
 from mpcompile.precision import Precision
 from mpcompile.rules import TORCH_RULES, UNKNOWN, PrecisionClass, Rule
 from mpcompile.torch_graph import place_of

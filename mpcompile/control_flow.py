@@ -121,6 +121,12 @@ class Nest:
     borders: tuple[Border, ...]
     called: dict[fx.Node, tuple[str, ...]]
 
+    def borders_of(self, caller: fx.Node) -> list[Border]:
+        """Return the borders whose first caller a node is."""
+        if caller not in self.called:
+            return []
+        return [border for border in self.borders if border.caller is caller]
+
     def ids(self) -> dict[fx.Node, str]:
         """Return the ids of all nodes, unique among all graphs."""
         return {

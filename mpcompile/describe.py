@@ -11,12 +11,12 @@ from types import MappingProxyType
 import torch
 from torch import fx
 
-from mpcompile.border_rows import SINGLE, border_row, border_rule, is_full
+from mpcompile.border_rows import SINGLE, border_row, border_rule
 from mpcompile.control_flow import Nest, nest_of
 from mpcompile.dataflow import Dataflow, Op, Tensor, Where
+from mpcompile.node_tensors import count_of, is_full
 from mpcompile.policy import Policy, Resolution, Row, resolve
 from mpcompile.rules import TORCH_RULES, Rule, Wish
-from mpcompile.tensor_size import count_of
 from mpcompile.torch_graph import place_of
 from mpcompile.torch_private import arguments_of, is_view, op_name
 
@@ -43,50 +43,51 @@ def dataflow(
     fixed = dict(fixed)
     outputs = set(module.graph.output_node().all_input_nodes)
 
-    def describe(prefix: str, caller: Where) -> None:
+    for node, prefix, caller in _visited(nest, "", Where()):
         rounds = nest.rounds[prefix]
-        for node in nest.graphs[prefix].graph.nodes:
-            if node in nest.called:
-                where = place_of(node)
-                for border in nest.borders:
-                    if border.caller is node and (
-                        row := border_row(border, ids, rounds, resolution, where)
-                    ):
-                        ops.append(row[0])
-                        tensors.extend(row[1])
-                for inner in nest.called[node]:
-                    describe(inner, where)
-            elif _computes(node):
-                op = _op(node, ids, *resolution.wishes[ids[node]])
-                ops.append(
-                    replace(
-                        op,
-                        overridden=op.id in resolution.overridden,
-                        unfit=unfit.get(op.id, ""),
-                        where=_place(node, caller),
-                    )
+        for border in nest.borders_of(node):
+            if row := border_row(border, ids, rounds, resolution, place_of(node)):
+                ops.append(row[0])
+                tensors.extend(row[1])
+        if _computes(node, nest):
+            op = _op(node, ids, *resolution.wishes[ids[node]])
+            ops.append(
+                replace(
+                    op,
+                    overridden=op.id in resolution.overridden,
+                    unfit=unfit.get(op.id, ""),
+                    where=_place(node, caller),
                 )
-                fixed.update(
-                    (ids[item], "a statistic")
-                    for item in _results(node)
-                    if ids[item] not in op.writes
+            )
+            fixed.update(
+                (ids[item], "a statistic") for item in _results(node) if ids[item] not in op.writes
+            )
+        if is_full(node):
+            tensors.append(
+                Tensor(
+                    id=ids[node],
+                    elements=ceil(count_of(node.meta["val"]) * rounds),
+                    fixed=fixed.get(ids[node]),
+                    output=node in outputs,
                 )
-            if is_full(node):
-                tensors.append(
-                    Tensor(
-                        id=ids[node],
-                        elements=ceil(count_of(node.meta["val"]) * rounds),
-                        fixed=fixed.get(ids[node]),
-                        output=node in outputs,
-                    )
-                )
-
-    describe("", Where())
+            )
     return Dataflow(tuple(ops), tuple(tensors))
 
 
-def _computes(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target is not operator.getitem
+def _visited(nest: Nest, prefix: str, caller: Where) -> Iterator[tuple[fx.Node, str, Where]]:
+    """Yield the nodes of all graphs, each with its graph's prefix and the place of the caller.
+
+    What a node calls follows it.
+    """
+    for node in nest.graphs[prefix].graph.nodes:
+        yield node, prefix, caller
+        for inner in nest.called.get(node, ()):
+            yield from _visited(nest, inner, place_of(node))
+
+
+def _computes(node: fx.Node, nest: Nest) -> bool:
+    called = node.op == "call_function" and node.target is not operator.getitem
+    return called and node not in nest.called
 
 
 def _place(node: fx.Node, caller: Where) -> Where:
@@ -101,21 +102,16 @@ def _resolve(
     """Return what the policy says of each op and each border; warn of overrides that match none."""
     rules = {**TORCH_RULES, **{op_name(node): border_rule(op_name(node)) for node in nest.called}}
 
-    def rows(prefix: str, caller: Where) -> Iterator[Row]:
-        for node in nest.graphs[prefix].graph.nodes:
-            if node in nest.called:
-                where = place_of(node)
-                for border in nest.borders:
-                    if border.caller is node:
-                        for name in border.ids:
-                            yield Row(name, op_name(node), where.module)
-                for inner in nest.called[node]:
-                    yield from rows(inner, where)
-            elif _computes(node):
+    def rows() -> Iterator[Row]:
+        for node, _, caller in _visited(nest, "", Where()):
+            for border in nest.borders_of(node):
+                for name in border.ids:
+                    yield Row(name, op_name(node), place_of(node).module)
+            if _computes(node, nest):
                 module = _place(node, caller).module
                 yield Row(ids[node], op_name(node), module, _is_residual(node, fixed))
 
-    resolution = resolve(policy, rules, rows("", Where()))
+    resolution = resolve(policy, rules, rows())
     resolution.warn()
     return resolution
 

@@ -31,6 +31,7 @@ class Footprint:
     Attributes:
         tensor: which.
         writer: the op that writes it; None for a fixed tensor, whose ``s`` is FP32.
+        readers: the ops that read it, in graph order.
         written: it is stored in ``s`` whoever reads it, at the cost of its bytes.
         present: it is in memory in ``s`` anyway: written, fixed, or a view of what is.
         loads: ops that need it in memory in their own precision.
@@ -44,6 +45,7 @@ class Footprint:
 
     tensor: Tensor
     writer: Op | None
+    readers: tuple[Op, ...]
     written: bool
     present: bool
     loads: tuple[Op, ...]
@@ -157,6 +159,7 @@ def _footprint(
     return Footprint(
         tensor=tensor,
         writer=writer,
+        readers=tuple(readers),
         written=written,
         present=written or view or writer is None,
         loads=() if name in fused else tuple(op for op in loads if not reads_wide(op, name)),

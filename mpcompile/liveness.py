@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from mpcompile.node_tensors import count_of
 from mpcompile.step import STATE, Role, StepGraph
-from mpcompile.tensor_size import count_of
 from mpcompile.torch_private import is_view
 
 
@@ -36,15 +36,9 @@ def peak(graph: fx.Graph) -> Peak:
 
     Views hold no memory but keep their base alive.
     """
-    owner: dict[fx.Node, fx.Node] = {}
+    owner = storages(graph)
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        base = node
-        if (node.target is operator.getitem or is_view(node)) and node.all_input_nodes:
-            whole = node.all_input_nodes[0]
-            if isinstance(whole.meta.get("val"), torch.Tensor):
-                base = owner[whole]
-        owner[node] = base
         for item in (node, *node.all_input_nodes):
             last[owner[item]] = node
     freed: dict[fx.Node, list[fx.Node]] = {}
@@ -64,7 +58,7 @@ def peak(graph: fx.Graph) -> Peak:
 
 def saved_bytes(graph: fx.Graph) -> int:
     """Return the bytes forward makes and backward reads: the tensors saved for backward."""
-    bases = _bases(graph)
+    bases = storages(graph)
     saved: set[fx.Node] = set()
     for node in graph.nodes:
         if node.meta.get("backward"):
@@ -83,20 +77,28 @@ def result_bytes(graph: fx.Graph, first: int = 0) -> int:
         graph: its inputs are not counted.
         first: place of the first result that is.
     """
-    bases = _bases(graph)
+    bases = storages(graph)
     results = graph.output_node().args[0]
     assert isinstance(results, list | tuple)
     made = {bases[node] for node in results[first:] if isinstance(node, fx.Node)}
     return sum(tensor_bytes(node.meta.get("val")) for node in made if node.op == "call_function")
 
 
-def _bases(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """Return for each node the one whose memory its result lies in."""
-    bases: dict[fx.Node, fx.Node] = {}
+def storages(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Return for each node the node whose memory its result lies in.
+
+    The parts of a split are views of what was split; the items of other ops are memory of their
+    own.
+    """
+    base: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        whole = node.all_input_nodes[0] if is_view(node) and node.all_input_nodes else None
-        bases[node] = bases[whole] if whole is not None else node
-    return bases
+        base[node] = node
+        if node.op == "call_function" and node.all_input_nodes:
+            whole = node.all_input_nodes[0]
+            part = node.target is operator.getitem and isinstance(whole.meta["val"], list | tuple)
+            if is_view(node) or (part and is_view(whole)):
+                base[node] = base[whole]
+    return base
 
 
 def state_bytes(step: StepGraph) -> int:

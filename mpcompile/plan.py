@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,11 +15,10 @@ from mpcompile.dataflow import Where
 from mpcompile.errors import BadInput
 from mpcompile.fingerprint import Graph
 from mpcompile.precision import Precision
-from mpcompile.validation import sentence, short
+from mpcompile.validation import read_document, sentence, short, without_head
 
 VERSION = 2
 _AGAIN = "write it again with `mpcompile model.py`"
-_LARGEST = 1 << 28  # bytes; a plan of 100,000 ops takes a quarter of that
 
 Count = Annotated[int, Limits(ge=0)]
 
@@ -126,7 +125,7 @@ class Plan:
             raise _refusal(error, where) from error
         if file.fingerprint != file.graph.fingerprint:
             raise BadInput("the fingerprint is not that of the plan's own graph", where, _AGAIN)
-        return Plan(**{item.name: getattr(file, item.name) for item in fields(Plan)})
+        return without_head(file, Plan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,12 +150,7 @@ def schema() -> dict[str, Any]:
 
 def read_plan(path: Path) -> Plan:
     """Read a plan from a file; raises BadInput if it is none, see `Plan.from_json`."""
-    if not path.is_file():
-        raise BadInput("there is no such file", str(path), "give the path of a plan.json")
-    size = path.stat().st_size
-    if size > _LARGEST:
-        raise BadInput(f"{size:,} bytes are too many for a plan", str(path), _AGAIN)
-    return Plan.from_json(path.read_bytes(), str(path))
+    return Plan.from_json(read_document(path, "plan.json", _AGAIN), str(path))
 
 
 @cache

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import networkx as nx
 
 from mpcompile.dataflow import Dataflow, Op, Tensor
-from mpcompile.footprint import Cost, Footprint, cost, footprints, is_neutral, reads_wide
+from mpcompile.footprint import Footprint, cost, footprints, is_neutral, reads_wide
 from mpcompile.min_cut import source_side
 from mpcompile.plan import Cast, Decision, Plan
 from mpcompile.precision import Precision
@@ -29,34 +29,25 @@ def make_plan(flow: Dataflow, precision: Precision) -> Plan:
         precision: the 16-bit format; FP32, or a graph in which no op on FP32 tensors wants 16 bits,
             gives the plan that changes nothing.
     """
+    rows = footprints(flow)
     wanted = any(op.wish is Wish.HALF and (op.reads or op.writes) for op in flow.ops)
     if precision is Precision.FP32 or not wanted:
-        return plan_of(flow, frozenset(), Precision.FP32)
-    rows = footprints(flow)
-    return _plan(flow, rows, _cheapest(flow, rows), precision)
+        return plan_of(flow, rows, frozenset(), Precision.FP32)
+    return plan_of(flow, rows, cheapest(flow, rows), precision)
 
 
-def plan_of(flow: Dataflow, half: frozenset[str], precision: Precision) -> Plan:
+def plan_of(
+    flow: Dataflow, rows: tuple[Footprint, ...], half: frozenset[str], precision: Precision
+) -> Plan:
     """Return the plan that an assignment is: its decisions, casts and cost.
 
     Args:
         flow: the neutral graph.
+        rows: its `footprints`.
         half: ids of the ops that store 16 bits.
         precision: the 16-bit format; FP32 for the plan that changes nothing.
     """
-    return _plan(flow, footprints(flow), half, precision)
-
-
-def _plan(
-    flow: Dataflow, rows: tuple[Footprint, ...], half: frozenset[str], precision: Precision
-) -> Plan:
-    readers: dict[str, list[Op]] = {tensor.id: [] for tensor in flow.tensors}
-    for op in flow.ops:
-        for name in dict.fromkeys(op.reads):
-            readers[name].append(op)
-    copies = [
-        _copies(row.tensor, row.writer, half, readers[row.tensor.id], precision) for row in rows
-    ]
+    copies = [_copies(row, half, precision) for row in rows]
     return Plan(
         precision=precision,
         decisions=tuple(_decision(op, half, precision) for op in flow.ops if op.writes),
@@ -66,20 +57,15 @@ def _plan(
     )
 
 
-def plan_cost(flow: Dataflow, half: frozenset[str]) -> Cost:
-    """Return what an assignment costs, without looking for a better one."""
-    return cost(footprints(flow), half)
-
-
-def cheapest(flow: Dataflow) -> frozenset[str]:
+def cheapest(flow: Dataflow, rows: tuple[Footprint, ...]) -> frozenset[str]:
     """Return the ids of the ops that store 16 bits in a cheapest plan.
 
     Of several cheapest plans it is the one with the most such ops, whatever the order of the rows.
+
+    Args:
+        flow: the neutral graph.
+        rows: its `footprints`.
     """
-    return _cheapest(flow, footprints(flow))
-
-
-def _cheapest(flow: Dataflow, rows: tuple[Footprint, ...]) -> frozenset[str]:
     side = source_side(network_of(flow, rows), HALF_SIDE, FULL_SIDE)
     return frozenset(
         op.id
@@ -198,15 +184,12 @@ class _Reads:
 
 
 def _copies(
-    tensor: Tensor,
-    writer: Op | None,
-    half: frozenset[str],
-    ops: list[Op],
-    precision: Precision,
+    row: Footprint, half: frozenset[str], precision: Precision
 ) -> tuple[tuple[Precision, ...], list[Cast]]:
     """Return the precisions a tensor is stored in and the casts that make them so."""
     if precision is Precision.FP32:
         return (Precision.FP32,), []
+    tensor, writer, ops = row.tensor, row.writer, row.readers
     stored_half = writer is not None and writer.id in half
     arrives_wide = not stored_half or (writer is not None and writer.inside)
     inside = {op.id for op in ops if is_neutral(op, tensor.id)}

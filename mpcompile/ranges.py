@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from mpcompile.dataflow import Dataflow
 from mpcompile.errors import BadInput
 from mpcompile.fingerprint import Graph
-from mpcompile.validation import sentence
+from mpcompile.validation import read_document, sentence, without_head
 
 VERSION = 2
 NORMAL, SMALLEST = -14, -24
@@ -24,7 +24,6 @@ NORMAL, SMALLEST = -14, -24
 LOWEST, HIGHEST = -127, 127
 """Exponents of FP32; all its subnormal numbers count as `LOWEST`."""
 _AGAIN = "run `mpcompile calibrate` again"
-_LARGEST_FILE = 1 << 28  # bytes; the ranges of 100,000 tensors take a quarter of that
 
 _Count = Annotated[int, Field(ge=0, le=1 << 62)]
 _Exponent = Annotated[int, Field(ge=LOWEST, le=HIGHEST)]
@@ -147,14 +146,7 @@ class Ranges:
         except ValidationError as error:
             what = f"these are no ranges: {sentence(error)}"
             raise BadInput(what, where, _AGAIN) from error
-        return Ranges(
-            file.fingerprint,
-            file.batches,
-            file.values,
-            file.gradients,
-            file.margin_bits,
-            file.release,
-        )
+        return without_head(file, Ranges)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,12 +163,7 @@ def _format() -> TypeAdapter[Any]:
 
 def read_ranges(path: Path) -> Ranges:
     """Read ranges from a file; raises BadInput if it holds none, see `Ranges.from_json`."""
-    if not path.is_file():
-        raise BadInput("there is no such file", str(path), "give the path of a ranges.json")
-    size = path.stat().st_size
-    if size > _LARGEST_FILE:
-        raise BadInput(f"{size:,} bytes are too many for ranges", str(path), _AGAIN)
-    return Ranges.from_json(path.read_bytes(), str(path))
+    return Ranges.from_json(read_document(path, "ranges.json", _AGAIN), str(path))
 
 
 def tensors_of(flow: Dataflow) -> str:

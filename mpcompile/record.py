@@ -1,8 +1,8 @@
 """Record the ATen ops a function makes on fake tensors, as an FX graph.
 
-`make_fx` does the same for any program, with proxies around each tensor; on a 4-layer decoder it
-takes three times as long as this, and most of what happens before lowering is recording. What it
-can and this cannot: tensors that come from nowhere, and branches on symbolic shapes.
+`make_fx` does the same for any program, with proxies around each tensor; that is slower, and most
+of what happens before lowering is recording. What it can and this cannot: tensors that come from
+nowhere, and branches on symbolic shapes.
 
 A number that the function reads from a tensor (``.item()``) stays a number: arithmetic on it is
 recorded as Python operators.
@@ -196,8 +196,8 @@ class _Recorder(DispatchMode):
         node = self._graph.create_node(
             "call_function", func, (self.node_of(tensor),), name="_local_scalar_dense"
         )
-        node.meta["val"] = number_of(self._graph, node)
-        return number_of(self._graph, node)
+        node.meta["val"] = number = number_of(self._graph, node)
+        return number
 
     def _origin(self) -> dict[str, Any]:
         """Return where the op comes from: the interpreted node, or the forward op behind it."""

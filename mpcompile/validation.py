@@ -1,14 +1,41 @@
-"""What pydantic finds wrong with a document, said in one sentence."""
+"""Documents that may come from anyone: read them, and say in one sentence what is wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from mpcompile.errors import did_you_mean
+from mpcompile.errors import BadInput, did_you_mean
 
 _LONGEST = 60
+_LARGEST = 1 << 28  # bytes; the plan or the ranges of 100,000 ops take a quarter of that
+
+T = TypeVar("T")
+
+
+def read_document(path: Path, name: str, advice: str) -> bytes:
+    """Return what a file holds; raise BadInput if there is none, or far too much.
+
+    Args:
+        path: the file.
+        name: what it should be, such as ``plan.json``.
+        advice: what to do if it cannot be that.
+    """
+    if not path.is_file():
+        raise BadInput("there is no such file", str(path), f"give the path of a {name}")
+    size = path.stat().st_size
+    if size > _LARGEST:
+        raise BadInput(f"{size:,} bytes are too many for a {name}", str(path), advice)
+    return path.read_bytes()
+
+
+def without_head(file: Any, kind: type[T]) -> T:
+    """Return a document's content: the dataclass that the file's own adds a head to."""
+    return kind(**{item.name: getattr(file, item.name) for item in fields(kind)})  # type: ignore[arg-type]
 
 
 def sentence(error: ValidationError, known: Collection[str] = ()) -> str:

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from mpcompile.dataflow import Dataflow, Op, Tensor
-from mpcompile.footprint import Cost, footprints
+from mpcompile.footprint import Cost, cost, footprints
+from mpcompile.planner import cheapest
 from mpcompile.rules import Wish
 
 
@@ -75,6 +76,12 @@ def random_flow(chooser: random.Random, free: int) -> Dataflow:
         if op.view and not op.streams and len(op.reads) > 1 and sometimes(0.5):
             ops[place] = replace(op, reads=(*op.reads, chooser.choice(tensors).id))
     return Dataflow(tuple(ops), tuple(tensors))
+
+
+def best(flow: Dataflow) -> Cost:
+    """What the planner's cheapest assignment costs."""
+    rows = footprints(flow)
+    return cost(rows, cheapest(flow, rows))
 
 
 def least(flow: Dataflow) -> Cost:

@@ -19,12 +19,11 @@ from flows import (
     run,
     scan,
 )
-from random_flow import least
+from random_flow import best, least
 
 import mpcompile
 from mpcompile.control_flow import all_graphs
 from mpcompile.graph_text import graph_text
-from mpcompile.planner import cheapest, plan_cost
 from mpcompile.policy import Policy
 from mpcompile.torch_private import op_name
 
@@ -96,7 +95,7 @@ def test_the_fp32_policy_changes_nothing(make: type[Flow]) -> None:
 @each_flow
 def test_the_plan_is_the_best_of_all(make: type[Flow]) -> None:
     flow = flow_of(exported(make).run_decompositions({}))
-    assert plan_cost(flow, cheapest(flow)) == least(flow)
+    assert best(flow) == least(flow)
 
 
 class Calm(Branch):

@@ -22,10 +22,11 @@ from mpcompile import BadInput, LossScale, Plan, Policy, Precision
 from mpcompile.apply_plan import decide
 from mpcompile.dataflow import Dataflow, Op, Tensor
 from mpcompile.fingerprint import graph_of
+from mpcompile.footprint import cost, footprints
 from mpcompile.graph_text import graph_text
 from mpcompile.pipeline import transform
 from mpcompile.plan import read_plan, schema
-from mpcompile.planner import make_plan, plan_cost
+from mpcompile.planner import make_plan
 from mpcompile.rules import Wish
 
 FLOW = Dataflow(
@@ -115,7 +116,7 @@ def test_an_edited_plan_is_followed_and_its_casts_are_made_anew(
     if not base:
         return
     assert found.cost == min(
-        plan_cost(pinned, base | set(chosen)).bytes
+        cost(footprints(pinned), base | set(chosen)).bytes
         for count in range(len(free) + 1)
         for chosen in itertools.combinations(free, count)
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from recurrent import KINDS, Recurrent, loss
 
 import mpcompile
 from mpcompile import FULL_PRECISION, Policy
@@ -19,35 +18,6 @@ pytestmark = [
 ]
 
 FEATURES, CELLS, LAYERS, STEPS, BATCH = 16, 24, 2, 7, 5
-KINDS: dict[str, Callable[..., nn.Module]] = {
-    "lstm": nn.LSTM,
-    "projected lstm": lambda *sizes, **options: nn.LSTM(*sizes, proj_size=8, **options),
-    "gru": nn.GRU,
-    "rnn": nn.RNN,
-    "relu rnn": lambda *sizes, **options: nn.RNN(*sizes, nonlinearity="relu", **options),
-}
-
-
-class Recurrent(nn.Module):
-    """Recurrent layers whose results all count."""
-
-    def __init__(self, kind: str, **options: Any) -> None:
-        super().__init__()
-        self.layers = KINDS[kind](FEATURES, CELLS, LAYERS, **options)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        output, state = self.layers(x)
-        states = state if isinstance(state, tuple) else (state,)
-        total: torch.Tensor = output.square().mean()
-        for number, value in enumerate(states, start=2):
-            total = total + (value * number).tanh().mean()
-        return total
-
-
-def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = model(x)
-    return result
-
 
 SWITCHES = list(product((False, True), repeat=3))
 CASES = [
@@ -63,7 +33,7 @@ def test_gradients_are_those_of_plain_pytorch(
 ) -> None:
     torch.manual_seed(0)
     options = dict(zip(("bias", "batch_first", "bidirectional"), switches, strict=True))
-    model = Recurrent(kind, **options).cuda()
+    model = Recurrent(kind, FEATURES, CELLS, LAYERS, **options).cuda()
     x = torch.randn(STEPS, BATCH, FEATURES, device="cuda")
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         value = loss(model, x)
@@ -81,7 +51,7 @@ def test_gradients_are_those_of_plain_pytorch(
 
 def test_dropout_between_layers_draws_anew_each_step() -> None:
     torch.manual_seed(0)
-    model = Recurrent("lstm", dropout=0.5).cuda()
+    model = Recurrent("lstm", FEATURES, CELLS, LAYERS, dropout=0.5).cuda()
     x = torch.randn(STEPS, BATCH, FEATURES, device="cuda")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     step = mpcompile.compile(model, loss, optimizer, (x,))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 import cudnn_on_cpu
 import pytest
+import recurrent
 import torch
 from expecttest import assert_expected_inline
 from graphs import run
+from recurrent import KINDS, Recurrent, loss
 from torch import nn
 
 from mpcompile import pipeline
@@ -25,13 +26,6 @@ from mpcompile.workload import Workload
 
 STEPS, BATCH, FEATURES, CELLS = 4, 3, 5, 6
 ON_CPU = KeepCudnnRnn("cpu")
-LAYERS: dict[str, Callable[..., nn.Module]] = {
-    "lstm": nn.LSTM,
-    "projected lstm": lambda *sizes, **options: nn.LSTM(*sizes, proj_size=2, **options),
-    "gru": nn.GRU,
-    "rnn": nn.RNN,
-    "relu rnn": lambda *sizes, **options: nn.RNN(*sizes, nonlinearity="relu", **options),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -40,25 +34,8 @@ def _cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "BEFORE_AUTOGRAD", (ON_CPU,))
 
 
-class Recurrent(nn.Module):
-    """Recurrent layers whose three results all count."""
-
-    def __init__(self, kind: str, layers: int = 3, **options: Any) -> None:
-        super().__init__()
-        self.layers = LAYERS[kind](FEATURES, CELLS, layers, **options)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        output, state = self.layers(x)
-        states = state if isinstance(state, tuple) else (state,)
-        total: torch.Tensor = output.square().mean()
-        for number, value in enumerate(states, start=2):
-            total = total + (value * number).tanh().mean()
-        return total
-
-
-def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = model(x)
-    return result
+def layers(kind: str, number: int = 3, **options: Any) -> Recurrent:
+    return Recurrent(kind, FEATURES, CELLS, number, **options)
 
 
 def workload(model: nn.Module, steps: int = STEPS) -> Workload:
@@ -69,7 +46,7 @@ def workload(model: nn.Module, steps: int = STEPS) -> Workload:
 
 def captured(kind: str, **options: Any) -> tuple[Forward, list[torch.Tensor]]:
     torch.manual_seed(0)
-    forward = capture(workload(Recurrent(kind, **options)))
+    forward = capture(workload(layers(kind, **options)))
     # As in training: where nothing needs a gradient, a CPU rounds otherwise.
     return forward, [item.tensor.detach().requires_grad_() for item in forward.inputs]
 
@@ -116,7 +93,7 @@ return                                   cat_default""",
 
 @pytest.mark.parametrize(
     ("kind", "dropout", "batch_first", "bidirectional"),
-    list(product(LAYERS, (0.0, 0.5), (False, True), (False, True))),
+    list(product(KINDS, (0.0, 0.5), (False, True), (False, True))),
 )
 def test_it_draws_and_computes_what_pytorch_does(
     kind: str, dropout: float, batch_first: bool, bidirectional: bool
@@ -134,11 +111,11 @@ def test_it_draws_and_computes_what_pytorch_does(
 
 
 @pytest.mark.parametrize(
-    ("kind", "bias", "bidirectional"), list(product(LAYERS, (False, True), (False, True)))
+    ("kind", "bias", "bidirectional"), list(product(KINDS, (False, True), (False, True)))
 )
 def test_in_fp32_it_trains_as_in_plain_pytorch(kind: str, bias: bool, bidirectional: bool) -> None:
     torch.manual_seed(0)
-    mine = Recurrent(kind, dropout=0.5, bias=bias, bidirectional=bidirectional)
+    mine = layers(kind, dropout=0.5, bias=bias, bidirectional=bidirectional)
     peer = copy.deepcopy(mine)
     step = pipeline.to_step(pipeline.transform(workload(mine), FULL_PRECISION))
     given = workload(peer)
@@ -159,7 +136,7 @@ def test_in_fp32_it_trains_as_in_plain_pytorch(kind: str, bias: bool, bidirectio
 
 
 def test_a_layer_in_eval_mode_draws_nothing_and_still_trains() -> None:
-    model = Recurrent("lstm", dropout=0.5).eval()
+    model = layers("lstm", dropout=0.5).eval()
     transformed = pipeline.transform(workload(model))
     assert transformed.step is not None
     names = Counter(op_name(node) for node in transformed.step.gradient.graph.nodes)
@@ -169,7 +146,7 @@ def test_a_layer_in_eval_mode_draws_nothing_and_still_trains() -> None:
 def test_the_graph_does_not_grow_with_time() -> None:
     sizes = []
     for steps in (4, 40):
-        transformed = pipeline.transform(workload(Recurrent("lstm", dropout=0.5), steps))
+        transformed = pipeline.transform(workload(layers("lstm", dropout=0.5), steps))
         assert transformed.changes["keep_cudnn_rnn"] == 1
         assert transformed.step is not None
         graph = transformed.step.gradient.graph
@@ -180,24 +157,24 @@ def test_the_graph_does_not_grow_with_time() -> None:
 
 
 def test_the_user_still_sees_the_whole_layer() -> None:
-    transformed = pipeline.transform(workload(Recurrent("gru")))
+    transformed = pipeline.transform(workload(layers("gru")))
     names = [op_name(node) for node in transformed.forward.module.graph.nodes]
     assert "gru" in names
     assert "cudnn_rnn" not in names
 
 
 def test_backward_knows_the_line_and_module_it_comes_from() -> None:
-    step = pipeline.transform(workload(Recurrent("gru", dropout=0.5))).step
+    step = pipeline.transform(workload(layers("gru", dropout=0.5))).step
     assert step is not None
     for node in step.gradient.graph.nodes:
         if op_name(node) in ("cudnn_rnn", "cudnn_rnn_backward", "bernoulli"):
             assert node.meta["where"].module == "layers", node
-            assert node.meta["where"].file == __file__, node
+            assert node.meta["where"].file == recurrent.__file__, node
 
 
 def test_pseudo_fp16_rounds_the_operands_and_results_of_a_layer() -> None:
     torch.manual_seed(0)
-    model = Recurrent("lstm")
+    model = layers("lstm")
     given = workload(model)
     half = pipeline.to_step(pipeline.transform(copy.deepcopy(given), Policy()))
     full = pipeline.to_step(pipeline.transform(given, FULL_PRECISION))
@@ -210,7 +187,7 @@ def test_pseudo_fp16_rounds_the_operands_and_results_of_a_layer() -> None:
 
 def test_inductor_hands_the_reserve_to_backward_as_it_is() -> None:
     torch.manual_seed(0)
-    model = Recurrent("lstm", batch_first=True, bidirectional=True)
+    model = layers("lstm", batch_first=True, bidirectional=True)
     given = workload(model)
     peer = copy.deepcopy(given)
     compiled = pipeline.to_step(pipeline.transform(given), "inductor")
@@ -234,7 +211,7 @@ def test_elsewhere_and_without_cudnn_nothing_changes() -> None:
 @pytest.mark.skipif(torch.version.cuda is None, reason="needs a build of PyTorch with CUDA")
 def test_on_fake_cuda_tensors_of_16_bits() -> None:
     with fake_mode(), torch.device("cuda"):
-        model = Recurrent("projected lstm", dropout=0.1, bidirectional=True)
+        model = layers("projected lstm", dropout=0.1, bidirectional=True)
         given = Workload(model, (torch.empty(STEPS, BATCH, FEATURES),))
         module = copy_graph(pipeline.transform(given).forward.module)
         assert KeepCudnnRnn()(module) == 1

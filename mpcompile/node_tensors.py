@@ -1,10 +1,21 @@
-"""How many numbers a tensor holds, dynamic dimensions included."""
+"""The tensors that nodes of a graph stand for: which a plan may change, how large they are."""
 
 from __future__ import annotations
 
 from math import prod
 
 import torch
+from torch import fx
+
+
+def is_full(node: fx.Node) -> bool:
+    """Whether the node is an FP32 tensor, the only dtype that a plan may change."""
+    return is_full_tensor(node.meta.get("val"))
+
+
+def is_full_tensor(value: object) -> bool:
+    """Whether a node's value is an FP32 tensor."""
+    return isinstance(value, torch.Tensor) and value.dtype is torch.float32
 
 
 def count_of(value: torch.Tensor) -> int:

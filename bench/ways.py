@@ -1,0 +1,62 @@
+"""Gradient graphs of one captured program, made in different ways, for benches to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import autocast
+from torch import fx
+
+from mpcompile.apply_plan import decide
+from mpcompile.differentiate import differentiate
+from mpcompile.pass_runner import run_passes
+from mpcompile.passes import GRADIENT, forward_passes
+from mpcompile.pipeline import describe
+from mpcompile.policy import Policy
+from mpcompile.precision import Precision
+from mpcompile.step import Slot
+from mpcompile.torch_graph import Forward, Kind, capture
+from mpcompile.torch_private import copy_graph
+from mpcompile.update import trained_parameters
+from mpcompile.workload import Workload
+
+Gradient = tuple[fx.GraphModule, dict[str, Slot]]
+Maker = Callable[[Forward, list[str]], Gradient]
+
+
+def gradients(workload: Workload, makers: Mapping[str, Maker]) -> dict[str, Gradient]:
+    """Return a workload's gradient graph by each way; the workload is not changed.
+
+    A maker takes the captured forward graph, which it may change, and the names of the trained
+    parameters.
+    """
+    assert workload.optimizer is not None
+    forward = capture(workload)
+    named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
+    groups = trained_parameters(workload.optimizer, named, workload.origin)
+    trained = [name for group in groups for name in group]
+    return {
+        way: make(replace(forward, module=copy_graph(forward.module)), trained)
+        for way, make in makers.items()
+    }
+
+
+def by_autocast(forward: Forward, trained: list[str]) -> Gradient:
+    """Make it by autocast with CUDA's lists: it casts a weight once, others at each use."""
+    with autocast.cuda_policies() as switch:
+        return differentiate(autocast.under_autocast(forward, switch), trained, "")
+
+
+def by_plan(forward: Forward, trained: list[str]) -> Gradient:
+    """Make it by our plan and passes, before it is bound to state: weights are still cast in it."""
+    plan = decide(describe(forward, Policy()), Precision.FP16)
+    run_passes(forward.module, forward_passes(plan), lint)
+    gradient, slots = differentiate(forward, trained, "")
+    run_passes(gradient, GRADIENT, lint)
+    return gradient, slots
+
+
+def lint(module: fx.GraphModule) -> None:
+    """Check a graph."""
+    module.graph.lint()
