@@ -8,9 +8,9 @@ decompositions and joint passes leave it: autocast's as `torch.compile` would se
 copies of weights stand apart: autocast keeps them from forward to backward, ours are state. Seconds
 are those of tracing and of the cut within it. Nothing is compiled or run on values.
 
-``--peak`` also compiles forward and backward three ways and prints the most bytes that a run of
-them allocates on the CPU, in bfloat16: `torch.compile` under autocast, ours as one graph for
-inference, ours as halves.
+``--peak`` also compiles forward and backward three ways, in bfloat16 for the CPU: `torch.compile`
+under autocast, ours as one graph for inference, ours as halves. It prints the most bytes that a run
+allocates, and the 10th percentile of the milliseconds of 100 runs, in turn.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ from mpcompile.precision import Precision
 from mpcompile.recompute import Cut, Recomputing, cut
 from mpcompile.torch_private import copy_graph, inductor, is_view
 from mpcompile.workload import Workload
+
+WAYS = ("torch.compile", "one graph", "halves")
 
 
 def kept_bytes(made: Cut) -> tuple[int, int]:
@@ -77,19 +80,18 @@ def traced(workload: Workload, budgets: Sequence[float]) -> dict[str, dict[str, 
     return found
 
 
-def peaks(make: Callable[[], Workload]) -> dict[str, int]:
-    """Return the peak of allocations of forward and backward, compiled three ways."""
+def compiled(make: Callable[[], Workload]) -> dict[str, Callable[[], Any]]:
+    """Return forward and backward of a model in three ways."""
     workload = make()
     loss, parameters = workload.loss, list(workload.model.parameters())
     assert loss is not None
-    compiled = torch.compile(loss)
+    peer = torch.compile(loss)
 
-    def peer() -> None:
+    def run_peer() -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            value = compiled(workload.model, *workload.batch)
+            value = peer(workload.model, *workload.batch)
         torch.autograd.grad(value, parameters)
 
-    found = {"torch.compile": peak_of(peer)}
     made = transform(make(), Policy(precision=Precision.BF16))
     assert made.step is not None
     values = {item.name: item.tensor.detach() for item in made.forward.inputs}
@@ -99,10 +101,22 @@ def peaks(make: Callable[[], Workload]) -> dict[str, int]:
     ]
     whole = inductor(copy_graph(made.step.gradient), inputs, {"reorder_for_peak_memory": True})
     halves = Recomputing(made.step.gradient, made.step.slots)
-    with torch.no_grad():
-        found["one graph"] = peak_of(lambda: whole(*inputs))
-        found["halves"] = peak_of(lambda: halves(*inputs))
-    return found
+    return {
+        "torch.compile": run_peer,
+        "one graph": torch.no_grad()(lambda: whole(*inputs)),
+        "halves": lambda: halves(*inputs),
+    }
+
+
+def tenth_percentiles(runs: dict[str, Callable[[], Any]], count: int = 100) -> dict[str, float]:
+    """Time functions in turn; return milliseconds."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(count):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            times[name].append(1000 * (time.perf_counter() - begin))
+    return {name: quantiles(found, n=10)[0] for name, found in times.items()}
 
 
 def peak_of(run: Callable[[], Any]) -> int:
@@ -159,10 +173,12 @@ def main() -> None:
                 )
     console.print(table)
     if options.peak:
-        table = Table("model", "torch.compile", "one graph", "halves", title="peak, MiB, bfloat16")
+        table = Table("model", "", *WAYS, title="forward and backward, bfloat16")
         for model in options.models:
-            found = peaks(lambda model=model: load(model, options.size, "cpu"))  # type: ignore[misc]
-            table.add_row(model, *map(mebibytes, found.values()))
+            runs = compiled(lambda model=model: load(model, options.size, "cpu"))  # type: ignore[misc]
+            table.add_row(model, "peak MiB", *(mebibytes(peak_of(runs[way])) for way in WAYS))
+            times = tenth_percentiles(runs)
+            table.add_row(model, "p10 ms", *(f"{times[way]:.3f}" for way in WAYS))
         console.print(table)
 
 

@@ -18,6 +18,7 @@ import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ class Halves:
         late: places of the gradients.
         like: per gradient a fake tensor.
         scale: place of the seed among the inputs; None: the seed is 1.
+        constants: tensors that the graph holds; they follow the inputs.
     """
 
     forward: fx.GraphModule
@@ -56,6 +58,7 @@ class Halves:
     late: tuple[int, ...]
     like: tuple[torch.Tensor, ...]
     scale: int | None
+    constants: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,8 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
     inputs = graph.find_nodes(op="placeholder")
     roles = [slots[node.meta["slot"]].role for node in inputs]
     scale = roles.index(Role.SCALE) if Role.SCALE in roles else None
+    constants = _take_constants(module)
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
     seed = _take_seed(graph, None if scale is None else inputs[scale])
     late = {seed}
     for node in graph.nodes:
@@ -107,7 +112,7 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
     carried = [
         node
         for node in graph.nodes
-        if node.op in ("call_function", "get_attr") and node not in late
+        if node.op == "call_function" and node not in late
         if isinstance(node.meta.get("val"), torch.Tensor)
         if node in made or late.intersection(node.users)
     ]
@@ -120,7 +125,24 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
         tuple(gradients),
         tuple(node.meta["val"] for node in made),
         scale,
+        constants,
     )
+
+
+def _take_constants(module: fx.GraphModule) -> tuple[torch.Tensor, ...]:
+    """Make the tensors that a graph holds inputs of it, behind the others."""
+    found = []
+    last = module.graph.find_nodes(op="placeholder")[-1]
+    for node in module.graph.find_nodes(op="get_attr"):
+        value = getattr(module, str(node.target))
+        if isinstance(value, torch.Tensor):
+            with module.graph.inserting_after(last):
+                last = module.graph.placeholder(f"held_{node.name}")
+            last.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(last)
+            module.graph.erase_node(node)
+            found.append(value)
+    return tuple(found)
 
 
 def _take_seed(graph: fx.Graph, scale: fx.Node | None) -> fx.Node:
@@ -178,25 +200,68 @@ class _Derivative(torch.autograd.Function):
 
 
 class _Function(torch.nn.Module):
-    """Forward of `_Derivative` as a module: constants of its graph are buffers."""
+    """Forward of `_Derivative` as a module, which a graph can call."""
 
     def __init__(self, halves: Halves) -> None:
         super().__init__()
-        self.forward_half, self.backward_half = halves.forward, halves.backward
-        self.halves = (halves,)
+        self.halves = halves
 
     def forward(self, *values: torch.Tensor) -> Any:
         """Return forward's results."""
-        return _Derivative.apply(self.halves[0], *values)  # type: ignore[no-untyped-call]
+        return _Derivative.apply(self.halves, *values)  # type: ignore[no-untyped-call]
 
     def called(self, inputs: int) -> fx.GraphModule:
         """Return a call of it as a graph."""
         graph = fx.Graph()
         values = tuple(graph.placeholder(f"input{place}") for place in range(inputs))
         made = graph.call_module("function", values)
-        results = range(len(self.halves[0].early))
+        results = range(len(self.halves.early))
         graph.output(tuple(graph.call_function(operator.getitem, (made, k)) for k in results))
         return fx.GraphModule({"function": self}, graph)
+
+
+@dataclass
+class _Code:
+    """The compiled halves, called one after the other without autograd.
+
+    Attributes:
+        halves: what was compiled.
+        both: both halves behind autograd, as AOTAutograd gives them out.
+        stand_ins: first inputs of forward.
+        graphs: forward and, once it has run, backward.
+        codes: their code.
+    """
+
+    halves: Halves
+    both: Callable[..., Any]
+    stand_ins: list[torch.Tensor]
+    graphs: list[fx.Graph]
+    codes: list[Callable[[list[Any]], Any]]
+
+    def __call__(self, values: list[torch.Tensor], seed: torch.Tensor) -> list[torch.Tensor]:
+        """Return forward's results, then the gradients."""
+        if len(self.codes) < 2:
+            with torch.enable_grad():
+                early = self.both(*self.stand_ins, *values)
+                return [*early, *torch.autograd.grad(early[0], self.stand_ins, seed)]
+        results = len(self.halves.early)
+        with torch.no_grad():
+            made = list(self.codes[0]([*self.stand_ins, *values]))
+            early, inputs = made[:results], [made[place] for place in self.carried]
+            made.clear()  # what backward has read is freed
+            inputs.append(seed)
+            late = self.codes[1](inputs)
+        return [*early, *late[: len(self.halves.late)]]
+
+    @cached_property
+    def carried(self) -> list[int]:
+        """Places among forward's results of backward's inputs, but for the last, the seed."""
+        forward, backward = self.graphs
+        results: Any = forward.output_node().args[0]
+        made = {node.name: place for place, node in enumerate(results) if node is not None}
+        *kept, seed = [node.name for node in backward.find_nodes(op="placeholder")]
+        assert seed.startswith("tangents")
+        return [made[name] for name in kept]
 
 
 def choose(joint: fx.GraphModule, results: int, memory_budget: float) -> Cut:
@@ -267,8 +332,7 @@ class Recomputing:
         self._halves = split(gradient, slots)
         self._budget = memory_budget
         self._run_as_traced = run_as_traced
-        self._code: Callable[..., Any] | None = None
-        self._stand_ins: list[torch.Tensor] = []
+        self._code: _Code | None = None
         self._one = torch.ones(())
         self.cuts: list[Cut] = []
 
@@ -276,17 +340,15 @@ class Recomputing:
         """Return the gradient graph's results, in its order."""
         halves = self._halves
         values = [value.detach() if value.requires_grad else value for value in inputs]
+        values += halves.constants
         if self._code is None:
-            self._stand_ins = _stand_ins(halves, values[0].device)
             self._one = self._one.to(values[0].device)
             self._code = _trace(
                 halves, values, self._budget, self.cuts.append, run_as_traced=self._run_as_traced
             )
-        with torch.enable_grad():
-            early = self._code(*self._stand_ins, *values)
-            seed = self._one if halves.scale is None else values[halves.scale]
-            late = torch.autograd.grad(early[0], self._stand_ins, seed)
-        results = dict(zip((*halves.early, *halves.late), (*early, *late), strict=True))
+        seed = self._one if halves.scale is None else values[halves.scale]
+        made = self._code(values, seed)
+        results = dict(zip((*halves.early, *halves.late), made, strict=True))
         return [results[place].detach() for place in range(len(results))]
 
 
@@ -305,13 +367,27 @@ def _trace(
     note: Callable[[Cut], None],
     *,
     run_as_traced: bool,
-) -> Callable[..., Any]:
+) -> _Code:
+    graphs: list[fx.Graph] = []
+    codes: list[Callable[[list[Any]], Any]] = []
+
     def partition(joint: fx.GraphModule, results: int) -> tuple[fx.GraphModule, fx.GraphModule]:
         made = choose(joint, results, memory_budget)
         note(made)
         return made.forward, made.backward
 
-    inputs = [*_stand_ins(halves, values[0].device), *values]
-    function = _Function(halves).called(len(inputs))
-    settings = {"reorder_for_peak_memory": True}
-    return joint_code(function, inputs, partition, settings, run_as_traced=run_as_traced)
+    def compiled(graph: fx.Graph, code: Callable[[list[Any]], Any]) -> None:
+        graphs.append(graph)
+        codes.append(code)
+
+    stand_ins = _stand_ins(halves, values[0].device)
+    inputs = [*stand_ins, *values]
+    both = joint_code(
+        _Function(halves).called(len(inputs)),
+        inputs,
+        partition,
+        compiled,
+        {"reorder_for_peak_memory": True},
+        run_as_traced=run_as_traced,
+    )
+    return _Code(halves, both, stand_ins, graphs, codes)

@@ -342,6 +342,7 @@ def joint_code(
     module: fx.GraphModule,
     inputs: Sequence[torch.Tensor],
     partition: Callable[[fx.GraphModule, int], tuple[fx.GraphModule, fx.GraphModule]],
+    compiled: Callable[[fx.Graph, Callable[[list[Any]], Any]], None],
     settings: dict[str, Any],
     *,
     run_as_traced: bool,
@@ -350,9 +351,10 @@ def joint_code(
 
     Args:
         module: the function as a graph that returns a tuple of tensors; not to be used again.
-        inputs: examples; fake ones if the result is not called.
-        partition: gets the joint graph, in the ops that inductor compiles, and the number of
-            forward's results; returns forward, which returns those and what it keeps, and backward.
+        inputs: examples, fake ones if the result is not called.
+        partition: takes the joint graph in inductor's ops and the number of forward's results;
+            returns forward, which also returns what it keeps, and backward.
+        compiled: gets each half and its code, which empties the list of inputs it takes.
         settings: of ``torch._inductor.config``.
         run_as_traced: run the two graphs node by node instead.
     """
@@ -361,17 +363,18 @@ def joint_code(
     from torch._inductor.custom_graph_pass import CustomPartitionerFn
 
     class Partition(CustomPartitionerFn):
-        def __call__(self, gm: fx.GraphModule, joint_inputs: Any, **options: Any) -> Any:
-            del joint_inputs
+        def __call__(self, gm: fx.GraphModule, joint_inputs: Any, **options: Any) -> Any:  # noqa: ARG002
             return partition(gm, options["num_fwd_outputs"])
 
         def uuid(self) -> str:
             return "mpcompile"  # what is compiled and cached are the halves themselves
 
-    def as_traced(graph: fx.GraphModule, *_: Any, **__: Any) -> Any:
-        return make_boxed_func(graph.forward)
+    def code(half: fx.GraphModule, *given: Any, **options: Any) -> Any:
+        graph = copy_graph(half).graph  # inductor renames nodes
+        plain = make_boxed_func(half.forward) if run_as_traced else None
+        compiled(graph, made := plain or compile_fx_inner(half, *given, **options))
+        return made
 
-    code: Any = as_traced if run_as_traced else compile_fx_inner
     patches = {**settings, "custom_partitioner_fn": Partition()}
     # AOTAutograd's cache knows a graph by its text, which does not show what a module in it does.
     with torch._functorch.config.patch(enable_autograd_cache=False), torch.enable_grad():
@@ -382,10 +385,7 @@ def joint_code(
 def min_cut(
     joint: fx.GraphModule, results: int, static: list[int], memory_budget: float
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Cut a joint graph, which it changes, by torch's partitioner.
-
-    Inputs are named ``primals`` and ``tangents``; those in the places `static` are free to keep.
-    """
+    """Cut a joint graph, which it changes, by torch's partitioner; `static` inputs are free."""
     from torch._functorch.partitioners import min_cut_rematerialization_partition
 
     # torch merges equal calls, but for random ops that it knows by name.
