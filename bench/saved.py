@@ -33,12 +33,13 @@ from torch.profiler import ProfilerActivity, profile
 from variant import TINY, load
 from ways import by_autocast, by_plan, gradients
 
+from mpcompile.inductor_private import compiled
 from mpcompile.liveness import saved_bytes, tensor_bytes
 from mpcompile.pipeline import transform
 from mpcompile.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.recompute import Cut, Recomputing, cut
-from mpcompile.torch_private import copy_graph, inductor, is_view
+from mpcompile.torch_private import copy_graph, is_view
 from mpcompile.workload import Workload
 
 WAYS = ("torch.compile", "one graph", "halves")
@@ -80,7 +81,7 @@ def traced(workload: Workload, budgets: Sequence[float]) -> dict[str, dict[str, 
     return found
 
 
-def compiled(make: Callable[[], Workload]) -> dict[str, Callable[[], Any]]:
+def three_ways(make: Callable[[], Workload]) -> dict[str, Callable[[], Any]]:
     """Return forward and backward of a model in three ways."""
     workload = make()
     loss, parameters = workload.loss, list(workload.model.parameters())
@@ -99,11 +100,11 @@ def compiled(make: Callable[[], Workload]) -> dict[str, Callable[[], Any]]:
         values[node.meta["slot"].removesuffix(".working")].to(node.meta["val"].dtype)
         for node in made.step.gradient.graph.find_nodes(op="placeholder")
     ]
-    whole = inductor(copy_graph(made.step.gradient), inputs, {"reorder_for_peak_memory": True})
+    [(_, whole)] = compiled(copy_graph(made.step.gradient), inputs)
     halves = Recomputing(made.step.gradient, made.step.slots)
     return {
         "torch.compile": run_peer,
-        "one graph": torch.no_grad()(lambda: whole(*inputs)),
+        "one graph": torch.no_grad()(lambda: whole(list(inputs))),
         "halves": lambda: halves(*inputs),
     }
 
@@ -175,7 +176,7 @@ def main() -> None:
     if options.peak:
         table = Table("model", "", *WAYS, title="forward and backward, bfloat16")
         for model in options.models:
-            runs = compiled(lambda model=model: load(model, options.size, "cpu"))  # type: ignore[misc]
+            runs = three_ways(lambda model=model: load(model, options.size, "cpu"))  # type: ignore[misc]
             table.add_row(model, "peak MiB", *(mebibytes(peak_of(runs[way])) for way in WAYS))
             times = tenth_percentiles(runs)
             table.add_row(model, "p10 ms", *(f"{times[way]:.3f}" for way in WAYS))

@@ -11,11 +11,12 @@ from torch import fx
 
 from mpcompile.control_flow import is_control_flow
 from mpcompile.errors import BadInput, CannotCapture
+from mpcompile.inductor_private import Code, compiled
 from mpcompile.passes.emulate_half import emulate_half
 from mpcompile.passes.numbers_to_tensors import numbers_to_tensors
 from mpcompile.recompute import Recomputing
 from mpcompile.step import StepGraph, add_input, call, placeholders, results
-from mpcompile.torch_private import copy_graph, inductor, is_view, op_name
+from mpcompile.torch_private import copy_graph, is_view, op_name
 
 Backend: TypeAlias = Literal["interpreter", "inductor"]
 
@@ -141,9 +142,9 @@ class _Compiled:
 
     def __init__(self, module: fx.GraphModule) -> None:
         self._module = module
-        self._code: Callable[..., Any] | None = None
+        self._code: Code | None = None
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         if self._code is None:
-            self._code = inductor(self._module, inputs, {"reorder_for_peak_memory": True})
-        return self._code(*inputs)
+            [(_, self._code)] = compiled(copy_graph(self._module), inputs)
+        return self._code(list(inputs))

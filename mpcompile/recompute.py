@@ -16,25 +16,18 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
+from mpcompile.inductor_private import Code, compiled, min_cut
 from mpcompile.liveness import result_bytes
 from mpcompile.step import Role, Slot
-from mpcompile.torch_private import (
-    copy_graph,
-    draws,
-    fake_like,
-    joint_code,
-    min_cut,
-    module_of,
-)
+from mpcompile.torch_private import copy_graph, draws, fake_like, module_of
 
 
 @dataclass(frozen=True)
@@ -220,50 +213,6 @@ class _Function(torch.nn.Module):
         return fx.GraphModule({"function": self}, graph)
 
 
-@dataclass
-class _Code:
-    """The compiled halves, called one after the other without autograd.
-
-    Attributes:
-        halves: what was compiled.
-        both: both halves behind autograd, as AOTAutograd gives them out.
-        stand_ins: first inputs of forward.
-        graphs: forward and, once it has run, backward.
-        codes: their code.
-    """
-
-    halves: Halves
-    both: Callable[..., Any]
-    stand_ins: list[torch.Tensor]
-    graphs: list[fx.Graph]
-    codes: list[Callable[[list[Any]], Any]]
-
-    def __call__(self, values: list[torch.Tensor], seed: torch.Tensor) -> list[torch.Tensor]:
-        """Return forward's results, then the gradients."""
-        if len(self.codes) < 2:
-            with torch.enable_grad():
-                early = self.both(*self.stand_ins, *values)
-                return [*early, *torch.autograd.grad(early[0], self.stand_ins, seed)]
-        results = len(self.halves.early)
-        with torch.no_grad():
-            made = list(self.codes[0]([*self.stand_ins, *values]))
-            early, inputs = made[:results], [made[place] for place in self.carried]
-            made.clear()  # what backward has read is freed
-            inputs.append(seed)
-            late = self.codes[1](inputs)
-        return [*early, *late[: len(self.halves.late)]]
-
-    @cached_property
-    def carried(self) -> list[int]:
-        """Places among forward's results of backward's inputs, but for the last, the seed."""
-        forward, backward = self.graphs
-        results: Any = forward.output_node().args[0]
-        made = {node.name: place for place, node in enumerate(results) if node is not None}
-        *kept, seed = [node.name for node in backward.find_nodes(op="placeholder")]
-        assert seed.startswith("tangents")
-        return [made[name] for name in kept]
-
-
 def choose(joint: fx.GraphModule, results: int, memory_budget: float) -> Cut:
     """Let torch cut a joint graph; every input is free to keep.
 
@@ -302,11 +251,39 @@ def cut(gradient: fx.GraphModule, slots: dict[str, Slot], memory_budget: float =
         slots: of the step, by name.
         memory_budget: as for `Recomputing`.
     """
-    cuts: list[Cut] = []
     halves = split(gradient, slots)
     values = [node.meta["val"] for node in halves.forward.graph.find_nodes(op="placeholder")]
-    _trace(halves, values, memory_budget, cuts.append, run_as_traced=True)
-    return cuts[0]
+    return _compile(halves, values, memory_budget, run_as_traced=True).cut
+
+
+@dataclass(frozen=True)
+class _Code:
+    """The two halves, ready to run.
+
+    Attributes:
+        cut: what was compiled.
+        forward: its code.
+        backward: its code.
+        stand_ins: forward's first inputs, which it does not read.
+        carried: places among forward's results of backward's inputs, but for the last, the seed.
+    """
+
+    cut: Cut
+    forward: Code
+    backward: Code
+    stand_ins: list[torch.Tensor]
+    carried: list[int]
+
+    def __call__(
+        self, values: Sequence[torch.Tensor], seed: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return forward's results and the gradients."""
+        made = list(self.forward([*self.stand_ins, *values]))
+        early = made[: self.cut.results]
+        inputs = [made[place] for place in self.carried]
+        made.clear()  # what backward has read is freed
+        inputs.append(seed)
+        return early, list(self.backward(inputs))
 
 
 class Recomputing:
@@ -334,7 +311,11 @@ class Recomputing:
         self._run_as_traced = run_as_traced
         self._code: _Code | None = None
         self._one = torch.ones(())
-        self.cuts: list[Cut] = []
+
+    @property
+    def cut(self) -> Cut | None:
+        """What was compiled, after the first call."""
+        return self._code.cut if self._code else None
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """Return the gradient graph's results, in its order."""
@@ -343,51 +324,44 @@ class Recomputing:
         values += halves.constants
         if self._code is None:
             self._one = self._one.to(values[0].device)
-            self._code = _trace(
-                halves, values, self._budget, self.cuts.append, run_as_traced=self._run_as_traced
-            )
+            self._code = _compile(halves, values, self._budget, run_as_traced=self._run_as_traced)
         seed = self._one if halves.scale is None else values[halves.scale]
-        made = self._code(values, seed)
-        results = dict(zip((*halves.early, *halves.late), made, strict=True))
-        return [results[place].detach() for place in range(len(results))]
+        with torch.no_grad():
+            early, late = self._code(values, seed)
+        results = dict(zip(halves.early, early, strict=True))
+        results |= zip(halves.late, late, strict=False)  # then Nones, for inputs without gradient
+        return [results[place] for place in range(len(results))]
 
 
-def _stand_ins(halves: Halves, device: torch.device) -> list[torch.Tensor]:
-    """Return a tensor for each gradient, of its shape and dtype, that needs no memory."""
-    return [
+def _compile(
+    halves: Halves, values: Sequence[torch.Tensor], memory_budget: float, *, run_as_traced: bool
+) -> _Code:
+    """Trace, cut and compile.
+
+    Args:
+        halves: before the cut.
+        values: examples of the inputs.
+        memory_budget: as for `Recomputing`.
+        run_as_traced: as for `Recomputing`.
+    """
+    cuts: list[Cut] = []
+
+    def partition(joint: fx.GraphModule, results: int) -> tuple[fx.GraphModule, fx.GraphModule]:
+        cuts.append(choose(joint, results, memory_budget))
+        return cuts[0].forward, cuts[0].backward
+
+    device = values[0].device
+    stand_ins = [  # of the shape and dtype of each gradient; without memory
         torch.empty((), dtype=like.dtype, device=device).expand(like.shape).requires_grad_()
         for like in halves.like
     ]
-
-
-def _trace(
-    halves: Halves,
-    values: Sequence[torch.Tensor],
-    memory_budget: float,
-    note: Callable[[Cut], None],
-    *,
-    run_as_traced: bool,
-) -> _Code:
-    graphs: list[fx.Graph] = []
-    codes: list[Callable[[list[Any]], Any]] = []
-
-    def partition(joint: fx.GraphModule, results: int) -> tuple[fx.GraphModule, fx.GraphModule]:
-        made = choose(joint, results, memory_budget)
-        note(made)
-        return made.forward, made.backward
-
-    def compiled(graph: fx.Graph, code: Callable[[list[Any]], Any]) -> None:
-        graphs.append(graph)
-        codes.append(code)
-
-    stand_ins = _stand_ins(halves, values[0].device)
     inputs = [*stand_ins, *values]
-    both = joint_code(
-        _Function(halves).called(len(inputs)),
-        inputs,
-        partition,
-        compiled,
-        {"reorder_for_peak_memory": True},
-        run_as_traced=run_as_traced,
+    function = _Function(halves).called(len(inputs))
+    (forward, forth), (backward, back) = compiled(
+        function, inputs, partition, run_as_traced=run_as_traced
     )
-    return _Code(halves, both, stand_ins, graphs, codes)
+    results: Any = forward.output_node().args[0]
+    places = {node.name: place for place, node in enumerate(results) if node is not None}
+    *kept, seed = [node.name for node in backward.find_nodes(op="placeholder")]
+    assert seed.startswith("tangents")
+    return _Code(cuts[0], forth, back, stand_ins, [places[name] for name in kept])

@@ -1,7 +1,8 @@
 """Every touch of torch that is not public API, each with what it is needed for.
 
 Checked on torch 2.11 and 2.13. Nothing else in the project imports from a torch package or reads a
-torch attribute whose name starts with an underscore, or from ``torch.fx.experimental``.
+torch attribute whose name starts with an underscore, or from ``torch.fx.experimental``, but for
+`mpcompile.inductor_private`, which is heavy to import.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx
@@ -156,24 +157,6 @@ def new_program(
         example_inputs=program.example_inputs,
         constants=program.constants,
         verifiers=program.verifiers,
-    )
-
-
-def inductor(
-    module: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, Any]
-) -> Callable[..., Any]:
-    """Compile one graph with inductor, under these settings of ``torch._inductor.config``.
-
-    `torch.compile` would guard on the inputs at each call; a step whose shapes are fixed needs no
-    guards. Used by torch itself for regional compilation.
-    """
-    from torch._inductor import standalone_compile  # heavy; only when inductor is asked for
-
-    return standalone_compile(
-        module,
-        list(inputs),
-        dynamic_shapes="from_example_inputs",
-        options={"config_patches": settings},
     )
 
 
@@ -336,62 +319,3 @@ def note_step(optimizer: torch.optim.Optimizer) -> None:
 def version_of(tensor: torch.Tensor) -> int:
     """Return how often PyTorch's operations have written to the tensor in place."""
     return tensor._version
-
-
-def joint_code(
-    module: fx.GraphModule,
-    inputs: Sequence[torch.Tensor],
-    partition: Callable[[fx.GraphModule, int], tuple[fx.GraphModule, fx.GraphModule]],
-    compiled: Callable[[fx.Graph, Callable[[list[Any]], Any]], None],
-    settings: dict[str, Any],
-    *,
-    run_as_traced: bool,
-) -> Callable[..., Any]:
-    """Compile a function and its derivative with inductor, as `torch.compile` does below Dynamo.
-
-    Args:
-        module: the function as a graph that returns a tuple of tensors; not to be used again.
-        inputs: examples, fake ones if the result is not called.
-        partition: takes the joint graph in inductor's ops and the number of forward's results;
-            returns forward, which also returns what it keeps, and backward.
-        compiled: gets each half and its code, which empties the list of inputs it takes.
-        settings: of ``torch._inductor.config``.
-        run_as_traced: run the two graphs node by node instead.
-    """
-    from torch._functorch._aot_autograd.utils import make_boxed_func
-    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-    from torch._inductor.custom_graph_pass import CustomPartitionerFn
-
-    class Partition(CustomPartitionerFn):
-        def __call__(self, gm: fx.GraphModule, joint_inputs: Any, **options: Any) -> Any:  # noqa: ARG002
-            return partition(gm, options["num_fwd_outputs"])
-
-        def uuid(self) -> str:
-            return "mpcompile"  # what is compiled and cached are the halves themselves
-
-    def code(half: fx.GraphModule, *given: Any, **options: Any) -> Any:
-        graph = copy_graph(half).graph  # inductor renames nodes
-        plain = make_boxed_func(half.forward) if run_as_traced else None
-        compiled(graph, made := plain or compile_fx_inner(half, *given, **options))
-        return made
-
-    patches = {**settings, "custom_partitioner_fn": Partition()}
-    # AOTAutograd's cache knows a graph by its text, which does not show what a module in it does.
-    with torch._functorch.config.patch(enable_autograd_cache=False), torch.enable_grad():
-        made = compile_fx(module, list(inputs), inner_compile=code, config_patches=patches)
-    return cast(Callable[..., Any], made)
-
-
-def min_cut(
-    joint: fx.GraphModule, results: int, static: list[int], memory_budget: float
-) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Cut a joint graph, which it changes, by torch's partitioner; `static` inputs are free."""
-    from torch._functorch.partitioners import min_cut_rematerialization_partition
-
-    # torch merges equal calls, but for random ops that it knows by name.
-    own = [n for n in joint.graph.nodes if str(n.target).startswith("mpcompile.")]
-    merge = not any(map(draws, own))
-    with torch._functorch.config.patch(activation_memory_budget=memory_budget, cse=merge):
-        return min_cut_rematerialization_partition(
-            joint, None, num_fwd_outputs=results, static_lifetime_input_indices=static
-        )
