@@ -21,6 +21,7 @@ from mpcompile.lower_torch import Backend, default_backend
 from mpcompile.measured import MeasuredOverflow, overruled
 from mpcompile.pass_runner import run_passes
 from mpcompile.passes import BEFORE_AUTOGRAD, GRADIENT, forward_passes, training_passes
+from mpcompile.passes.hoist_weight_casts import weights_cast
 from mpcompile.plan import Plan
 from mpcompile.policy import Level, Policy
 from mpcompile.precision import Precision
@@ -163,7 +164,8 @@ def transform(
         changes[name] = changes.get(name, 0) + count
     shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
     device = next(iter(workload.model.parameters())).device
-    update = trace_update(workload.optimizer, groups, shapes, device, workload.origin)
+    cast = weights_cast(gradient.graph, slots)
+    update = trace_update(workload.optimizer, groups, cast, shapes, device, workload.origin)
     step = join(gradient, slots, update)
     changes |= run_passes(step, training_passes(loss_scale), StepGraph.check)
     return Transformed(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,18 +102,22 @@ def trained_parameters(
 def trace_update(
     optimizer: torch.optim.Optimizer,
     groups: Sequence[Sequence[str]],
+    cast: Collection[str],
     shapes: Mapping[str, tuple[int, ...]],
     device: torch.device,
     origin: str,
 ) -> Update:
     """Trace ``optimizer.step()``.
 
-    An elementwise optimizer sees a parameter group as one flat parameter; whether it is elementwise
-    is read off the traced graph. Any other is traced a parameter at a time.
+    An elementwise optimizer sees a parameter group as one flat parameter, or as two: weights that
+    get a working copy lie apart from the others. One kernel then reads and writes all of an arena;
+    a working copy of a part of it would be another pass over the masters. Whether an optimizer is
+    elementwise is read off the traced graph. Any other is traced a parameter at a time.
 
     Args:
         optimizer: the user's; neither it nor its parameters are touched.
         groups: names of the trained parameters per group (`trained_parameters`).
+        cast: names of those that the gradient graph casts to 16 bits.
         shapes: their shapes.
         device: where the update runs.
         origin: the user's place for error messages.
@@ -121,10 +125,14 @@ def trace_update(
     Raises:
         CannotCapture: ``step()`` depends on values in a way a graph cannot express.
     """
-    flat = tuple(
-        Arena(f"arena{index}", index, tuple(names), tuple(shapes[n] for n in names), flat=True)
+    parts = [
+        (index, [name for name in names if (name in cast) is narrow])
         for index, names in enumerate(groups)
-        if names
+        for narrow in (True, False)
+    ]
+    flat = tuple(
+        Arena(f"arena{number}", index, tuple(names), tuple(shapes[n] for n in names), flat=True)
+        for number, (index, names) in enumerate((index, names) for index, names in parts if names)
     )
     try:
         update = _trace(optimizer, flat, device)

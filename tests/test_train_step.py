@@ -168,17 +168,17 @@ def test_the_model_holds_the_masters_bit_for_bit() -> None:
     step = compiled(model)
     for seed in range(5):
         step(*batch(seed))
-    (arena,) = step.step.arenas
-    master = step._state[f"{arena.name}.master"]
-    working = step._state[f"{arena.name}.working"]
     named = dict(model.named_parameters())
-    for offset, name, shape in zip(arena.offsets, arena.parameters, arena.shapes, strict=False):
-        length = named[name].numel()
-        assert torch.equal(named[name].detach(), master[offset : offset + length].view(shape))
-        if name in step.step.working:
-            assert torch.equal(
-                named[name].detach().half(), working[offset : offset + length].view(shape)
-            )
+    for arena in step.step.arenas:
+        master = step._state[f"{arena.name}.master"]
+        working = step._state.get(f"{arena.name}.working")
+        for offset, name, shape in zip(arena.offsets, arena.parameters, arena.shapes, strict=False):
+            held = named[name].detach()
+            place = slice(offset, offset + held.numel())
+            assert torch.equal(held, master[place].view(shape))
+            assert (working is not None) == (name in step.step.working)
+            if working is not None:
+                assert torch.equal(held.half(), working[place].view(shape))
     assert all(parameter.dtype is torch.float32 for parameter in model.parameters())
     assert set(step.step.working) == {"one.weight", "one.bias", "two.weight", "three.bias",
                                       "head.weight", "head.bias"}  # fmt: skip

@@ -113,8 +113,8 @@ def test_batch_norm_statistics_are_gated() -> None:
         if node.target is torch.ops.aten.where.self
     }
     assert gated == {
-        "arena0.master", "arena0.momentum_buffer", "1.running_mean", "1.running_var",
-        "1.num_batches_tracked",
+        "arena0.master", "arena0.momentum_buffer", "arena1.master", "arena1.momentum_buffer",
+        "1.running_mean", "1.running_var", "1.num_batches_tracked",
     }  # fmt: skip
 
 

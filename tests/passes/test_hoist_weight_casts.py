@@ -83,15 +83,15 @@ def test_no_cast_of_a_weight_is_left() -> None:
                 assert not any(is_cast(user) for user in node.users)
 
 
-def test_the_arena_holds_the_weights_with_a_copy_first() -> None:
+def test_weights_with_a_copy_have_an_arena_of_their_own() -> None:
     step = step_of(tied())
     hoist_weight_casts(step)
-    (arena,) = step.arenas
-    assert arena.parameters == (
-        "words.weight", "gate.weight", "gate.bias", "norm.weight", "norm.bias"
-    )  # fmt: skip
-    assert arena.offsets == (0, 96, 160, 192, 224, 256)
+    copied, others = step.arenas
+    assert copied.parameters == ("words.weight", "gate.weight", "gate.bias")
+    assert others.parameters == ("norm.weight", "norm.bias")
+    assert copied.offsets == (0, 96, 160, 192)
     assert step.slots["arena0.working"].shape == (192,)
+    assert "arena1.working" not in step.slots
 
 
 def test_the_gradient_graph_computes_the_same() -> None:

@@ -16,9 +16,9 @@ from mpcompile.workload import Workload
 
 
 def packed_value(step: StepGraph, **given: torch.Tensor) -> torch.Tensor:
-    """Run the update graph up to the packed gradient."""
+    """Run the update graph up to the packed gradient of the first arena."""
     module = copy_graph(step.update)
-    node = next(node for node in module.graph.nodes if node.meta.get("packed"))
+    node = next(node for node in module.graph.nodes if node.meta.get("packed") == "arena0")
     module.graph.output_node().args = ((node,),)
     return run(module, *inputs_of(step, step.update.graph, **given))[0]
 
@@ -26,42 +26,47 @@ def packed_value(step: StepGraph, **given: torch.Tensor) -> torch.Tensor:
 def test_16_bit_gradients_are_joined_before_they_are_widened() -> None:
     step = step_of(tied())
     hoist_weight_casts(step)
-    assert pack_gradients(step) == 1
+    assert pack_gradients(step) == 2
     assert_expected_inline(
         graph_text(step.update.graph),
         """\
-arena0_master          f32[256]   input arena0.master
-arena0_step            f32[5]     input arena0.step
-arena0_exp_avg         f32[256]   input arena0.exp_avg
-arena0_exp_avg_sq      f32[256]   input arena0.exp_avg_sq
+arena0_master          f32[192]   input arena0.master
+arena0_step            f32[3]     input arena0.step
+arena0_exp_avg         f32[192]   input arena0.exp_avg
+arena0_exp_avg_sq      f32[192]   input arena0.exp_avg_sq
+arena1_master          f32[64]    input arena1.master
+arena1_step            f32[2]     input arena1.step
+arena1_exp_avg         f32[64]    input arena1.exp_avg
+arena1_exp_avg_sq      f32[64]    input arena1.exp_avg_sq
 group0_lr              f64[]      input group0.lr
 grad_words_weight      f16[10,8]  input grad.words.weight
 grad_gate_weight       f16[8,8]   input grad.gate.weight
 grad_gate_bias         f16[8]     input grad.gate.bias
 grad_norm_weight       f32[8]     input grad.norm.weight
 grad_norm_bias         f32[8]     input grad.norm.bias
+reshape_default_3      f32[8]     reshape grad_norm_weight [-1]
+new_zeros_default_2    f32[24]    new_zeros grad_norm_weight [24]
+reshape_default_4      f32[8]     reshape grad_norm_bias [-1]
+cat_default_1          f32[64]    cat [reshape_default_3,new_zeros_default_2,reshape_default_4,new_zeros_default_2]
 reshape_default        f16[80]    reshape grad_words_weight [-1]
 new_zeros_default      f16[16]    new_zeros grad_words_weight [16]
 reshape_default_1      f16[64]    reshape grad_gate_weight [-1]
 reshape_default_2      f16[8]     reshape grad_gate_bias [-1]
 new_zeros_default_1    f16[24]    new_zeros grad_gate_bias [24]
-reshape_default_3      f32[8]     reshape grad_norm_weight [-1]
-new_zeros_default_2    f32[24]    new_zeros grad_norm_weight [24]
-reshape_default_4      f32[8]     reshape grad_norm_bias [-1]
 cat_default            f16[192]   cat [reshape_default,new_zeros_default,reshape_default_1,reshape_default_2,new_zeros_default_1]
 _to_copy_default_1     f32[192]   _to_copy cat_default dtype=f32
-cat_default_1          f32[64]    cat [reshape_default_3,new_zeros_default_2,reshape_default_4,new_zeros_default_2]
-cat_default_2          f32[256]   cat [_to_copy_default_1,cat_default_1]
 select                 f32[]      select arena0_step 0 0
 clone_1                f32[]      clone select
+select_1               f32[]      select arena1_step 0 0
+clone_5                f32[]      clone select_1
 _local_scalar_dense    number     _local_scalar_dense group0_lr
 add                    f32[]      add clone_1 1
 mul                    number     mul _local_scalar_dense 0.01
 sub                    number     sub 1 mul
-mul_1                  f32[256]   mul arena0_master sub
-lerp                   f32[256]   lerp arena0_exp_avg cat_default_2 0.1
-mul_2                  f32[256]   mul arena0_exp_avg_sq 0.999
-addcmul                f32[256]   addcmul mul_2 cat_default_2 cat_default_2 value=0.001
+mul_1                  f32[192]   mul arena0_master sub
+lerp                   f32[192]   lerp arena0_exp_avg _to_copy_default_1 0.1
+mul_2                  f32[192]   mul arena0_exp_avg_sq 0.999
+addcmul                f32[192]   addcmul mul_2 _to_copy_default_1 _to_copy_default_1 value=0.001
 _local_scalar_dense_1  number     _local_scalar_dense add
 pow_1                  number     pow 0.9 _local_scalar_dense_1
 sub_1                  number     sub 1 pow_1
@@ -69,18 +74,41 @@ pow_2                  number     pow 0.999 _local_scalar_dense_1
 sub_2                  number     sub 1 pow_2
 truediv                number     truediv _local_scalar_dense sub_1
 pow_3                  number     pow sub_2 0.5
-sqrt                   f32[256]   sqrt addcmul
-div                    f32[256]   div sqrt pow_3
-add_1                  f32[256]   add div 1e-08
+sqrt                   f32[192]   sqrt addcmul
+div                    f32[192]   div sqrt pow_3
+add_1                  f32[192]   add div 1e-08
 neg                    number     neg truediv
-addcdiv                f32[256]   addcdiv mul_1 lerp add_1 value=neg
-expand_1               f32[5]     expand add [5]
-slice_tensor           f32[192]   slice addcdiv 0 0 192
-_to_copy_default       f16[192]   _to_copy slice_tensor dtype=f16
+addcdiv                f32[192]   addcdiv mul_1 lerp add_1 value=neg
+add_2                  f32[]      add clone_5 1
+mul_3                  number     mul _local_scalar_dense 0.01
+sub_3                  number     sub 1 mul_3
+mul_4                  f32[64]    mul arena1_master sub_3
+lerp_1                 f32[64]    lerp arena1_exp_avg cat_default_1 0.1
+mul_5                  f32[64]    mul arena1_exp_avg_sq 0.999
+addcmul_1              f32[64]    addcmul mul_5 cat_default_1 cat_default_1 value=0.001
+_local_scalar_dense_2  number     _local_scalar_dense add_2
+pow_4                  number     pow 0.9 _local_scalar_dense_2
+sub_4                  number     sub 1 pow_4
+pow_5                  number     pow 0.999 _local_scalar_dense_2
+sub_5                  number     sub 1 pow_5
+truediv_1              number     truediv _local_scalar_dense sub_4
+pow_6                  number     pow sub_5 0.5
+sqrt_1                 f32[64]    sqrt addcmul_1
+div_1                  f32[64]    div sqrt_1 pow_6
+add_3                  f32[64]    add div_1 1e-08
+neg_1                  number     neg truediv_1
+addcdiv_1              f32[64]    addcdiv mul_4 lerp_1 add_3 value=neg_1
+expand_2               f32[3]     expand add [3]
+expand_3               f32[2]     expand add_2 [2]
+_to_copy_default       f16[192]   _to_copy addcdiv dtype=f16
 return                            arena0.master = addcdiv
-return                            arena0.step = expand_1
+return                            arena0.step = expand_2
 return                            arena0.exp_avg = lerp
 return                            arena0.exp_avg_sq = addcmul
+return                            arena1.master = addcdiv_1
+return                            arena1.step = expand_3
+return                            arena1.exp_avg = lerp_1
+return                            arena1.exp_avg_sq = addcmul_1
 return                            arena0.working = _to_copy_default""",
     )
     assert pack_gradients(step) == 0
@@ -92,7 +120,7 @@ def test_each_gradient_lies_at_its_offset_and_gaps_are_zero() -> None:
     hoist_weight_casts(step)
     pack_gradients(step)
     whole = packed_value(step)
-    (arena,) = step.arenas
+    arena = step.arenas[0]
     given = dict(
         zip(placeholders(step.update.graph), inputs_of(step, step.update.graph), strict=True)
     )
