@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -10,6 +11,7 @@ import torch
 from torch import fx
 
 from mpcompile.control_flow import is_control_flow
+from mpcompile.cuda_graph import obstacle
 from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.inductor_private import Code, compiled
 from mpcompile.passes.emulate_half import emulate_half
@@ -31,6 +33,7 @@ class Lowered:
         gradient_inputs: slot names in order.
         gradient_results: slot names in order; the loss is first.
         update_inputs: slot names in order.
+        obstacle: why a CUDA graph cannot hold both, or "".
     """
 
     gradient: Callable[..., Any]
@@ -38,6 +41,7 @@ class Lowered:
     gradient_inputs: tuple[str, ...]
     gradient_results: tuple[str, ...]
     update_inputs: tuple[str, ...]
+    obstacle: str = ""
 
 
 def default_backend(device: torch.device) -> Backend:
@@ -94,7 +98,29 @@ def lower(
     if backend == "inductor":
         forward = Recomputing(gradient, step.slots, memory_budget)
         write = _Compiled(update)
-    return Lowered(forward, write, inputs, made, update_inputs)
+    if device.type == "cuda":
+        forward, write = full_accumulation()(forward), full_accumulation()(write)
+    stops = obstacle(gradient.graph, update.graph)
+    return Lowered(forward, write, inputs, made, update_inputs, stops)
+
+
+@contextmanager
+def full_accumulation() -> Iterator[None]:
+    """Let cuBLAS add up 16-bit matmuls in FP32 to the end (paper 3.3).
+
+    Left alone it may join the parts of a long sum in 16 bits. The setting is the process's, so it
+    is put back.
+    """
+    cublas = torch.backends.cuda.matmul
+    names = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+    allowed = [name for name in names if getattr(cublas, name)]
+    for name in allowed:
+        setattr(cublas, name, False)
+    try:
+        yield
+    finally:
+        for name in allowed:
+            setattr(cublas, name, True)
 
 
 def separate_operands(graph: fx.Graph) -> None:

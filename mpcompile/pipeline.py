@@ -73,6 +73,7 @@ def compile(
     loss_scale: LossScale | None = None,
     backend: Backend | None = None,
     memory_budget: float = 1.0,
+    cuda_graph: bool = True,
 ) -> TrainStep:
     """Compile a training step into mixed precision.
 
@@ -90,6 +91,8 @@ def compile(
         backend: default: ``"inductor"`` on CUDA, ``"interpreter"`` elsewhere.
         memory_budget: with inductor, the part of the activations that backward may keep, in
             (0, 1]; at 1 only what is cheap is computed again, below also what is not.
+        cuda_graph: with inductor on CUDA, replay the whole step as one CUDA graph after three plain
+            steps. A step that cannot be captured runs plainly, said once in the log ``mpcompile``.
 
     Raises:
         BadInput: an argument is wrong.
@@ -97,11 +100,14 @@ def compile(
     """
     workload = Workload(model, batch, loss, optimizer)
     transformed = transform(workload, policy, loss_scale, plan, ranges)
-    return to_step(transformed, backend, memory_budget)
+    return to_step(transformed, backend, memory_budget, cuda_graph)
 
 
 def to_step(
-    transformed: Transformed, backend: Backend | None = None, memory_budget: float = 1.0
+    transformed: Transformed,
+    backend: Backend | None = None,
+    memory_budget: float = 1.0,
+    cuda_graph: bool = True,
 ) -> TrainStep:
     """Lower a transformed workload and bind its state; raises BadInput if it has no loss."""
     t = transformed
@@ -119,6 +125,7 @@ def to_step(
         t.scale,
         backend or default_backend(device),
         memory_budget,
+        cuda_graph,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from mpcompile.cuda_graph import CapturedStep, Step
 from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, lower
@@ -47,6 +48,7 @@ class TrainStep:
         scale: LossScale,
         backend: Backend,
         memory_budget: float = 1.0,
+        cuda_graph: bool = True,
     ) -> None:
         assert workload.optimizer is not None
         self.plan, self.forward, self.step, self.backend = plan, forward, step, backend
@@ -88,6 +90,9 @@ class TrainStep:
         self._initial = initial
         self._optimizer.register_load_state_dict_post_hook(self._adopt)
         self._written = self._versions()
+        self._run: Step = self._run_once
+        if cuda_graph and backend == "inductor" and self._device.type == "cuda":
+            self._run = CapturedStep(self._run_once, self._lowered.obstacle)
 
     def __call__(self, *batch: torch.Tensor) -> torch.Tensor:
         """Run one step.
@@ -102,14 +107,20 @@ class TrainStep:
         Raises:
             BadInput: the batch does not fit the compiled shapes.
         """
-        results = self._differentiate(batch)
+        self._prepare(batch)
         self._set_rates()
+        loss = self._run(batch)
+        note_step(self._optimizer)
+        return loss
+
+    def _run_once(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Run gradient graph and update graph."""
+        results = self._differentiate(batch)
         inputs = self._update_inputs
         for place, position in self._passed:
             inputs[place] = results[position]
         with torch.no_grad():
             self._lowered.update(*inputs)
-        note_step(self._optimizer)
         for place, _ in self._passed:
             inputs[place] = None
         loss: torch.Tensor = results[0]
@@ -123,6 +134,7 @@ class TrainStep:
         Args:
             batch: as for a step.
         """
+        self._prepare(batch)
         results = self._differentiate(batch)
         named = zip(self._lowered.gradient_results, results, strict=True)
         scale = self._state.get(SCALE)
@@ -133,11 +145,14 @@ class TrainStep:
             if self.step.slots[name].role is Role.GRADIENT
         }
 
-    def _differentiate(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Run the gradient graph."""
+    def _prepare(self, batch: Sequence[torch.Tensor]) -> None:
+        """Check the batch, and take over what was written to the weights."""
         self._check(batch)
         if self._versions() != self._written:
             self.refresh()
+
+    def _differentiate(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Run the gradient graph."""
         inputs = self._inputs
         for place, position in self._places:
             inputs[place] = batch[position]

@@ -1,0 +1,106 @@
+"""One launch a step: the whole training step captured as a CUDA graph, then replayed.
+
+A step reads nothing back from the device, and its state stays where it is, so gradient and update
+graph fit into one CUDA graph (``torch.cuda.CUDAGraph``). What changes from step to step stands in
+tensors that the graph reads: the batch in copies of its own, learning rates, scale and counters in
+the step's state, random numbers in the generator, whose offset each replay advances.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+
+from mpcompile.control_flow import is_control_flow
+from mpcompile.torch_private import op_name
+
+WARM_UP = 3
+"""Steps before the capture: kernels are compiled, chosen and loaded in them."""
+
+_WAITING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+Step: TypeAlias = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+_log = logging.getLogger("mpcompile")
+
+
+def obstacle(*graphs: fx.Graph) -> str:
+    """Say what in the graphs cannot be captured, as the host must wait for it; "" if nothing."""
+    for graph in graphs:
+        for node in graph.nodes:
+            tags = getattr(node.target, "tags", ())
+            waits = (
+                torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
+            )
+            if waits or is_control_flow(node):
+                where = node.meta.get("where")
+                place = f" at {where.file}:{where.line}" if where and where.file else ""
+                return f"{op_name(node)}{place} decides on the host"
+    return ""
+
+
+class CapturedStep:
+    """A training step that is replayed as one CUDA graph after `WARM_UP` plain steps.
+
+    A capture runs nothing, so a step that cannot be captured loses nothing: it runs as it did
+    before, which is said once in the log ``mpcompile``.
+
+    Args:
+        run: one step: takes the batch, returns the loss; all else it reads and writes stays in
+            place.
+        obstacle: why it shall not be captured, or "".
+    """
+
+    def __init__(self, run: Step, obstacle: str = "") -> None:
+        self._run = run
+        self._left = WARM_UP
+        self._plain = False
+        self._graph: Any = None
+        self._batch: list[torch.Tensor] = []
+        self._loss = torch.empty(())
+        if obstacle:
+            self._run_plainly(obstacle)
+
+    def __call__(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Run one step; the loss is a tensor of its own."""
+        if self._plain or self._left:
+            self._left = max(0, self._left - 1)
+            return self._run(batch)
+        if self._graph is None:
+            self._capture(batch)
+            if self._plain:
+                return self._run(batch)
+        for copy, value in zip(self._batch, batch, strict=True):
+            copy.copy_(value, non_blocking=True)
+        self._graph.replay()
+        return self._loss.clone()
+
+    def _capture(self, batch: Sequence[torch.Tensor]) -> None:
+        cuda = torch.cuda
+        stream: Any = cuda.current_stream()
+        generator: Any = cuda.default_generators[stream.device.index]
+        drawn = generator.clone_state()
+        graph: Any = cuda.CUDAGraph()
+        self._batch = [value.clone() for value in batch]
+        try:
+            # Other threads (a data loader that pins memory) may go on meanwhile.
+            with cuda.graph(graph, capture_error_mode="thread_local"):
+                self._loss = self._run(self._batch)
+        except RuntimeError as error:
+            # A capture that broke off leaves its stream current and the generator recording.
+            cuda.set_stream(stream)
+            generator.graphsafe_set_state(drawn)
+            self._batch = []
+            with suppress(RuntimeError):
+                graph.reset()
+            self._run_plainly(str(error).partition("\n")[0])
+        else:
+            self._graph = graph
+
+    def _run_plainly(self, why: str) -> None:
+        self._plain = True
+        _log.warning("the step is not replayed as a CUDA graph: %s", why)
