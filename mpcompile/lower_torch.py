@@ -19,6 +19,7 @@ from mpcompile.passes.numbers_to_tensors import numbers_to_tensors
 from mpcompile.recompute import Recomputing
 from mpcompile.step import StepGraph, add_input, call, placeholders, results
 from mpcompile.torch_private import copy_graph, is_view, op_name
+from mpcompile.update_numbers import split_numbers
 
 Backend: TypeAlias = Literal["interpreter", "inductor"]
 
@@ -164,13 +165,19 @@ def write_in_place(step: StepGraph, update: fx.GraphModule) -> None:
 
 
 class _Compiled:
-    """A graph that inductor compiles at its first call, on the tensors it is called with."""
+    """An update that inductor compiles at its first call, on the tensors it is called with."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        self._module = module
-        self._code: Code | None = None
+    def __init__(self, update: fx.GraphModule) -> None:
+        self._numbers, self._rest = split_numbers(update)
+        places = {node.name: k for k, node in enumerate(update.graph.find_nodes(op="placeholder"))}
+        self._read = [places[n.name] for n in self._numbers.graph.find_nodes(op="placeholder")]
+        self._code: tuple[Code, Code] | None = None
 
-    def __call__(self, *inputs: torch.Tensor) -> Any:
+    def __call__(self, *inputs: torch.Tensor) -> None:
+        read = [inputs[place] for place in self._read]
         if self._code is None:
-            [(_, self._code)] = compiled(copy_graph(self._module), inputs)
-        return self._code(list(inputs))
+            [(_, first)] = compiled(copy_graph(self._numbers), read)
+            [(_, rest)] = compiled(copy_graph(self._rest), [*inputs, *first(list(read))])
+            self._code = first, rest
+        first, rest = self._code
+        rest([*inputs, *first(read)])
