@@ -5,7 +5,7 @@ Checked on torch 2.11 and 2.13. Importing them takes seconds, hence inside the f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -22,11 +22,19 @@ Code: TypeAlias = Callable[[list[Any]], Any]
 Partition: TypeAlias = Callable[[fx.GraphModule, int], tuple[fx.GraphModule, fx.GraphModule]]
 
 
+def known_options() -> list[str]:
+    """Return the names of inductor's options."""
+    from torch._inductor import list_options
+
+    return list(list_options())
+
+
 def compiled(
     module: fx.GraphModule,
     inputs: Sequence[Any],
     partition: Partition | None = None,
     *,
+    options: Mapping[str, Any] | None = None,
     run_as_traced: bool = False,
 ) -> list[tuple[fx.Graph, Code]]:
     """Compile a graph with inductor as `torch.compile` does below Dynamo; shapes are fixed.
@@ -42,6 +50,7 @@ def compiled(
         partition: of a function with a derivative: takes the joint graph in inductor's ops and the
             number of forward's results; returns forward, which also returns what it keeps, and
             backward.
+        options: of ``torch._inductor.config``, over those of this function.
         run_as_traced: let the graphs run node by node instead.
     """
     from torch._functorch._aot_autograd.utils import make_boxed_func
@@ -57,7 +66,7 @@ def compiled(
             made.append((graph, plain or compile_fx_inner(part, *given, **options)))
         return made[-1][1]
 
-    patches: dict[str, Any] = {"reorder_for_peak_memory": True}
+    patches = {"reorder_for_peak_memory": True, **(options or {})}
     if partition is not None:
         patches["custom_partitioner_fn"] = _partitioner(partition)
     given = next((item.fake_mode for item in inputs if isinstance(item, FakeTensor)), None)

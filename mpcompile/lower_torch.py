@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -12,8 +12,8 @@ from torch import fx
 
 from mpcompile.control_flow import is_control_flow
 from mpcompile.cuda_graph import obstacle
-from mpcompile.errors import BadInput, CannotCapture
-from mpcompile.inductor_private import Code, compiled
+from mpcompile.errors import BadInput, CannotCapture, did_you_mean
+from mpcompile.inductor_private import Code, compiled, known_options
 from mpcompile.passes.emulate_half import emulate_half
 from mpcompile.passes.numbers_to_tensors import numbers_to_tensors
 from mpcompile.recompute import Recomputing
@@ -51,7 +51,11 @@ def default_backend(device: torch.device) -> Backend:
 
 
 def lower(
-    step: StepGraph, backend: Backend, device: torch.device, memory_budget: float = 1.0
+    step: StepGraph,
+    backend: Backend,
+    device: torch.device,
+    memory_budget: float = 1.0,
+    options: Mapping[str, Any] | None = None,
 ) -> Lowered:
     """Lower a step graph; the step graph itself stays as it is.
 
@@ -65,9 +69,10 @@ def lower(
         backend: ``"interpreter"`` or ``"inductor"``.
         device: of the model.
         memory_budget: of inductor's activations, see `mpcompile.recompute.Recomputing`.
+        options: of ``torch._inductor.config``.
 
     Raises:
-        BadInput: there is no such backend, or no such budget.
+        BadInput: there is no such backend, budget or option.
         CannotCapture: inductor cannot compile the gradient of this control flow.
     """
     if backend not in ("interpreter", "inductor"):
@@ -78,6 +83,8 @@ def lower(
             "",
             "give the part of the activations to keep: above 0, at most 1",
         )
+    if options:
+        _check_options(options)
     gradient, update = copy_graph(step.gradient), copy_graph(step.update)
     if backend == "inductor" or device.type != "cpu":
         numbers_to_tensors(update)
@@ -97,8 +104,8 @@ def lower(
     forward: Callable[..., Any] = gradient.forward
     write: Callable[..., Any] = update.forward
     if backend == "inductor":
-        forward = Recomputing(gradient, step.slots, memory_budget)
-        write = _Compiled(update)
+        forward = Recomputing(gradient, step.slots, memory_budget, options=options)
+        write = _Compiled(update, options)
     if device.type == "cuda":
         forward, write = full_accumulation()(forward), full_accumulation()(write)
     stops = obstacle(gradient.graph, update.graph)
@@ -139,6 +146,17 @@ def separate_operands(graph: fx.Graph) -> None:
                     node.replace_input_with(item, copied)
 
 
+def _check_options(options: Mapping[str, Any]) -> None:
+    known = known_options()
+    for name in options:
+        if name not in known:
+            raise BadInput(
+                f"inductor has no option {name!r}{did_you_mean(name, known)}",
+                "",
+                "torch._inductor.list_options() names all",
+            )
+
+
 def _refuse_while_loops(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if is_control_flow(node) and op_name(node) == "while_loop_stack_output":
@@ -167,7 +185,8 @@ def write_in_place(step: StepGraph, update: fx.GraphModule) -> None:
 class _Compiled:
     """An update that inductor compiles at its first call, on the tensors it is called with."""
 
-    def __init__(self, update: fx.GraphModule) -> None:
+    def __init__(self, update: fx.GraphModule, options: Mapping[str, Any] | None) -> None:
+        self._options = options
         self._numbers, self._rest = split_numbers(update)
         places = {node.name: k for k, node in enumerate(update.graph.find_nodes(op="placeholder"))}
         self._read = [places[n.name] for n in self._numbers.graph.find_nodes(op="placeholder")]
@@ -176,8 +195,10 @@ class _Compiled:
     def __call__(self, *inputs: torch.Tensor) -> None:
         read = [inputs[place] for place in self._read]
         if self._code is None:
-            [(_, first)] = compiled(copy_graph(self._numbers), read)
-            [(_, rest)] = compiled(copy_graph(self._rest), [*inputs, *first(list(read))])
+            options = self._options
+            [(_, first)] = compiled(copy_graph(self._numbers), read, options=options)
+            given = [*inputs, *first(list(read))]
+            [(_, rest)] = compiled(copy_graph(self._rest), given, options=options)
             self._code = first, rest
         first, rest = self._code
         rest([*inputs, *first(read)])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import fx
@@ -74,6 +75,7 @@ def compile(
     backend: Backend | None = None,
     memory_budget: float = 1.0,
     cuda_graph: bool = True,
+    options: Mapping[str, Any] | None = None,
 ) -> TrainStep:
     """Compile a training step into mixed precision.
 
@@ -93,6 +95,7 @@ def compile(
             (0, 1]; at 1 only what is cheap is computed again, below also what is not.
         cuda_graph: with inductor on CUDA, replay the whole step as one CUDA graph after three plain
             steps. A step that cannot be captured runs plainly, said once in the log ``mpcompile``.
+        options: of inductor, as for ``torch.compile(options=...)``: ``{"max_autotune": True}``.
 
     Raises:
         BadInput: an argument is wrong.
@@ -100,7 +103,7 @@ def compile(
     """
     workload = Workload(model, batch, loss, optimizer)
     transformed = transform(workload, policy, loss_scale, plan, ranges)
-    return to_step(transformed, backend, memory_budget, cuda_graph)
+    return to_step(transformed, backend, memory_budget, cuda_graph, options)
 
 
 def to_step(
@@ -108,6 +111,7 @@ def to_step(
     backend: Backend | None = None,
     memory_budget: float = 1.0,
     cuda_graph: bool = True,
+    options: Mapping[str, Any] | None = None,
 ) -> TrainStep:
     """Lower a transformed workload and bind its state; raises BadInput if it has no loss."""
     t = transformed
@@ -126,6 +130,7 @@ def to_step(
         backend or default_backend(device),
         memory_budget,
         cuda_graph,
+        options,
     )
 
 

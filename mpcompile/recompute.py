@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -295,6 +295,7 @@ class Recomputing:
         memory_budget: in (0, 1]: ``torch._functorch.config.activation_memory_budget``. At 1, what
             fuses into kernels of backward is computed again; below, more, up to matmuls, until the
             tensors kept need that part of the bytes that they need at 1.
+        options: of inductor.
         run_as_traced: run the nodes of both halves one by one instead of compiling them.
     """
 
@@ -304,10 +305,11 @@ class Recomputing:
         slots: dict[str, Slot],
         memory_budget: float = 1.0,
         *,
+        options: Mapping[str, Any] | None = None,
         run_as_traced: bool = False,
     ) -> None:
         self._halves = split(gradient, slots)
-        self._budget = memory_budget
+        self._budget, self._options = memory_budget, options
         self._run_as_traced = run_as_traced
         self._code: _Code | None = None
         self._one = torch.ones(())
@@ -324,7 +326,13 @@ class Recomputing:
         values += halves.constants
         if self._code is None:
             self._one = self._one.to(values[0].device)
-            self._code = _compile(halves, values, self._budget, run_as_traced=self._run_as_traced)
+            self._code = _compile(
+                halves,
+                values,
+                self._budget,
+                options=self._options,
+                run_as_traced=self._run_as_traced,
+            )
         seed = self._one if halves.scale is None else values[halves.scale]
         with torch.no_grad():
             early, late = self._code(values, seed)
@@ -334,7 +342,12 @@ class Recomputing:
 
 
 def _compile(
-    halves: Halves, values: Sequence[torch.Tensor], memory_budget: float, *, run_as_traced: bool
+    halves: Halves,
+    values: Sequence[torch.Tensor],
+    memory_budget: float,
+    *,
+    options: Mapping[str, Any] | None = None,
+    run_as_traced: bool,
 ) -> _Code:
     """Trace, cut and compile.
 
@@ -342,6 +355,7 @@ def _compile(
         halves: before the cut.
         values: examples of the inputs.
         memory_budget: as for `Recomputing`.
+        options: as for `Recomputing`.
         run_as_traced: as for `Recomputing`.
     """
     cuts: list[Cut] = []
@@ -358,7 +372,7 @@ def _compile(
     inputs = [*stand_ins, *values]
     function = _Function(halves).called(len(inputs))
     (forward, forth), (backward, back) = compiled(
-        function, inputs, partition, run_as_traced=run_as_traced
+        function, inputs, partition, options=options, run_as_traced=run_as_traced
     )
     results: Any = forward.output_node().args[0]
     places = {node.name: place for place, node in enumerate(results) if node is not None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -49,6 +49,7 @@ class TrainStep:
         backend: Backend,
         memory_budget: float = 1.0,
         cuda_graph: bool = True,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         assert workload.optimizer is not None
         self.plan, self.forward, self.step, self.backend = plan, forward, step, backend
@@ -58,7 +59,7 @@ class TrainStep:
         self._state: dict[str, torch.Tensor] = {}
         self._trained: list[torch.Tensor] = []
         self._first: list[tuple[torch.Tensor, int]] = []
-        self._lowered = lower(step, backend, self._device, memory_budget)
+        self._lowered = lower(step, backend, self._device, memory_budget, options)
         self._bind_arenas(initial)
         self._bind_rest()
         self._batch = [slot for slot in step.slots.values() if slot.role is Role.BATCH]

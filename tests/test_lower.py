@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 from test_train_step import batch, compiled, loss, net
+from torch._dynamo.utils import counters
+from torch._inductor import metrics
+from torch._inductor.utils import fresh_cache
 
 import mpcompile
 from mpcompile.passes.numbers_to_tensors import numbers_to_tensors
@@ -104,6 +107,33 @@ def test_inductor_skips_a_step_too() -> None:
     step(x * float("inf"), y)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert (step.taken, step.skipped, step.loss_scale) == (1, 1, 2.0**15)
+
+
+def test_a_second_compilation_takes_its_code_from_torchs_cache() -> None:
+    with fresh_cache():
+        hits = []
+        for _ in range(2):
+            counters.clear()
+            compiled(net(), backend="inductor")(*batch())
+            hits.append(counters["inductor"]["fxgraph_cache_hit"])
+    # Forward, backward, the numbers of the update, the update.
+    assert hits == [0, 4]
+    assert counters["inductor"]["fxgraph_cache_bypass"] == 0
+
+
+def test_options_reach_inductor() -> None:
+    metrics.reset()
+    with fresh_cache():
+        compiled(net(), backend="inductor", options={"max_fusion_size": 1})(*batch())
+        split = metrics.generated_kernel_count
+        metrics.reset()
+        compiled(net(), backend="inductor")(*batch())
+    assert split > metrics.generated_kernel_count
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(mpcompile.BadInput, match="did you mean 'max_autotune'"):
+        compiled(net(), backend="inductor", options={"max_autotun": True})
 
 
 def test_an_unknown_backend_is_refused() -> None:
