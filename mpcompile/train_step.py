@@ -63,6 +63,7 @@ class TrainStep:
         self._bind_arenas(initial)
         self._bind_rest()
         self._batch = [slot for slot in step.slots.values() if slot.role is Role.BATCH]
+        self._layouts = [(value.device, value.stride()) for value in workload.batch]
         wanted = {slot.name: position for position, slot in enumerate(self._batch)}
         self._inputs: list[Any] = [self._state.get(name) for name in self._lowered.gradient_inputs]
         self._places = [
@@ -108,9 +109,9 @@ class TrainStep:
         Raises:
             BadInput: the batch does not fit the compiled shapes.
         """
-        self._prepare(batch)
+        given = self._prepare(batch)
         self._set_rates()
-        loss = self._run(batch)
+        loss = self._run(given)
         note_step(self._optimizer)
         return loss
 
@@ -135,8 +136,7 @@ class TrainStep:
         Args:
             batch: as for a step.
         """
-        self._prepare(batch)
-        results = self._differentiate(batch)
+        results = self._differentiate(self._prepare(batch))
         named = zip(self._lowered.gradient_results, results, strict=True)
         scale = self._state.get(SCALE)
         inverse = 1.0 if scale is None else scale.double().reciprocal().float()
@@ -146,11 +146,15 @@ class TrainStep:
             if self.step.slots[name].role is Role.GRADIENT
         }
 
-    def _prepare(self, batch: Sequence[torch.Tensor]) -> None:
-        """Check the batch, and take over what was written to the weights."""
+    def _prepare(self, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Take over what was written to the weights; return the batch, laid out as the example."""
         self._check(batch)
         if self._versions() != self._written:
             self.refresh()
+        return [
+            value if value.stride() == stride else _laid_out(value, stride)
+            for value, (_, stride) in zip(batch, self._layouts, strict=True)
+        ]
 
     def _differentiate(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Run the gradient graph."""
@@ -245,7 +249,13 @@ class TrainStep:
                 "",
                 f"give {len(self._batch)}, as in the example batch",
             )
-        for value, slot in zip(batch, self._batch, strict=True):
+        for value, slot, (device, _) in zip(batch, self._batch, self._layouts, strict=True):
+            if value.device != device:
+                raise BadInput(
+                    f"{slot.name} is on {value.device}, the example batch was on {device}",
+                    "",
+                    f"move it there, for example {slot.name}.to({str(device)!r})",
+                )
             if value.shape != slot.shape or value.dtype is not slot.dtype:
                 raise BadInput(
                     f"{slot.name} is {str(value.dtype).removeprefix('torch.')}"
@@ -349,6 +359,12 @@ class TrainStep:
                 self._state[slot.name] = torch.full(
                     slot.shape, first, dtype=slot.dtype, device=self._device
                 )
+
+
+def _laid_out(value: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+    """Return a copy whose elements lie in memory as compiled code expects."""
+    like = torch.empty_strided(value.shape, stride, dtype=value.dtype, device=value.device)
+    return like.copy_(value)
 
 
 def arena_views(arena: Arena, buffer: torch.Tensor) -> list[torch.Tensor]:

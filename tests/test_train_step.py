@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -161,6 +162,21 @@ def test_one_bad_gradient_leaves_everything_bit_identical(target: str, wrong: fl
     assert step.loss_scale == scale / 2
     step(*batch(4), poison)
     assert step.taken == taken + 1
+
+
+@pytest.mark.parametrize("backend", ["interpreter", "inductor"])
+def test_a_batch_may_lie_otherwise_in_memory(backend: Any) -> None:
+    one = compiled(net(), backend=backend, policy=FULL_PRECISION)
+    two = compiled(net(), backend=backend, policy=FULL_PRECISION)
+    for seed in range(3):
+        x, y = batch(seed)
+        assert torch.equal(one(x, y), two(x.t().contiguous().t(), y))
+
+
+def test_a_batch_on_another_device_is_refused() -> None:
+    x, y = batch()
+    with pytest.raises(mpcompile.BadInput, match="is on meta, the example batch was on cpu"):
+        compiled(net())(x.to("meta"), y)
 
 
 def test_the_model_holds_the_masters_bit_for_bit() -> None:

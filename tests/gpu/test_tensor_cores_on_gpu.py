@@ -54,9 +54,7 @@ def test_matrix_products_run_on_tensor_cores(name: str) -> None:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         step(*made.batch)
         torch.cuda.synchronize()
-    launched = Counter(
-        event.name for event in seen.events() if event.device_type.name == "CUDA"
-    )
+    launched = Counter(event.name for event in seen.events() if event.device_type.name == "CUDA")
     products = {
         kernel: count
         for kernel, count in launched.items()
