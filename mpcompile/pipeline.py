@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,12 +15,19 @@ from mpcompile.control_flow import all_graphs
 from mpcompile.dataflow import Dataflow
 from mpcompile.describe import dataflow
 from mpcompile.differentiate import differentiate
-from mpcompile.errors import BadInput
+from mpcompile.errors import BadInput, did_you_mean
 from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, default_backend
 from mpcompile.measured import MeasuredOverflow, overruled
 from mpcompile.pass_runner import run_passes
-from mpcompile.passes import BEFORE_AUTOGRAD, GRADIENT, forward_passes, training_passes
+from mpcompile.passes import (
+    BEFORE_AUTOGRAD,
+    GRADIENT,
+    OPTIONAL,
+    forward_passes,
+    matmul_passes,
+    training_passes,
+)
 from mpcompile.plan import Plan
 from mpcompile.policy import Level, Policy
 from mpcompile.precision import Precision
@@ -72,6 +79,7 @@ def compile(
     loss_scale: LossScale | None = None,
     backend: Backend | None = None,
     memory_budget: float = 1.0,
+    without: Collection[str] = (),
 ) -> TrainStep:
     """Compile a training step into mixed precision.
 
@@ -89,13 +97,14 @@ def compile(
         backend: default: ``"inductor"`` on CUDA, ``"interpreter"`` elsewhere.
         memory_budget: with inductor, the part of the activations that backward may keep, in
             (0, 1]; at 1 only what is cheap is computed again, below also what is not.
+        without: names of passes to leave out, of `mpcompile.passes.OPTIONAL`.
 
     Raises:
         BadInput: an argument is wrong.
         CannotCapture: the program cannot become one graph.
     """
     workload = Workload(model, batch, loss, optimizer)
-    transformed = transform(workload, policy, loss_scale, plan, ranges)
+    transformed = transform(workload, policy, loss_scale, plan, ranges, without)
     return to_step(transformed, backend, memory_budget)
 
 
@@ -127,6 +136,7 @@ def transform(
     loss_scale: LossScale | None = None,
     plan: Plan | None = None,
     ranges: Ranges | None = None,
+    without: Collection[str] = (),
 ) -> Transformed:
     """Run every stage before lowering; nothing of the user's is changed.
 
@@ -136,6 +146,7 @@ def transform(
     Raises:
         BadInput, CannotCapture: see `compile`.
     """
+    _check_passes(without)
     policy = policy or Policy()
     precision = plan.precision if plan else policy.precision
     if loss_scale is None:
@@ -155,15 +166,16 @@ def transform(
     named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
     groups = trained_parameters(workload.optimizer, named, workload.origin)
     trained = [name for group in groups for name in group]
+    shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
+    device = next(iter(workload.model.parameters())).device
+    update = trace_update(workload.optimizer, groups, shapes, device, workload.origin)
     # The user is shown the graph of composite ops; autograd gets a copy.
     prepared = replace(forward, module=copy_graph(forward.module))
+    changes |= run_passes(prepared.module, matmul_passes(_arenas(forward, update), without), _lint)
     changes |= run_passes(prepared.module, BEFORE_AUTOGRAD, _lint)
     gradient, slots = differentiate(prepared, trained, workload.origin)
     for name, count in run_passes(gradient, GRADIENT, _lint).items():
         changes[name] = changes.get(name, 0) + count
-    shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
-    device = next(iter(workload.model.parameters())).device
-    update = trace_update(workload.optimizer, groups, shapes, device, workload.origin)
     step = join(gradient, slots, update)
     changes |= run_passes(step, training_passes(loss_scale), StepGraph.check)
     return Transformed(
@@ -175,6 +187,27 @@ def describe(forward: Forward, policy: Policy, unfit: tuple[UnfitConstant, ...] 
     """Describe a captured forward graph to the planner."""
     fixed = {item.node: f"a {item.kind.value}" for item in forward.inputs}
     return dataflow(forward.module, fixed, policy, unfit_reasons(forward.module, unfit))
+
+
+def _check_passes(without: Collection[str]) -> None:
+    for name in without:
+        if name not in OPTIONAL:
+            raise BadInput(
+                f"there is no pass {name!r} to leave out{did_you_mean(name, OPTIONAL)}",
+                "",
+                f"the passes are {', '.join(OPTIONAL)}",
+            )
+
+
+def _arenas(forward: Forward, update: Update) -> dict[str, str]:
+    """Return, per placeholder of a trained weight, the flat arena that it lies in."""
+    return {
+        item.node: arena.name
+        for arena in update.arenas
+        if arena.flat
+        for item in forward.inputs
+        if item.name in arena.parameters
+    }
 
 
 def _check_release(policy: Policy, ranges: Ranges) -> None:

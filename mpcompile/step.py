@@ -108,6 +108,10 @@ class Arena:
             ends.append(ends[-1] + (-(-length // ALIGNMENT) * ALIGNMENT if self.flat else length))
         return tuple(ends)
 
+    def offset_of(self, parameter: str) -> int:
+        """First element of a parameter."""
+        return self.offsets[self.parameters.index(parameter)]
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the master buffer."""
@@ -128,6 +132,7 @@ class StepGraph:
         slots: every slot by name.
         arenas: where the trained parameters lie.
         working: names of the parameters that have a 16-bit working copy.
+        joined: per slot that is a view of several working copies, the weights in their order.
     """
 
     gradient: fx.GraphModule
@@ -135,10 +140,15 @@ class StepGraph:
     slots: dict[str, Slot]
     arenas: tuple[Arena, ...]
     working: set[str] = field(default_factory=set)
+    joined: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def arena_of(self, parameter: str) -> Arena:
         """Return the arena a trained parameter lies in."""
         return next(arena for arena in self.arenas if parameter in arena.parameters)
+
+    def members(self, name: str) -> tuple[str, ...]:
+        """Return the trained weights that a slot of masters or working copies is a view of."""
+        return self.joined.get(name) or (name.removesuffix(".working"),)
 
     def check(self) -> None:
         """Raise CompileError if the two graphs and the slots do not fit together."""
@@ -160,6 +170,13 @@ class StepGraph:
         for name in self.update.graph.output_node().meta["slots"]:
             if self.slots[name].role not in STATE:
                 raise CompileError(f"the update writes {name}, which is not state", "", "")
+        for name, members in self.joined.items():
+            arena = self.arena_of(members[0])
+            start = arena.parameters.index(members[0])
+            length = arena.offsets[start + len(members)] - arena.offsets[start]
+            beside = arena.parameters[start : start + len(members)] == members
+            if not beside or length != prod(self.slots[name].shape):
+                raise CompileError(f"the weights of {name} do not lie side by side", "", "")
 
     def _check_slot(self, graph: str, name: object, node: object) -> None:
         if name not in self.slots or not isinstance(node, fx.Node):
@@ -210,11 +227,11 @@ class StepGraph:
 
     def _owners(self, name: str) -> list[str]:
         """Return the slot that holds the memory of a slot: a trained weight's is its arena's."""
-        parameter = name.removesuffix(".working")
+        first = self.members(name)[0]
         if self.slots[name].role in (Role.MASTER, Role.WORKING):
             for arena in self.arenas:
-                if parameter in arena.parameters:
-                    return [f"{arena.name}.{'master' if parameter == name else 'working'}"]
+                if first in arena.parameters:
+                    return [f"{arena.name}.{'master' if first == name else 'working'}"]
         return [name]
 
     def _view(self, graph: fx.Graph, name: str, outer: dict[str, fx.Node]) -> fx.Node:
@@ -222,10 +239,11 @@ class StepGraph:
         (owner,) = self._owners(name)
         if owner == name:
             return outer[name]
-        arena = self.arena_of(name.removesuffix(".working"))
+        first = self.members(name)[0]
+        arena = self.arena_of(first)
         if not arena.flat:
             return outer[owner]
-        start = arena.offsets[arena.parameters.index(name.removesuffix(".working"))]
+        start = arena.offset_of(first)
         shape = self.slots[name].shape
         piece = call(
             graph, torch.ops.aten.slice.Tensor, outer[owner], 0, start, start + prod(shape)
