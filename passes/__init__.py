@@ -9,6 +9,7 @@ from torch import fx
 from mpcompile.loss_scale import LossScale
 from mpcompile.pass_runner import Pass, pass_name
 from mpcompile.passes.adjust_scale import AdjustScale
+from mpcompile.passes.chunk_head import ChunkHead
 from mpcompile.passes.clean_casts import clean_casts
 from mpcompile.passes.count_steps import count_steps
 from mpcompile.passes.drop_dead import drop_dead
@@ -36,7 +37,7 @@ def forward_passes(plan: Plan) -> tuple[Pass[fx.GraphModule], ...]:
     )
 
 
-OPTIONAL = ("join_matmuls",)
+OPTIONAL = ("join_matmuls", "chunk_head")
 """Passes that can be switched off: without them a step computes the same, only more slowly."""
 
 
@@ -49,7 +50,7 @@ def matmul_passes(
         arenas: per placeholder of a trained weight the flat arena it lies in.
         without: the names of passes to leave out.
     """
-    order = (JoinMatmuls(arenas),)
+    order = (JoinMatmuls(arenas), ChunkHead())
     return tuple(rewrite for rewrite in order if pass_name(rewrite) not in without)
 
 
