@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import prod
 
 import torch
 from torch import fx
@@ -32,7 +34,7 @@ from mpcompile.plan import Plan
 from mpcompile.policy import Level, Policy
 from mpcompile.precision import Precision
 from mpcompile.ranges import Ranges
-from mpcompile.step import Role, Slot, StepGraph, add_input, results, set_results
+from mpcompile.step import Place, Role, Slot, StepGraph, add_input, results, set_results
 from mpcompile.torch_graph import Forward, Kind, capture
 from mpcompile.torch_private import copy_graph, mutated_inputs, new_program
 from mpcompile.train_step import TrainStep
@@ -171,7 +173,7 @@ def transform(
     update = trace_update(workload.optimizer, groups, shapes, device, workload.origin)
     # The user is shown the graph of composite ops; autograd gets a copy.
     prepared = replace(forward, module=copy_graph(forward.module))
-    changes |= run_passes(prepared.module, matmul_passes(_arenas(forward, update), without), _lint)
+    changes |= run_passes(prepared.module, matmul_passes(_places(forward, update), without), _lint)
     changes |= run_passes(prepared.module, BEFORE_AUTOGRAD, _lint)
     gradient, slots = differentiate(prepared, trained, workload.origin)
     for name, count in run_passes(gradient, GRADIENT, _lint).items():
@@ -199,14 +201,16 @@ def _check_passes(without: Collection[str]) -> None:
             )
 
 
-def _arenas(forward: Forward, update: Update) -> dict[str, str]:
-    """Return, per placeholder of a trained weight, the flat arena that it lies in."""
+def _places(forward: Forward, update: Update) -> dict[str, Place]:
+    """Return, per placeholder of a trained weight in a flat arena, where it lies."""
+    nodes = {item.name: item.node for item in forward.inputs}
     return {
-        item.node: arena.name
+        nodes[name]: Place(arena.name, end - start - prod(shape), arena.zeros)
         for arena in update.arenas
         if arena.flat
-        for item in forward.inputs
-        if item.name in arena.parameters
+        for name, shape, (start, end) in zip(
+            arena.parameters, arena.shapes, pairwise(arena.offsets), strict=True
+        )
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from math import prod
 from typing import Any
 
@@ -18,6 +18,11 @@ from mpcompile.torch_private import fake_like, module_of, rename
 
 ALIGNMENT = 32
 """Elements to which each parameter starts in its arena: 64 bytes of FP16, 128 of FP32."""
+
+TILE = 8
+"""Outputs of a 16-bit matmul come in multiples of this, or its rows are not aligned to 16 bytes."""
+
+_MANY_ROWS = 1024
 
 
 class Role(Enum):
@@ -90,7 +95,9 @@ class Arena:
         group: index of the optimizer's parameter group.
         parameters: names in the order in which they lie.
         shapes: their shapes.
-        flat: whether it is one dimension with each parameter aligned to `ALIGNMENT`.
+        flat: whether it is one dimension with each parameter aligned to `ALIGNMENT`. Behind a
+            matrix of more than 1024 rows there is room for rows up to a multiple of `TILE`.
+        zeros: whether the update leaves gaps zero as they are.
     """
 
     name: str
@@ -98,15 +105,12 @@ class Arena:
     parameters: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     flat: bool
+    zeros: bool = False
 
     @property
     def offsets(self) -> tuple[int, ...]:
         """First element of each parameter, and the end of the arena."""
-        ends = [0]
-        for shape in self.shapes:
-            length = prod(shape)
-            ends.append(ends[-1] + (-(-length // ALIGNMENT) * ALIGNMENT if self.flat else length))
-        return tuple(ends)
+        return (0, *accumulate(_length(s) if self.flat else prod(s) for s in self.shapes))
 
     def offset_of(self, parameter: str) -> int:
         """First element of a parameter."""
@@ -116,6 +120,32 @@ class Arena:
     def shape(self) -> tuple[int, ...]:
         """Shape of the master buffer."""
         return (self.offsets[-1],) if self.flat else self.shapes[0]
+
+
+def _length(shape: tuple[int, ...]) -> int:
+    """Return the elements that a parameter of a flat arena takes, with the gap behind it."""
+    if len(shape) == 2 and shape[0] > _MANY_ROWS:
+        shape = (_up(shape[0], TILE), shape[1])
+    return _up(prod(shape), ALIGNMENT)
+
+
+def _up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a trained weight lies.
+
+    Attributes:
+        arena: the name of its flat arena.
+        room: elements of the gap behind it.
+        zeros: whether they are zeros.
+    """
+
+    arena: str
+    room: int
+    zeros: bool
 
 
 @dataclass
@@ -132,7 +162,8 @@ class StepGraph:
         slots: every slot by name.
         arenas: where the trained parameters lie.
         working: names of the parameters that have a 16-bit working copy.
-        joined: per slot that is a view of several working copies, the weights in their order.
+        joined: per slot that is a view of several working copies, or of one and zeros behind it,
+            the weights in their order.
     """
 
     gradient: fx.GraphModule
@@ -173,9 +204,16 @@ class StepGraph:
         for name, members in self.joined.items():
             arena = self.arena_of(members[0])
             start = arena.parameters.index(members[0])
-            length = arena.offsets[start + len(members)] - arena.offsets[start]
-            beside = arena.parameters[start : start + len(members)] == members
-            if not beside or length != prod(self.slots[name].shape):
+            last = start + len(members) - 1
+            beside = arena.parameters[start : last + 1] == members
+            before = sum(map(prod, arena.shapes[start:last]))
+            length = prod(self.slots[name].shape)
+            if (
+                not beside
+                or arena.offsets[last] - arena.offsets[start] != before
+                or arena.offsets[last + 1] - arena.offsets[start] < length
+                or (before + prod(arena.shapes[last]) < length and not arena.zeros)
+            ):
                 raise CompileError(f"the weights of {name} do not lie side by side", "", "")
 
     def _check_slot(self, graph: str, name: object, node: object) -> None:

@@ -20,11 +20,12 @@ from mpcompile.passes.join_matmuls import JoinMatmuls
 from mpcompile.passes.keep_cudnn_rnn import KeepCudnnRnn
 from mpcompile.passes.lay_out_copies import lay_out_copies
 from mpcompile.passes.pack_gradients import pack_gradients
+from mpcompile.passes.pad_vocabulary import PadVocabulary
 from mpcompile.passes.recompute_casts import recompute_casts
 from mpcompile.passes.save_narrow import save_narrow
 from mpcompile.passes.scale_loss import ScaleLoss
 from mpcompile.plan import Plan
-from mpcompile.step import StepGraph
+from mpcompile.step import Place, StepGraph
 
 
 def forward_passes(plan: Plan) -> tuple[Pass[fx.GraphModule], ...]:
@@ -37,20 +38,24 @@ def forward_passes(plan: Plan) -> tuple[Pass[fx.GraphModule], ...]:
     )
 
 
-OPTIONAL = ("join_matmuls", "chunk_head")
+OPTIONAL = ("join_matmuls", "pad_vocabulary", "chunk_head")
 """Passes that can be switched off: without them a step computes the same, only more slowly."""
 
 
 def matmul_passes(
-    arenas: Mapping[str, str], without: Collection[str] = ()
+    places: Mapping[str, Place], without: Collection[str] = ()
 ) -> tuple[Pass[fx.GraphModule], ...]:
     """Return what gives the Tensor Core matmuls of the shapes it likes; runs when casts stand.
 
     Args:
-        arenas: per placeholder of a trained weight the flat arena it lies in.
+        places: per placeholder of a trained weight in a flat arena, where it lies.
         without: the names of passes to leave out.
     """
-    order = (JoinMatmuls(arenas), ChunkHead())
+    order = (
+        JoinMatmuls(places),
+        PadVocabulary(places),  # what was joined is left as it is
+        ChunkHead(),  # takes padded heads too
+    )
     return tuple(rewrite for rewrite in order if pass_name(rewrite) not in without)
 
 

@@ -58,7 +58,8 @@ class ChunkHead:
 
     def _rows(self, path: list[fx.Node]) -> int:
         """Return the rows of a chunk, or 0 if chunks are not worth it."""
-        count, columns = path[-1].meta["val"].shape
+        count = path[-1].meta["val"].shape[0]
+        columns = path[0].meta["val"].shape[-1]
         features = path[0].args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
         logits, sums = 2 * count * columns, 4 * columns * features
         target = max(self.chunk, sums)
@@ -81,7 +82,7 @@ def _path(loss: fx.Node) -> list[fx.Node]:
     path = [logits]
     while op_name(path[0]) != "linear":
         node = path[0]
-        if len(node.users) > 1 or not node.all_input_nodes or not _keeps_rows(node):
+        if len(node.users) > 1 or not (_keeps_rows(node) or _is_part_of_rows(node)):
             return []
         path.insert(0, node.all_input_nodes[0])
     linear = path[0].meta["val"]
@@ -92,13 +93,22 @@ def _path(loss: fx.Node) -> list[fx.Node]:
 def _keeps_rows(node: fx.Node) -> bool:
     """Whether the node gives rows that its input has, each as it is."""
     name, rank = op_name(node), node.meta["val"].dim()
-    source = node.all_input_nodes[0].meta["val"]
     if name in _SHAPES:
+        source = node.all_input_nodes[0].meta["val"]
         return bool(node.meta["val"].shape[-1] == source.shape[-1])
     if name == "slice":
-        dim = node.args[1] if len(node.args) > 1 else 0
-        return dim not in (-1, rank - 1)
+        return (*node.args, 0)[1] not in (-1, rank - 1)
     return name in _SAME or is_cast(node)
+
+
+def _is_part_of_rows(node: fx.Node) -> bool:
+    """Whether the node gives the first columns of a linear: those of a padded one that count."""
+    return (
+        op_name(node) == "slice"
+        and op_name(node.all_input_nodes[0]) == "linear"
+        and node.args[1:3] == (-1, 0)
+        and len(node.args) == 4
+    )
 
 
 def _arguments(loss: fx.Node) -> tuple[Any, ...]:
@@ -112,11 +122,11 @@ def _replace(graph: fx.Graph, loss: fx.Node, path: list[fx.Node], rows: int) -> 
     linear, *between = path
     x, weight, bias = (*linear.args, None)[:3]
     _, target, _, reduction, ignored, _ = _arguments(loss)
-    options = {"classes": linear.meta["val"].shape[-1], "rows": rows, "ignored": ignored}
+    options = {"classes": path[-1].meta["val"].shape[-1], "rows": rows, "ignored": ignored}
     options["mean"] = _REDUCTIONS[reduction]
     with graph.inserting_before(loss):
         for node in between:
-            if op_name(node) == "slice":
+            if op_name(node) == "slice" and _keeps_rows(node):
                 x = call(graph, node.target, x, *node.args[1:], **node.kwargs)  # type: ignore[arg-type]
             elif op_name(node) in _SHAPES:
                 shape = [*node.meta["val"].shape[:-1], x.meta["val"].shape[-1]]  # type: ignore[union-attr]

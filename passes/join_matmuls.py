@@ -18,7 +18,7 @@ from torch import fx
 
 from mpcompile.passes.clean_casts import is_cast, source_of
 from mpcompile.rules import TORCH_RULES, Wish
-from mpcompile.step import ALIGNMENT, call
+from mpcompile.step import Place, call
 from mpcompile.torch_private import is_view, op_name
 
 _ATEN = torch.ops.aten
@@ -54,10 +54,10 @@ class JoinMatmuls:
     lie next to the others without a gap.
 
     Attributes:
-        arenas: per placeholder of a trained weight the flat arena it lies in.
+        places: per placeholder of a trained weight where it lies.
     """
 
-    arenas: Mapping[str, str]
+    places: Mapping[str, Place]
 
     def __call__(self, module: fx.GraphModule) -> int:
         """Rewrite a forward graph in which casts stand; return the number of linears joined."""
@@ -79,7 +79,7 @@ class JoinMatmuls:
                         del pending[key]
             weight = self._weight(node)
             if weight is not None:
-                key = (node.args[0], self.arenas[weight.name], node.meta["val"].dtype)
+                key = (node.args[0], self.places[weight.name].arena, node.meta["val"].dtype)
                 if key not in pending:
                     found.append(pending.setdefault(key, _Group([])))
                 pending[key].members.append(node)
@@ -90,16 +90,16 @@ class JoinMatmuls:
         """Return the master of a linear's weight if the linear can be joined with others."""
         if node.target is not _LINEAR or node.meta["val"].dtype not in _NARROW:
             return None
-        _, copy, bias = _arguments(node)
+        _, copy, bias = arguments_of_linear(node)
         if not _is_copy(copy) or (bias is not None and not _is_copy(bias)):
             return None
         weight = source_of(copy)
         fits = (
-            weight.name in self.arenas
+            weight.name in self.places
             and len(weight.users) == len(copy.users) == 1
             and copy.meta["val"].dim() == 2
-            and copy.meta["val"].numel() % ALIGNMENT == 0
-            and all(op_name(view) in _ANY_STRIDES for view in _views(node))
+            and self.places[weight.name].room == 0
+            and takes_strides(node)
         )
         return weight if fits else None
 
@@ -109,13 +109,25 @@ def _is_heavy(node: fx.Node) -> bool:
     return rule is not None and rule.wish is Wish.HALF
 
 
-def _arguments(linear: fx.Node) -> tuple[Any, Any, Any]:
+def arguments_of_linear(linear: fx.Node) -> tuple[Any, Any, Any]:
     """Return a linear's input, weight and bias."""
     return (*linear.args, None)[:3]  # type: ignore[return-value]
 
 
 def _is_copy(node: fx.Node) -> bool:
     return is_cast(node) and source_of(node).op == "placeholder"
+
+
+def takes_strides(node: fx.Node) -> bool:
+    """Whether all views of a node's result can be made of a part of wider rows too."""
+    return all(op_name(view) in _ANY_STRIDES for view in _views(node))
+
+
+def allow_strides(node: fx.Node) -> None:
+    """Prepare the views of a node's result for that: a ``view`` may have to be a copy."""
+    for view in _views(node):
+        if view.target is _ATEN.view.default:
+            view.target = _ATEN.reshape.default
 
 
 def _views(node: fx.Node) -> Iterator[fx.Node]:
@@ -128,8 +140,8 @@ def _views(node: fx.Node) -> Iterator[fx.Node]:
 
 def _join(graph: fx.Graph, members: list[fx.Node]) -> None:
     first = members[0]
-    weights = [_arguments(node)[1] for node in members]
-    biases = [_arguments(node)[2] for node in members]
+    weights = [arguments_of_linear(node)[1] for node in members]
+    biases = [arguments_of_linear(node)[2] for node in members]
     sizes = [node.meta["val"].shape[-1] for node in members]
     for copy in dict.fromkeys([*weights, *biases]):
         if copy is not None and first < copy:  # it reads an input of the graph only
@@ -146,9 +158,7 @@ def _join(graph: fx.Graph, members: list[fx.Node]) -> None:
         if node is not None:
             node.meta = {**first.meta, "val": node.meta["val"]}
     for old, new, value in zip(members, items, parts.meta["val"], strict=True):
-        for view in _views(old):
-            if view.target is _ATEN.view.default:  # what lies beside it may be in the way
-                view.target = _ATEN.reshape.default
+        allow_strides(old)
         new.meta = {**old.meta, "val": value}
         old.replace_all_uses_with(new)
         graph.erase_node(old)

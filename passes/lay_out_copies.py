@@ -1,7 +1,8 @@
 """Lay the working copies of weights out as the graph reads them, so that reading is a view.
 
 A ``cat`` of working copies would be made anew in every step. Where the weights can lie side by side
-in their arena without a gap, what is joined is a view of the arena, and no step makes a copy.
+in their arena without a gap, what is joined is a view of the arena, and no step makes a copy. So is
+a working copy with zeros behind it, where the arena has a gap there that stays zero.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from math import prod
 import torch
 from torch import fx
 
-from mpcompile.step import ALIGNMENT, Arena, Role, Slot, StepGraph, add_input
+from mpcompile.step import Arena, Role, Slot, StepGraph, add_input
+from mpcompile.torch_private import op_name
 
 _ATEN = torch.ops.aten
 
@@ -46,20 +48,32 @@ def _neighbours(step: StepGraph, cat: fx.Node) -> tuple[str, ...]:
     """Return the weights whose working copies are joined if they can lie side by side, or ()."""
     pieces, *dims = cat.args
     assert isinstance(pieces, list | tuple)
-    slots = [step.slots.get(p.meta.get("slot", "")) for p in pieces if isinstance(p, fx.Node)]
+    nodes = [piece for piece in pieces if isinstance(piece, fx.Node)]
+    zeros = prod(nodes.pop().meta["val"].shape) if op_name(nodes[-1]) == "new_zeros" else 0
+    slots = [step.slots.get(node.meta.get("slot", "")) for node in nodes]
     names = tuple(
         slot.name.removesuffix(".working") for slot in slots if slot and slot.role is Role.WORKING
     )
-    if len(names) < len(pieces) or len(set(names)) < len(names) or dims not in ([], [0]):
+    if not names or len(names) < len(slots) or len({*names}) < len(names) or dims not in ([], [0]):
         return ()
     arena = step.arena_of(names[0])
-    aligned = all(slot and prod(slot.shape) % ALIGNMENT == 0 for slot in slots)
-    return names if aligned and arena.flat and {*names} <= {*arena.parameters} else ()
+    if not arena.flat or not {*names} <= {*arena.parameters}:
+        return ()
+    rooms = [_room(arena, name) for name in names]
+    fits = not any(rooms[:-1]) and zeros <= (rooms[-1] if arena.zeros else 0)
+    return names if fits else ()
+
+
+def _room(arena: Arena, name: str) -> int:
+    """Return the elements of the gap behind a weight."""
+    place = arena.parameters.index(name)
+    return arena.offsets[place + 1] - arena.offsets[place] - prod(arena.shapes[place])
 
 
 def _slot(names: tuple[str, ...], cat: fx.Node) -> Slot:
     value = cat.meta["val"]
-    return Slot(f"{names[0]}.joined", Role.WORKING, tuple(value.shape), value.dtype)
+    name = f"{names[0]}.{'joined' if len(names) > 1 else 'padded'}"
+    return Slot(name, Role.WORKING, tuple(value.shape), value.dtype)
 
 
 def _reorder(arena: Arena, runs: list[tuple[str, ...]]) -> Arena:

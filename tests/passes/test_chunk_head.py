@@ -77,8 +77,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _use(monkeypatch: pytest.MonkeyPatch, head: ChunkHead) -> None:
-    def passes(arenas: Any, without: Any = ()) -> Any:
-        order = matmul_passes(arenas, without)
+    def passes(places: Any, without: Any = ()) -> Any:
+        order = matmul_passes(places, without)
         return [head if isinstance(item, ChunkHead) else item for item in order]
 
     monkeypatch.setattr(pipeline, "matmul_passes", passes)

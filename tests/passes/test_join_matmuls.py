@@ -19,7 +19,7 @@ from mpcompile.passes.join_matmuls import JoinMatmuls
 from mpcompile.pipeline import Transformed, to_step, transform
 from mpcompile.policy import FULL_PRECISION, Policy
 from mpcompile.precision import Precision
-from mpcompile.step import Role
+from mpcompile.step import Place, Role
 from mpcompile.workload import Workload
 
 
@@ -98,8 +98,8 @@ def joined(workload: Workload, policy: Policy | None = None) -> Transformed:
 def test_query_key_and_value_become_one_matmul() -> None:
     workload = heads()
     forward = forward_of(workload)
-    arenas = {item.node: "arena0" for item in forward.inputs}
-    assert JoinMatmuls(arenas)(forward.module) == 3
+    places = {item.node: Place("arena0", 0, True) for item in forward.inputs}
+    assert JoinMatmuls(places)(forward.module) == 3
     assert_expected_inline(
         graph_text(forward.module.graph),
         """\
@@ -143,7 +143,7 @@ linear_3_f32                  f32[10,3]     _to_copy linear_3 dtype=f32
 cross_entropy_loss            f32[]         cross_entropy_loss linear_3_f32 batch_1
 return                                      cross_entropy_loss""",
     )
-    assert JoinMatmuls(arenas)(forward.module) == 0
+    assert JoinMatmuls(places)(forward.module) == 0
 
 
 def test_the_step_reads_one_weight_and_copies_none() -> None:

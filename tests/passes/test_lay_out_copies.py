@@ -139,3 +139,42 @@ def test_check_sees_weights_that_do_not_lie_side_by_side() -> None:
     )
     with pytest.raises(CompileError, match=r"weights of 0\.weight\.joined do not lie side by side"):
         step.check()
+
+
+def pad(step: StepGraph, name: str, rows: int) -> None:
+    """Let the gradient graph read a working copy with zeros behind it."""
+    graph = step.gradient.graph
+    copy = placeholders(graph)[f"{name}.working"]
+    with graph.inserting_before(graph.output_node()):
+        zeros = call(graph, _ATEN.new_zeros.default, copy, [rows, copy.meta["val"].shape[1]])
+        cat = call(graph, _ATEN.cat.default, [copy, zeros])
+        total = call(graph, _ATEN.sum.default, call(graph, _ATEN.to.dtype, cat, torch.float32))
+        loss = call(graph, _ATEN.add.Tensor, results(graph)["loss"], total)
+    set_results(graph, {**results(graph), "loss": loss})
+
+
+def test_zeros_behind_a_weight_are_those_of_the_arena() -> None:
+    step = hoisted()  # behind words.weight, f16[10,8], there are 16 elements
+    pad(step, "words.weight", 2)
+    assert lay_out_copies(step) == 1
+    assert step.joined == {"words.weight.padded": ("words.weight",)}
+    assert step.slots["words.weight.padded"].shape == (12, 8)
+    pack_gradients(step)
+    step.check()
+    (arena,) = step.arenas
+    step.arenas = (replace(arena, zeros=False),)
+    with pytest.raises(CompileError, match="do not lie side by side"):
+        step.check()
+
+
+def test_more_zeros_than_there_is_room_for_are_copied() -> None:
+    step = hoisted()
+    pad(step, "words.weight", 3)
+    assert lay_out_copies(step) == 0
+
+
+def test_a_gap_that_does_not_stay_zero_is_not_read() -> None:
+    step = hoisted()
+    pad(step, "words.weight", 2)
+    step.arenas = tuple(replace(arena, zeros=False) for arena in step.arenas)
+    assert lay_out_copies(step) == 0
