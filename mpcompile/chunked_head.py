@@ -87,7 +87,7 @@ class _ChunkedHead(torch.autograd.Function):
             if needs_x:
                 d_x.append(gradient @ weight)
             if needs_weight:
-                d_weight = _sum(d_weight, _wide_product(gradient.t(), part))
+                d_weight = _sum(d_weight, wide_product(gradient.t(), part))
             if needs_bias:
                 d_bias = _sum(d_bias, gradient.sum(0, dtype=torch.float32))
         ctx.save_for_backward(torch.cat(d_x) if d_x else None, d_weight, d_bias, power)
@@ -117,7 +117,7 @@ def _chunk(logits: Tensor, target: Tensor, head: _Head, shift: Tensor) -> tuple[
     return loss, (gradient * shift).masked_fill(ignored, 0.0)
 
 
-def _wide_product(left: Tensor, right: Tensor) -> Tensor:
+def wide_product(left: Tensor, right: Tensor) -> Tensor:
     """Return a product of 16-bit matrices in FP32, as a Tensor Core has it before it rounds."""
     if left.is_cuda and torch.version.hip is None:
         return torch.mm(left, right, out_dtype=torch.float32)

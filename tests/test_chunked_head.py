@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mpcompile.chunked_head import SHIFT, chunked_head
+from mpcompile.chunked_head import SHIFT, chunked_head, wide_product
+from mpcompile.record import record
+from mpcompile.torch_private import fake_like, fake_mode
 
 ROWS, FEATURES, CLASSES = 50, 16, 37
 
@@ -119,3 +121,13 @@ def test_a_weight_gradient_beyond_fp16_overflows_only_with_the_scale() -> None:
     assert torch.finfo(torch.float16).max < 4096 * 60 * 0.5 * SHIFT
     (gradient,) = torch.autograd.grad(loss, [weight], torch.tensor(8.0))
     assert gradient.flatten().tolist() == [-240.0, 240.0]
+
+
+def test_on_cuda_the_tensor_core_hands_the_weight_gradient_over_in_fp32() -> None:
+    mode, cuda = fake_mode(), torch.device("cuda:0")
+    left = fake_like(mode, (64, 32), torch.float16, cuda)
+    right = fake_like(mode, (32, 16), torch.float16, cuda)
+    with torch.no_grad():
+        graph = record(lambda a, b: (wide_product(a, b),), [left, right], mode).graph
+    (node,) = graph.find_nodes(op="call_function", target=torch.ops.aten.mm.dtype)
+    assert node.meta["val"].dtype is torch.float32
