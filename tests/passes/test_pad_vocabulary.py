@@ -93,23 +93,23 @@ p_model_norm_weight       f32[16]         input
 p_model_norm_bias         f32[16]         input
 p_model_head_weight       f32[1027,16]    input
 p_model_head_bias         f32[1027]       input
-batch_0                   i64[4,16]       input
+batch_0                   i64[8,16]       input
 p_model_words_weight_f16  f16[1027,16]    _to_copy p_model_words_weight dtype=f16
-embedding                 f16[4,16,16]    embedding p_model_words_weight_f16 batch_0
-embedding_f32             f32[4,16,16]    _to_copy embedding dtype=f32
-layer_norm                f32[4,16,16]    layer_norm embedding_f32 [16] p_model_norm_weight p_model_norm_bias 1e-05 False
+embedding                 f16[8,16,16]    embedding p_model_words_weight_f16 batch_0
+embedding_f32             f32[8,16,16]    _to_copy embedding dtype=f32
+layer_norm                f32[8,16,16]    layer_norm embedding_f32 [16] p_model_norm_weight p_model_norm_bias 1e-05 False
 p_model_head_weight_f16   f16[1027,16]    _to_copy p_model_head_weight dtype=f16
 p_model_head_bias_f16     f16[1027]       _to_copy p_model_head_bias dtype=f16
-layer_norm_f16            f16[4,16,16]    _to_copy layer_norm dtype=f16
+layer_norm_f16            f16[8,16,16]    _to_copy layer_norm dtype=f16
 new_zeros_default         f16[5,16]       new_zeros p_model_head_weight_f16 [5,16]
 cat_default               f16[1032,16]    cat [p_model_head_weight_f16,new_zeros_default]
 new_zeros_default_1       f16[5]          new_zeros p_model_head_bias_f16 [5]
 cat_default_1             f16[1032]       cat [p_model_head_bias_f16,new_zeros_default_1]
-linear_default            f16[4,16,1032]  linear layer_norm_f16 cat_default cat_default_1
-slice_tensor              f16[4,16,1027]  slice linear_default -1 0 1027
-view                      f16[64,1027]    reshape slice_tensor [-1,1027]
-flatten                   i64[64]         flatten batch_0
-view_f32                  f32[64,1027]    _to_copy view dtype=f32
+linear_default            f16[8,16,1032]  linear layer_norm_f16 cat_default cat_default_1
+slice_tensor              f16[8,16,1027]  slice linear_default -1 0 1027
+view                      f16[128,1027]   reshape slice_tensor [-1,1027]
+flatten                   i64[128]        flatten batch_0
+view_f32                  f32[128,1027]   _to_copy view dtype=f32
 cross_entropy_loss        f32[]           cross_entropy_loss view_f32 flatten
 return                                    cross_entropy_loss""",
     )
