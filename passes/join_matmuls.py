@@ -18,7 +18,7 @@ from torch import fx
 
 from mpcompile.passes.clean_casts import is_cast, source_of
 from mpcompile.rules import TORCH_RULES, Wish
-from mpcompile.step import Place, call
+from mpcompile.step import TILE, Place, call
 from mpcompile.torch_private import is_view, op_name
 
 _ATEN = torch.ops.aten
@@ -51,7 +51,7 @@ class JoinMatmuls:
     A linear is joined with an earlier one of the same input unless a Tensor-Core op stands between
     them that depends on the earlier one: results needed so far apart had better not live as long
     as each other. Nothing is joined whose weight has another reader, is not trained, or would not
-    lie next to the others without a gap.
+    lie next to the others without a gap, and nothing that would leave another's rows unaligned.
 
     Attributes:
         places: per placeholder of a trained weight where it lies.
@@ -98,6 +98,7 @@ class JoinMatmuls:
             weight.name in self.places
             and len(weight.users) == len(copy.users) == 1
             and copy.meta["val"].dim() == 2
+            and copy.meta["val"].shape[0] % TILE == 0
             and self.places[weight.name].room == 0
             and takes_strides(node)
         )

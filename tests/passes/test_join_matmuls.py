@@ -247,6 +247,11 @@ def widen(model: Gated) -> None:
     model.down = nn.Linear(18, 8, bias=False)
 
 
+def narrow(model: Gated) -> None:
+    model.gate, model.up = nn.Linear(8, 12, bias=False), nn.Linear(8, 12, bias=False)
+    model.down = nn.Linear(12, 8, bias=False)
+
+
 def in_two_groups(model: Gated) -> torch.optim.Optimizer:
     first, *rest = model.parameters()
     groups: list[dict[str, Any]] = [{"params": [first], "lr": 0.2}, {"params": rest}]
@@ -259,7 +264,14 @@ def with_muon(model: Gated) -> torch.optim.Optimizer:
 
 @pytest.mark.parametrize(
     ("change", "optimizer"),
-    [(tie, None), (freeze, None), (widen, None), (None, in_two_groups), (None, with_muon)],
+    [
+        (tie, None),
+        (freeze, None),
+        (widen, None),
+        (narrow, None),
+        (None, in_two_groups),
+        (None, with_muon),
+    ],
 )
 def test_weights_that_cannot_be_neighbours_stay_apart(change: Any, optimizer: Any) -> None:
     made = joined(gated(change, optimizer))
