@@ -96,10 +96,11 @@ def three_ways(make: Callable[[], Workload]) -> dict[str, Callable[[], Any]]:
     made = transform(make(), Policy(precision=Precision.BF16))
     assert made.step is not None
     values = {item.name: item.tensor.detach() for item in made.forward.inputs}
-    inputs = [
-        values[node.meta["slot"].removesuffix(".working")].to(node.meta["val"].dtype)
-        for node in made.step.gradient.graph.find_nodes(op="placeholder")
-    ]
+    inputs = []
+    for node in made.step.gradient.graph.find_nodes(op="placeholder"):
+        parts = [values[name] for name in made.step.members(node.meta["slot"])]
+        joined = torch.cat(parts) if len(parts) > 1 else parts[0]
+        inputs.append(joined.to(node.meta["val"].dtype))
     [(_, whole)] = compiled(copy_graph(made.step.gradient), inputs)
     halves = Recomputing(made.step.gradient, made.step.slots)
     return {

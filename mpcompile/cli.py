@@ -49,7 +49,7 @@ def _patterns(what: str) -> Parameter:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Flags:
-    """What decides precisions; what is not given is as ``[tool.mpcompile]`` says."""
+    """What decides precisions and passes; what is not given is as ``[tool.mpcompile]`` says."""
 
     level: Annotated[
         Literal["careful", "paper", "tensor-cores-only", "fp32"] | None,
@@ -80,6 +80,14 @@ class Flags:
         str | None,
         Parameter(help="dynamic, none, or a number; default: dynamic with fp16, else none."),
     ] = None
+    without: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="A pass to leave out, such as join_matmuls (repeatable).",
+            negative=(),
+            show_default=False,
+        ),
+    ] = ()
 
     def given(self) -> dict[str, Any]:
         """Return what was given of the settings, by their names."""

@@ -54,7 +54,9 @@ def transform(
     given = read_plan(plan) if plan else None
     workload = load(source)
     with console.status("transforming"), _warnings_on_one_line():
-        mixed = transform_workload(workload, settings.policy, settings.scale, given, ranges)
+        mixed = transform_workload(
+            workload, settings.policy, settings.scale, given, ranges, settings.without
+        )
         plain = transform_workload(workload, FULL_PRECISION)
         summary = summarize(mixed, plain)
     files = {
@@ -89,7 +91,9 @@ def run(
     given = read_plan(plan) if plan else None
     workload = load(source)
     with console.status("transforming"), _warnings_on_one_line():
-        transformed = transform_workload(workload, settings.policy, settings.scale, given, ranges)
+        transformed = transform_workload(
+            workload, settings.policy, settings.scale, given, ranges, settings.without
+        )
     if workload.data is None:
         raise BadInput(
             "the workload has no data", workload.origin, "give data=, an iterable of batches"

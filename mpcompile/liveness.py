@@ -104,7 +104,7 @@ def storages(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
 def state_bytes(step: StepGraph) -> int:
     """Return the bytes that live from step to step: masters, working copies, optimizer, buffers."""
     views = {name for arena in step.arenas for name in arena.parameters}
-    views |= {f"{name}.working" for name in views}
+    views |= {f"{name}.working" for name in views} | set(step.joined)
     return sum(
         tensor_bytes(slot.empty())
         for slot in step.slots.values()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import prod
 from typing import Any
 
 import torch
@@ -16,18 +18,25 @@ from mpcompile.control_flow import all_graphs
 from mpcompile.dataflow import Dataflow
 from mpcompile.describe import dataflow
 from mpcompile.differentiate import differentiate
-from mpcompile.errors import BadInput
+from mpcompile.errors import BadInput, did_you_mean
 from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, default_backend
 from mpcompile.measured import MeasuredOverflow, overruled
 from mpcompile.pass_runner import run_passes
-from mpcompile.passes import BEFORE_AUTOGRAD, GRADIENT, forward_passes, training_passes
-from mpcompile.passes.hoist_weight_casts import weights_cast
+from mpcompile.passes import (
+    BEFORE_AUTOGRAD,
+    GRADIENT,
+    OPTIONAL,
+    forward_passes,
+    matmul_passes,
+    training_passes,
+)
+from mpcompile.passes.clean_casts import is_cast
 from mpcompile.plan import Plan
 from mpcompile.policy import Level, Policy
 from mpcompile.precision import Precision
 from mpcompile.ranges import Ranges
-from mpcompile.step import Role, Slot, StepGraph, add_input, results, set_results
+from mpcompile.step import Place, Role, Slot, StepGraph, add_input, results, set_results
 from mpcompile.torch_graph import Forward, Kind, capture
 from mpcompile.torch_private import copy_graph, mutated_inputs, new_program
 from mpcompile.train_step import TrainStep
@@ -76,6 +85,7 @@ def compile(
     memory_budget: float = 1.0,
     cuda_graph: bool = True,
     options: Mapping[str, Any] | None = None,
+    without: Collection[str] = (),
 ) -> TrainStep:
     """Compile a training step into mixed precision.
 
@@ -96,13 +106,14 @@ def compile(
         cuda_graph: with inductor on CUDA, replay the whole step as one CUDA graph after three plain
             steps. A step that cannot be captured runs plainly, said once in the log ``mpcompile``.
         options: of inductor, as for ``torch.compile(options=...)``: ``{"max_autotune": True}``.
+        without: names of passes to leave out, of `mpcompile.passes.OPTIONAL`.
 
     Raises:
         BadInput: an argument is wrong.
         CannotCapture: the program cannot become one graph.
     """
     workload = Workload(model, batch, loss, optimizer)
-    transformed = transform(workload, policy, loss_scale, plan, ranges)
+    transformed = transform(workload, policy, loss_scale, plan, ranges, without)
     return to_step(transformed, backend, memory_budget, cuda_graph, options)
 
 
@@ -140,6 +151,7 @@ def transform(
     loss_scale: LossScale | None = None,
     plan: Plan | None = None,
     ranges: Ranges | None = None,
+    without: Collection[str] = (),
 ) -> Transformed:
     """Run every stage before lowering; nothing of the user's is changed.
 
@@ -149,6 +161,7 @@ def transform(
     Raises:
         BadInput, CannotCapture: see `compile`.
     """
+    _check_passes(without)
     policy = policy or Policy()
     precision = plan.precision if plan else policy.precision
     if loss_scale is None:
@@ -168,16 +181,17 @@ def transform(
     named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
     groups = trained_parameters(workload.optimizer, named, workload.origin)
     trained = [name for group in groups for name in group]
+    shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
+    device = next(iter(workload.model.parameters())).device
+    cast = weights_cast(forward)
+    update = trace_update(workload.optimizer, groups, cast, shapes, device, workload.origin)
     # The user is shown the graph of composite ops; autograd gets a copy.
     prepared = replace(forward, module=copy_graph(forward.module))
+    changes |= run_passes(prepared.module, matmul_passes(_places(forward, update), without), _lint)
     changes |= run_passes(prepared.module, BEFORE_AUTOGRAD, _lint)
     gradient, slots = differentiate(prepared, trained, workload.origin)
     for name, count in run_passes(gradient, GRADIENT, _lint).items():
         changes[name] = changes.get(name, 0) + count
-    shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
-    device = next(iter(workload.model.parameters())).device
-    cast = weights_cast(gradient.graph, slots)
-    update = trace_update(workload.optimizer, groups, cast, shapes, device, workload.origin)
     step = join(gradient, slots, update)
     changes |= run_passes(step, training_passes(loss_scale), StepGraph.check)
     return Transformed(
@@ -189,6 +203,35 @@ def describe(forward: Forward, policy: Policy, unfit: tuple[UnfitConstant, ...] 
     """Describe a captured forward graph to the planner."""
     fixed = {item.node: f"a {item.kind.value}" for item in forward.inputs}
     return dataflow(forward.module, fixed, policy, unfit_reasons(forward.module, unfit))
+
+
+def weights_cast(forward: Forward) -> set[str]:
+    """Return the names of the parameters that will have a working copy if they are trained."""
+    nodes = {node.name: node for node in forward.module.graph.find_nodes(op="placeholder")}
+    return {item.name for item in forward.inputs if any(map(is_cast, nodes[item.node].users))}
+
+
+def _check_passes(without: Collection[str]) -> None:
+    for name in without:
+        if name not in OPTIONAL:
+            raise BadInput(
+                f"there is no pass {name!r} to leave out{did_you_mean(name, OPTIONAL)}",
+                "",
+                f"the passes are {', '.join(OPTIONAL)}",
+            )
+
+
+def _places(forward: Forward, update: Update) -> dict[str, Place]:
+    """Return, per placeholder of a trained weight in a flat arena, where it lies."""
+    nodes = {item.name: item.node for item in forward.inputs}
+    return {
+        nodes[name]: Place(arena.name, end - start - prod(shape), arena.zeros)
+        for arena in update.arenas
+        if arena.flat
+        for name, shape, (start, end) in zip(
+            arena.parameters, arena.shapes, pairwise(arena.offsets), strict=True
+        )
+    }
 
 
 def _check_release(policy: Policy, ranges: Ranges) -> None:

@@ -15,6 +15,7 @@ from torch import fx
 from mpcompile.errors import printable
 from mpcompile.liveness import peak, saved_bytes, state_bytes, tensor_bytes
 from mpcompile.loss_scale import LossScale
+from mpcompile.passes import OPTIONAL
 from mpcompile.pipeline import Transformed
 from mpcompile.precision import Precision
 from mpcompile.ranges import Ranges
@@ -42,6 +43,7 @@ class Summary:
         parameters: trained numbers.
         memory: per program (``fp32``, ``mixed``) the estimated bytes of state, of tensors saved
             for backward, and at the peak of the step.
+        passes: per optional pass how often it applied, if it did.
         unknown: per op that stands in no row of the op table how often it stayed in FP32.
         unfit: per constant that FP16 cannot hold a sentence with its place and its fix.
     """
@@ -56,6 +58,7 @@ class Summary:
     working_copies: int
     parameters: int
     memory: dict[str, dict[str, int]]
+    passes: dict[str, int]
     unknown: dict[str, int]
     unfit: tuple[str, ...]
 
@@ -92,6 +95,7 @@ def summarize(mixed: Transformed, full: Transformed) -> Summary:
         working_copies=len(working),
         parameters=sum(slot.empty().numel() for slot in trained),
         memory={"fp32": _memory(full), "mixed": _memory(mixed)},
+        passes={name: mixed.changes[name] for name in OPTIONAL if mixed.changes.get(name)},
         unknown=dict(sorted(unknown.items())),
         unfit=tuple(f"{item.where}  {item.kind}: {item}" for item in mixed.unfit),
     )
@@ -172,6 +176,9 @@ def print_summary(summary: Summary, title: str, console: Console) -> None:
                 f"{bytes_text(before[key])} in FP32, {bytes_text(after[key])} now "
                 f"({after[key] / before[key]:.0%})",
             )
+    if summary.passes:
+        counts = ", ".join(f"{name} x{count}" for name, count in summary.passes.items())
+        facts.add_row("passes for the Tensor Core", counts)
     if summary.unknown:
         kinds = ", ".join(f"{name} x{count}" for name, count in summary.unknown.items())
         facts.add_row("in no row of the table", f"{kinds}: left in FP32")

@@ -47,6 +47,9 @@ class Settings(BaseModel):
         Literal["interpreter", "inductor"] | None,
         Field(description="Default: inductor on CUDA, interpreter elsewhere."),
     ] = None
+    without: Annotated[
+        tuple[str, ...], Field(strict=False, description="Optional passes to leave out.")
+    ] = ()
 
     @field_validator("loss_scale", mode="before")
     @classmethod
@@ -78,7 +81,7 @@ class Settings(BaseModel):
         """Return them with flags laid over them.
 
         A flag takes the place of a setting; patterns of flags are added to those of the settings,
-        and a pattern that both name is the flag's.
+        and a pattern that both name is the flag's. Passes to leave out are added too.
 
         Raises:
             BadInput: a flag has no value that fits.
@@ -89,6 +92,7 @@ class Settings(BaseModel):
             + tuple(flags.get(name, ()))
             for name in _LISTS
         }
+        lists["without"] = (*self.without, *flags.get("without", ()))
         return _checked({**self.model_dump(), **flags, **lists}, "the command line")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from math import prod
 from typing import Any
 
@@ -18,6 +18,11 @@ from mpcompile.torch_private import fake_like, module_of, rename
 
 ALIGNMENT = 32
 """Elements to which each parameter starts in its arena: 64 bytes of FP16, 128 of FP32."""
+
+TILE = 8
+"""Outputs of a 16-bit matmul come in multiples of this, or its rows are not aligned to 16 bytes."""
+
+_MANY_ROWS = 1024
 
 
 class Role(Enum):
@@ -90,7 +95,9 @@ class Arena:
         group: index of the optimizer's parameter group.
         parameters: names in the order in which they lie.
         shapes: their shapes.
-        flat: whether it is one dimension with each parameter aligned to `ALIGNMENT`.
+        flat: whether it is one dimension with each parameter aligned to `ALIGNMENT`. Behind a
+            matrix of more than 1024 rows there is room for rows up to a multiple of `TILE`.
+        zeros: whether the update leaves gaps zero as they are.
     """
 
     name: str
@@ -98,20 +105,47 @@ class Arena:
     parameters: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     flat: bool
+    zeros: bool = False
 
     @property
     def offsets(self) -> tuple[int, ...]:
         """First element of each parameter, and the end of the arena."""
-        ends = [0]
-        for shape in self.shapes:
-            length = prod(shape)
-            ends.append(ends[-1] + (-(-length // ALIGNMENT) * ALIGNMENT if self.flat else length))
-        return tuple(ends)
+        return (0, *accumulate(_length(s) if self.flat else prod(s) for s in self.shapes))
+
+    def offset_of(self, parameter: str) -> int:
+        """First element of a parameter."""
+        return self.offsets[self.parameters.index(parameter)]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the master buffer."""
         return (self.offsets[-1],) if self.flat else self.shapes[0]
+
+
+def _length(shape: tuple[int, ...]) -> int:
+    """Return the elements that a parameter of a flat arena takes, with the gap behind it."""
+    if len(shape) == 2 and shape[0] > _MANY_ROWS:
+        shape = (_up(shape[0], TILE), shape[1])
+    return _up(prod(shape), ALIGNMENT)
+
+
+def _up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a trained weight lies.
+
+    Attributes:
+        arena: the name of its flat arena.
+        room: elements of the gap behind it.
+        zeros: whether they are zeros.
+    """
+
+    arena: str
+    room: int
+    zeros: bool
 
 
 @dataclass
@@ -128,6 +162,8 @@ class StepGraph:
         slots: every slot by name.
         arenas: where the trained parameters lie.
         working: names of the parameters that have a 16-bit working copy.
+        joined: per slot that is a view of several working copies, or of one and zeros behind it,
+            the weights in their order.
     """
 
     gradient: fx.GraphModule
@@ -135,10 +171,15 @@ class StepGraph:
     slots: dict[str, Slot]
     arenas: tuple[Arena, ...]
     working: set[str] = field(default_factory=set)
+    joined: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def arena_of(self, parameter: str) -> Arena:
         """Return the arena a trained parameter lies in."""
         return next(arena for arena in self.arenas if parameter in arena.parameters)
+
+    def members(self, name: str) -> tuple[str, ...]:
+        """Return the trained weights that a slot of masters or working copies is a view of."""
+        return self.joined.get(name) or (name.removesuffix(".working"),)
 
     def check(self) -> None:
         """Raise CompileError if the two graphs and the slots do not fit together."""
@@ -160,6 +201,20 @@ class StepGraph:
         for name in self.update.graph.output_node().meta["slots"]:
             if self.slots[name].role not in STATE:
                 raise CompileError(f"the update writes {name}, which is not state", "", "")
+        for name, members in self.joined.items():
+            arena = self.arena_of(members[0])
+            start = arena.parameters.index(members[0])
+            last = start + len(members) - 1
+            beside = arena.parameters[start : last + 1] == members
+            before = sum(map(prod, arena.shapes[start:last]))
+            length = prod(self.slots[name].shape)
+            if (
+                not beside
+                or arena.offsets[last] - arena.offsets[start] != before
+                or arena.offsets[last + 1] - arena.offsets[start] < length
+                or (before + prod(arena.shapes[last]) < length and not arena.zeros)
+            ):
+                raise CompileError(f"the weights of {name} do not lie side by side", "", "")
 
     def _check_slot(self, graph: str, name: object, node: object) -> None:
         if name not in self.slots or not isinstance(node, fx.Node):
@@ -210,11 +265,11 @@ class StepGraph:
 
     def _owners(self, name: str) -> list[str]:
         """Return the slot that holds the memory of a slot: a trained weight's is its arena's."""
-        parameter = name.removesuffix(".working")
+        first = self.members(name)[0]
         if self.slots[name].role in (Role.MASTER, Role.WORKING):
             for arena in self.arenas:
-                if parameter in arena.parameters:
-                    return [f"{arena.name}.{'master' if parameter == name else 'working'}"]
+                if first in arena.parameters:
+                    return [f"{arena.name}.{'master' if first == name else 'working'}"]
         return [name]
 
     def _view(self, graph: fx.Graph, name: str, outer: dict[str, fx.Node]) -> fx.Node:
@@ -222,10 +277,11 @@ class StepGraph:
         (owner,) = self._owners(name)
         if owner == name:
             return outer[name]
-        arena = self.arena_of(name.removesuffix(".working"))
+        first = self.members(name)[0]
+        arena = self.arena_of(first)
         if not arena.flat:
             return outer[owner]
-        start = arena.offsets[arena.parameters.index(name.removesuffix(".working"))]
+        start = arena.offset_of(first)
         shape = self.slots[name].shape
         piece = call(
             graph, torch.ops.aten.slice.Tensor, outer[owner], 0, start, start + prod(shape)

@@ -320,6 +320,11 @@ class TrainStep:
                 names = [name for name in arena.parameters if name in self.step.working]
                 for name, view in zip(names, arena_views(arena, copy), strict=False):
                     self._state[f"{name}.working"] = view
+                for name, members in self.step.joined.items():
+                    if members[0] in names:
+                        slot, start = self.step.slots[name], arena.offset_of(members[0])
+                        view = copy[start : start + prod(slot.shape)].view(slot.shape)
+                        self._state[name] = view
 
     def _adopt(self, _: torch.optim.Optimizer) -> None:
         """Take over what ``optimizer.load_state_dict`` has put in place of the arenas' views."""

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -137,7 +137,8 @@ def trace_update(
     try:
         update = _trace(optimizer, flat, device)
         if _elementwise(update):
-            return update
+            known = (replace(arena, zeros=_keeps_zeros(optimizer, arena)) for arena in flat)
+            return replace(update, arenas=tuple(known))
     except (RuntimeError, ValueError):
         pass  # it refuses flat parameters (Muon); tried again with their own shapes below
     single = tuple(
@@ -240,6 +241,22 @@ def initial_state(optimizer: torch.optim.Optimizer, arena: Arena) -> State:
             "with SGD, set dampening=0",
         )
     return recorded.first
+
+
+def _keeps_zeros(optimizer: torch.optim.Optimizer, arena: Arena) -> bool:
+    """Whether weights of 0 with a state and gradients of 0 stay 0: two steps are run on some."""
+    zeros = torch.zeros(ALIGNMENT)
+    state = {
+        key: torch.zeros(ALIGNMENT, dtype=value.dtype) if value.dim() else value.clone()
+        for key, value in initial_state(optimizer, arena).items()
+    }
+    shell = _shell(
+        optimizer, [_group(optimizer, arena, params=[zeros])], defaultdict(dict, {zeros: state})
+    )
+    for _ in range(2):
+        zeros.grad = torch.zeros(ALIGNMENT)
+        type(shell).step(shell)
+    return not zeros.any()
 
 
 def _trace(

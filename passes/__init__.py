@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 from torch import fx
 
 from mpcompile.loss_scale import LossScale
-from mpcompile.pass_runner import Pass
+from mpcompile.pass_runner import Pass, pass_name
 from mpcompile.passes.adjust_scale import AdjustScale
+from mpcompile.passes.chunk_head import ChunkHead
 from mpcompile.passes.clean_casts import clean_casts
 from mpcompile.passes.count_steps import count_steps
 from mpcompile.passes.drop_dead import drop_dead
 from mpcompile.passes.gate_update import GateUpdate
 from mpcompile.passes.hoist_weight_casts import hoist_weight_casts
 from mpcompile.passes.insert_casts import InsertCasts
+from mpcompile.passes.join_matmuls import JoinMatmuls
 from mpcompile.passes.keep_cudnn_rnn import KeepCudnnRnn
+from mpcompile.passes.lay_out_copies import lay_out_copies
 from mpcompile.passes.pack_gradients import pack_gradients
+from mpcompile.passes.pad_vocabulary import PadVocabulary
 from mpcompile.passes.recompute_casts import recompute_casts
 from mpcompile.passes.save_narrow import save_narrow
 from mpcompile.passes.scale_loss import ScaleLoss
 from mpcompile.plan import Plan
-from mpcompile.step import StepGraph
+from mpcompile.step import Place, StepGraph
 
 
 def forward_passes(plan: Plan) -> tuple[Pass[fx.GraphModule], ...]:
@@ -30,6 +36,27 @@ def forward_passes(plan: Plan) -> tuple[Pass[fx.GraphModule], ...]:
         InsertCasts(plan),
         clean_casts,  # constants made in FP32 and cast are made narrow at once
     )
+
+
+OPTIONAL = ("join_matmuls", "pad_vocabulary", "chunk_head")
+"""Passes that can be switched off: without them a step computes the same, only more slowly."""
+
+
+def matmul_passes(
+    places: Mapping[str, Place], without: Collection[str] = ()
+) -> tuple[Pass[fx.GraphModule], ...]:
+    """Return what gives the Tensor Core matmuls of the shapes it likes; runs when casts stand.
+
+    Args:
+        places: per placeholder of a trained weight in a flat arena, where it lies.
+        without: the names of passes to leave out.
+    """
+    order = (
+        JoinMatmuls(places),
+        PadVocabulary(places),  # what was joined is left as it is
+        ChunkHead(),  # takes padded heads too
+    )
+    return tuple(rewrite for rewrite in order if pass_name(rewrite) not in without)
 
 
 BEFORE_AUTOGRAD: tuple[Pass[fx.GraphModule], ...] = (
@@ -50,6 +77,7 @@ def training_passes(scale: LossScale) -> tuple[Pass[StepGraph], ...]:
     """Return what runs on the step graph."""
     return (
         hoist_weight_casts,  # decides which weights have a working copy, so which lie first
+        lay_out_copies,  # moves weights within the arenas
         pack_gradients,  # in the order of the arenas
         ScaleLoss(scale),  # unscales the packed FP32 gradients
         GateUpdate(scale),  # looks at them unscaled; gates what the passes above write

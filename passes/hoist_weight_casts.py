@@ -8,7 +8,6 @@ read keeps no 16-bit copy; a tied weight has one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -24,12 +23,15 @@ def hoist_weight_casts(step: StepGraph) -> int:
     Runs before `pack_gradients`, which lays out the arenas by what is found here.
     """
     graph = step.gradient.graph
-    hoisted = weights_cast(graph, step.slots)
+    hoisted: set[str] = set()
     gradients = results(graph)
     for name, master in placeholders(graph).items():
-        if name not in hoisted:
+        if step.slots[name].role is not Role.MASTER:
             continue
         casts = [user for user in master.users if is_cast(user)]
+        if not casts:
+            continue
+        hoisted.add(name)
         working = Slot(
             f"{name}.working", Role.WORKING, step.slots[name].shape, casts[0].meta["val"].dtype
         )
@@ -45,15 +47,6 @@ def hoist_weight_casts(step: StepGraph) -> int:
         for arena in step.arenas:
             _write_working(step, arena)
     return len(hoisted)
-
-
-def weights_cast(gradient: fx.Graph, slots: Mapping[str, Slot]) -> set[str]:
-    """Return the names of the trained weights that will get a working copy."""
-    return {
-        name
-        for name, node in placeholders(gradient).items()
-        if slots[name].role is Role.MASTER and any(map(is_cast, node.users))
-    }
 
 
 def _narrow_gradient(step: StepGraph, name: str, last: fx.Node) -> None:

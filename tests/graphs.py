@@ -11,8 +11,7 @@ from torch import fx, nn
 from mpcompile.differentiate import differentiate
 from mpcompile.pass_runner import run_passes
 from mpcompile.passes import GRADIENT, forward_passes
-from mpcompile.passes.hoist_weight_casts import weights_cast
-from mpcompile.pipeline import describe, join
+from mpcompile.pipeline import describe, join, weights_cast
 from mpcompile.planner import make_plan
 from mpcompile.policy import Policy
 from mpcompile.record import record
@@ -165,7 +164,7 @@ def raw_step_of(workload: Workload, policy: Policy | None = None) -> StepGraph:
     trained = [name for group in groups for name in group]
     gradient, slots = differentiate(forward, trained, "")
     shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
-    cast = weights_cast(gradient.graph, slots)
+    cast = weights_cast(forward)
     update = trace_update(workload.optimizer, groups, cast, shapes, torch.device("cpu"), "")
     return join(gradient, slots, update)
 

@@ -21,6 +21,7 @@ half = ["gelu", "row:softmax"]
 free = ["add_3"]
 loss_scale = 1024
 backend = "interpreter"
+without = ["join_matmuls"]
 """
 
 
@@ -40,6 +41,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
     )
     assert found.scale == LossScale.static(1024.0)
     assert found.backend == "interpreter"
+    assert found.without == ("join_matmuls",)
 
 
 @pytest.mark.parametrize("text", ["", "[project]\nname = 'x'\n", "tool = 3\n", "[tool.ruff]\n"])
@@ -109,6 +111,12 @@ def test_patterns_of_flags_are_added_and_move_a_pattern_that_both_name() -> None
     over = settings.over({"full": ("decoder",), "half": ("gelu",)})
     assert over.full == ("encoder", "decoder")
     assert over.half == ("softmax", "gelu")
+
+
+def test_passes_to_leave_out_are_added() -> None:
+    settings = Settings(without=("join_matmuls",))
+    assert settings.over({"without": ("other",)}).without == ("join_matmuls", "other")
+    assert settings.over({}).without == ("join_matmuls",)
 
 
 def test_a_flag_that_fits_no_setting_is_refused() -> None:

@@ -91,3 +91,12 @@ def test_the_whole_step_reads_state_and_writes_it_back() -> None:
     assert writes[0] == "loss"
     assert set(writes[1:]) <= set(reads)
     assert not any(name.startswith(("grad.", "next.")) for name in reads)
+
+
+def test_a_matrix_of_many_rows_has_room_for_whole_tiles() -> None:
+    shapes = ((1027, 32), (1027,), (1024, 33), (1027, 2, 3))
+    arena = Arena("arena0", 0, ("a", "b", "c", "d"), shapes, flat=True)
+    assert arena.offsets == (0, 1032 * 32, 1032 * 32 + 1056, 1032 * 32 + 1056 + 1024 * 33,
+                             1032 * 32 + 1056 + 1024 * 33 + 6176)  # fmt: skip
+    assert arena.offset_of("b") == 1032 * 32
+    assert Arena("arena0", 0, ("a",), shapes[:1], flat=False).offsets == (0, 1027 * 32)
