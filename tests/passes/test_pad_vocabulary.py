@@ -166,7 +166,7 @@ def test_the_zeros_stay_zeros_and_training_goes_as_without(name: str) -> None:
         weight = workload.model.get_parameter("words.weight")
         assert torch.equal(whole[:WORDS], weight.detach().half())
         assert not whole[WORDS:].any()
-        (arena,) = step.step.arenas
+        arena = step.step.arena_of("words.weight")
         gap = slice(WORDS * WIDTH, arena.offsets[1])
         for key, value in step._state.items():
             if key.startswith(f"{arena.name}.") and value.shape == arena.shape:
