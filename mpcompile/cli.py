@@ -157,6 +157,24 @@ def calibrate(
 
 
 @app.command
+def inspect(
+    source: Source,
+    *,
+    device: Annotated[
+        Literal["h100", "h200", "a100", "v100", "cpu", "all"],
+        Parameter(help="Whose bound; cpu is measured here, all compares the others."),
+    ] = "h100",
+    flags: Flags = _NO_FLAGS,
+    json: Json = None,
+    debug: Debug = False,
+) -> None:
+    """Print what each pass changed and the least time that a step can take on a device."""
+    del debug
+    command = import_module("mpcompile.inspect_command")
+    command.inspect(source, device, flags.given(), flags.plan, flags.measured(), json)
+
+
+@app.command
 def diff(old: PlanPath, new: PlanPath, /, *, json: Json = None, debug: Debug = False) -> int:
     """Say in words what changed between two plans.
 

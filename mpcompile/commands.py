@@ -24,13 +24,13 @@ from mpcompile.graph_text import graph_text
 from mpcompile.measured import MeasuredOverflow
 from mpcompile.pipeline import Transformed, to_step
 from mpcompile.pipeline import transform as transform_workload
-from mpcompile.plan import read_plan
+from mpcompile.plan import Plan, read_plan
 from mpcompile.plan_commands import write_json
 from mpcompile.policy import FULL_PRECISION, UnmatchedOverride
 from mpcompile.precision import Precision
 from mpcompile.ranges import Ranges, read_ranges
 from mpcompile.report import print_ranges, print_summary, summarize
-from mpcompile.settings import find_settings
+from mpcompile.settings import Settings, find_settings
 from mpcompile.train_step import TrainStep
 from mpcompile.workload import Workload, load
 
@@ -53,10 +53,8 @@ def transform(
     settings = find_settings(Path.cwd()).over(flags)
     given = read_plan(plan) if plan else None
     workload = load(source)
-    with console.status("transforming"), _warnings_on_one_line():
-        mixed = transform_workload(
-            workload, settings.policy, settings.scale, given, ranges, settings.without
-        )
+    with console.status("transforming"):
+        mixed = quiet_transform(workload, settings, given, ranges)
         plain = transform_workload(workload, FULL_PRECISION)
         summary = summarize(mixed, plain)
     files = {
@@ -90,10 +88,8 @@ def run(
     settings = find_settings(Path.cwd()).over(flags)
     given = read_plan(plan) if plan else None
     workload = load(source)
-    with console.status("transforming"), _warnings_on_one_line():
-        transformed = transform_workload(
-            workload, settings.policy, settings.scale, given, ranges, settings.without
-        )
+    with console.status("transforming"):
+        transformed = quiet_transform(workload, settings, given, ranges)
     if workload.data is None:
         raise BadInput(
             "the workload has no data", workload.origin, "give data=, an iterable of batches"
@@ -118,6 +114,16 @@ def run(
         f"loss scale {step.loss_scale:g}, {step.skipped} skipped, {typical:.1f} ms a step"
     )
     write_json(json_to, document)
+
+
+def quiet_transform(
+    workload: Workload, settings: Settings, plan: Plan | None, ranges: Ranges | None
+) -> Transformed:
+    """Transform by settings, with each warning on one line."""
+    with _warnings_on_one_line():
+        return transform_workload(
+            workload, settings.policy, settings.scale, plan, ranges, settings.without
+        )
 
 
 def given_ranges(path: Path | None, margin: int | None, release: bool) -> Ranges | None:

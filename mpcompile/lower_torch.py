@@ -17,7 +17,7 @@ from mpcompile.inductor_private import Code, compiled, known_options
 from mpcompile.passes.emulate_half import emulate_half
 from mpcompile.passes.numbers_to_tensors import numbers_to_tensors
 from mpcompile.recompute import Recomputing
-from mpcompile.step import StepGraph, add_input, call, placeholders, results
+from mpcompile.step import StepGraph, add_inputs, call, placeholders, results
 from mpcompile.torch_private import copy_graph, is_view, op_name
 from mpcompile.update_numbers import split_numbers
 
@@ -174,10 +174,14 @@ def write_in_place(step: StepGraph, update: fx.GraphModule) -> None:
     values = results(graph)
     inputs = placeholders(graph)
     output = graph.output_node()
+    missing = [step.slots[name] for name in values if name not in inputs]
+    if missing:
+        like = next(iter(inputs.values()))
+        added = add_inputs(graph, missing, like)
+        inputs |= {slot.name: node for slot, node in zip(missing, added, strict=True)}
     for name, node in values.items():
-        target = inputs.get(name) or add_input(graph, step.slots[name], node)
         with graph.inserting_before(output):
-            call(graph, torch.ops.aten.copy_.default, target, node)
+            call(graph, torch.ops.aten.copy_.default, inputs[name], node)
     output.args = ((),)
     output.meta["slots"] = ()
 

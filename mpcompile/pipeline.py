@@ -36,7 +36,7 @@ from mpcompile.plan import Plan
 from mpcompile.policy import Level, Policy
 from mpcompile.precision import Precision
 from mpcompile.ranges import Ranges
-from mpcompile.step import Place, Role, Slot, StepGraph, add_input, results, set_results
+from mpcompile.step import Place, Role, Slot, StepGraph, add_inputs, results, set_results
 from mpcompile.torch_graph import Forward, Kind, capture
 from mpcompile.torch_private import copy_graph, mutated_inputs, new_program
 from mpcompile.train_step import TrainStep
@@ -258,10 +258,9 @@ def join(gradient: fx.GraphModule, slots: dict[str, Slot], update: Update) -> St
     graph = update.module.graph
     values = results(graph)
     like = next(iter(graph.find_nodes(op="placeholder")))
-    for slot in slots.values():
-        if slot.role is Role.UPDATED:
-            node = add_input(graph, slot, like)
-            values[slot.name.removeprefix("next.")] = node
+    updated = [slot for slot in slots.values() if slot.role is Role.UPDATED]
+    for slot, node in zip(updated, add_inputs(graph, updated, like), strict=True):
+        values[slot.name.removeprefix("next.")] = node
     set_results(graph, values)
     return step
 

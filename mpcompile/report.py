@@ -193,7 +193,7 @@ _SHOWN = 10
 def print_ranges(ranges: Ranges, console: Console) -> None:
     """Print the tensors nearest to overflow, and the gradients of which most underflows."""
     title = f"nearest to overflow in FP16, of {len(ranges.values)} tensors"
-    table = _table(title, "tensor", "largest", "bits of headroom", "not finite")
+    table = numbers_table(title, "tensor", "largest", "bits of headroom", "not finite")
     by_size = sorted(ranges.values.items(), key=lambda item: -item[1].largest_finite)
     for name, held in by_size[:_SHOWN]:
         most = held.largest_finite
@@ -205,7 +205,7 @@ def print_ranges(ranges: Ranges, console: Console) -> None:
     scale = LossScale().initial
     title = f"gradients of which most is lost in FP16: alone, and times a loss scale of {scale:g}"
     columns = ("gradient of", "largest", "below 2^-14", "below 2^-24", "scaled, below 2^-24")
-    table = _table(title, *columns)
+    table = numbers_table(title, *columns)
     lost = {name: held.share_lost(scale) for name, held in ranges.gradients.items()}
     by_loss = sorted(
         ranges.gradients.items(), key=lambda item: (-lost[item[0]], -item[1].share_below_smallest)
@@ -217,7 +217,8 @@ def print_ranges(ranges: Ranges, console: Console) -> None:
     console.print(table)
 
 
-def _table(title: str, first: str, *numbers: str) -> Table:
+def numbers_table(title: str, first: str, *numbers: str) -> Table:
+    """Return an empty table of names and what was counted for each."""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column(first, overflow="fold")
     for column in numbers:

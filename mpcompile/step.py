@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import accumulate, takewhile
@@ -239,6 +239,7 @@ class StepGraph:
         its results are the loss and the next value of each state slot that changes.
         """
         graph = fx.Graph()
+        lies = self._places()
         outer: dict[str, fx.Node] = {}
         copied: dict[fx.Node, fx.Node] = {}
         inputs = [
@@ -246,13 +247,12 @@ class StepGraph:
             *placeholders(self.update.graph).items(),
         ]
         for name, node in inputs:
-            for owner in self._owners(name):
-                if owner not in outer and self.slots[owner].role in _OUTER:
-                    slot = self.slots[owner]
-                    last = next(reversed(outer.values()), None)
-                    outer[owner] = _input(graph, slot, node, last)
+            owner = lies[name].memory if name in lies else name
+            if owner not in outer and self.slots[owner].role in _OUTER:
+                last = next(reversed(outer.values()), None)
+                outer[owner] = _input(graph, self.slots[owner], node, last)
         for name, node in placeholders(self.gradient.graph).items():
-            copied[node] = self._view(graph, name, outer)
+            copied[node] = _view(graph, self.slots[name], lies.get(name), outer)
         passed = graph.graph_copy(self.gradient.graph, copied)
         made = dict(zip(self.gradient.graph.output_node().meta["slots"], passed, strict=True))  # type: ignore[arg-type]
         for name, node in placeholders(self.update.graph).items():
@@ -263,30 +263,36 @@ class StepGraph:
         graph.lint()
         return module_of(graph, self.gradient, self.update)
 
-    def _owners(self, name: str) -> list[str]:
-        """Return the slot that holds the memory of a slot: a trained weight's is its arena's."""
-        first = self.members(name)[0]
-        if self.slots[name].role in (Role.MASTER, Role.WORKING):
-            for arena in self.arenas:
-                if first in arena.parameters:
-                    return [f"{arena.name}.{'master' if first == name else 'working'}"]
-        return [name]
+    def _places(self) -> dict[str, _Piece]:
+        """Return where each trained weight and each working copy lies."""
+        places = {
+            f"{name}{suffix}": _Piece(f"{arena.name}.{memory}", start if arena.flat else None)
+            for arena in self.arenas
+            for name, start in zip(arena.parameters, arena.offsets, strict=False)
+            for suffix, memory in (("", "master"), (".working", "working"))
+        }
+        joined = {name: places[f"{first}.working"] for name, (first, *_) in self.joined.items()}
+        return places | joined
 
-    def _view(self, graph: fx.Graph, name: str, outer: dict[str, fx.Node]) -> fx.Node:
-        """Return a gradient graph's input as a view of its arena, or as it is."""
-        (owner,) = self._owners(name)
-        if owner == name:
-            return outer[name]
-        first = self.members(name)[0]
-        arena = self.arena_of(first)
-        if not arena.flat:
-            return outer[owner]
-        start = arena.offset_of(first)
-        shape = self.slots[name].shape
-        piece = call(
-            graph, torch.ops.aten.slice.Tensor, outer[owner], 0, start, start + prod(shape)
-        )
-        return call(graph, torch.ops.aten.view.default, piece, list(shape))
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Where a slot lies: the slot whose memory it is, and its first element; None: all of it."""
+
+    memory: str
+    start: int | None
+
+
+def _view(graph: fx.Graph, slot: Slot, place: _Piece | None, outer: dict[str, fx.Node]) -> fx.Node:
+    """Return a gradient graph's input as a view of its arena, or as it is."""
+    if place is None:
+        return outer[slot.name]
+    whole = outer[place.memory]
+    if place.start is None:
+        return whole
+    end = place.start + prod(slot.shape)
+    piece = call(graph, torch.ops.aten.slice.Tensor, whole, 0, place.start, end)
+    return call(graph, torch.ops.aten.view.default, piece, list(slot.shape))
 
 
 def placeholders(graph: fx.Graph) -> dict[str, fx.Node]:
@@ -317,8 +323,17 @@ def add_input(graph: fx.Graph, slot: Slot, like: fx.Node) -> fx.Node:
         slot: what it stands for; the caller enters it into the step.
         like: a node whose fake tensor gives mode and device.
     """
+    return add_inputs(graph, [slot], like)[0]
+
+
+def add_inputs(graph: fx.Graph, slots: Iterable[Slot], like: fx.Node) -> list[fx.Node]:
+    """Add placeholders for several slots in order; see `add_input`."""
     *_, last = takewhile(lambda node: node.op == "placeholder", graph.nodes)
-    return _input(graph, slot, like, last)
+    added = []
+    for slot in slots:
+        last = _input(graph, slot, like, last)
+        added.append(last)
+    return added
 
 
 def _input(graph: fx.Graph, slot: Slot, like: fx.Node, last: fx.Node | None) -> fx.Node:

@@ -238,18 +238,21 @@ def _inputs(
 ) -> tuple[Input, ...]:
     """Name the placeholders; a parameter that stands under two names keeps its first."""
     signature = program.graph_signature
+    # Each of these is made anew when it is asked for.
+    parameters, buffers = signature.inputs_to_parameters, signature.inputs_to_buffers
+    constants = signature.inputs_to_lifted_tensor_constants
     tensors: dict[str, torch.Tensor] = dict(workload.model.named_parameters(remove_duplicate=False))
     tensors |= dict(workload.model.named_buffers(remove_duplicate=False))
     inputs: list[Input] = []
     first: dict[int, fx.Node] = {}
     position = 0
     for node in list(module.graph.find_nodes(op="placeholder")):
-        if node.name in signature.inputs_to_parameters:
-            kind, name = Kind.PARAMETER, signature.inputs_to_parameters[node.name]
-        elif node.name in signature.inputs_to_buffers:
-            kind, name = Kind.BUFFER, signature.inputs_to_buffers[node.name]
-        elif node.name in signature.inputs_to_lifted_tensor_constants:
-            kind, name = Kind.BUFFER, signature.inputs_to_lifted_tensor_constants[node.name]
+        if node.name in parameters:
+            kind, name = Kind.PARAMETER, parameters[node.name]
+        elif node.name in buffers:
+            kind, name = Kind.BUFFER, buffers[node.name]
+        elif node.name in constants:
+            kind, name = Kind.BUFFER, constants[node.name]
         else:
             inputs.append(
                 Input(node.name, Kind.BATCH, f"batch.{position}", workload.batch[position])

@@ -191,10 +191,10 @@ def is_view(node: fx.Node) -> bool:
 
 def arguments_of(node: fx.Node) -> dict[str, fx.Node]:
     """Return the nodes among an op's arguments by the names its schema gives them."""
-    return {name: value for name, value in _given(node).items() if isinstance(value, fx.Node)}
+    return {name: value for name, value in given(node).items() if isinstance(value, fx.Node)}
 
 
-def _given(node: fx.Node) -> dict[str, Any]:
+def given(node: fx.Node) -> dict[str, Any]:
     """Return an op's arguments by name, those that are not given by their defaults."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]
     named = {argument.name: argument.default_value for argument in schema}
@@ -216,7 +216,7 @@ def number_arguments(node: fx.Node, values: Collection[str] = ()) -> dict[str, f
     kinds = {item.name: str(item.type) for item in node.target._schema.arguments}
     return {
         name: float(value)
-        for name, value in _given(node).items()
+        for name, value in given(node).items()
         if isinstance(value, int | float) and not isinstance(value, bool)
         if kinds[name] in ("number", "Optional[number]", "Tensor") or name in values
     }
@@ -259,9 +259,9 @@ def draws(node: fx.Node) -> bool:
     """Whether the op draws random numbers; a dropout in evaluation or of probability 0 does not."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
-    given = _given(node)
-    trains = given.get("train", given.get("training"))
-    return trains is not False and 0 not in map(given.get, ("p", "dropout", "dropout_p"))
+    options = given(node)
+    trains = options.get("train", options.get("training"))
+    return trains is not False and 0 not in map(options.get, ("p", "dropout", "dropout_p"))
 
 
 def scan_is_differentiable() -> bool:

@@ -49,13 +49,13 @@ class GateUpdate:
             for flag in flags[1:]:
                 finite = call(graph, _ATEN.logical_and.default, finite, flag)
         finite.meta[FINITE] = True
-        gated = 0
+        gated, inputs = 0, placeholders(graph)
         for name in list(values):
             slot = step.slots[name]
             if slot.role not in _GATED:
                 continue
             new = values[name]
-            old = placeholders(graph).get(name) or add_input(graph, slot, new)
+            old = inputs.get(name) or add_input(graph, slot, new)
             with graph.inserting_before(output):
                 chosen = call(graph, _ATEN.where.self, finite, new, old)
             if slot.role is Role.MASTER:

@@ -14,7 +14,16 @@ import torch
 from torch import fx
 
 from mpcompile.passes.clean_casts import CAST, is_cast, source_of, widens
-from mpcompile.step import Arena, Role, Slot, StepGraph, add_input, placeholders, results
+from mpcompile.step import (
+    Arena,
+    Role,
+    Slot,
+    StepGraph,
+    add_inputs,
+    placeholders,
+    results,
+    set_results,
+)
 
 
 def hoist_weight_casts(step: StepGraph) -> int:
@@ -23,38 +32,40 @@ def hoist_weight_casts(step: StepGraph) -> int:
     Runs before `pack_gradients`, which lays out the arenas by what is found here.
     """
     graph = step.gradient.graph
-    hoisted: set[str] = set()
-    gradients = results(graph)
-    for name, master in placeholders(graph).items():
-        if step.slots[name].role is not Role.MASTER:
-            continue
-        casts = [user for user in master.users if is_cast(user)]
-        if not casts:
-            continue
-        hoisted.add(name)
-        working = Slot(
-            f"{name}.working", Role.WORKING, step.slots[name].shape, casts[0].meta["val"].dtype
-        )
-        step.slots[working.name] = working
-        copy = add_input(graph, working, master)
-        for cast in casts:
+    casts = {
+        name: found
+        for name, master in placeholders(graph).items()
+        if step.slots[name].role is Role.MASTER
+        and (found := [user for user in master.users if is_cast(user)])
+    }
+    if not casts:
+        return 0
+    slots = [
+        Slot(f"{name}.working", Role.WORKING, step.slots[name].shape, found[0].meta["val"].dtype)
+        for name, found in casts.items()
+    ]
+    step.slots |= {slot.name: slot for slot in slots}
+    like = placeholders(graph)[next(iter(casts))]
+    for name, copy in zip(casts, add_inputs(graph, slots, like), strict=True):
+        for cast in casts[name]:
             cast.replace_all_uses_with(copy)
             graph.erase_node(cast)
-        _narrow_gradient(step, name, gradients[f"grad.{name}"])
-    if hoisted:
-        step.working |= hoisted
-        step.arenas = tuple(_working_first(arena, step.working) for arena in step.arenas)
-        for arena in step.arenas:
-            _write_working(step, arena)
-    return len(hoisted)
+    gradients = results(graph)
+    for name in casts:
+        _narrow_gradient(step, f"grad.{name}", gradients)
+    set_results(graph, gradients)
+    step.working |= set(casts)
+    step.arenas = tuple(_working_first(arena, step.working) for arena in step.arenas)
+    for arena in step.arenas:
+        _write_working(step, arena)
+    return len(casts)
 
 
-def _narrow_gradient(step: StepGraph, name: str, last: fx.Node) -> None:
-    """Let the gradient leave in 16 bits if widening was the last thing done to it."""
-    if widens(last):
-        slot, source = step.slots[f"grad.{name}"], source_of(last)
-        last.graph.output_node().replace_input_with(last, source)
-        step.slots[slot.name] = replace(slot, dtype=source.meta["val"].dtype)
+def _narrow_gradient(step: StepGraph, name: str, gradients: dict[str, fx.Node]) -> None:
+    """Let a gradient leave in 16 bits if widening was the last thing done to it."""
+    if widens(gradients[name]):
+        gradients[name] = source = source_of(gradients[name])
+        step.slots[name] = replace(step.slots[name], dtype=source.meta["val"].dtype)
 
 
 def _working_first(arena: Arena, working: set[str]) -> Arena:

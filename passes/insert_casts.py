@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -48,15 +49,13 @@ class InsertCasts:
 
         if not self._note_dtypes(nodes, borders):
             return 0
+        after: dict[str, list[Cast]] = defaultdict(list)
+        for cast in self.plan.casts:
+            after[cast.source].append(cast)
         for cast in self.plan.casts:
             source, tensor = nodes[_place(cast, cast.source)], nodes[cast.tensor]
             readers = uses(tensor, cast.readers)
-            chained = [
-                use
-                for other in self.plan.casts
-                if other.source == cast.id
-                for use in uses(tensor, other.readers)
-            ]
+            chained = [use for other in after[cast.id] for use in uses(tensor, other.readers)]
             first = min(map(_node, readers + chained), key=order.__getitem__)
             dtype = getattr(torch, cast.to.value)
             prefix, _, name = _place(cast, cast.id).rpartition(".")

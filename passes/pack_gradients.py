@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from mpcompile.passes.clean_casts import CAST
-from mpcompile.step import Arena, Role, StepGraph, add_input, call, placeholders
+from mpcompile.step import Arena, Role, StepGraph, add_inputs, call, placeholders
 from mpcompile.torch_private import fake_like
 
 _ATEN = torch.ops.aten
@@ -26,10 +26,7 @@ def pack_gradients(step: StepGraph) -> int:
     packed = [arena for arena in step.arenas if f"{arena.name}.grad" in placeholders(graph)]
     for arena in packed:
         old = placeholders(graph)[f"{arena.name}.grad"]
-        inputs = []
-        for name in arena.parameters:
-            slot = step.slots[f"grad.{name}"]
-            inputs.append(add_input(graph, slot, old))
+        inputs = add_inputs(graph, [step.slots[f"grad.{name}"] for name in arena.parameters], old)
         first = next(node for node in graph.nodes if node.op != "placeholder")
         with graph.inserting_before(first):
             whole = _join(graph, arena, inputs) if arena.flat else _widen(graph, inputs[0])

@@ -44,6 +44,7 @@ def test_help_does_not_import_torch() -> None:
         "from mpcompile.cli import exit_code\n"
         "assert exit_code(['--help']) == 0\n"
         "assert exit_code(['run', '--help']) == 0\n"
+        "assert exit_code(['inspect', '--help']) == 0\n"
         "sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
