@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal
-from unittest.mock import patch
+from typing import Literal
 
 import pytest
 import torch
+from small_models import CUTS, GPU, Backend, compiled, workload
 
-import mpcompile
-from mpcompile import FULL_PRECISION, LossScale, Policy, TrainStep, Workload
+from mpcompile import FULL_PRECISION, LossScale, Policy
 from mpcompile.cuda_graph import WARM_UP
 
 pytestmark = [
@@ -26,63 +21,11 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 
-GPU = "cuda"
-MODELS = Path(__file__).resolve().parents[2] / "models"
 STEPS = 5
 ROUNDING = 2.0**-11
 """Relative error of one rounding to FP16."""
 
-Backend = Literal["interpreter", "inductor"]
-NAMES = ("gpt", "lstm", "resnet")
 BACKENDS: tuple[Backend, ...] = ("interpreter", "inductor")
-CUTS: dict[str, Callable[[Any], Any]] = {
-    "gpt": lambda module: module.SMALL,
-    # Without dropout, as CPU and GPU draw other random numbers, and at a tenth of the model's rate,
-    # at which the first steps jump about and amplify any rounding.
-    "lstm": lambda module: replace(module.SMALL, dropout=0.0, rate=0.002, vocabulary=1024),
-    # Cut from the full size, which needs no data set and has the pooling stem; a tenth of its rate.
-    "resnet": lambda module: replace(
-        module.FULL,
-        image=(3, 64, 64),
-        classes=10,
-        width=16,
-        blocks=(1, 1, 1, 1),
-        rate=0.0025,
-        batch=32,
-    ),
-}
-
-
-def workload(name: str, device: str) -> Workload:
-    """Build a small model, the same weights and data on every device."""
-    spec = importlib.util.spec_from_file_location(f"on_gpu_{name}", MODELS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    with patch.dict(os.environ, {"DEVICE": device}):
-        made: Workload = module.workload(config=CUTS[name](module), seed=0)
-    return made
-
-
-def compiled(
-    made: Workload,
-    backend: Backend,
-    policy: Policy | None = None,
-    loss_scale: LossScale | None = None,
-) -> TrainStep:
-    assert made.loss is not None
-    assert made.optimizer is not None
-    return mpcompile.compile(
-        made.model,
-        made.loss,
-        made.optimizer,
-        made.batch,
-        policy=policy,
-        loss_scale=loss_scale,
-        backend=backend,
-    )
 
 
 @dataclass(frozen=True)
@@ -123,7 +66,7 @@ def no_host_sync() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tuple(CUTS))
 def test_a_gpu_trains_as_pseudo_fp16_on_the_cpu_does(name: str, backend: Backend) -> None:
     """Two FP16 runs may round in other places, but neither far more than the other.
 
@@ -141,7 +84,7 @@ def test_a_gpu_trains_as_pseudo_fp16_on_the_cpu_does(name: str, backend: Backend
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tuple(CUTS))
 def test_a_step_never_waits_for_the_device(name: str, backend: Backend) -> None:
     made = workload(name, GPU)
     step = compiled(made, backend)
@@ -154,7 +97,7 @@ def test_a_step_never_waits_for_the_device(name: str, backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tuple(CUTS))
 def test_an_overflowing_gradient_skips_the_step_on_the_device(name: str, backend: Backend) -> None:
     """2**40 times any loss gradient leaves the range of FP16."""
     made = workload(name, GPU)

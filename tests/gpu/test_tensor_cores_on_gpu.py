@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
-from test_models_on_gpu import GPU, compiled, workload
+from small_models import GPU, compiled, workload
 from torch import fx
 from torch.profiler import ProfilerActivity, profile
 
