@@ -123,7 +123,8 @@ class Attention(nn.Module):
         """
         where = self.place(self.places(before).transpose(1, 2))
         mixed = torch.tanh(self.query(state).unsqueeze(1) + keys + where)
-        return self.energy(mixed).squeeze(2).softmax(1)
+        out: Tensor = self.energy(mixed).squeeze(2).softmax(1)
+        return out
 
 
 class Tacotron(nn.Module):
