@@ -7,7 +7,7 @@
 #
 # Writes into FOLDER (default bench/results/DATE-DEVICE): machine.json, tests.txt, update.json and .txt
 # and, per model, MODEL.json and MODEL.txt, each as soon as it exists. Needs a Python with torch,
-# numpy, networkx, scipy and pytest, and nothing from the network; mpcompile need not be installed.
+# numpy, networkx, scipy, pydantic and pytest, and nothing from the network; mpcompile need not be installed.
 # Without a GPU it runs the same in tiny sizes, to show that this script works; that may take longer,
 # since two cores compile slowly.
 #
@@ -22,10 +22,10 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 python=${PYTHON:-python3}
 read -ra parts <<< "${PARTS:-tests update models}"
-export PYTHONPATH=. PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
 # What there is.
-for module in torch numpy networkx scipy pytest; do
+for module in torch numpy networkx scipy pydantic pytest; do
     "$python" -c "import $module" 2> /dev/null || missing+=" $module"
 done
 if [[ -n ${missing:-} ]]; then
