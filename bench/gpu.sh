@@ -7,7 +7,8 @@
 #
 # Writes into FOLDER (default bench/results/DATE-DEVICE): machine.json, tests.txt, update.json and .txt
 # and, per model, MODEL.json and MODEL.txt, each as soon as it exists. Needs a Python with torch,
-# numpy, networkx, scipy, pydantic and pytest, and nothing from the network; mpcompile need not be installed.
+# numpy, networkx, scipy, pydantic and pytest, and nothing from the network; mpcompile need not be
+# installed.
 # Without a GPU it runs the same in tiny sizes, to show that this script works; that may take longer,
 # since two cores compile slowly.
 #

@@ -66,7 +66,7 @@ SMALL = Config(
     convolutions=2, filters=8, batch=16, rate=3e-3,
 )  # fmt: skip
 FULL = Config(
-    width=512, state=1024, attention=128, prenet=256, bands=80, letters=32, frames=32,
+    width=512, state=1024, attention=128, prenet=256, bands=80, letters=24, frames=24,
     convolutions=3, filters=32, batch=8,
 )  # fmt: skip
 SIZES = {"small": SMALL, "full": FULL}
