@@ -1,26 +1,32 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command of less than nine minutes: the tests marked gpu, then a
-# training step of each model side by side with its peers, in full size.
+# Everything that needs a GPU, in one command of less than nine minutes: the tests marked gpu, the update
+# alone, then a training step of each model side by side with its peers, in full size, and of a
+# decoder of a billion parameters.
 #
 #   bench/gpu.sh [FOLDER]
 #
-# Writes into FOLDER (default bench/results/DATE-DEVICE): machine.json, tests.txt and, per model,
-# MODEL.json and MODEL.txt, each as soon as it exists. Needs a Python with torch, numpy, networkx,
-# scipy and pytest, and nothing from the network; mpcompile need not be installed.
+# Writes into FOLDER (default bench/results/DATE-DEVICE): machine.json, tests.txt, update.json and .txt
+# and, per model, MODEL.json and MODEL.txt, each as soon as it exists. Needs a Python with torch,
+# numpy, networkx, scipy, pydantic and pytest, and nothing from the network; mpcompile need not be
+# installed.
 # Without a GPU it runs the same in tiny sizes, to show that this script works; that may take longer,
 # since two cores compile slowly.
 #
+# What matters most comes first: parts, models and, within a model, variants. What the time does not
+# suffice for is named as such; a second call with PARTS, MODELS and VARIANTS does that alone.
+#
 # Environment: PYTHON (default python3), SECONDS_IN_ALL (default 530 with a GPU, 2400 without),
-# MODELS, SIZE, REPEATS, STEPS.
+# PARTS (of: tests update models), MODELS (a name, or NAME:SIZE), VARIANTS, SIZE, REPEATS, STEPS,
+# MILLIONS (of parameters, for the update).
 
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 python=${PYTHON:-python3}
-read -ra models <<< "${MODELS:-gpt lstm resnet}"
-export PYTHONPATH=. PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+read -ra parts <<< "${PARTS:-tests update models}"
+export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
 # What there is.
-for module in torch numpy networkx scipy pytest; do
+for module in torch numpy networkx scipy pydantic pytest; do
     "$python" -c "import $module" 2> /dev/null || missing+=" $module"
 done
 if [[ -n ${missing:-} ]]; then
@@ -31,10 +37,15 @@ if ! device=$("$python" -c 'import torch; print("cuda" if torch.cuda.is_availabl
     exit 1
 fi
 if [[ $device == cuda ]]; then
-    size=${SIZE:-full} repeats=${REPEATS:-2} steps=${STEPS:-30} in_all=${SECONDS_IN_ALL:-530}
+    size=${SIZE:-full} repeats=${REPEATS:-1} steps=${STEPS:-30} in_all=${SECONDS_IN_ALL:-530}
+    last=gpt:billion variants=${VARIANTS:-ours compiled autocast fp32} millions=${MILLIONS:-100 1000 10}
 else
     size=${SIZE:-tiny} repeats=${REPEATS:-1} steps=${STEPS:-5} in_all=${SECONDS_IN_ALL:-2400}
+    last='' variants=${VARIANTS:-ours compiled autocast fp32} millions=${MILLIONS:-1}
 fi
+read -ra models <<< "${MODELS:-gpt resnet lstm $last bert tacotron unet dcgan}"
+read -ra variants <<< "$variants"
+read -ra millions <<< "$millions"
 machine=$("$python" bench/machine.py "$device") || exit 1
 name=$("$python" -c 'import json, re, sys
 print(re.sub(r"[^a-z0-9]+", "-", json.load(sys.stdin)["device"].lower()).strip("-"))' <<< "$machine")
@@ -47,33 +58,62 @@ fi
 
 failed=()
 
+wanted() {
+    [[ " ${parts[*]} " == *" $1 "* ]]
+}
+
 # Tests. Exit status 5: none collected, which is no failure; without a GPU all are skipped.
 # Only files that have such tests: the others may import packages that are not here. Stopped by an
 # interrupt, so that pytest still says what it has seen.
-mapfile -t files < <(grep -rlE --include='test_*.py' 'mark\.gpu' tests)
-timeout -s INT -k 15 "$((in_all / 3))" \
-    "$python" -m pytest -m gpu -ra -v --tb=short -p no:cacheprovider --durations=10 \
-    "${files[@]:-tests/gpu}" 2>&1 | tee "$folder/tests.txt"
-status=$?
-if [[ $status -ne 0 && $status -ne 5 ]]; then
-    failed+=("tests (exit status $status)")
+if wanted tests; then
+    mapfile -t files < <(grep -rlE --include='test_*.py' 'mark\.gpu' tests)
+    timeout -s INT -k 15 "$((in_all / 3))" \
+        "$python" -m pytest -m gpu -ra -v --tb=short -p no:cacheprovider --durations=10 \
+        "${files[@]:-tests/gpu}" 2>&1 | tee "$folder/tests.txt"
+    status=$?
+    if [[ $status -ne 0 && $status -ne 5 ]]; then
+        failed+=("tests (exit status $status)")
+    fi
 fi
 
-# Models. Each gets an equal part of the time that is left, so what one does not use the next ones do;
-# the slowest to compile comes last.
-left=${#models[@]}
-for model in "${models[@]}"; do
-    part=$(((in_all - SECONDS) / left))
-    left=$((left - 1))
-    echo "== $model, $size, at most $part s"
-    timeout -k 10 "$part" "$python" bench/step.py --model "$model" --size "$size" \
-        --device "$device" --repeats "$repeats" --steps "$steps" --budget "$((part - 12))" \
-        --json "$folder/$model.json" 2>&1 | tee "$folder/$model.txt"
+# The update alone; its rows are written one size after another.
+if wanted update; then
+    echo "== update"
+    timeout -k 10 "$((in_all / 6))" "$python" bench/update.py --device "$device" \
+        --millions "${millions[@]}" --json "$folder/update.json" 2>&1 | tee "$folder/update.txt"
     status=$?
     if [[ $status -ne 0 ]]; then
-        failed+=("$model (exit status $status)")
+        failed+=("update (exit status $status)")
     fi
-done
+fi
+
+# Models. Each gets half of the time that is left or its equal part, whichever is more: the first ones
+# are sure to be done, and what one does not use the next ones do.
+if wanted models; then
+    left=${#models[@]}
+    for model in "${models[@]}"; do
+        name=${model%%:*} of_size=$size file=${model/:/-}
+        if [[ $model == *:* ]]; then
+            of_size=${model#*:}
+        fi
+        rest=$((in_all - SECONDS))
+        part=$((left > 2 ? rest / 2 : rest / left))
+        left=$((left - 1))
+        if ((part < 25)); then
+            echo "== $model: no time left" | tee "$folder/$file.txt"
+            failed+=("$model (no time left)")
+            continue
+        fi
+        echo "== $model, $of_size, at most $part s"
+        timeout -k 10 "$part" "$python" bench/step.py --model "$name" --size "$of_size" \
+            --device "$device" --repeats "$repeats" --steps "$steps" --budget "$((part - 12))" \
+            --variants "${variants[@]}" --json "$folder/$file.json" 2>&1 | tee "$folder/$file.txt"
+        status=$?
+        if [[ $status -ne 0 ]]; then
+            failed+=("$model (exit status $status)")
+        fi
+    done
+fi
 
 echo "wrote $folder in $SECONDS s"
 if [[ ${#failed[@]} -ne 0 ]]; then

@@ -5,12 +5,12 @@ The architecture is GPT-2's (Radford et al., "Language Models are Unsupervised M
 as wide, weights from N(0, 0.02) with the projections into the residual stream scaled down, and one
 matrix for input embedding and output. AdamW's settings are GPT-3's (arXiv 2005.14165).
 
-``SIZE=full`` has the shape of GPT-2 small (124 M parameters); ``SIZE=small`` (default) is the same
-code, small enough for two CPU cores. Both read the Python manual in the standard library's
-`pydoc_data.topics` as bytes (so losses differ between Python versions); of the full size's
-vocabulary only the first 256 ids occur.
+``SIZE=full`` has the shape of GPT-2 small (124 M parameters), ``SIZE=billion`` has 1.0 B;
+``SIZE=small`` (default) is the same code, small enough for two CPU cores. All read the Python
+manual in the standard library's `pydoc_data.topics` as bytes (so losses differ between Python
+versions); of a large vocabulary only the first 256 ids occur.
 
-Environment: ``SIZE`` (small or full), ``DEVICE`` (default cpu), ``SEED`` (default 0).
+Environment: ``SIZE`` (small, full or billion), ``DEVICE`` (default cpu), ``SEED`` (default 0).
 """
 
 from __future__ import annotations
@@ -56,7 +56,11 @@ SMALL = Config(vocabulary=256, context=64, layers=4, heads=4, width=128, batch=1
 # GPT-2 has 50,257 tokens. Rounded up to a multiple of 64, the output matrix divides into whole
 # tiles of a tensor core matmul, and in 16 bits every row of logits starts 16-byte aligned.
 FULL = Config(vocabulary=50_304, context=1024, layers=12, heads=12, width=768, batch=8)
-SIZES = {"small": SMALL, "full": FULL}
+# 1.01 B parameters. With 16-bit activations the batch fits into 80 GB.
+BILLION = Config(
+    vocabulary=50_304, context=2048, layers=18, heads=16, width=2048, batch=4, rate=2e-4
+)
+SIZES = {"small": SMALL, "full": FULL, "billion": BILLION}
 
 
 class Attention(nn.Module):
@@ -181,11 +185,11 @@ def workload(*, config: Config | None = None, seed: int | None = None) -> Worklo
     """Return the training program; what is not given comes from the environment.
 
     Raises:
-        ValueError: ``SIZE`` is neither small nor full.
+        ValueError: there is no such ``SIZE``.
     """
     size = os.environ.get("SIZE", "small")
     if config is None and size not in SIZES:
-        raise ValueError(f"SIZE is {size!r}; it can be 'small' or 'full'")
+        raise ValueError(f"SIZE is {size!r}; it can be 'small', 'full' or 'billion'")
     config = config or SIZES[size]
     seed = int(os.environ.get("SEED", "0")) if seed is None else seed
     device = torch.device(os.environ.get("DEVICE", "cpu"))

@@ -85,6 +85,19 @@ DEVICES: Mapping[str, Device] = MappingProxyType(
 )
 """Devices by name."""
 
+
+def at_hand(kind: str) -> Device | None:
+    """Return the device that is here: `this_cpu`, or the GPU if it stands in `DEVICES`.
+
+    Args:
+        kind: ``"cpu"`` or ``"cuda"``.
+    """
+    if kind == "cpu":
+        return this_cpu()
+    name = torch.cuda.get_device_name().lower()
+    return next((device for key, device in DEVICES.items() if key in name), None)
+
+
 _EDGE = 512
 _COPIED = 64 * _MIB
 _RUNS = 20

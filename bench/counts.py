@@ -1,0 +1,177 @@
+"""What is in a training step: casts, kernels, floating-point operations.
+
+Of casts only those between FP32 and a 16-bit format count. For an eager step they are the
+``_to_copy`` ops that reach the dispatcher, each of them a kernel: bytes are what it reads and
+writes. For a compiled step, a peer's or ours, they are the ``convert_element_type`` nodes of every
+graph that inductor compiles, after all its graph passes: bytes are those of the result, as if each
+were written to memory. Most are not, as inductor fuses them into the kernels around them and widens
+values for FP32 arithmetic inside kernels of its own accord. So casts of graph inputs (weights, a
+batch) are counted apart: these at least are read from memory in the wider or narrower format.
+
+Here private settings of inductor are touched; nothing that users import needs them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch._inductor import config as inductor_config
+from torch._inductor import metrics
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from mpcompile.timing import Step
+from mpcompile.torch_private import DispatchMode
+from mpcompile.workload import Workload
+
+H100_FP16_FLOPS = 989e12
+"""Dense FP16 of an H100 SXM, FLOP/s: NVIDIA H100 Tensor Core GPU data sheet, without sparsity."""
+
+_NARROW = (torch.float16, torch.bfloat16)
+_LAUNCHES = frozenset(
+    "cudaLaunchKernel cudaLaunchKernelExC cuLaunchKernel cuLaunchKernelEx cudaGraphLaunch".split()
+)
+
+
+@dataclass
+class Casts:
+    """Conversions between FP32 and 16 bits in one step.
+
+    Attributes:
+        casts: how many.
+        bytes: what they move; see the module.
+        of_inputs: how many of them read a graph input; None for an eager step, which has no graph.
+        bytes_of_inputs: what those move.
+    """
+
+    casts: int = 0
+    bytes: int = 0
+    of_inputs: int | None = None
+    bytes_of_inputs: int | None = None
+
+    def document(self) -> dict[str, int | None]:
+        """Return the numbers by name."""
+        return asdict(self)
+
+
+def changes_width(before: torch.dtype, after: torch.dtype) -> bool:
+    """Whether one is FP32 and the other a 16-bit format."""
+    return (before is torch.float32 and after in _NARROW) or (
+        before in _NARROW and after is torch.float32
+    )
+
+
+class _Watching(DispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found = Casts()
+
+    def __torch_dispatch__(
+        self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = op(*args, **(kwargs or {}))
+        if op is torch.ops.aten._to_copy.default and changes_width(args[0].dtype, result.dtype):
+            self.found.casts += 1
+            self.found.bytes += args[0].numel() * (args[0].itemsize + result.itemsize)
+        return result
+
+
+def eager_casts(step: Step) -> Casts:
+    """Run one step and count its casts, backward's with them."""
+    watching = _Watching()
+    with watching:
+        step()
+    return watching.found
+
+
+@dataclass
+class CompiledCasts:
+    """Counts what inductor compiles from `watch` on."""
+
+    found: Casts = field(default_factory=lambda: Casts(0, 0, 0, 0))
+
+    def watch(self) -> None:
+        """Look at every graph that inductor compiles in this process from now on."""
+        inductor_config.post_grad_custom_post_pass = _Look(self.found)
+
+    def document(self) -> dict[str, int | None]:
+        """Return the numbers by name."""
+        return self.found.document()
+
+
+class _Look(CustomGraphPass):
+    """Counts and changes nothing, so the caches need not know of it: its identity is a constant."""
+
+    def __init__(self, found: Casts) -> None:
+        self.found = found
+
+    def __call__(self, graph: fx.Graph) -> None:
+        add_casts(graph, self.found)
+
+    def uuid(self) -> str:
+        return "mpcompile bench: counts casts"
+
+
+def add_casts(graph: fx.Graph, found: Casts) -> None:
+    """Add the casts of one graph to those found so far."""
+    for node in graph.nodes:
+        if node.target is not torch.ops.prims.convert_element_type.default:
+            continue
+        source, value = node.args[0], node.meta["val"]
+        if not changes_width(source.meta["val"].dtype, value.dtype):
+            continue
+        size = int(value.numel()) * value.element_size()
+        found.casts += 1
+        found.bytes += size
+        if source.op == "placeholder":
+            found.of_inputs = (found.of_inputs or 0) + 1
+            found.bytes_of_inputs = (found.bytes_of_inputs or 0) + size
+
+
+def generated_kernels() -> int:
+    """Return how many kernels inductor has written in this process, without those of libraries."""
+    return int(metrics.generated_kernel_count)
+
+
+def launched(step: Step) -> dict[str, int]:
+    """Return what one step does on CUDA: ``kernels`` run, ``copies`` (and fills), ``launches``.
+
+    A replayed CUDA graph is one launch of many kernels.
+    """
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        step()
+        torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        seen.export_chrome_trace(str(file))
+        events = json.loads(file.read_text())["traceEvents"]
+    kinds = [event.get("cat", "") for event in events]
+    names = [event.get("name", "") for event in events]
+    return {
+        "kernels": kinds.count("kernel"),
+        "copies": kinds.count("gpu_memcpy") + kinds.count("gpu_memset"),
+        "launches": sum(name in _LAUNCHES for name in names),
+    }
+
+
+def model_flops(workload: Workload) -> int:
+    """Return the floating-point operations of matmuls and convolutions in forward and backward.
+
+    Counted by torch on tensors without values, so attention is the whole square, masked or not. The
+    workload is not changed.
+    """
+    assert workload.loss is not None
+    model = copy.deepcopy(workload.model).to("meta")
+    batch = tuple(value.to("meta") for value in workload.batch)
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(workload.loss(model, *batch))
+    return int(counter.get_total_flops())

@@ -1,0 +1,174 @@
+"""DCGAN's generator, trained against a discriminator that is held still.
+
+Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative
+Adversarial Networks" (arXiv 1511.06434): transposed convolutions that double height and width from
+4x4 up, batch norm and ReLU between them, tanh at the end; the discriminator is its mirror image
+with leaky ReLU. Weights from N(0, 0.02), Adam with a first beta of 0.5.
+
+A training step has one optimizer here, so this is the generator's half of a GAN: its gradient
+comes through the discriminator, whose weights stay as they were drawn. It needs no images; its data
+are the noise that the generator starts from.
+
+``SIZE=full`` has the paper's widths for 64x64 RGB; ``SIZE=small`` (default) is the same code for
+32x32, small enough for two CPU cores.
+
+Environment: ``SIZE`` (small or full), ``DEVICE`` (default cpu), ``SEED`` (default 0).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mpcompile import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A size of the networks, and how they are trained.
+
+    Attributes:
+        noise: numbers that an image is made from.
+        width: channels of the layer next to the image; each further layer doubles them.
+        doublings: layers that double height and width after the first 4x4.
+        channels: of an image.
+        batch: images per step.
+        rate: learning rate.
+    """
+
+    noise: int
+    width: int
+    doublings: int
+    channels: int
+    batch: int
+    rate: float = 2e-4
+
+    @property
+    def image(self) -> int:
+        """Height and width of an image."""
+        return 4 << self.doublings
+
+
+SMALL = Config(noise=64, width=16, doublings=3, channels=3, batch=32)
+FULL = Config(noise=100, width=128, doublings=4, channels=3, batch=128)
+SIZES = {"small": SMALL, "full": FULL}
+
+EPOCH = 4096
+"""Draws of noise in an epoch."""
+
+
+class Generator(nn.Sequential):
+    """Map noise ``[N, noise, 1, 1]`` to images ``[N, channels, H, H]`` in (-1, 1), both FP32."""
+
+    def __init__(self, config: Config) -> None:
+        wide = config.width << (config.doublings - 1)
+        layers: list[nn.Module] = [
+            nn.ConvTranspose2d(config.noise, wide, 4, bias=False),
+            nn.BatchNorm2d(wide),
+            nn.ReLU(inplace=True),
+        ]
+        for _ in range(config.doublings - 1):
+            layers += [
+                nn.ConvTranspose2d(wide, wide // 2, 4, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(wide // 2),
+                nn.ReLU(inplace=True),
+            ]
+            wide //= 2
+        last = nn.ConvTranspose2d(wide, config.channels, 4, stride=2, padding=1, bias=False)
+        super().__init__(*layers, last, nn.Tanh())
+
+
+class Discriminator(nn.Sequential):
+    """Map images ``[N, channels, H, H]`` to FP32 logits ``[N, 1]`` of being real."""
+
+    def __init__(self, config: Config) -> None:
+        wide = config.width
+        layers: list[nn.Module] = [
+            nn.Conv2d(config.channels, wide, 4, stride=2, padding=1, bias=False),
+            nn.LeakyReLU(0.2, inplace=True),
+        ]
+        for _ in range(config.doublings - 1):
+            layers += [
+                nn.Conv2d(wide, 2 * wide, 4, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(2 * wide),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+            wide *= 2
+        super().__init__(*layers, nn.Conv2d(wide, 1, 4, bias=False), nn.Flatten())
+
+
+class Judged(nn.Module):
+    """The generator and the discriminator that judges it; only the generator is trained."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.generator = Generator(config)
+        self.discriminator = Discriminator(config)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, mean=1.0, std=0.02)
+        self.discriminator.requires_grad_(False)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """Map FP32 noise ``[N, noise, 1, 1]`` to FP32 logits ``[N, 1]``."""
+        logits: Tensor = self.discriminator(self.generator(noise))
+        return logits
+
+
+def loss(model: nn.Module, noise: Tensor) -> Tensor:
+    """Return how sure the discriminator is that the images are made, in nats."""
+    logits = model(noise)
+    return nn.functional.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
+
+
+class Batches:
+    """Batches of one size; each pass over them is an epoch in another order.
+
+    The order comes from a generator of its own, so that dropout and initialisation, which draw
+    from the global one, cannot change it.
+    """
+
+    def __init__(self, examples: tuple[Tensor, ...], size: int, seed: int) -> None:
+        self.examples, self.size = examples, size
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        count = len(self.examples[0])
+        order = torch.randperm(count, generator=self.generator).to(self.examples[0].device)
+        for start in range(0, count - self.size + 1, self.size):
+            rows = order[start : start + self.size]
+            yield tuple(example[rows] for example in self.examples)
+
+
+def workload(*, config: Config | None = None, seed: int | None = None) -> Workload:
+    """Return the training program; what is not given comes from the environment.
+
+    Raises:
+        ValueError: ``SIZE`` is neither small nor full.
+    """
+    size = os.environ.get("SIZE", "small")
+    if config is None and size not in SIZES:
+        raise ValueError(f"SIZE is {size!r}; it can be 'small' or 'full'")
+    config = config or SIZES[size]
+    seed = int(os.environ.get("SEED", "0")) if seed is None else seed
+    device = torch.device(os.environ.get("DEVICE", "cpu"))
+
+    torch.manual_seed(seed)
+    model = Judged(config).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(EPOCH, config.noise, 1, 1, generator=generator).to(device)
+    return Workload(
+        model=model,
+        loss=loss,
+        optimizer=torch.optim.Adam(
+            model.generator.parameters(), lr=config.rate, betas=(0.5, 0.999)
+        ),
+        batch=next(iter(Batches((noise,), config.batch, seed))),
+        data=Batches((noise,), config.batch, seed),
+    )
