@@ -31,7 +31,7 @@ from rich.table import Table
 from torch import fx
 from torch.profiler import ProfilerActivity, profile
 from variant import TINY, load
-from ways import by_autocast, by_plan, gradients
+from ways import by_autocast, by_plan, gradients, own_values
 
 from mpcompile.inductor_private import compiled
 from mpcompile.liveness import saved_bytes, tensor_bytes
@@ -95,12 +95,7 @@ def three_ways(make: Callable[[], Workload]) -> dict[str, Callable[[], Any]]:
 
     made = transform(make(), Policy(precision=Precision.BF16))
     assert made.step is not None
-    values = {item.name: item.tensor.detach() for item in made.forward.inputs}
-    inputs = []
-    for node in made.step.gradient.graph.find_nodes(op="placeholder"):
-        parts = [values[name] for name in made.step.members(node.meta["slot"])]
-        joined = torch.cat(parts) if len(parts) > 1 else parts[0]
-        inputs.append(joined.to(node.meta["val"].dtype))
+    inputs = own_values(made)
     [(_, whole)] = compiled(copy_graph(made.step.gradient), inputs)
     halves = Recomputing(made.step.gradient, made.step.slots)
     return {

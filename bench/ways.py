@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import autocast
+import torch
 from torch import fx
 
 from mpcompile.apply_plan import decide
 from mpcompile.differentiate import differentiate
 from mpcompile.pass_runner import run_passes
 from mpcompile.passes import GRADIENT, forward_passes
-from mpcompile.pipeline import describe
+from mpcompile.pipeline import Transformed, describe
 from mpcompile.policy import Policy
 from mpcompile.precision import Precision
-from mpcompile.step import Slot
+from mpcompile.step import Role, Slot
 from mpcompile.torch_graph import Forward, Kind, capture
 from mpcompile.torch_private import copy_graph
 from mpcompile.update import trained_parameters
@@ -40,6 +41,25 @@ def gradients(workload: Workload, makers: Mapping[str, Maker]) -> dict[str, Grad
         way: make(replace(forward, module=copy_graph(forward.module)), trained)
         for way, make in makers.items()
     }
+
+
+def own_values(made: Transformed, scale: float = 1.0) -> list[torch.Tensor]:
+    """Return the gradient graph's inputs: the program's own weights and batch, the scale as given.
+
+    What is joined lies side by side, as it does in a step.
+    """
+    assert made.step is not None
+    values = {item.name: item.tensor.detach() for item in made.forward.inputs}
+    found = []
+    for node in made.step.gradient.graph.find_nodes(op="placeholder"):
+        name, like = node.meta["slot"], node.meta["val"]
+        if made.step.slots[name].role is Role.SCALE:
+            whole = torch.tensor(scale)
+        else:
+            parts = [values[part] for part in made.step.members(name)]
+            whole = torch.cat(parts) if len(parts) > 1 else parts[0]
+        found.append(whole.to(like.dtype))
+    return found
 
 
 def by_autocast(forward: Forward, trained: list[str]) -> Gradient:

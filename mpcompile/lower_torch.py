@@ -89,7 +89,7 @@ def lower(
     if backend == "inductor" or device.type != "cpu":
         numbers_to_tensors(update)
     if backend == "inductor":
-        _refuse_while_loops(gradient.graph)
+        _refuse_unknown_sizes(gradient.graph)
         separate_operands(gradient.graph)
     write_in_place(step, update)
     if backend == "interpreter" and device.type == "cpu":
@@ -157,15 +157,20 @@ def _check_options(options: Mapping[str, Any]) -> None:
             )
 
 
-def _refuse_while_loops(graph: fx.Graph) -> None:
+def _refuse_unknown_sizes(graph: fx.Graph) -> None:
+    """Refuse what inductor cannot compile, as it must know the size of all that is kept."""
+    advice = "choose backend='interpreter'"
     for node in graph.nodes:
-        if is_control_flow(node) and op_name(node) == "while_loop_stack_output":
-            where = node.meta["where"]
+        name, where = op_name(node), node.meta.get("where")
+        place = f"{where.file}:{where.line}" if where and where.file else ""
+        if is_control_flow(node) and name == "while_loop_stack_output":
+            what = "the gradient of a while loop"
             raise CannotCapture(
-                "inductor cannot compile the gradient of a while loop",
-                f"{where.file}:{where.line}" if where.file else "",
-                "choose backend='interpreter', or scan with a fixed number of rounds",
+                f"inductor cannot compile {what}", place, f"{advice}, or a scan of fixed length"
             )
+        if name == "mkldnn_rnn_layer_backward":
+            what = "the gradient of an FP32 LSTM on a CPU"
+            raise CannotCapture(f"inductor cannot compile {what}", place, advice)
 
 
 def write_in_place(step: StepGraph, update: fx.GraphModule) -> None:

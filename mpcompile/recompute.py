@@ -334,8 +334,7 @@ class Recomputing:
                 run_as_traced=self._run_as_traced,
             )
         seed = self._one if halves.scale is None else values[halves.scale]
-        with torch.no_grad():
-            early, late = self._code(values, seed)
+        early, late = self._code(values, seed)
         results = dict(zip(halves.early, early, strict=True))
         results |= zip(halves.late, late, strict=False)  # then Nones, for inputs without gradient
         return [results[place] for place in range(len(results))]

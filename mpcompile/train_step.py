@@ -160,8 +160,10 @@ class TrainStep:
         """Run the gradient graph."""
         inputs = self._inputs
         for place, position in self._places:
-            inputs[place] = batch[position]
-        with torch.no_grad():
+            inputs[place] = batch[position].detach()
+        # No input asks for a gradient, so none is recorded. Without grad mode oneDNN's LSTM would
+        # keep nothing for the backward that stands in the graph.
+        with torch.enable_grad():
             results: Sequence[torch.Tensor] = self._lowered.gradient(*inputs)
         for place, _ in self._places:
             inputs[place] = None

@@ -12,6 +12,7 @@ from graphs import WORKLOADS, cross_entropy
 from torch import fx, nn
 from torch._functorch.partitioners import default_partition
 from variant import TINY, load
+from ways import own_values
 
 import mpcompile
 from mpcompile import recompute
@@ -83,14 +84,7 @@ def step_of(workload: Workload, policy: Policy | None = None) -> tuple[StepGraph
     """Return the step and the gradient graph's inputs, the model's own values."""
     made = transform(workload, policy)
     assert made.step is not None
-    values = {item.name: item.tensor.detach() for item in made.forward.inputs}
-    inputs = []
-    for node in made.step.gradient.graph.find_nodes(op="placeholder"):
-        name, like = node.meta["slot"], node.meta["val"]
-        scale = torch.tensor(2.0**10)
-        value = scale if name == SCALE else values[name.removesuffix(".working")]
-        inputs.append(value.to(like.dtype))
-    return made.step, inputs
+    return made.step, own_values(made, scale=2.0**10)
 
 
 def kept(made: Cut) -> list[fx.Node]:
