@@ -67,9 +67,14 @@ wanted() {
 # interrupt, so that pytest still says what it has seen.
 if wanted tests; then
     mapfile -t files < <(grep -rlE --include='test_*.py' 'mark\.gpu' tests)
+    # Most of the time goes into compiling, which a GPU's machine has cores for.
+    several=()
+    if [[ $device == cuda ]] && "$python" -c 'import xdist' 2> /dev/null; then
+        several=(-n 4)
+    fi
     timeout -s INT -k 15 "$((in_all / 3))" \
         "$python" -m pytest -m gpu -ra -v --tb=short -p no:cacheprovider --durations=10 \
-        "${files[@]:-tests/gpu}" 2>&1 | tee "$folder/tests.txt"
+        "${several[@]}" "${files[@]:-tests/gpu}" 2>&1 | tee "$folder/tests.txt"
     status=$?
     if [[ $status -ne 0 && $status -ne 5 ]]; then
         failed+=("tests (exit status $status)")

@@ -1,12 +1,14 @@
 """What is kept between forward and backward: ours and autocast's, before and after the cut.
 
-``PYTHONPATH=. python bench/saved.py [--models gpt ...] [--size full] [--budgets 1 0.5] [--peak]``
+``PYTHONPATH=. python bench/saved.py [--models gpt ...] [--size full] [--budgets 1 0.5]
+[--without PASS ...] [--peak]``
 
 Both ways start from the same FP32 forward graph and go through torch's min cut as inductor's
 decompositions and joint passes leave it: autocast's as `torch.compile` would send it there, ours as
-`mpcompile.recompute` does. *Traced* bytes are those that backward's ops read as recorded. 16-bit
-copies of weights stand apart: autocast keeps them from forward to backward, ours are state. Seconds
-are those of tracing and of the cut within it. Nothing is compiled or run on values.
+`mpcompile.recompute` does. *Traced* bytes are those that backward's ops read as recorded, and the
+*estimate* is the peak of all that is alive if ops run one after the other. 16-bit copies of weights
+stand apart: autocast keeps them from forward to backward, ours are state. Seconds are those of
+tracing and of the cut within it. Nothing is compiled or run on values.
 
 ``--peak`` also compiles forward and backward three ways, in bfloat16 for the CPU: `torch.compile`
 under autocast, ours as one graph for inference, ours as halves. It prints the most bytes that a run
@@ -31,10 +33,11 @@ from rich.table import Table
 from torch import fx
 from torch.profiler import ProfilerActivity, profile
 from variant import TINY, load
-from ways import by_autocast, by_plan, gradients, own_values
+from ways import by_autocast, gradients, own_values
 
 from mpcompile.inductor_private import compiled
-from mpcompile.liveness import saved_bytes, tensor_bytes
+from mpcompile.liveness import peak, saved_bytes, tensor_bytes
+from mpcompile.passes import OPTIONAL
 from mpcompile.pipeline import transform
 from mpcompile.policy import Policy
 from mpcompile.precision import Precision
@@ -61,22 +64,31 @@ def is_copy_of_input(node: fx.Node) -> bool:
     return whole.op == "placeholder" and node.op != "placeholder" and node is not whole
 
 
-def traced(workload: Workload, budgets: Sequence[float]) -> dict[str, dict[str, Any]]:
-    """Return the figures of both ways; the workload is not changed."""
+def traced(
+    workload: Workload, budgets: Sequence[float], without: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Return the figures of both ways, ours without some passes; the workload is not changed."""
     found = {}
-    makers = {"autocast": by_autocast, "ours": by_plan}
-    for way, (gradient, slots) in gradients(workload, makers).items():
+    made = transform(workload, without=without)
+    assert made.step is not None
+    ways = gradients(workload, {"autocast": by_autocast})
+    ways["ours"] = made.step.gradient, made.step.slots
+    for way, (gradient, slots) in ways.items():
         cuts: dict[float, dict[str, Any]] = {}
-        found[way] = {"traced": saved_bytes(gradient.graph), "cuts": cuts}
+        found[way] = {
+            "traced": saved_bytes(gradient.graph),
+            "estimate": peak(gradient.graph).bytes,
+            "cuts": cuts,
+        }
         for budget in budgets:
             begin = time.perf_counter()
-            made = cut(gradient, slots, budget)
-            kept, copies = kept_bytes(made)
+            after = cut(gradient, slots, budget)
+            kept, copies = kept_bytes(after)
             cuts[budget] = {
                 "kept": kept,
                 "weight_copies": copies,
                 "seconds": time.perf_counter() - begin,
-                "cut_seconds": made.seconds,
+                "cut_seconds": after.seconds,
             }
     return found
 
@@ -147,21 +159,25 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(TINY), choices=TINY)
     parser.add_argument("--size", default="small", choices=("tiny", "small", "full"))
     parser.add_argument("--budgets", nargs="+", type=float, default=[1.0])
+    parser.add_argument("--without", nargs="+", default=[], choices=OPTIONAL)
     parser.add_argument("--peak", action="store_true")
     options = parser.parse_args()
     console = Console(width=110)
     console.print(describe_machine("cpu"))
-    columns = ("traced", "budget", "kept", "weight copies", "trace + cut s", "cut s")
+    columns = ("traced", "estimate", "budget", "kept", "weight copies", "trace + cut s", "cut s")
     table = Table(
         "model", "way", *columns, title=f"MiB between forward and backward, {options.size}"
     )
     for model in options.models:
-        for way, figures in traced(load(model, options.size, "cpu"), options.budgets).items():
+        for way, figures in traced(
+            load(model, options.size, "cpu"), options.budgets, options.without
+        ).items():
             for budget, row in figures["cuts"].items():
                 table.add_row(
                     model,
                     way,
                     mebibytes(figures["traced"]),
+                    mebibytes(figures["estimate"]),
                     f"{budget:g}",
                     mebibytes(row["kept"]),
                     mebibytes(row["weight_copies"]),

@@ -32,6 +32,10 @@ CUTS: dict[str, Callable[[Any], Any]] = {
         rate=0.0025,
         batch=32,
     ),
+    "bert": lambda module: replace(module.SMALL, layers=2),
+    "dcgan": lambda module: module.SMALL,
+    "unet": lambda module: replace(module.FULL, image=(3, 32, 32), classes=5, width=16, depth=2),
+    "tacotron": lambda module: replace(module.SMALL, letters=8, frames=8),
 }
 
 
