@@ -43,7 +43,13 @@ STAGES: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
     (
         pipeline,
         "run_passes",
-        ("insert casts", "passes before autograd", "gradient passes", "training passes"),
+        (
+            "insert casts",
+            "reshape matmuls",
+            "passes before autograd",
+            "gradient passes",
+            "training passes",
+        ),
     ),
     (pipeline, "differentiate", ("differentiate",)),
     (pipeline, "trace_update", ("trace the update",)),

@@ -54,6 +54,7 @@ STAGES = {
     "plan": ("look at constants", "describe to the planner", "plan"),
     "differentiate, update": (
         "insert casts",
+        "reshape matmuls",
         "passes before autograd",
         "differentiate",
         "gradient passes",
