@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import counts
+import growth
 import pytest
 import step_table
 import torch
 import update
+from capture import time_transform
+from graphs import linear
 from torch import nn
 from variant import TINY, load
 
@@ -107,3 +110,10 @@ def test_the_update_bench_runs_the_update_and_reckons_by_its_byte_model() -> Non
     assert rows[0].bytes == rows[1].bytes == 30 * rows[1].parameters
     for row in rows:
         assert row.of_copy == pytest.approx(row.bandwidth / rows[0].bandwidth)
+
+
+def test_the_stages_of_transform_that_are_timed_are_those_that_run() -> None:
+    seconds = time_transform(linear())
+    assert {name for names in growth.STAGES.values() for name in names} <= set(seconds)
+    whole = seconds.pop("transform")
+    assert sum(seconds.values()) == pytest.approx(whole)
