@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def _comparison(bounds: list[Bound]) -> Table:
 def _kernels(item: Bound) -> Table:
     shown = item.largest(_SHOWN)
     title = f"what makes most of it: {len(shown)} of {len(item.kernels)} kernels"
+    here = f"{Path.cwd()}{os.sep}"
     table = numbers_table(title, "kernel", "where", "FLOPs", "bytes", "bound by", "time", "share")
     table.columns[1].justify = "left"
     table.columns[1].overflow = "fold"
@@ -101,7 +103,7 @@ def _kernels(item: Bound) -> Table:
         seconds = kernel.seconds(item.device)
         table.add_row(
             Text(printable(f"{kernel.name} ({kernel.stage})")),
-            Text(printable(str(kernel.where))),
+            Text(printable(str(kernel.where).replace(here, ""))),
             _count_text(kernel.flops),
             bytes_text(kernel.bytes),
             _limit(item, kernel),
