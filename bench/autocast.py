@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mpcompile.node_tensors import NARROW
 from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import copy_graph, fake_mode
 
 Kernel = Callable[..., Any]
 _HEADER = Path(torch.__file__).parent / "include/ATen/autocast_mode.h"
-_NARROW = (torch.float16, torch.bfloat16)
 _CUDNN = ("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input")
 # The CPU's autocast knows these, CUDA's does not: there they run in what they get.
 _CPU_ONLY = (
@@ -89,14 +89,14 @@ class _Policies:
 
     def full_result(self, op: Kernel, *args: Any, **kwargs: Any) -> Any:
         """Read what comes, return FP32, unless the caller named a dtype."""
-        if kwargs.get("dtype") is None and args[0].dtype in _NARROW:
+        if kwargs.get("dtype") is None and args[0].dtype in NARROW:
             kwargs["dtype"] = torch.float32
         return op(*args, **kwargs)
 
     def softmax(self, op: Kernel, *args: Any) -> Any:
         """Read what comes, return FP32: the kernel widens what it reads (``half_to_float``)."""
         value, dim = args[:2]
-        if len(args) == 2 and value.dtype in _NARROW:
+        if len(args) == 2 and value.dtype in NARROW:
             aten = torch.ops.aten
             inner = aten._softmax if op is aten.softmax.int else aten._log_softmax
             return inner(value, dim, True)

@@ -28,14 +28,11 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from mpcompile.node_tensors import NARROW
 from mpcompile.timing import Step
 from mpcompile.torch_private import DispatchMode
 from mpcompile.workload import Workload
 
-H100_FP16_FLOPS = 989e12
-"""Dense FP16 of an H100 SXM, FLOP/s: NVIDIA H100 Tensor Core GPU data sheet, without sparsity."""
-
-_NARROW = (torch.float16, torch.bfloat16)
 _LAUNCHES = frozenset(
     "cudaLaunchKernel cudaLaunchKernelExC cuLaunchKernel cuLaunchKernelEx cudaGraphLaunch".split()
 )
@@ -64,8 +61,8 @@ class Casts:
 
 def changes_width(before: torch.dtype, after: torch.dtype) -> bool:
     """Whether one is FP32 and the other a 16-bit format."""
-    return (before is torch.float32 and after in _NARROW) or (
-        before in _NARROW and after is torch.float32
+    return (before is torch.float32 and after in NARROW) or (
+        before in NARROW and after is torch.float32
     )
 
 

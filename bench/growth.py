@@ -19,14 +19,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from math import log
@@ -38,8 +34,10 @@ import torch
 from capture import time_transform
 from machine import describe
 
-import mpcompile
+from mpcompile.peers import VARIANTS, stepper
 from mpcompile.pipeline import to_step, transform
+from mpcompile.side_by_side import run_process, said
+from mpcompile.timing import time_steps
 from mpcompile.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,15 +99,10 @@ def decoder(layers: int, width: int) -> Workload:
     return workload
 
 
-def call_seconds(call: Callable[[], object]) -> float:
+def call_seconds(call: Callable[[], torch.Tensor]) -> float:
     """Return the median seconds of a call, after a few that are not counted."""
-    seconds = []
-    for count in range(CALLS + 5):
-        begin = time.perf_counter()
-        call()
-        if count >= 5:
-            seconds.append(time.perf_counter() - begin)
-    return median(seconds)
+    time_steps(call, 5, "cpu")
+    return median(time_steps(call, CALLS, "cpu")[0]) / 1000
 
 
 def measure_stages(layers: int, width: int, runs: int) -> dict[str, float]:
@@ -140,39 +133,27 @@ def measure_stages(layers: int, width: int, runs: int) -> dict[str, float]:
     return row
 
 
+def measure_first(variant: str, layers: int, width: int) -> tuple[float, float]:
+    """Return the seconds by which a variant's first step is longer than a later one, and those."""
+    made = stepper(decoder(layers, width), VARIANTS[variant], "cpu")
+    begin = time.perf_counter()
+    made.step()
+    first = time.perf_counter() - begin
+    later = call_seconds(made.step)
+    return first - later, later
+
+
 def measure_inductor(layers: int, width: int, runs: int) -> dict[str, float]:
     """Return the seconds of inductor's compilation in BF16, and of a call of its code."""
     del runs
-    workload = decoder(layers, width)
-    policy = mpcompile.Policy(precision=mpcompile.Precision.BF16)
-    step = to_step(transform(workload, policy), "inductor")
-    begin = time.perf_counter()
-    step(*workload.batch)
-    first = time.perf_counter() - begin
-    later = call_seconds(lambda: step(*workload.batch))
-    return {"inductor": first - later, "inductor call": later}
+    first, later = measure_first("ours", layers, width)
+    return {"inductor": first, "inductor call": later}
 
 
 def measure_peer(layers: int, width: int, runs: int) -> dict[str, float]:
     """Return the seconds that `torch.compile` takes for the same step under autocast."""
     del runs
-    workload = decoder(layers, width)
-    assert workload.loss is not None
-    assert workload.optimizer is not None
-    optimizer = torch.optim.AdamW(workload.optimizer.param_groups, fused=True)
-    compiled = torch.compile(workload.loss)
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            value = compiled(workload.model, *workload.batch)
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    begin = time.perf_counter()
-    step()
-    first = time.perf_counter() - begin
-    return {"peer": first - call_seconds(step)}
+    return {"peer": measure_first("compiled", layers, width)[0]}
 
 
 KINDS: dict[str, Callable[[int, int, int], dict[str, float]]] = {
@@ -185,29 +166,15 @@ KINDS: dict[str, Callable[[int, int, int], dict[str, float]]] = {
 def measured(kind: str, layers: int, width: int, options: argparse.Namespace) -> dict[str, float]:
     """Measure in a process of its own; nothing where it fails or takes too long."""
     numbers = [str(number) for number in (layers, width, options.runs)]
-    with tempfile.TemporaryDirectory() as cache:
-        command = [sys.executable, __file__, "--measure", kind, *numbers]
-        process = subprocess.Popen(
-            command,
-            env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache},
-            stdout=subprocess.PIPE,
-            text=True,
-            process_group=0,
-        )
-        try:
-            out, _ = process.communicate(timeout=options.limit)
-        except subprocess.TimeoutExpired:
-            out = ""
-        finally:  # as a group: inductor leaves worker processes behind
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    if not out:
-        print(f"{kind}, {layers} layers, width {width}: no result", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [__file__, "--measure", kind, *numbers]
+        row = run_process(command, Path(folder), kind, options.limit)
+    what = f"{layers} layers, width {width}"
+    if "error" in row:
+        print(f"{kind}, {what}: {said(row['error'])}", file=sys.stderr, flush=True)
         return {}
-    row: dict[str, float] = json.loads(out.splitlines()[-1])
     shown = ", ".join(f"{name} {value:.3g}" for name, value in row.items())
-    print(f"{layers} layers, width {width}: {shown}", file=sys.stderr, flush=True)
+    print(f"{what}: {shown}", file=sys.stderr, flush=True)
     return row
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -25,19 +26,22 @@ from mpcompile.peers import VARIANTS, stepper
 WARM_UP = 6
 
 
-def timed(model: str, size: str, ways: tuple[str, str], steps: int) -> dict[str, list[float]]:
-    """Return the milliseconds of each step of both ways."""
-    made = {name: stepper(load(model, size, "cpu"), VARIANTS[name], "cpu") for name in ways}
-    for way in made.values():
-        for _ in range(WARM_UP):
-            way.step()
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(steps):
-        for name, way in made.items():
+def turn_by_turn(runs: Mapping[str, Callable[[], Any]], count: int) -> dict[str, list[float]]:
+    """Run functions on the CPU in turn; return the milliseconds of each run."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(count):
+        for name, run in runs.items():
             begin = time.perf_counter()
-            way.step()
+            run()
             times[name].append(1000 * (time.perf_counter() - begin))
     return times
+
+
+def timed(model: str, size: str, ways: tuple[str, str], steps: int) -> dict[str, list[float]]:
+    """Return the milliseconds of each step of both ways, warm."""
+    runs = {name: stepper(load(model, size, "cpu"), VARIANTS[name], "cpu").step for name in ways}
+    turn_by_turn(runs, WARM_UP)
+    return turn_by_turn(runs, steps)
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from machine import describe as describe_machine
+from pair import turn_by_turn
 from rich.console import Console
 from rich.table import Table
 from torch import fx
@@ -117,17 +118,6 @@ def three_ways(make: Callable[[], Workload]) -> dict[str, Callable[[], Any]]:
     }
 
 
-def tenth_percentiles(runs: dict[str, Callable[[], Any]], count: int = 100) -> dict[str, float]:
-    """Time functions in turn; return milliseconds."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(count):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            times[name].append(1000 * (time.perf_counter() - begin))
-    return {name: quantiles(found, n=10)[0] for name, found in times.items()}
-
-
 def peak_of(run: Callable[[], Any]) -> int:
     """Return the most bytes allocated at once by a function that has run before."""
     run()
@@ -190,8 +180,9 @@ def main() -> None:
         for model in options.models:
             runs = three_ways(lambda model=model: load(model, options.size, "cpu"))  # type: ignore[misc]
             table.add_row(model, "peak MiB", *(mebibytes(peak_of(runs[way])) for way in WAYS))
-            times = tenth_percentiles(runs)
-            table.add_row(model, "p10 ms", *(f"{times[way]:.3f}" for way in WAYS))
+            times = turn_by_turn(runs, 100)
+            lows = (quantiles(times[way], n=10)[0] for way in WAYS)
+            table.add_row(model, "p10 ms", *(f"{low:.3f}" for low in lows))
         console.print(table)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from counts import H100_FP16_FLOPS
+import torch
 
+from mpcompile.devices import DEVICES
 from mpcompile.side_by_side import Found, said
 
 Value = float | str | None
@@ -24,7 +25,7 @@ def utilisation(found: Found) -> Value:
     """Return model FLOPs a second in percent of an H100's, for what ran there."""
     if not found.get("flops") or found.get("syncs") is None:  # waits are counted on CUDA only
         return None
-    return float(100e3 * found["flops"] / found["median_ms"] / H100_FP16_FLOPS)
+    return float(100e3 * found["flops"] / found["median_ms"] / DEVICES["h100"].rate(torch.float16))
 
 
 def over_bound(found: Found) -> Value:

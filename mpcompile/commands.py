@@ -24,7 +24,7 @@ from mpcompile.graph_text import graph_text
 from mpcompile.measured import MeasuredOverflow
 from mpcompile.pipeline import Transformed, to_step
 from mpcompile.pipeline import transform as transform_workload
-from mpcompile.plan import Plan, read_plan
+from mpcompile.plan import read_plan
 from mpcompile.plan_commands import write_json
 from mpcompile.policy import FULL_PRECISION, UnmatchedOverride
 from mpcompile.precision import Precision
@@ -51,11 +51,9 @@ def transform(
     folder = output or Path(f"{_name(source)}.mp")
     check_free(folder, force)
     settings = find_settings(Path.cwd()).over(flags)
-    given = read_plan(plan) if plan else None
-    workload = load(source)
+    mixed = transform_source(source, settings, plan, ranges, console)
     with console.status("transforming"):
-        mixed = quiet_transform(workload, settings, given, ranges)
-        plain = transform_workload(workload, FULL_PRECISION)
+        plain = transform_workload(mixed.workload, FULL_PRECISION)
         summary = summarize(mixed, plain)
     files = {
         "plan.json": mixed.plan.to_json() + "\n",
@@ -86,10 +84,8 @@ def run(
         raise BadInput(f"--steps is {steps}", "", "give at least 1")
     console = Console(stderr=json_to == "-", highlight=False)
     settings = find_settings(Path.cwd()).over(flags)
-    given = read_plan(plan) if plan else None
-    workload = load(source)
-    with console.status("transforming"):
-        transformed = quiet_transform(workload, settings, given, ranges)
+    transformed = transform_source(source, settings, plan, ranges, console)
+    workload = transformed.workload
     if workload.data is None:
         raise BadInput(
             "the workload has no data", workload.origin, "give data=, an iterable of batches"
@@ -116,13 +112,15 @@ def run(
     write_json(json_to, document)
 
 
-def quiet_transform(
-    workload: Workload, settings: Settings, plan: Plan | None, ranges: Ranges | None
+def transform_source(
+    source: str, settings: Settings, plan: Path | None, ranges: Ranges | None, console: Console
 ) -> Transformed:
-    """Transform by settings, with each warning on one line."""
-    with _warnings_on_one_line():
+    """Load a program and transform it by settings, with each warning on one line."""
+    given = read_plan(plan) if plan else None
+    workload = load(source)
+    with console.status("transforming"), _warnings_on_one_line():
         return transform_workload(
-            workload, settings.policy, settings.scale, plan, ranges, settings.without
+            workload, settings.policy, settings.scale, given, ranges, settings.without
         )
 
 

@@ -54,6 +54,7 @@ from mpcompile.dataflow import Where
 from mpcompile.devices import Device
 from mpcompile.flops import is_matmul_like, least_flops
 from mpcompile.liveness import storages, tensor_bytes
+from mpcompile.node_tensors import count_of
 from mpcompile.step import StepGraph, results
 from mpcompile.torch_private import given, is_view, op_name
 
@@ -290,7 +291,7 @@ def _reduces_all(node: fx.Node) -> bool:
 
 def _elements(node: fx.Node) -> int:
     value = node.meta.get("val")
-    return value.numel() if isinstance(value, torch.Tensor) else 0
+    return count_of(value) if isinstance(value, torch.Tensor) else 0
 
 
 def _size(node: fx.Node) -> int:

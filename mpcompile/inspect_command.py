@@ -10,16 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mpcompile.commands import quiet_transform
+from mpcompile.commands import transform_source
 from mpcompile.cost import Bound, Kernel, bound
 from mpcompile.devices import DEVICES, Device, this_cpu
 from mpcompile.errors import BadInput, printable
-from mpcompile.plan import read_plan
 from mpcompile.plan_commands import write_json
 from mpcompile.ranges import Ranges
 from mpcompile.report import bytes_text, numbers_table
 from mpcompile.settings import find_settings
-from mpcompile.workload import load
 
 _SHOWN = 10
 
@@ -48,13 +46,10 @@ def inspect(
     """
     console = Console(stderr=json_to == "-", highlight=False)
     settings = find_settings(Path.cwd()).over(flags)
-    given = read_plan(plan) if plan else None
-    workload = load(source)
-    with console.status("transforming"):
-        made = quiet_transform(workload, settings, given, ranges)
-    if made.step is None:
-        raise BadInput("a workload without a loss has no step to bound", workload.origin, "add one")
-    step = made.step
+    made = transform_source(source, settings, plan, ranges, console)
+    step, origin = made.step, made.workload.origin
+    if step is None:
+        raise BadInput("a workload without a loss has no step to bound", origin, "add one")
     bounds = [bound(step, item) for item in _devices(device)]
     console.print(_changes(made.changes))
     console.print(_comparison(bounds))

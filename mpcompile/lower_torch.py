@@ -42,7 +42,7 @@ class Lowered:
     gradient_inputs: tuple[str, ...]
     gradient_results: tuple[str, ...]
     update_inputs: tuple[str, ...]
-    obstacle: str = ""
+    obstacle: str
 
 
 def default_backend(device: torch.device) -> Backend:
@@ -205,9 +205,9 @@ class _Compiled:
         read = [inputs[place] for place in self._read]
         if self._code is None:
             options = self._options
-            [(_, first)] = compiled(copy_graph(self._numbers), read, options=options)
+            [(_, first)] = compiled(self._numbers, read, options=options)
             given = [*inputs, *first(list(read))]
-            [(_, rest)] = compiled(copy_graph(self._rest), given, options=options)
+            [(_, rest)] = compiled(self._rest, given, options=options)
             self._code = first, rest
         first, rest = self._code
         rest([*inputs, *first(read)])

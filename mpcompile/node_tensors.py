@@ -7,6 +7,9 @@ from math import prod
 import torch
 from torch import fx
 
+NARROW = (torch.float16, torch.bfloat16)
+"""The 16-bit formats."""
+
 
 def is_full(node: fx.Node) -> bool:
     """Whether the node is an FP32 tensor, the only dtype that a plan may change."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from math import prod
 from typing import Any
 
 import torch
@@ -225,12 +223,10 @@ def _places(forward: Forward, update: Update) -> dict[str, Place]:
     """Return, per placeholder of a trained weight in a flat arena, where it lies."""
     nodes = {item.name: item.node for item in forward.inputs}
     return {
-        nodes[name]: Place(arena.name, end - start - prod(shape), arena.zeros)
+        nodes[name]: Place(arena.name, gap, arena.zeros)
         for arena in update.arenas
         if arena.flat
-        for name, shape, (start, end) in zip(
-            arena.parameters, arena.shapes, pairwise(arena.offsets), strict=True
-        )
+        for name, gap in arena.gaps().items()
     }
 
 

@@ -289,6 +289,8 @@ class _Code:
 class Recomputing:
     """A gradient graph that inductor compiles in two halves, for its inputs of the first call.
 
+    No input may ask for a gradient.
+
     Args:
         gradient: its seed carries ``meta["seed"]`` or is the loss scale.
         slots: of the step, by name.
@@ -322,8 +324,7 @@ class Recomputing:
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """Return the gradient graph's results, in its order."""
         halves = self._halves
-        values = [value.detach() if value.requires_grad else value for value in inputs]
-        values += halves.constants
+        values = [*inputs, *halves.constants]
         if self._code is None:
             self._one = self._one.to(values[0].device)
             self._code = _compile(

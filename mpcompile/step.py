@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import accumulate, takewhile
+from itertools import accumulate, pairwise, takewhile
 from math import prod
 from typing import Any
 
@@ -115,6 +115,14 @@ class Arena:
     def offset_of(self, parameter: str) -> int:
         """First element of a parameter."""
         return self.offsets[self.parameters.index(parameter)]
+
+    def gaps(self) -> dict[str, int]:
+        """Elements behind each parameter that are nobody's."""
+        lengths = (end - start for start, end in pairwise(self.offsets))
+        return {
+            name: length - prod(shape)
+            for name, shape, length in zip(self.parameters, self.shapes, lengths, strict=True)
+        }
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -137,8 +137,13 @@ def trace_update(
     try:
         update = _trace(optimizer, flat, device)
         if _elementwise(update):
-            known = (replace(arena, zeros=_keeps_zeros(optimizer, arena)) for arena in flat)
-            return replace(update, arenas=tuple(known))
+            return replace(
+                update,
+                arenas=tuple(
+                    replace(arena, zeros=_keeps_zeros(optimizer, arena, update.initial[arena.name]))
+                    for arena in flat
+                ),
+            )
     except (RuntimeError, ValueError):
         pass  # it refuses flat parameters (Muon); tried again with their own shapes below
     single = tuple(
@@ -243,12 +248,12 @@ def initial_state(optimizer: torch.optim.Optimizer, arena: Arena) -> State:
     return recorded.first
 
 
-def _keeps_zeros(optimizer: torch.optim.Optimizer, arena: Arena) -> bool:
+def _keeps_zeros(optimizer: torch.optim.Optimizer, arena: Arena, initial: State) -> bool:
     """Whether weights of 0 with a state and gradients of 0 stay 0: two steps are run on some."""
     zeros = torch.zeros(ALIGNMENT)
     state = {
         key: torch.zeros(ALIGNMENT, dtype=value.dtype) if value.dim() else value.clone()
-        for key, value in initial_state(optimizer, arena).items()
+        for key, value in initial.items()
     }
     shell = _shell(
         optimizer, [_group(optimizer, arena, params=[zeros])], defaultdict(dict, {zeros: state})

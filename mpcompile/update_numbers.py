@@ -1,9 +1,9 @@
 """Numbers of the update apart from its arithmetic on weights.
 
 ``lr / (1 - beta ** step)`` is the same for each weight, and FP64. Inductor would write a chain of
-0-d tensors into every kernel that reads its end, and compute it again for each element: two powers
-in FP64 take longer there than all of the memory traffic. So these ops become a graph of their own,
-which runs first; the update reads its results.
+0-d tensors into every kernel that reads its end, and compute it again for each element: with Adam
+two powers in FP64. So these ops become a graph of their own, which runs first; the update reads its
+results.
 """
 
 from __future__ import annotations

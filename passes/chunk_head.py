@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
 from mpcompile.chunked_head import chunked_head
+from mpcompile.node_tensors import NARROW
 from mpcompile.passes.clean_casts import is_cast
+from mpcompile.passes.join_matmuls import arguments_of_linear
 from mpcompile.step import call
-from mpcompile.torch_private import arguments_of, op_name
+from mpcompile.torch_private import given, op_name
 
 _ATEN = torch.ops.aten
-_NARROW = (torch.float16, torch.bfloat16)
 _SHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze")
 _SAME = ("contiguous", "clone", "alias")
 _REDUCTIONS = {1: True, 2: False}
@@ -73,10 +73,12 @@ class ChunkHead:
 
 def _path(loss: fx.Node) -> list[fx.Node]:
     """Return the nodes from a head's linear to what its loss reads, or [] if it is no head."""
-    logits, _, weight, reduction, _, smoothing = _arguments(loss)
-    if weight is not None or smoothing or reduction not in _REDUCTIONS:
+    options = given(loss)
+    reduced = options["reduction"] in _REDUCTIONS
+    if options["weight"] is not None or options["label_smoothing"] or not reduced:
         return []
-    value, target = logits.meta["val"], arguments_of(loss)["target"].meta["val"]
+    logits = options["self"]
+    value, target = logits.meta["val"], options["target"].meta["val"]
     if value.dim() != 2 or value.dtype is not torch.float32 or target.dtype is not torch.int64:
         return []
     path = [logits]
@@ -86,7 +88,7 @@ def _path(loss: fx.Node) -> list[fx.Node]:
             return []
         path.insert(0, node.all_input_nodes[0])
     linear = path[0].meta["val"]
-    fits = len(path[0].users) == 1 and linear.dtype in _NARROW and linear.dim() > 1
+    fits = len(path[0].users) == 1 and linear.dtype in NARROW and linear.dim() > 1
     return path if fits else []
 
 
@@ -111,27 +113,24 @@ def _is_part_of_rows(node: fx.Node) -> bool:
     )
 
 
-def _arguments(loss: fx.Node) -> tuple[Any, ...]:
-    """Return logits, target, weight, reduction, ignored index and label smoothing."""
-    default = {"weight": None, "reduction": 1, "ignore_index": -100, "label_smoothing": 0.0}
-    given = dict(zip(default, loss.args[2:], strict=False))
-    return (*loss.args[:2], *{**default, **given, **loss.kwargs}.values())
-
-
 def _replace(graph: fx.Graph, loss: fx.Node, path: list[fx.Node], rows: int) -> None:
     linear, *between = path
-    x, weight, bias = (*linear.args, None)[:3]
-    _, target, _, reduction, ignored, _ = _arguments(loss)
-    options = {"classes": path[-1].meta["val"].shape[-1], "rows": rows, "ignored": ignored}
-    options["mean"] = _REDUCTIONS[reduction]
+    x, weight, bias = arguments_of_linear(linear)
+    given_to_loss = given(loss)
+    options = {
+        "classes": path[-1].meta["val"].shape[-1],
+        "rows": rows,
+        "ignored": given_to_loss["ignore_index"],
+        "mean": _REDUCTIONS[given_to_loss["reduction"]],
+    }
     with graph.inserting_before(loss):
         for node in between:
             if op_name(node) == "slice" and _keeps_rows(node):
                 x = call(graph, node.target, x, *node.args[1:], **node.kwargs)  # type: ignore[arg-type]
             elif op_name(node) in _SHAPES:
-                shape = [*node.meta["val"].shape[:-1], x.meta["val"].shape[-1]]  # type: ignore[union-attr]
+                shape = [*node.meta["val"].shape[:-1], x.meta["val"].shape[-1]]
                 x = call(graph, _ATEN.reshape.default, x, shape)
-        new = graph.call_function(chunked_head, (x, weight, bias, target), options)
+        new = graph.call_function(chunked_head, (x, weight, bias, given_to_loss["target"]), options)
     new.meta = dict(loss.meta)
     loss.replace_all_uses_with(new)
     for node in (loss, *reversed(path)):

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from mpcompile.control_flow import all_graphs
+from mpcompile.node_tensors import NARROW
 from mpcompile.torch_private import is_view, op_name
 
 CAST = torch.ops.aten._to_copy.default
@@ -29,7 +30,7 @@ def widens(node: object) -> bool:
         isinstance(node, fx.Node)
         and is_cast(node)
         and node.kwargs["dtype"] is torch.float32
-        and source_of(node).meta["val"].dtype in (torch.float16, torch.bfloat16)
+        and source_of(node).meta["val"].dtype in NARROW
     )
 
 

@@ -13,11 +13,11 @@ from torch import fx
 from torch.fx.node import Argument
 
 from mpcompile.control_flow import all_graphs
+from mpcompile.node_tensors import NARROW
 from mpcompile.passes.clean_casts import CAST
 from mpcompile.rules import TORCH_RULES
 from mpcompile.torch_private import is_higher_order, is_view, op_name
 
-_NARROW = (torch.float16, torch.bfloat16)
 _MAKES = frozenset(
     "_to_copy zeros ones full zeros_like ones_like full_like empty empty_like new_zeros new_ones "
     "new_full new_empty new_empty_strided empty_strided empty_permuted bernoulli copy_ "
@@ -41,8 +41,8 @@ def _emulate(module: fx.GraphModule) -> int:
         if node.op != "call_function" or node.target is operator.getitem or _moves(node):
             continue
         results = _results(node)
-        narrow = [item for item in node.all_input_nodes if _dtype(item) in _NARROW]
-        if not narrow and not any(_dtype(item) in _NARROW for item in results):
+        narrow = [item for item in node.all_input_nodes if _dtype(item) in NARROW]
+        if not narrow and not any(_dtype(item) in NARROW for item in results):
             continue
         for item in narrow:
             if item not in wide:
@@ -54,7 +54,7 @@ def _emulate(module: fx.GraphModule) -> int:
         node.kwargs = {name: _widened(argument) for name, argument in node.kwargs.items()}
         for result in results:
             dtype = _dtype(result)
-            if dtype not in _NARROW:
+            if dtype not in NARROW:
                 continue
             users = list(result.users)
             with module.graph.inserting_after(result):
@@ -69,7 +69,7 @@ def _emulate(module: fx.GraphModule) -> int:
 
 
 def _widened(argument: Argument) -> Argument:
-    return torch.float32 if isinstance(argument, torch.dtype) and argument in _NARROW else argument
+    return torch.float32 if isinstance(argument, torch.dtype) and argument in NARROW else argument
 
 
 def _moves(node: fx.Node) -> bool:

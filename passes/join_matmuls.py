@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import fx
 
+from mpcompile.node_tensors import NARROW
 from mpcompile.passes.clean_casts import is_cast, source_of
 from mpcompile.rules import TORCH_RULES, Wish
 from mpcompile.step import TILE, Place, call
-from mpcompile.torch_private import is_view, op_name
+from mpcompile.torch_private import given, is_view, op_name
 
 _ATEN = torch.ops.aten
 _LINEAR = _ATEN.linear.default
-_NARROW = (torch.float16, torch.bfloat16)
 _ANY_STRIDES = frozenset(
     "reshape view transpose permute t flatten unflatten unsqueeze squeeze slice select chunk split "
     "split_with_sizes unbind expand contiguous alias detach narrow".split()
@@ -88,7 +88,7 @@ class JoinMatmuls:
 
     def _weight(self, node: fx.Node) -> fx.Node | None:
         """Return the master of a linear's weight if the linear can be joined with others."""
-        if node.target is not _LINEAR or node.meta["val"].dtype not in _NARROW:
+        if node.target is not _LINEAR or node.meta["val"].dtype not in NARROW:
             return None
         _, copy, bias = arguments_of_linear(node)
         if not _is_copy(copy) or (bias is not None and not _is_copy(bias)):
@@ -112,7 +112,8 @@ def _is_heavy(node: fx.Node) -> bool:
 
 def arguments_of_linear(linear: fx.Node) -> tuple[Any, Any, Any]:
     """Return a linear's input, weight and bias."""
-    return (*linear.args, None)[:3]  # type: ignore[return-value]
+    options = given(linear)
+    return options["input"], options["weight"], options["bias"]
 
 
 def _is_copy(node: fx.Node) -> bool:

@@ -59,15 +59,10 @@ def _neighbours(step: StepGraph, cat: fx.Node) -> tuple[str, ...]:
     arena = step.arena_of(names[0])
     if not arena.flat or not {*names} <= {*arena.parameters}:
         return ()
-    rooms = [_room(arena, name) for name in names]
-    fits = not any(rooms[:-1]) and zeros <= (rooms[-1] if arena.zeros else 0)
+    gaps = arena.gaps()
+    *between, behind = (gaps[name] for name in names)
+    fits = not any(between) and zeros <= (behind if arena.zeros else 0)
     return names if fits else ()
-
-
-def _room(arena: Arena, name: str) -> int:
-    """Return the elements of the gap behind a weight."""
-    place = arena.parameters.index(name)
-    return arena.offsets[place + 1] - arena.offsets[place] - prod(arena.shapes[place])
 
 
 def _slot(names: tuple[str, ...], cat: fx.Node) -> Slot:

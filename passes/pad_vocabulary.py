@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from mpcompile.node_tensors import NARROW
 from mpcompile.passes.clean_casts import is_cast, source_of
 from mpcompile.passes.join_matmuls import allow_strides, arguments_of_linear, takes_strides
 from mpcompile.step import TILE, Place, call
 
 _ATEN = torch.ops.aten
 _LINEAR = _ATEN.linear.default
-_NARROW = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class PadVocabulary:
         return len(found)
 
     def _fits(self, node: fx.Node) -> bool:
-        if node.target is not _LINEAR or node.meta["val"].dtype not in _NARROW:
+        if node.target is not _LINEAR or node.meta["val"].dtype not in NARROW:
             return False
         _, weight, _ = arguments_of_linear(node)
         place = self.places.get(source_of(weight).name) if is_cast(weight) else None

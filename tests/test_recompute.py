@@ -17,6 +17,7 @@ from ways import own_values
 import mpcompile
 from mpcompile import recompute
 from mpcompile.liveness import result_bytes, saved_bytes
+from mpcompile.node_tensors import NARROW
 from mpcompile.passes.scale_loss import SCALE
 from mpcompile.pipeline import transform
 from mpcompile.policy import Policy
@@ -24,8 +25,6 @@ from mpcompile.recompute import Cut, Recomputing, cut
 from mpcompile.step import Role, StepGraph
 from mpcompile.torch_private import copy_graph, draws, is_view
 from mpcompile.workload import Workload
-
-NARROW = (torch.float16, torch.bfloat16)
 
 
 class Dropped(nn.Module):
