@@ -2,13 +2,13 @@
 
 ``PYTHONPATH=. python bench/growth.py [--depths 2 4 8 ...] [--widths 16 64 256] [--peers]``
 
-Takes decoders of `models.gpt` with tiny tensors, each in a process of its own with empty caches,
-and measures on the CPU: the seconds of `mpcompile.pipeline.transform` by stage (the least of
-``--runs`` after a warm-up on another net), those of inductor's compilation in BF16 (the first call
-less a later one; up to ``--compile-depth`` layers), and what a call of the step takes, which with
-tensors this small is overhead: with FX code, with inductor's code, and `TrainStep` alone around two
-graphs that do nothing. ``--peers`` compiles the same net with `torch.compile` under autocast,
-forward and backward, to the end of the first step with a fused optimizer.
+Takes decoders of ``models/gpt.py`` with tiny tensors, each in a process of its own with empty
+caches, and measures on the CPU: the seconds of `mpcompile.pipeline.transform` by stage (the least
+of ``--runs`` after a warm-up on another net), those of inductor's compilation in BF16 (the first
+call less a later one; up to ``--compile-depth`` layers), and what a call of the step takes, which
+with tensors this small is overhead: with FX code, with inductor's code, and `TrainStep` alone
+around two graphs that do nothing. ``--peers`` compiles the same net with `torch.compile` under
+autocast, forward and backward, to the end of the first step with a fused optimizer.
 
 Prints a Markdown table per series. Its last row is the exponent of the growth: the slope over the
 upper half of the sizes in log-log, 1 being linear. Draws both series into ``--output`` (default
@@ -24,7 +24,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from math import log
 from pathlib import Path
 from statistics import linear_regression, median
@@ -38,7 +37,7 @@ from mpcompile.peers import VARIANTS, stepper
 from mpcompile.pipeline import to_step, transform
 from mpcompile.side_by_side import run_process, said
 from mpcompile.timing import time_steps
-from mpcompile.workload import Workload
+from mpcompile.workload import Workload, module_at
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPTHS = (2, 4, 8, 16, 32, 64, 96)
@@ -93,7 +92,7 @@ COLUMNS = (
 
 def decoder(layers: int, width: int) -> Workload:
     """Return a decoder of so many layers on two sequences of eight tokens."""
-    gpt = import_module("models.gpt")
+    gpt = module_at(ROOT / "models" / "gpt.py")
     config = replace(gpt.SMALL, context=8, layers=layers, heads=2, width=width, batch=2)
     workload: Workload = gpt.workload(config=config, seed=0)
     return workload

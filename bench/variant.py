@@ -12,10 +12,10 @@ The batch is the same in every step and lies on the device before the first.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -23,7 +23,9 @@ import counts
 
 from mpcompile.peers import VARIANTS, stepper
 from mpcompile.timing import Stepper, measure
-from mpcompile.workload import Workload
+from mpcompile.workload import Workload, module_at
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
 
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt": ("SMALL", {"context": 16, "layers": 2, "heads": 2, "width": 32, "batch": 4}),
@@ -66,7 +68,7 @@ def load(model: str, size: str, device: str) -> Workload:
         ValueError: the model has no such size.
     """
     os.environ["DEVICE"] = device
-    module = importlib.import_module(f"models.{model}")
+    module = module_at(MODELS / f"{model}.py")
     if size == "tiny":
         base, cut = TINY[model]
         config = replace(getattr(module, base), **cut)

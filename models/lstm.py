@@ -16,14 +16,14 @@ Environment: ``SIZE`` (small or full), ``DEVICE`` (default cpu), ``SEED`` (defau
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pydoc_data.topics import topics
 
 import torch
+from batches import Batches
+from environment import chosen
 from torch import Tensor, nn
 
 from mpcompile import Workload
@@ -117,46 +117,21 @@ def windows(vocabulary: int, unroll: int) -> tuple[Tensor, Tensor]:
     return stream[:end].view(-1, unroll), stream[1 : end + 1].view(-1, unroll)
 
 
-class Batches:
-    """Batches of one size; each pass over them is an epoch in another order.
-
-    The order comes from a generator of its own, so that dropout and initialisation, which draw
-    from the global one, cannot change it.
-    """
-
-    def __init__(self, examples: tuple[Tensor, ...], size: int, seed: int) -> None:
-        self.examples, self.size = examples, size
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        count = len(self.examples[0])
-        order = torch.randperm(count, generator=self.generator).to(self.examples[0].device)
-        for start in range(0, count - self.size + 1, self.size):
-            rows = order[start : start + self.size]
-            yield tuple(example[rows] for example in self.examples)
-
-
 def workload(*, config: Config | None = None, seed: int | None = None) -> Workload:
     """Return the training program; what is not given comes from the environment.
 
     Raises:
-        ValueError: ``SIZE`` is neither small nor full.
+        ValueError: there is no such ``SIZE``.
     """
-    size = os.environ.get("SIZE", "small")
-    if config is None and size not in SIZES:
-        raise ValueError(f"SIZE is {size!r}; it can be 'small' or 'full'")
-    config = config or SIZES[size]
-    seed = int(os.environ.get("SEED", "0")) if seed is None else seed
-    device = torch.device(os.environ.get("DEVICE", "cpu"))
-
+    size, seed, device = chosen(SIZES, config, seed)
     torch.manual_seed(seed)
-    model = LanguageModel(config).to(device)
-    words, targets = windows(config.vocabulary, config.unroll)
+    model = LanguageModel(size).to(device)
+    words, targets = windows(size.vocabulary, size.unroll)
     examples = (words.to(device), targets.to(device))
     return Workload(
         model=model,
         loss=loss,
-        optimizer=torch.optim.Adagrad(model.parameters(), lr=config.rate),
-        batch=next(iter(Batches(examples, config.batch, seed))),
-        data=Batches(examples, config.batch, seed),
+        optimizer=torch.optim.Adagrad(model.parameters(), lr=size.rate),
+        batch=next(iter(Batches(examples, size.batch, seed))),
+        data=Batches(examples, size.batch, seed),
     )

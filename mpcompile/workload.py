@@ -84,7 +84,7 @@ def load(source: str) -> Workload:
         if not path.is_file():
             raise BadInput("there is no such file", source, "check the path")
         file = str(path.resolve())
-        module = _run(file, lambda: _from_file(path.resolve()))
+        module = _run(file, lambda: module_at(path.resolve()))
     else:
         dotted, _, attribute = source.partition(":")
         name = attribute or name
@@ -103,7 +103,12 @@ def load(source: str) -> Workload:
     return _workload_of(module, name, file)
 
 
-def _from_file(path: Path) -> ModuleType:
+def module_at(path: Path) -> ModuleType:
+    """Run a Python file as `load` does: what lies beside it can be imported.
+
+    Raises:
+        BadInput: it is not a Python file.
+    """
     name = f"mpcompile_user.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -112,7 +117,8 @@ def _from_file(path: Path) -> ModuleType:
     # Registered, so that dataclasses and pickling inside the file find their module.
     sys.modules[name] = module
     # The folder of the file comes first, as it does with `python model.py`.
-    sys.path.insert(0, str(path.parent))
+    if sys.path[0] != str(path.parent):
+        sys.path.insert(0, str(path.parent))
     spec.loader.exec_module(module)
     return module
 

@@ -69,7 +69,10 @@ def _narrow_gradient(step: StepGraph, name: str, gradients: dict[str, fx.Node]) 
 
 
 def _working_first(arena: Arena, working: set[str]) -> Arena:
-    """Reorder an arena so that the weights with a working copy are its beginning."""
+    """Reorder an arena so that the weights with a working copy are its beginning.
+
+    An arena is of one kind but for weights that the program casts itself, which only now show.
+    """
     order = sorted(range(len(arena.parameters)), key=lambda i: arena.parameters[i] not in working)
     return replace(
         arena,

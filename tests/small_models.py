@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from unittest.mock import patch
 
 import mpcompile
 from mpcompile import LossScale, Policy, TrainStep, Workload
+from mpcompile.workload import module_at
 
 GPU = "cuda"
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -41,12 +40,7 @@ CUTS: dict[str, Callable[[Any], Any]] = {
 
 def workload(name: str, device: str) -> Workload:
     """Build a small model, the same weights and data on every device."""
-    spec = importlib.util.spec_from_file_location(f"on_gpu_{name}", MODELS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = module_at(MODELS / f"{name}.py")
     with patch.dict(os.environ, {"DEVICE": device}):
         made: Workload = module.workload(config=CUTS[name](module), seed=0)
     return made
