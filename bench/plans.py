@@ -31,8 +31,8 @@ from ways import Gradient, by_autocast, by_plan, gradients, lint
 from mpcompile.differentiate import differentiate
 from mpcompile.footprint import footprints
 from mpcompile.pass_runner import run_passes
-from mpcompile.passes import forward_passes
 from mpcompile.passes.clean_casts import is_cast, source_of
+from mpcompile.passes.order import forward_passes
 from mpcompile.pipeline import describe
 from mpcompile.planner import plan_of
 from mpcompile.policy import Policy

@@ -38,7 +38,7 @@ from ways import by_autocast, gradients, own_values
 
 from mpcompile.inductor_private import compiled
 from mpcompile.liveness import peak, saved_bytes, tensor_bytes
-from mpcompile.passes import OPTIONAL
+from mpcompile.passes.order import OPTIONAL
 from mpcompile.pipeline import transform
 from mpcompile.policy import Policy
 from mpcompile.precision import Precision

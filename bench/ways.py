@@ -12,7 +12,7 @@ from torch import fx
 from mpcompile.apply_plan import decide
 from mpcompile.differentiate import differentiate
 from mpcompile.pass_runner import run_passes
-from mpcompile.passes import GRADIENT, forward_passes
+from mpcompile.passes.order import GRADIENT, forward_passes
 from mpcompile.pipeline import Transformed, describe
 from mpcompile.policy import Policy
 from mpcompile.precision import Precision

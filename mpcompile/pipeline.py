@@ -21,7 +21,8 @@ from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, default_backend
 from mpcompile.measured import MeasuredOverflow, overruled
 from mpcompile.pass_runner import run_passes
-from mpcompile.passes import (
+from mpcompile.passes.clean_casts import is_cast
+from mpcompile.passes.order import (
     BEFORE_AUTOGRAD,
     GRADIENT,
     OPTIONAL,
@@ -29,7 +30,6 @@ from mpcompile.passes import (
     matmul_passes,
     training_passes,
 )
-from mpcompile.passes.clean_casts import is_cast
 from mpcompile.plan import Plan
 from mpcompile.policy import Level, Policy
 from mpcompile.precision import Precision
@@ -104,7 +104,7 @@ def compile(
         cuda_graph: with inductor on CUDA, replay the whole step as one CUDA graph after three plain
             steps. A step that cannot be captured runs plainly, said once in the log ``mpcompile``.
         options: of inductor, as for ``torch.compile(options=...)``: ``{"max_autotune": True}``.
-        without: names of passes to leave out, of `mpcompile.passes.OPTIONAL`.
+        without: names of passes to leave out, of `mpcompile.passes.order.OPTIONAL`.
 
     Raises:
         BadInput: an argument is wrong.

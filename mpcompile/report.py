@@ -15,7 +15,7 @@ from torch import fx
 from mpcompile.errors import printable
 from mpcompile.liveness import peak, saved_bytes, state_bytes, tensor_bytes
 from mpcompile.loss_scale import LossScale
-from mpcompile.passes import OPTIONAL
+from mpcompile.passes.order import OPTIONAL
 from mpcompile.pipeline import Transformed
 from mpcompile.precision import Precision
 from mpcompile.ranges import Ranges

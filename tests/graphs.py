@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from mpcompile.differentiate import differentiate
 from mpcompile.pass_runner import run_passes
-from mpcompile.passes import GRADIENT, forward_passes
+from mpcompile.passes.order import GRADIENT, forward_passes
 from mpcompile.pipeline import describe, join, weights_cast
 from mpcompile.planner import make_plan
 from mpcompile.policy import Policy

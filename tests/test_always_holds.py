@@ -15,9 +15,9 @@ from mpcompile.apply_plan import decide
 from mpcompile.describe import dataflow
 from mpcompile.graph_text import graph_text
 from mpcompile.pass_runner import run_passes
-from mpcompile.passes import forward_passes
 from mpcompile.passes.clean_casts import clean_casts
 from mpcompile.passes.emulate_half import emulate_half
+from mpcompile.passes.order import forward_passes
 from mpcompile.plan import Plan
 from mpcompile.policy import Level, Policy
 from mpcompile.precision import Precision

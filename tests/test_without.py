@@ -10,7 +10,7 @@ import pytest
 from mpcompile import BadInput
 from mpcompile.cli import exit_code
 from mpcompile.pass_runner import pass_name
-from mpcompile.passes import OPTIONAL, matmul_passes
+from mpcompile.passes.order import OPTIONAL, matmul_passes
 from mpcompile.pipeline import transform
 from mpcompile.workload import load
 

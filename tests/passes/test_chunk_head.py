@@ -18,8 +18,8 @@ from mpcompile import pipeline
 from mpcompile.graph_text import graph_text
 from mpcompile.liveness import peak, saved_bytes, tensor_bytes
 from mpcompile.loss_scale import LossScale
-from mpcompile.passes import matmul_passes
 from mpcompile.passes.chunk_head import ChunkHead
+from mpcompile.passes.order import matmul_passes
 from mpcompile.pipeline import Transformed, to_step, transform
 from mpcompile.policy import FULL_PRECISION, Policy
 from mpcompile.precision import Precision

@@ -12,9 +12,9 @@ from torch import fx
 from mpcompile.graph_text import graph_text
 from mpcompile.loss_scale import LossScale
 from mpcompile.pass_runner import pass_name, run_passes
-from mpcompile.passes import GRADIENT, training_passes
 from mpcompile.passes.emulate_half import emulate_half
 from mpcompile.passes.numbers_to_tensors import numbers_to_tensors
+from mpcompile.passes.order import GRADIENT, training_passes
 from mpcompile.policy import FULL_PRECISION, Policy
 from mpcompile.precision import Precision
 from mpcompile.step import StepGraph

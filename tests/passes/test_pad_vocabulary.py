@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from mpcompile import pipeline
 from mpcompile.graph_text import graph_text
-from mpcompile.passes import matmul_passes
 from mpcompile.passes.chunk_head import ChunkHead
+from mpcompile.passes.order import matmul_passes
 from mpcompile.passes.pad_vocabulary import PadVocabulary
 from mpcompile.pipeline import Transformed, to_step, transform
 from mpcompile.policy import FULL_PRECISION, Policy

@@ -1,0 +1,20 @@
+"""ONNX, in and out: rewrite a graph, export a training step, and run it in stock ONNX Runtime.
+
+Public names are loaded on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+_HOME: dict[str, str] = {}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mpcompile.onnx' has no attribute {name!r}")
+    return getattr(import_module(f"mpcompile.onnx.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

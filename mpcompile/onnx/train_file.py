@@ -1,0 +1,138 @@
+"""What stands beside a ``train.onnx``: which of its tensors are state, and whose they are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from mpcompile.errors import BadInput
+from mpcompile.validation import read_document, sentence, without_head
+
+VERSION = 1
+_AGAIN = "write it again with `mpcompile export`"
+
+_Count = Annotated[int, Field(ge=0, le=1 << 48)]
+_Name = Annotated[str, Field(min_length=1, max_length=1024)]
+_Dtype = Literal["float16", "bfloat16", "float32", "float64", "int32", "int64", "bool", "uint8"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor that enters or leaves the graph.
+
+    Attributes:
+        name: of the graph's input or output.
+        dtype: as numpy and torch name it.
+        shape: its shape.
+    """
+
+    name: _Name
+    dtype: _Dtype
+    shape: tuple[_Count, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StateSlot(TensorSpec):
+    """A tensor that lives from one step to the next; its first value stands in the weights file.
+
+    Attributes:
+        role: what it is for, a value of `mpcompile.step.Role`.
+        next: the graph's output that is its next value; "" if no step changes it.
+    """
+
+    role: _Name
+    next: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Where a tensor of the user's program lies.
+
+    Attributes:
+        name: as ``model.state_dict()`` names it; with ``::exp_avg`` behind it, the optimizer's
+            state of that name for that parameter.
+        slot: the state it is a piece of.
+        start: its first element there.
+        shape: its shape.
+    """
+
+    name: _Name
+    slot: _Name
+    start: _Count
+    shape: tuple[_Count, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A learning rate, a 0-d FP64 input of the graph.
+
+    Attributes:
+        name: of the input.
+        group: index of the optimizer's parameter group.
+        initial: its value when the step was exported.
+    """
+
+    name: _Name
+    group: _Count
+    initial: Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainFile:
+    """A training step as ONNX files.
+
+    Attributes:
+        weights: name of the safetensors file beside it that holds the state's first values.
+        batch: the inputs a caller gives, in order.
+        loss: the output that is the unscaled loss: 0-d FP32.
+        state: what lives from step to step.
+        rates: the learning rates.
+        pieces: the user's own tensors in it.
+    """
+
+    weights: _Name
+    batch: tuple[TensorSpec, ...]
+    loss: _Name
+    state: tuple[StateSlot, ...]
+    rates: tuple[Rate, ...]
+    pieces: tuple[Piece, ...]
+
+    def to_json(self) -> str:
+        """Write it as a JSON document; `from_json` reads it back."""
+        return json.dumps({"version": VERSION, **asdict(self)}, indent=1)
+
+    @staticmethod
+    def from_json(text: str | bytes, where: str = "") -> TrainFile:
+        """Read a document that may come from anyone.
+
+        Raises:
+            BadInput: it is none.
+        """
+        try:
+            file = _format().validate_json(text)
+        except ValidationError as error:
+            what = f"this does not describe a training step: {sentence(error)}"
+            raise BadInput(what, where, _AGAIN) from error
+        return without_head(file, TrainFile)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File(TrainFile):
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    version: Literal[1]
+
+
+@cache
+def _format() -> TypeAdapter[Any]:
+    return TypeAdapter(_File)
+
+
+def read_train_file(path: Path) -> TrainFile:
+    """Read the description of a training step; raises BadInput if the file holds none."""
+    return TrainFile.from_json(read_document(path, "train.json", _AGAIN), str(path))

@@ -1,0 +1,87 @@
+"""The orders in which the passes run on a program of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from torch import fx
+
+from mpcompile.loss_scale import LossScale
+from mpcompile.pass_runner import Pass, pass_name
+from mpcompile.passes.adjust_scale import AdjustScale
+from mpcompile.passes.chunk_head import ChunkHead
+from mpcompile.passes.clean_casts import clean_casts
+from mpcompile.passes.count_steps import count_steps
+from mpcompile.passes.drop_dead import drop_dead
+from mpcompile.passes.gate_update import GateUpdate
+from mpcompile.passes.hoist_weight_casts import hoist_weight_casts
+from mpcompile.passes.insert_casts import InsertCasts
+from mpcompile.passes.join_matmuls import JoinMatmuls
+from mpcompile.passes.keep_cudnn_rnn import KeepCudnnRnn
+from mpcompile.passes.lay_out_copies import lay_out_copies
+from mpcompile.passes.pack_gradients import pack_gradients
+from mpcompile.passes.pad_vocabulary import PadVocabulary
+from mpcompile.passes.recompute_casts import recompute_casts
+from mpcompile.passes.save_narrow import save_narrow
+from mpcompile.passes.scale_loss import ScaleLoss
+from mpcompile.plan import Plan
+from mpcompile.step import Place, StepGraph
+
+
+def forward_passes(plan: Plan) -> tuple[Pass[fx.GraphModule], ...]:
+    """Return what runs on the forward graph; nothing if the plan has no cast."""
+    if not plan.casts:
+        return ()
+    return (
+        InsertCasts(plan),
+        clean_casts,  # constants made in FP32 and cast are made narrow at once
+    )
+
+
+OPTIONAL = ("join_matmuls", "pad_vocabulary", "chunk_head")
+"""Passes that can be switched off: without them a step computes the same, only more slowly."""
+
+
+def matmul_passes(
+    places: Mapping[str, Place], without: Collection[str] = ()
+) -> tuple[Pass[fx.GraphModule], ...]:
+    """Return what gives the Tensor Core matmuls of the shapes it likes; runs when casts stand.
+
+    Args:
+        places: per placeholder of a trained weight in a flat arena, where it lies.
+        without: the names of passes to leave out.
+    """
+    order = (
+        JoinMatmuls(places),
+        PadVocabulary(places),  # what was joined is left as it is
+        ChunkHead(),  # takes padded heads too
+    )
+    return tuple(rewrite for rewrite in order if pass_name(rewrite) not in without)
+
+
+BEFORE_AUTOGRAD: tuple[Pass[fx.GraphModule], ...] = (
+    KeepCudnnRnn(),  # knows no precision, so it comes when the casts stand
+)
+"""What turns a forward graph into one that can be differentiated on fake tensors."""
+
+GRADIENT: tuple[Pass[fx.GraphModule], ...] = (
+    clean_casts,  # autograd casts again what forward has cast already
+    save_narrow,  # before recompute_casts, which then widens what is stored
+    recompute_casts,
+    clean_casts,  # two recomputed casts of one tensor become one
+)
+"""What runs on the gradient graph, before state is bound to it."""
+
+
+def training_passes(scale: LossScale) -> tuple[Pass[StepGraph], ...]:
+    """Return what runs on the step graph."""
+    return (
+        hoist_weight_casts,  # decides which weights have a working copy, so which lie first
+        lay_out_copies,  # moves weights within the arenas
+        pack_gradients,  # in the order of the arenas
+        ScaleLoss(scale),  # unscales the packed FP32 gradients
+        GateUpdate(scale),  # looks at them unscaled; gates what the passes above write
+        AdjustScale(scale),  # its own writes are not gated
+        count_steps,
+        drop_dead,
+    )
