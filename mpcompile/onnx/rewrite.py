@@ -1,0 +1,179 @@
+"""Rewrite an ONNX graph into mixed precision: infer types, describe, plan, insert casts, check."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from mpcompile.apply_plan import decide
+from mpcompile.dataflow import Dataflow
+from mpcompile.errors import BadInput
+from mpcompile.measured import MeasuredOverflow, overruled
+from mpcompile.onnx_graph.constants import saturated, unfit_readers
+from mpcompile.onnx_graph.describe import Wants, dataflow
+from mpcompile.onnx_graph.gate import model_of, read_model
+from mpcompile.onnx_graph.inference import infer_types
+from mpcompile.onnx_graph.kernels import Target, lacking
+from mpcompile.onnx_graph.nest import Nest, nest_of
+from mpcompile.onnx_graph.quantized import quantized_regions
+from mpcompile.onnx_graph.values import constant_of
+from mpcompile.passes.drop_onnx_casts import drop_onnx_casts
+from mpcompile.passes.insert_onnx_casts import InsertOnnxCasts
+from mpcompile.plan import Plan
+from mpcompile.policy import FULL_PRECISION, Policy
+from mpcompile.precision import Precision
+from mpcompile.ranges import Ranges
+
+IR_WITH_FREE_INITIALIZERS = 4
+"""Before this version of the format every initializer had to be an input as well."""
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A graph in mixed precision, and what was decided.
+
+    Attributes:
+        model: the graph; the one that came in is left as it was.
+        plan: the decisions.
+        casts: Cast nodes in the graph that were not in it before.
+        notes: what a person should know, a sentence each.
+    """
+
+    model: ir.Model
+    plan: Plan
+    casts: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A graph that can be planned.
+
+    Attributes:
+        model: a copy of what came in, without local functions, types inferred.
+        nest: its ids.
+        flow: what the planner sees.
+        notes: what was done to it.
+    """
+
+    model: ir.Model
+    nest: Nest
+    flow: Dataflow
+    notes: tuple[str, ...]
+
+
+def rewrite(
+    model: ir.Model | onnx.ModelProto | str | Path,
+    policy: Policy | None = None,
+    *,
+    plan: Plan | None = None,
+    ranges: Ranges | None = None,
+    target: Target = Target.ANY,
+    keep_io: bool = True,
+) -> Rewritten:
+    """Rewrite an ONNX model into mixed precision.
+
+    Inputs and outputs keep names and, by default, dtypes; so do nodes. A model in which nothing can
+    be won comes back as it is.
+
+    Args:
+        model: a model, or the path of one. It may come from anyone.
+        policy: default: FP16 by the op table. Overrides match op types (``op:Softmax``), node names
+            and the module paths an exporter noted.
+        plan: decisions that hold before the policy; it must be of this very graph.
+        ranges: what `mpcompile.onnx.calibrate` measured on this very graph.
+        target: where it shall run; an op without a 16-bit kernel there stays in FP32.
+        keep_io: whether inputs and outputs keep their dtypes; else they may become 16 bits.
+
+    Raises:
+        BadInput: the file is no valid model, or the policy, plan or ranges do not fit it.
+    """
+    policy = policy or Policy()
+    precision = plan.precision if plan else policy.precision
+    original = given_model(model)
+    prepared = prepare(original, policy, precision, target, keep_io)
+    decided = decide(prepared.flow, policy.precision, plan, ranges)
+    for sentence in overruled(decided, ranges) if ranges is not None else ():
+        warnings.warn(sentence, MeasuredOverflow, stacklevel=2)
+    notes = [*prepared.notes, *_saturation(prepared.nest, decided)]
+    insert = InsertOnnxCasts(decided, prepared.flow, prepared.nest)
+    before = _count(prepared.model)
+    if not insert(prepared.model):
+        return Rewritten(original, decided, 0, ())
+    drop_onnx_casts(prepared.model)
+    return Rewritten(prepared.model, decided, _count(prepared.model) - before, tuple(notes))
+
+
+def prepare(
+    model: ir.Model, policy: Policy, precision: Precision, target: Target, keep_io: bool = True
+) -> Prepared:
+    """Return a copy of a model that can be planned; see `rewrite` for the arguments."""
+    own, notes = model.clone(), []
+    if own.functions:
+        InlinePass()(own)
+        notes.append("local functions were inlined: each call decides for itself")
+    if own.ir_version < IR_WITH_FREE_INITIALIZERS:
+        given = [v for v in own.graph.inputs if v.name in own.graph.initializers]
+        if given:
+            for value in given:
+                own.graph.inputs.remove(value)
+            notes.append(
+                f"{len(given)} weights are inputs no more, and the IR version is "
+                f"{IR_WITH_FREE_INITIALIZERS} instead of {own.ir_version}"
+            )
+            own.ir_version = IR_WITH_FREE_INITIALIZERS
+    infer_types(own)
+    nest = nest_of(own.graph)
+    opset = own.graph.opset_imports.get("", 1)
+    wants = Wants(
+        precision,
+        {**lacking(nest, opset, precision, target), **quantized_regions(nest)},
+        unfit_readers(nest, precision),
+        keep_io,
+    )
+    return Prepared(own, nest, dataflow(nest, opset, policy, wants), tuple(notes))
+
+
+def tensors_of_program(model: ir.Model) -> Dataflow:
+    """Return the neutral graph of a model as it is, for what depends on its tensors alone."""
+    return prepare(model, FULL_PRECISION, Precision.FP16, Target.ANY).flow
+
+
+def given_model(model: ir.Model | onnx.ModelProto | str | Path) -> ir.Model:
+    """Return a model however it was given; raises BadInput if it is none."""
+    if isinstance(model, ir.Model):
+        return model
+    if isinstance(model, onnx.ModelProto):
+        return model_of(model)
+    if isinstance(model, str | Path):
+        return read_model(Path(model))
+    raise BadInput(
+        f"a {type(model).__name__} is no ONNX model",
+        "rewrite",
+        "give a path, a ModelProto or onnx_ir",
+    )
+
+
+def _saturation(nest: Nest, plan: Plan) -> list[str]:
+    """Say which weights lose numbers to the largest 16-bit one, as the user asked for."""
+    notes = []
+    for value, name in nest.values.items():
+        tensor = constant_of(value)
+        if tensor is None or Precision.FP16 not in plan.storage.get(name, ()):
+            continue
+        count = saturated(tensor, Precision.FP16)
+        if count:
+            notes.append(
+                f"{count} of {tensor.size} numbers of {name} lie beyond FP16 and became its "
+                "largest number, as an override keeps their readers in 16 bits"
+            )
+    return notes
+
+
+def _count(model: ir.Model) -> int:
+    return sum(node.op_type == "Cast" for node in model.graph.all_nodes())

@@ -1,0 +1,151 @@
+"""Numbers in an ONNX file that FP16 cannot hold, and what they mean for those who read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import isfinite
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from mpcompile.growth import BOUNDED
+from mpcompile.onnx_graph.nest import Nest
+from mpcompile.onnx_graph.values import constant_of, is_full, is_standard
+from mpcompile.precision import Precision
+from mpcompile.rules import ONNX_RULES, UNKNOWN, PrecisionClass
+
+_SMALLEST = 2.0**-25
+"""Half of the smallest FP16 number: what is not above it rounds to zero."""
+_PIECE = 1 << 22
+_DROPS_NEGATIVE = frozenset(
+    "Exp Max ReduceMax MaxPool GlobalMaxPool Relu Elu Celu Selu Gelu Softplus Mish Swish".split()
+)
+"""What a very negative number does not come through."""
+
+DTYPES = {Precision.FP16: np.dtype(np.float16), Precision.BF16: np.dtype(ml_dtypes.bfloat16)}
+
+
+def largest_of(tensor: ir.TensorProtocol) -> float:
+    """Return a tensor's finite number of the largest magnitude, with its sign; 0 without one."""
+    most = 0.0
+    for piece in _pieces(tensor):
+        finite = piece[np.isfinite(piece)]
+        if finite.size:
+            most = max(most, float(finite.max()), float(finite.min()), key=abs)
+    return most
+
+
+def unfit_readers(nest: Nest, precision: Precision) -> dict[str, str]:
+    """Return, per node id, why the node must not compute in 16 bits.
+
+    A node that reads a constant beyond the range of FP16, or one so small that nothing but zero is
+    left of it, stays in FP32; so does a Tensor-Core op that reads what such a large constant has
+    gone into. BF16 has the range of FP32. An infinite constant is meant as one.
+
+    Args:
+        nest: the graph.
+        precision: the 16-bit format.
+    """
+    if precision is not Precision.FP16:
+        return {}
+    largest: dict[ir.Value, float] = {}
+    reach: dict[ir.Value, tuple[str, float]] = {}
+    reasons: dict[str, str] = {}
+    for node, _ in nest.visited():
+        name = nest.nodes[node]
+        own = _own(node, largest)
+        carried = next((reach[v] for v in node.inputs if v is not None and v in reach), None)
+        rule = ONNX_RULES.get(node.op_type, UNKNOWN) if is_standard(node) else UNKNOWN
+        if own is not None:
+            value, number = own
+            reasons[name] = _sentence(value, number)
+        elif carried is not None and rule.precision_class is PrecisionClass.TENSOR_CORE:
+            reasons[name] = f"it reads what comes from {carried[0]}, a number FP16 cannot hold"
+        large = own is not None and abs(own[1]) > Precision.FP16.largest
+        source = (name, own[1]) if own is not None and large else carried
+        ends = rule.precision_class is PrecisionClass.TENSOR_CORE or node.op_type in BOUNDED
+        if source is not None and source[1] < 0 and node.op_type in _DROPS_NEGATIVE:
+            ends = True
+        if source is not None and not ends:
+            reach |= dict.fromkeys((v for v in node.outputs if is_full(v)), source)
+    return reasons
+
+
+def narrowed(tensor: ir.TensorProtocol, precision: Precision) -> ir.LazyTensor:
+    """Return a tensor in a 16-bit format, made when it is written.
+
+    What is finite and beyond the format becomes its largest number; infinities and NaN stay, and
+    so does the sign of what becomes zero.
+    """
+    dtype = DTYPES[precision]
+    limit = np.float32(precision.largest)
+
+    def make() -> ir.TensorProtocol:
+        made = np.empty(tuple(tensor.shape.numpy()), dtype)
+        flat, done = made.reshape(-1), 0
+        for piece in _pieces(tensor):
+            kept = np.where(np.isfinite(piece), np.clip(piece, -limit, limit), piece)
+            flat[done : done + piece.size] = kept.astype(dtype)
+            done += piece.size
+        return ir.Tensor(made, dtype=onnx_dtype(precision))
+
+    return ir.LazyTensor(
+        make, dtype=onnx_dtype(precision), shape=shape_of(tensor), name=tensor.name
+    )
+
+
+def shape_of(tensor: ir.TensorProtocol) -> ir.Shape:
+    """Return a tensor's shape as that of a value."""
+    return ir.Shape(tensor.shape.numpy())
+
+
+def onnx_dtype(precision: Precision) -> ir.DataType:
+    """Return ONNX's name of a format."""
+    return {
+        Precision.FP16: ir.DataType.FLOAT16,
+        Precision.BF16: ir.DataType.BFLOAT16,
+        Precision.FP32: ir.DataType.FLOAT,
+    }[precision]
+
+
+def saturated(tensor: ir.TensorProtocol, precision: Precision) -> int:
+    """Return how many finite numbers of a tensor lie beyond a 16-bit format."""
+    limit = precision.largest
+    return sum(
+        int(np.count_nonzero(np.isfinite(piece) & (np.abs(piece) > limit)))
+        for piece in _pieces(tensor)
+    )
+
+
+def _pieces(tensor: ir.TensorProtocol) -> Iterator[np.ndarray]:
+    """Yield a tensor's numbers piece by piece, as those of a file may not fit into memory."""
+    flat = tensor.numpy().reshape(-1)
+    for start in range(0, flat.size, _PIECE):
+        yield np.asarray(flat[start : start + _PIECE])
+
+
+def _own(node: ir.Node, largest: dict[ir.Value, float]) -> tuple[ir.Value, float] | None:
+    """Return the constant that a node reads and FP16 cannot hold."""
+    for index, value in enumerate(node.inputs):
+        tensor = constant_of(value)
+        if value is None or tensor is None:
+            continue
+        if value not in largest:
+            largest[value] = largest_of(tensor)
+        number = largest[value]
+        bounds = node.op_type == "Clip" and index == (2 if number > 0 else 1)
+        large = abs(number) > Precision.FP16.largest
+        if isfinite(number) and ((large and not bounds) or 0 < abs(number) <= _SMALLEST):
+            return value, number
+    return None
+
+
+def _sentence(value: ir.Value, number: float) -> str:
+    what = (
+        "the largest of" if (value.const_value is not None and value.const_value.size > 1) else ""
+    )
+    held = f"{what} {value.name} is {number:g}".strip()
+    if abs(number) > Precision.FP16.largest:
+        return f"{held}, which becomes {'-' if number < 0 else ''}inf in FP16"
+    return f"{held}, which becomes 0 in FP16"

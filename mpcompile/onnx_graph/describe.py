@@ -1,0 +1,273 @@
+"""Describe an ONNX graph, and the graphs inside it, to the planner.
+
+Every op is a kernel of its own: none is fused with another, so whatever it reads or writes lies in
+memory, and a cast is a kernel too. An initializer is an op without inputs that takes either
+precision: its narrow copy is made once, in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+import onnx_ir as ir
+
+from mpcompile.dataflow import Dataflow, Op, Tensor, Where
+from mpcompile.onnx_graph.nest import CROSSING, STACK, Border, Inner, Nest
+from mpcompile.onnx_graph.signatures import signature
+from mpcompile.onnx_graph.values import elements_of, is_full, is_known, is_standard
+from mpcompile.policy import Policy, Resolution, Row, resolve
+from mpcompile.precision import Precision
+from mpcompile.rules import ONNX_RULES, PrecisionClass, Rule, Wish
+
+INITIALIZER, INPUT, CONSTANT = "Initializer", "Input", "Constant"
+"""Kinds of ops that stand for what a graph holds, is given, or makes of nothing."""
+
+SELF_WIDENING = frozenset(
+    "Softmax LogSoftmax LayerNormalization GroupNormalization RMSNormalization "
+    "SimplifiedLayerNormalization BatchNormalization InstanceNormalization".split()
+)
+"""Reductions whose 16-bit kernels add up in FP32; a 16-bit ReduceMean adds up in 16 bits."""
+
+_OWN_CASTS = ("Cast", "CastLike")
+_VIEWS = frozenset("Identity Reshape Squeeze Unsqueeze Flatten".split())
+_SCOPES = ("pkg.torch.onnx.name_scopes", "namespace")
+
+
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """What besides the policy decides.
+
+    Attributes:
+        precision: the 16-bit format.
+        lacks: per node id why no kernel takes the format there.
+        unfit: per node or initializer id why the format cannot hold its constants.
+        keep_io: whether inputs and outputs of the graph keep their dtypes.
+    """
+
+    precision: Precision
+    lacks: Mapping[str, str]
+    unfit: Mapping[str, str]
+    keep_io: bool
+
+
+def dataflow(nest: Nest, opset: int, policy: Policy, wants: Wants) -> Dataflow:
+    """Return the neutral graph.
+
+    Args:
+        nest: the model's graph, types inferred.
+        opset: the version of ONNX's op set that the model imports.
+        policy: gives each op its wish.
+        wants: what else decides.
+    """
+    describer = _Describer(nest, opset, policy, wants)
+    describer.visit()
+    return Dataflow(tuple(describer.ops), tuple(describer.tensors.values()))
+
+
+class _Describer:
+    def __init__(self, nest: Nest, opset: int, policy: Policy, wants: Wants) -> None:
+        self.nest, self.opset, self.wants = nest, opset, wants
+        self.ops: list[Op] = []
+        self.tensors: dict[str, Tensor] = {}
+        self.outputs = set(nest.inners[0].graph.outputs) if wants.keep_io else set()
+        self.resolution: Resolution = resolve(policy, _rules(nest), _rows(nest))
+        self.resolution.warn()
+
+    def visit(self) -> None:
+        """Describe all graphs, what each holds and is given first."""
+        whole = self.nest.inners[0]
+        for inner in self.nest.inners:
+            for value in inner.graph.initializers.values():
+                if is_full(value):
+                    self._source(value, INITIALIZER, inner)
+        for value in whole.graph.inputs:
+            if is_full(value) and self.nest.values[value] not in self.tensors:
+                self._source(value, INPUT, whole)
+        for node, inner in self.nest.visited():
+            for border in self.nest.borders.get(node, ()):
+                self._border(border, inner)
+            if node not in self.nest.borders:
+                self._op(node, inner)
+
+    def _tensor(self, value: ir.Value, inner: Inner, fixed: str | None = None) -> str:
+        name = self.nest.values[value]
+        count = ceil(elements_of(value) * inner.rounds)
+        self.tensors[name] = Tensor(name, count, fixed, output=value in self.outputs)
+        return name
+
+    def _source(self, value: ir.Value, kind: str, inner: Inner) -> None:
+        """Describe an initializer, or an input of the whole graph."""
+        whole = inner.caller is None
+        given = value in inner.graph.inputs
+        fixed = "an input" if given and self.wants.keep_io else None
+        name = self._tensor(value, self.nest.inners[0], fixed)
+        if fixed:
+            return
+        rule, wish, reason = self.resolution.wishes[name]
+        if not whole and given:
+            wish, reason = Wish.FULL, "an input of an inner graph with a default"
+        self._add(name, kind, rule, wish, reason, (), (name,), (), Where())
+
+    def _op(self, node: ir.Node, inner: Inner) -> None:
+        name = self.nest.nodes[node]
+        values = [value for value in node.inputs if is_full(value)]
+        made = [value for value in node.outputs if is_full(value)]
+        if not values and not made:
+            return
+        rule, wish, reason = self.resolution.wishes[name]
+        narrow, lacking = self._narrow(node)
+        ids = self.nest.values
+        statistics = [value for value in made if value not in narrow]
+        for value in made:
+            self._tensor(value, inner, "a statistic" if value in statistics else None)
+        reads = tuple(dict.fromkeys(ids[value] for value in values if value is not None))
+        writes = tuple(ids[value] for value in made if value in narrow)
+        if node.op_type in _OWN_CASTS:
+            wish, reason = Wish.FULL, "the program itself asks for this dtype"
+        if lacking and wish is not Wish.FULL:
+            wish, reason = Wish.FULL, lacking
+        if wish is Wish.FREE and self._inside(rule, node):
+            wish, reason = Wish.FULL, f"{rule.why}, and its 16-bit kernel would not"
+        made_of_nothing = not reads and node.op_type != CONSTANT
+        if wish is not Wish.FULL and made_of_nothing and writes:
+            wish, reason = Wish.FULL, "made in FP32, not computed from FP32"
+        full = tuple(dict.fromkeys(ids[v] for v in values if v is not None and v not in narrow))
+        view = node.op_type in _VIEWS and is_standard(node)
+        where = Where(scope_of(node))
+        self._add(name, node.op_type, rule, wish, reason, reads, writes, full, where, view=view)
+
+    def _inside(self, rule: Rule, node: ir.Node) -> bool:
+        """Whether an op computes in FP32 and so must be given FP32."""
+        return rule.inside and node.op_type not in SELF_WIDENING
+
+    def _narrow(self, node: ir.Node) -> tuple[set[ir.Value], str]:
+        """Return the FP32 values of a node that change together, and why they may not."""
+        everything = {v for v in (*node.inputs, *node.outputs) if v is not None and is_full(v)}
+        if not all(is_known(value) for value in (*node.inputs, *node.outputs)):
+            return everything, "the types of its tensors are not known"
+        if not is_standard(node):
+            return everything, f"an op of the domain {node.domain}"
+        found = signature(node.op_type, node.domain, self.opset)
+        if found is None:
+            return everything, f"ONNX knows no {node.op_type} in op set {self.opset}"
+        inputs = [(found.input(k), v) for k, v in enumerate(node.inputs) if is_full(v)]
+        outputs = [(found.output(k), v) for k, v in enumerate(node.outputs) if is_full(v)]
+        variable = (outputs or inputs)[0][0]
+        narrow = {v for name, v in (*inputs, *outputs) if name == variable and v is not None}
+        if any(v in narrow for name, v in (*inputs, *outputs) if name != variable):
+            return narrow, "it reads one tensor as two types"
+        precision = self.wants.precision
+        if not found.takes(variable, precision):
+            return narrow, f"ONNX allows no {precision.short} for it in op set {self.opset}"
+        return narrow, self.wants.lacks.get(self.nest.nodes[node], "")
+
+    def _border(self, border: Border, inner: Inner) -> None:
+        values = [use.value for use in border.reads] + list(border.writes)
+        full = [value for value in values if is_full(value)]
+        if not full:
+            return
+        for value in border.writes:
+            if is_full(value):
+                body = next((i for i in self.nest.inners if value in i.graph.inputs), inner)
+                self._tensor(value, body)
+        rule, wish, reason = self.resolution.wishes[border.id]
+        if len(full) < len(values) or border.kind == CROSSING:
+            wish, reason = Wish.FULL, "it enters or leaves a graph together with other types"
+        ids = self.nest.values
+        reads = tuple(dict.fromkeys(ids[u.value] for u in border.reads if is_full(u.value)))  # type: ignore[index]
+        writes = tuple(ids[value] for value in border.writes if is_full(value))
+        view = border.kind not in (STACK, CROSSING)
+        kind = f"{border.caller.op_type} {border.kind}"
+        where = Where(scope_of(border.caller))
+        self._add(border.id, kind, rule, wish, reason, reads, writes, (), where, border=view)
+
+    def _add(
+        self,
+        name: str,
+        kind: str,
+        rule: Rule,
+        wish: Wish,
+        reason: str,
+        reads: tuple[str, ...],
+        writes: tuple[str, ...],
+        full_reads: tuple[str, ...],
+        where: Where,
+        view: bool = False,
+        border: bool = False,
+    ) -> None:
+        self.ops.append(
+            Op(
+                id=name,
+                kind=kind,
+                rule=rule.name,
+                wish=wish,
+                inside=wish is Wish.FULL and rule.inside,
+                streams=view,
+                reason=reason,
+                reads=reads,
+                writes=writes,
+                full_reads=full_reads,
+                view=view or border,
+                unfit=self.wants.unfit.get(name, ""),
+                overridden=name in self.resolution.overridden,
+                where=where,
+            )
+        )
+
+
+_STORED = Rule(
+    "weight", "", "", PrecisionClass.TRANSPARENT, "", False, "stored as whoever reads it wants"
+)
+_CROSSES = Rule(
+    "control flow", "", "", PrecisionClass.TRANSPARENT, "", False, "it crosses a graph's border"
+)
+
+
+def _rules(nest: Nest) -> dict[str, Rule]:
+    flow = {f"{node.op_type} flow": _CROSSES for node in nest.borders}
+    return {**ONNX_RULES, INITIALIZER: _STORED, INPUT: _STORED, CONSTANT: _STORED, **flow}
+
+
+def _rows(nest: Nest) -> list[Row]:
+    rows: list[Row] = []
+    for inner in nest.inners:
+        rows += [
+            Row(nest.values[value], INITIALIZER) for value in inner.graph.initializers.values()
+        ]
+    held = set(nest.inners[0].graph.initializers.values())
+    rows += [Row(nest.values[v], INPUT) for v in nest.inners[0].graph.inputs if v not in held]
+    for node, _ in nest.visited():
+        scope = scope_of(node)
+        for border in nest.borders.get(node, ()):
+            rows.append(Row(border.id, f"{node.op_type} flow", scope))
+        name = node.op_type if is_standard(node) else f"{node.domain}::{node.op_type}"
+        rows.append(Row(nest.nodes[node], name, scope, _is_residual(node)))
+    return rows
+
+
+def scope_of(node: ir.Node) -> str:
+    """Return the dotted path of the module a node came from, as an exporter noted it, or "".
+
+    PyTorch's exporter notes it as metadata; older ones name the node ``/encoder/layer.0/MatMul``.
+    """
+    for key in _SCOPES:
+        said = node.metadata_props.get(key)
+        if said:
+            parts = [part.strip(" '\"") for part in said.strip("[]").split(",")]
+            return parts[-2] if len(parts) > 1 else ""
+    path = (node.name or "").split("/")
+    return ".".join(path[1:-1]) if len(path) > 2 and not path[0] else ""
+
+
+def _is_residual(node: ir.Node) -> bool:
+    """Whether the node adds two activations of one shape."""
+    if node.op_type != "Add" or not is_standard(node) or not is_full(node.outputs[0]):
+        return False
+    shapes = []
+    for value in node.inputs:
+        if value is None or value.is_initializer() or value.const_value is not None:
+            return False
+        shapes.append(value.shape)
+    return shapes[0] is not None and shapes[0] == shapes[1]

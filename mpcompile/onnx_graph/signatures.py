@@ -1,0 +1,86 @@
+"""Which inputs and outputs of an ONNX op share a type, by its schema."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import onnx
+from onnx.defs import OpSchema
+
+from mpcompile.precision import Precision
+
+_TYPES = {
+    Precision.FP16: "tensor(float16)",
+    Precision.BF16: "tensor(bfloat16)",
+    Precision.FP32: "tensor(float)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The types of an op's inputs and outputs.
+
+    Attributes:
+        inputs: per formal input its type variable, or the one type it has.
+        outputs: the same of its outputs.
+        variadic: whether the last formal input stands for any number of inputs.
+        many: the same of the last formal output.
+        mixed: variables whose tensors need not agree, as in what a loop carries.
+        allowed: per variable the types it may stand for.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    variadic: bool
+    many: bool
+    mixed: frozenset[str]
+    allowed: dict[str, frozenset[str]]
+
+    def input(self, index: int) -> str:
+        """Return the type variable of an input, or "" if there is no such input."""
+        return _at(self.inputs, index, self.variadic)
+
+    def output(self, index: int) -> str:
+        """Return the type variable of an output, or "" if there is no such output."""
+        return _at(self.outputs, index, self.many)
+
+    def takes(self, variable: str, precision: Precision) -> bool:
+        """Whether all tensors of a type variable may have a format together."""
+        types = self.allowed.get(variable, frozenset())
+        return _TYPES[precision] in types and variable not in self.mixed
+
+
+@cache
+def signature(op_type: str, domain: str, opset: int) -> Signature | None:
+    """Return the signature of an op in a version of its op set, or None if ONNX knows no such op.
+
+    Args:
+        op_type: such as ``"Conv"``.
+        domain: ``""`` is that of ONNX itself.
+        opset: the version that the model imports.
+    """
+    try:
+        schema = onnx.defs.get_schema(op_type, opset, "" if domain == "ai.onnx" else domain)
+    except onnx.defs.SchemaError:
+        return None
+    parameters = [*schema.inputs, *schema.outputs]
+    return Signature(
+        inputs=tuple(item.type_str for item in schema.inputs),
+        outputs=tuple(item.type_str for item in schema.outputs),
+        variadic=_is_variadic(schema.inputs),
+        many=_is_variadic(schema.outputs),
+        mixed=frozenset(item.type_str for item in parameters if not item.is_homogeneous),
+        allowed={c.type_param_str: frozenset(c.allowed_type_strs) for c in schema.type_constraints},
+    )
+
+
+def _is_variadic(parameters: Sequence[OpSchema.FormalParameter]) -> bool:
+    return bool(parameters) and parameters[-1].option == OpSchema.FormalParameterOption.Variadic
+
+
+def _at(variables: tuple[str, ...], index: int, open_ended: bool) -> str:
+    if index < len(variables):
+        return variables[index]
+    return variables[-1] if open_ended else ""

@@ -1,0 +1,17 @@
+"""Drop Cast nodes of an ONNX graph that nobody reads any more."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+def drop_onnx_casts(model: ir.Model) -> int:
+    """Remove Cast nodes whose output is read by no node and leaves no graph; return how many."""
+    dropped = 0
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for node in reversed(list(graph)):
+            value = node.outputs[0] if node.op_type == "Cast" and node.outputs else None
+            if value is not None and not value.uses() and not value.is_graph_output():
+                graph.remove(node, safe=True)
+                dropped += 1
+    return dropped
