@@ -43,8 +43,8 @@ BOUNDED: frozenset[str] = frozenset(
     "asin arcsin log log2 log10 log1p special_log1p asinh arcsinh acosh arccosh sinc special_sinc "
     "erf special_erf erfc special_erfc sigmoid special_expit hardsigmoid hardtanh relu6 sign sgn "
     "LayerNormalization GroupNormalization BatchNormalization InstanceNormalization "
-    "RMSNormalization SimplifiedLayerNormalization Softmax Sin Cos Tanh Atan Acos Asin Log Erf "
-    "Sigmoid HardSigmoid Sign".split()
+    "RMSNormalization SimplifiedLayerNormalization MeanVarianceNormalization Softmax Hardmax Sin Cos "
+    "Tanh Atan Acos Asin Asinh Acosh Log Erf Sigmoid HardSigmoid Softsign Sign".split()
 )
 """Ops whose result is small whatever they read, torch and ONNX names."""
 

@@ -150,7 +150,7 @@ TABLE: tuple[Rule, ...] = (
          "_batch_norm_with_update_functional _batch_norm_no_update "
          "_batch_norm_impl_index",
          "LayerNormalization GroupNormalization RMSNormalization SimplifiedLayerNormalization "
-         "BatchNormalization InstanceNormalization"),
+         "BatchNormalization InstanceNormalization MeanVarianceNormalization LRN"),
         ("in", False, "cudnn_batch_norm batch_norm_elemt", ""),
         full="weight bias running_mean running_var mean invstd"),
     *_rows("softmax", _REDUCTION, "exponentials are summed in FP32, results lie in [0, 1]",
@@ -159,7 +159,7 @@ TABLE: tuple[Rule, ...] = (
     *_rows("log_softmax", _REDUCTION, "summed in FP32, results span what the inputs span",
         ("out", True, "log_softmax _log_softmax special_log_softmax", "LogSoftmax")),
     *_rows("mean", _REDUCTION, "summed in FP32; a mean is no larger than its inputs",
-        ("", True, "mean", "ReduceMean"),
+        ("", True, "mean", "ReduceMean Mean"),
         ("in", True, "nanmean", "")),
     *_rows("grid sampler", _REDUCTION, "weights are FP32, results lie between the inputs",
         ("in", False, "grid_sampler grid_sampler_2d grid_sampler_3d _grid_sampler_2d_cpu_fallback",
@@ -183,7 +183,7 @@ TABLE: tuple[Rule, ...] = (
         ("in", True, "log log2 log10 log1p special_log1p float_power square sinh cosh acos arccos "
          "asin arcsin acosh arccosh atanh arctanh softplus erfinv special_erfinv logaddexp "
          "logaddexp2 xlogy special_xlogy special_xlog1py special_entr",
-         "Log Sinh Cosh Acos Asin Softplus"),
+         "Log Sinh Cosh Acos Acosh Asin Atanh Softplus"),
         ("in out", True, "pow ldexp", "Pow"),
         ("", True, "nextafter", "")),
     *_rows("special function", _WIDE, "a series computed in FP32",
@@ -207,11 +207,12 @@ TABLE: tuple[Rule, ...] = (
     *_rows("sum", _WIDE, "a sum or product grows with its length",
         ("", True, "sum sum_to_size trace trapezoid trapz", "ReduceSum"),
         ("in", True, "nansum dot vdot", "ReduceSumSquare"),
-        ("in out", True, "logsumexp special_logsumexp prod", "ReduceLogSumExp ReduceProd"),
+        ("in out", True, "logsumexp special_logsumexp prod",
+         "ReduceLogSum ReduceLogSumExp ReduceProd"),
         ("", False, "cumsum cumulative_trapezoid histc histogram histogramdd "
          "_histogramdd_bin_edges _histogramdd_from_bin_cts _histogramdd_from_bin_tensors",
          "CumSum"),
-        ("in out", False, "cumprod logcumsumexp _logcumsumexp segment_reduce", ""),
+        ("in out", False, "cumprod logcumsumexp _logcumsumexp segment_reduce", "CumProd"),
         ("in", False, "vander linalg_vander", "")),
     *_rows("scatter sum", _WIDE, "adding up in 16 bits would round every addend",
         ("", False, "scatter_add _unsafe_masked_index_put_accumulate", ""),
@@ -219,7 +220,7 @@ TABLE: tuple[Rule, ...] = (
         ("in", False, "index_add", "")),
     *_rows("vector norm", _WIDE, "it squares its inputs",
         ("in out", True, "norm norm_except_dim linalg_vector_norm linalg_norm frobenius_norm dist",
-         "ReduceL1 ReduceL2 LpNormalization"),
+         "ReduceL1 ReduceL2 LpNormalization LpPool GlobalLpPool"),
         ("in out", False, "linalg_matrix_norm cdist _cdist_forward _euclidean_dist pdist "
          "_pdist_forward", ""),
         ("", False, "linalg__powsum nuclear_norm embedding_renorm", ""),
@@ -246,36 +247,37 @@ TABLE: tuple[Rule, ...] = (
          "linalg_solve_triangular triangular_solve linalg_tensorsolve lu_solve orgqr ormqr", ""),
         ("in", False, "logdet linalg_matrix_exp matrix_exp", ""),
         ("", False, "geqrf linalg_cond linalg_ldl_factor linalg_ldl_factor_ex linalg_ldl_solve "
-         "linalg_matrix_rank lu_unpack", "")),
+         "linalg_matrix_rank lu_unpack", "Det")),
     *_rows("complex", _WIDE, "16-bit complex numbers have no kernels",
         ("", False, "complex polar view_as_complex fft_fft fft_fft2 fft_fftn fft_hfft fft_hfft2 "
          "fft_hfftn fft_ifft fft_ifft2 fft_ifftn fft_ihfft fft_ihfft2 fft_ihfftn fft_irfft "
          "fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftn _fft_c2c _fft_c2r _fft_r2c", ""),
         ("in", True, "angle", ""),
-        ("in", False, "stft istft", "")),
+        ("in", False, "stft istft", "DFT STFT")),
     *_rows("coordinates", _WIDE, "11 bits are too few to say where in an image",
-        ("", True, "affine_grid_generator", "")),
+        ("", True, "affine_grid_generator", "AffineGrid RoiAlign MaxRoiPool")),
     *_rows("cast", _WIDE, "the program itself asks for this dtype",
         ("", True, "to type_as _to_copy _cast_Half _cast_Float _cast_Double chalf "
-         "_autocast_to_full_precision _autocast_to_reduced_precision", "")),
+         "_autocast_to_full_precision _autocast_to_reduced_precision", "Cast CastLike")),
 
     # Either: adds no more rounding than the format it is stored in.
     *_rows("pointwise", _EITHER, "adds no more rounding than its storage",
         ("", True, "add sub subtract rsub floor_divide neg negative floor ceil round "
          "special_round trunc fix frac frexp where masked_fill sign heaviside deg2rad rad2deg diff",
-         "Add Sub Neg Sign Where"),
+         "Add Sub Sum Neg Floor Ceil Round Sign Where"),
         ("in", True, "mul multiply div divide true_divide abs absolute clamp clip clamp_min "
          "clamp_max maximum minimum fmax fmin addcmul addcdiv lerp sin cos atan arctan atan2 "
          "arctan2 asinh arcsinh sinc special_sinc erf special_erf erfc special_erfc remainder "
          "fmod threshold nan_to_num cross linalg_cross outer ger kron gradient",
-         "Mul Div Abs Clip Max Min Sin Cos Atan Erf"),
+         "Mul Div Abs Clip Max Min Mod Sin Cos Atan Asinh Erf RotaryEmbedding"),
         ("out", True, "sqrt tanh", "Sqrt Tanh"),
         ("in out", True, "sgn copysign hypot", "")),
     *_rows("activation", _EITHER, "adds no more rounding than its storage",
         ("out", True, "relu sigmoid special_expit", "Relu Sigmoid"),
         ("in", True, "relu6 hardtanh leaky_relu elu celu selu gelu silu mish hardsigmoid "
          "hardswish hardshrink softshrink prelu _prelu_kernel glu logit special_logit",
-         "LeakyRelu Elu Celu Selu Gelu HardSigmoid HardSwish Mish Softsign PRelu"),
+         "LeakyRelu Elu Celu Selu Gelu HardSigmoid HardSwish Mish Shrink Softsign Swish "
+         "ThresholdedRelu PRelu"),
         ("in", False, "rrelu rrelu_with_noise_functional", "")),
     *_rows("average pool", _EITHER, "its kernels sum in FP32; a mean is no larger than its inputs",
         ("in", False, "avg_pool1d avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool3d",
@@ -285,7 +287,7 @@ TABLE: tuple[Rule, ...] = (
     *_rows("interpolation", _EITHER, "its kernels compute in FP32, results lie between the inputs",
         ("", False, "upsample_linear1d upsample_bilinear2d upsample_trilinear3d "
          "upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa",
-         "Resize")),
+         "Resize Upsample")),
     *_rows("dropout", _EITHER, "scales by a constant",
         ("", True, "dropout native_dropout _fused_dropout feature_dropout alpha_dropout "
          "feature_alpha_dropout _masked_scale", "Dropout")),
@@ -308,7 +310,8 @@ TABLE: tuple[Rule, ...] = (
          "cartesian_prod pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle "
          "select_scatter slice_scatter diagonal_scatter as_strided_scatter slice_inverse "
          "flatten_dense_tensors unflatten_dense_tensors pad_sequence",
-         "Reshape Transpose Flatten Squeeze Unsqueeze Expand Identity Slice Split Concat Pad Tile"),
+         "Reshape Transpose Flatten Squeeze Unsqueeze Expand Identity Slice Split Concat Pad Tile "
+         "Trilu DepthToSpace SpaceToDepth CenterCropPad"),
         ("in", True, "pad _pad_enum", ""),
         ("in", False, "combinations", "")),
     *_rows("indexing", _TRANSPARENT, "moves values, found by index, without computing",
@@ -320,19 +323,20 @@ TABLE: tuple[Rule, ...] = (
          "_pad_packed_sequence", ""),
         ("in", False, "gather take take_along_dim put index_copy masked_select reflection_pad1d "
          "reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d",
-         "GatherElements GatherND")),
+         "GatherElements GatherND Scatter ScatterElements ScatterND TensorScatter Compress "
+         "ReverseSequence")),
     *_rows("choice", _TRANSPARENT, "chooses among its inputs",
         ("in out", True, "max min amax amin aminmax _aminmax", "ReduceMax ReduceMin"),
         ("", False, "sort msort topk kthvalue mode unique_consecutive unique_dim "
-         "unique_dim_consecutive _unique _unique2", "TopK"),
+         "unique_dim_consecutive _unique _unique2", "TopK Unique Hardmax"),
         ("in out", False, "median nanmedian", ""),
         ("in", False, "cummax cummin", "")),
     *_rows("max pool", _TRANSPARENT, "chooses among its inputs",
         ("in", True, "max_pool1d max_pool1d_with_indices max_pool2d max_pool2d_with_indices "
-         "adaptive_max_pool1d adaptive_max_pool2d", "MaxPool"),
+         "adaptive_max_pool1d adaptive_max_pool2d", "MaxPool GlobalMaxPool"),
         ("in", False, "max_pool3d max_pool3d_with_indices adaptive_max_pool3d "
          "fractional_max_pool2d fractional_max_pool3d", ""),
-        ("", False, "max_unpool2d max_unpool3d", "")),
+        ("", False, "max_unpool2d max_unpool3d", "MaxUnpool")),
     *_rows("comparison", _TRANSPARENT, "its result is no floating-point tensor",
         ("", True, "eq ne not_equal lt less le less_equal gt greater ge greater_equal equal "
          "allclose isclose isnan isinf isfinite isneginf isposinf isreal signbit is_nonzero any "
@@ -340,7 +344,8 @@ TABLE: tuple[Rule, ...] = (
          "count_nonzero argmax argmin bucketize searchsorted",
          "Equal Less LessOrEqual Greater GreaterOrEqual IsNaN IsInf ArgMax ArgMin Not And Or Xor"),
         ("", False, "argsort nonzero nonzero_numpy nonzero_static argwhere isin hash_tensor "
-         "_shape_as_tensor _cast_Byte _cast_Char _cast_Int _cast_Long _cast_Short", "NonZero")),
+         "_shape_as_tensor _cast_Byte _cast_Char _cast_Int _cast_Long _cast_Short",
+         "NonZero Shape Size")),
 
     # Untouchable: made, drawn or integer; the plan has nothing to say.
     *_rows("constant", _UNTOUCHABLE, "made, not computed from anything",
@@ -348,14 +353,15 @@ TABLE: tuple[Rule, ...] = (
          "empty_permuted eye scalar_tensor zeros_like ones_like full_like empty_like new_zeros "
          "new_ones new_full new_empty new_empty_strided fill zero bartlett_window blackman_window "
          "hamming_window hann_window kaiser_window fft_fftfreq fft_rfftfreq",
-         "Constant ConstantOfShape Range EyeLike"),
+         "Constant ConstantOfShape Range EyeLike BlackmanWindow HammingWindow HannWindow "
+         "MelWeightMatrix"),
         ("", False, "from_file", "")),
     *_rows("random", _UNTOUCHABLE, "the stream of random numbers stays that of the FP32 program",
         ("", True, "rand rand_like randn randn_like randint randint_like randperm bernoulli "
          "normal normal_functional uniform random exponential cauchy geometric log_normal poisson "
          "binomial multinomial _standard_gamma _sample_dirichlet _philox_normal _philox_uniform "
          "_philox_key_fold_in _philox_key_split _sobol_engine_draw",
-         "RandomNormal RandomUniform Bernoulli")),
+         "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial")),
     *_rows("integer", _UNTOUCHABLE, "integers stay as they are",
         ("", False, "bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift "
          "bitwise_right_shift __and__ __or__ __xor__ __lshift__ __rshift__ gcd lcm bincount "

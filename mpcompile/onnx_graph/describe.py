@@ -126,6 +126,8 @@ class _Describer:
         writes = tuple(ids[value] for value in made if value in narrow)
         if node.op_type in _OWN_CASTS:
             wish, reason = Wish.FULL, "the program itself asks for this dtype"
+        if _adds_up(node):
+            wish, reason = Wish.FULL, "adding up in 16 bits would round every addend"
         if lacking and wish is not Wish.FULL:
             wish, reason = Wish.FULL, lacking
         if wish is Wish.FREE and self._inside(rule, node):
@@ -259,6 +261,13 @@ def scope_of(node: ir.Node) -> str:
             return parts[-2] if len(parts) > 1 else ""
     path = (node.name or "").split("/")
     return ".".join(path[1:-1]) if len(path) > 2 and not path[0] else ""
+
+
+def _adds_up(node: ir.Node) -> bool:
+    """Whether a scatter adds or multiplies what comes to one place."""
+    how = node.attributes.get("reduction")
+    scatters = is_standard(node) and node.op_type in ("ScatterElements", "ScatterND")
+    return scatters and how is not None and how.as_string() not in ("none", "max", "min")
 
 
 def _is_residual(node: ir.Node) -> bool:
