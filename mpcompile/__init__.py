@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from mpcompile.errors import BadInput, CannotCapture, CheckFailed, CompileError
     from mpcompile.loss_scale import LossScale
     from mpcompile.measured import MeasuredOverflow
-    from mpcompile.pipeline import compile, rewrite
+    from mpcompile.pipeline import compile
     from mpcompile.plan import Plan
     from mpcompile.policy import FULL_PRECISION, Level, Policy, UnmatchedOverride
     from mpcompile.precision import Precision
     from mpcompile.ranges import Ranges
+    from mpcompile.rewriting import rewrite
     from mpcompile.train_step import TrainStep
     from mpcompile.workload import Workload
 
@@ -62,7 +63,7 @@ _HOME = {
     "Workload": "workload",
     "calibrate": "calibration",
     "compile": "pipeline",
-    "rewrite": "pipeline",
+    "rewrite": "rewriting",
 }
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from mpcompile import __version__
-from mpcompile.errors import CompileError, printable
+from mpcompile.errors import BadInput, CompileError, printable
 
 DEFECT = 70
 
@@ -28,7 +28,9 @@ app = App(
     help_format="markdown",
 )
 
-Source = Annotated[str, Parameter(help="A file that defines workload(), or package.module:name.")]
+Source = Annotated[
+    str, Parameter(help="A file that defines workload(), package.module:name, or an .onnx file.")
+]
 Json = Annotated[
     str | None,
     Parameter(
@@ -97,10 +99,38 @@ class Flags:
 
     def measured(self) -> Any:
         """Return the ranges that were given, read by what was given for them, or None."""
-        return _commands().given_ranges(self.ranges, self.margin, self.release)
+        return import_module("mpcompile.command_line").given_ranges(
+            self.ranges, self.margin, self.release
+        )
 
 
 _NO_FLAGS = Flags()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class OnnxFlags:
+    """What only a model as an ``.onnx`` file takes."""
+
+    data: Annotated[
+        Path | None,
+        Parameter(help="An .npz with inputs by name; for an .onnx model; default: made up."),
+    ] = None
+    target: Annotated[
+        Literal["cuda", "cpu", "any"],
+        Parameter(help="Where an .onnx model shall run; what has no 16-bit kernel stays FP32."),
+    ] = "any"
+    free_io: Annotated[
+        bool,
+        Parameter(help="Inputs and outputs of an .onnx model may be 16 bits.", negative=()),
+    ] = False
+    tolerance: Annotated[
+        float | None,
+        Parameter(help="Largest error of an .onnx model's outputs, as a part of their largest."),
+    ] = None
+
+
+_NO_ONNX_FLAGS = OnnxFlags()
 
 
 @app.default
@@ -111,12 +141,25 @@ def transform(
         Path | None, Parameter(name=["--output", "-o"], help="Folder; default: NAME.mp here.")
     ] = None,
     flags: Flags = _NO_FLAGS,
-    force: Annotated[bool, Parameter(help="Replace an artifact folder.", negative=())] = False,
+    onnx: OnnxFlags = _NO_ONNX_FLAGS,
+    force: Annotated[bool, Parameter(help="Replace what is there.", negative=())] = False,
     json: Json = None,
     debug: Debug = False,
 ) -> None:
-    """Transform a training program, print what became of it, and write plan and graphs."""
+    """Transform a training program, or a model as an .onnx file, and print what became of it.
+
+    Of a program it writes plan and graphs into a folder; of an .onnx file the model in mixed
+    precision, once that is valid and computes what the original does, and its plan.
+    """
     del debug
+    if source.endswith(".onnx"):
+        command = import_module("mpcompile.onnx_rewrite_command")
+        command.rewrite(
+            Path(source), output, flags.given(), flags.plan, flags.measured(), onnx, force, json
+        )
+        return
+    if onnx != _NO_ONNX_FLAGS:
+        raise BadInput(f"{source} is no .onnx file", "", "leave out --data, --target and the like")
     _commands().transform(source, output, flags.given(), flags.plan, flags.measured(), force, json)
 
 
@@ -165,12 +208,21 @@ def calibrate(
         Path | None, Parameter(name=["--output", "-o"], help="File; default: NAME.ranges.json.")
     ] = None,
     batches: Annotated[int, Parameter(help="The most batches to run.")] = 8,
+    data: Annotated[
+        Path | None, Parameter(help="Inputs of an .onnx model: an .npz with arrays by name.")
+    ] = None,
     force: Annotated[bool, Parameter(help="Replace the file.", negative=())] = False,
     json: Json = None,
     debug: Debug = False,
 ) -> None:
-    """Run a program in FP32 on its own data and measure what every tensor holds."""
+    """Run a program in FP32 on its own data, or a model on --data, and measure every tensor."""
     del debug
+    if source.endswith(".onnx"):
+        command = import_module("mpcompile.onnx_rewrite_command")
+        command.calibrate(Path(source), output, data, batches, force, json)
+        return
+    if data is not None:
+        raise BadInput(f"{source} is no .onnx file", "", "leave out --data: it has its own")
     _commands().calibrate(source, output, batches, force, json)
 
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,16 +15,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mpcompile.artifacts import check_file, check_free, write_file, write_folder
 from mpcompile.calibration import calibrate as measure
-from mpcompile.errors import BadInput, printable
+from mpcompile.command_line import warnings_on_one_line
+from mpcompile.errors import BadInput
 from mpcompile.graph_text import graph_text
-from mpcompile.measured import MeasuredOverflow
 from mpcompile.pipeline import Transformed, to_step
 from mpcompile.pipeline import transform as transform_workload
 from mpcompile.plan import read_plan
 from mpcompile.plan_commands import write_json
-from mpcompile.policy import FULL_PRECISION, UnmatchedOverride
+from mpcompile.policy import FULL_PRECISION
 from mpcompile.precision import Precision
-from mpcompile.ranges import Ranges, read_ranges
+from mpcompile.ranges import Ranges
 from mpcompile.report import print_ranges, print_summary, summarize
 from mpcompile.settings import Settings, find_settings
 from mpcompile.train_step import TrainStep
@@ -118,23 +114,10 @@ def transform_source(
     """Load a program and transform it by settings, with each warning on one line."""
     given = read_plan(plan) if plan else None
     workload = load(source)
-    with console.status("transforming"), _warnings_on_one_line():
+    with console.status("transforming"), warnings_on_one_line():
         return transform_workload(
             workload, settings.policy, settings.scale, given, ranges, settings.without
         )
-
-
-def given_ranges(path: Path | None, margin: int | None, release: bool) -> Ranges | None:
-    """Return the ranges a command line names, with its margin; None without a file."""
-    if path is None:
-        if margin is not None or release:
-            raise BadInput("--margin and --release need --ranges", "", "run mpcompile calibrate")
-        return None
-    ranges = read_ranges(path)
-    if margin is not None and not 0 <= margin <= 15:
-        raise BadInput(f"--margin is {margin}", "", "give 0 to 15 bits")
-    bits = ranges.margin_bits if margin is None else margin
-    return replace(ranges, margin_bits=bits, release=release or ranges.release)
 
 
 def calibrate(
@@ -217,31 +200,6 @@ def _batches(workload: Workload, steps: int) -> Iterator[tuple[Any, ...]]:
 def _name(source: str) -> str:
     path = Path(source)
     return path.stem if path.suffix == ".py" else source.partition(":")[0].rpartition(".")[2]
-
-
-@contextmanager
-def _warnings_on_one_line() -> Iterator[None]:
-    """Say of overrides that match nothing or overflow in one line each; leave other warnings."""
-    show = warnings.showwarning
-
-    def say(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if issubclass(category, (UnmatchedOverride, MeasuredOverflow)):
-            sys.stderr.write(f"mpcompile: warning: {printable(str(message))}.\n")
-        else:
-            show(message, category, filename, lineno, file, line)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UnmatchedOverride)
-        warnings.simplefilter("always", MeasuredOverflow)
-        warnings.showwarning = say
-        yield
 
 
 def _decisions(mixed: Transformed) -> str:

@@ -43,8 +43,8 @@ BOUNDED: frozenset[str] = frozenset(
     "asin arcsin log log2 log10 log1p special_log1p asinh arcsinh acosh arccosh sinc special_sinc "
     "erf special_erf erfc special_erfc sigmoid special_expit hardsigmoid hardtanh relu6 sign sgn "
     "LayerNormalization GroupNormalization BatchNormalization InstanceNormalization "
-    "RMSNormalization SimplifiedLayerNormalization MeanVarianceNormalization Softmax Hardmax Sin Cos "
-    "Tanh Atan Acos Asin Asinh Acosh Log Erf Sigmoid HardSigmoid Softsign Sign".split()
+    "RMSNormalization SimplifiedLayerNormalization MeanVarianceNormalization Softmax Hardmax Sin "
+    "Cos Tanh Atan Acos Asin Asinh Acosh Log Erf Sigmoid HardSigmoid Softsign Sign".split()
 )
 """Ops whose result is small whatever they read, torch and ONNX names."""
 
@@ -54,12 +54,16 @@ _TENSOR_CORE = frozenset(
 )
 
 
+_INSIDE = frozenset(rule.name for rule in TABLE if rule.inside)
+
+
 def contain_growth(flow: Dataflow, precision: Precision) -> Dataflow:
     """Return the graph with FP32 for free ops that read what has grown.
 
     Growth starts at an op of a row in `GROWING`, or that holds a constant FP16 cannot. It ends at
-    an op in `BOUNDED`, at a Tensor-Core op, at a tensor that was measured to fit, and where the
-    user has said what an op shall be. BF16 has the range of FP32, so nothing changes.
+    an op in `BOUNDED`, at a Tensor-Core op that computes in 16 bits, at a tensor that was measured
+    to fit, and where the user has said what an op shall be. A bounded op that adds up in FP32 what
+    it is given in 16 bits is given FP32. BF16 has the range of FP32, so nothing changes.
 
     Args:
         flow: the neutral graph.
@@ -81,18 +85,23 @@ def _contained(op: Op, grown: dict[str, Op], fits: set[str]) -> Op:
     source = next((grown[name] for name in op.reads if name in grown), None)
     if op.unfit and op.wish is not Wish.FULL and not op.overridden:
         op = replace(op, wish=Wish.FULL, reason=op.unfit)
-    if op.wish is Wish.HALF or op.rule in _TENSOR_CORE:
+    if op.wish is Wish.HALF or (op.rule in _TENSOR_CORE and not op.unfit):
         source = None
     elif op.unfit or (op.rule in GROWING and op.kind not in BOUNDED | LINEAR):
         source = op
     elif op.overridden or op.kind in BOUNDED:
+        if source is not None and op.wish is Wish.FREE and op.rule in _INSIDE and not op.inside:
+            # It would add up in FP32 what it reads in 16 bits, and that may be infinite.
+            op = replace(op, wish=Wish.FULL, reason=_follows(source))
         source = None
     elif source is not None and op.wish is Wish.FREE:
-        op = replace(
-            op, wish=Wish.FULL, reason=f"it follows {source.id}, whose result may not fit FP16"
-        )
+        op = replace(op, wish=Wish.FULL, reason=_follows(source))
     if source is not None:
         for name in op.writes:
             if name not in fits:
                 grown.setdefault(name, source)
     return op
+
+
+def _follows(source: Op) -> str:
+    return f"it follows {source.id}, whose result may not fit FP16"

@@ -54,7 +54,10 @@ def apply_ranges(flow: Dataflow, ranges: Ranges, precision: Precision) -> Datafl
         tensors = (*op.writes, *(name for name in op.reads if _reads_narrow(op, name)))
         large = next((name for name in tensors if sizes.get(name, 0.0) > limit), None)
         if large is not None and op.wish is not Wish.FULL and not op.overridden:
-            op = replace(op, wish=Wish.FULL, reason=_too_large(large, ranges))
+            reason = _too_large(large, ranges)
+            # Nobody measured what an op in a branch makes; what came in large may leave so.
+            unmeasured = "" if sizes.keys() >= set(op.writes) else reason
+            op = replace(op, wish=Wish.FULL, reason=reason, unfit=op.unfit or unmeasured)
         elif _grew(op) and fits.issuperset(op.writes) and any(elements[n] > 1 for n in op.writes):
             most = max(sizes[name] for name in op.writes)
             reason = f"it lay between 2^-14 and {most:.3g} in {ranges.batches} batches"

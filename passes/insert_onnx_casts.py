@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from mpcompile.dataflow import Dataflow
-from mpcompile.onnx_graph.constants import narrowed, onnx_dtype, shape_of
+from mpcompile.onnx_graph.constants import mask_constants, narrowed, onnx_dtype, shape_of
 from mpcompile.onnx_graph.nest import Nest, Use
-from mpcompile.onnx_graph.values import constant_of
+from mpcompile.onnx_graph.values import constant_of, set_constant
 from mpcompile.plan import Cast, Plan
 from mpcompile.precision import Precision
 
@@ -56,6 +56,7 @@ class _Insertion:
         self.caller = {inner.graph: inner.caller for inner in nest.inners}
         self.order = {node: place for place, (node, _) in enumerate(nest.visited())}
         self.names = {value.name for value in nest.values} | {node.name for node in nest.nodes}
+        self.masks = set(mask_constants(nest))
         self.copies: dict[str, ir.Value] = {}
         computed = {d.op for d in plan.decisions if d.computes is not Precision.FP32}
         self.narrow = [name for op in flow.ops if op.id in computed for name in op.writes]
@@ -88,20 +89,12 @@ class _Insertion:
                     value.const_value = narrowed(value.const_value, self.plan.precision)
                     changed += 1
             elif name not in by_tensor:
-                self._set(value, narrowed(tensor, self.plan.precision))
+                set_constant(value, self._narrowed(value, tensor))
                 changed += 1
         return changed
 
-    def _set(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
-        """Give a weight other numbers."""
-        value.type = ir.TensorType(tensor.dtype)
-        node = value.producer()
-        if node is None:
-            value.const_value = tensor
-        else:
-            node.attributes.clear()
-            node.attributes.add(ir.AttrTensor("value", tensor))
-            value.const_value = None
+    def _narrowed(self, value: ir.Value, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        return narrowed(tensor, self.plan.precision, value in self.masks)
 
     def _uses(self, cast: Cast) -> list[Use]:
         """Return where a cast's readers read the tensor."""
@@ -132,12 +125,14 @@ class _Insertion:
             return 0
         name = self._name(f"{value.name}_{self.plan.precision.short}")
         home = self.home[value]
-        if 2 * tensor.size <= _CAST_NODE_BYTES + len(value.name or "") + len(name):
+        if value in self.masks or 2 * tensor.size <= _CAST_NODE_BYTES + len(value.name or "") + len(
+            name
+        ):
             copy = ir.Value(
                 name=name,
                 type=ir.TensorType(onnx_dtype(self.plan.precision)),
                 shape=shape_of(tensor),
-                const_value=narrowed(tensor, self.plan.precision),
+                const_value=self._narrowed(value, tensor),
             )
             home.register_initializer(copy)
         else:

@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from importlib import import_module
 
-_HOME: dict[str, str] = {}
+_HOME = {
+    "MixedPrecision": "mixed_precision_pass",
+    "Rewritten": "rewrite",
+    "calibrate": "measure",
+    "compare": "comparison",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -14,11 +14,12 @@ from mpcompile.apply_plan import decide
 from mpcompile.dataflow import Dataflow
 from mpcompile.errors import BadInput
 from mpcompile.measured import MeasuredOverflow, overruled
-from mpcompile.onnx_graph.constants import saturated, unfit_readers
+from mpcompile.onnx_graph.constants import mask_constants, saturated, unfit_readers
 from mpcompile.onnx_graph.describe import Wants, dataflow
 from mpcompile.onnx_graph.gate import model_of, read_model
 from mpcompile.onnx_graph.inference import infer_types
 from mpcompile.onnx_graph.kernels import Target, lacking
+from mpcompile.onnx_graph.masks import MASK
 from mpcompile.onnx_graph.nest import Nest, nest_of
 from mpcompile.onnx_graph.quantized import quantized_regions
 from mpcompile.onnx_graph.values import constant_of
@@ -40,13 +41,15 @@ class Rewritten:
     Attributes:
         model: the graph; the one that came in is left as it was.
         plan: the decisions.
-        casts: Cast nodes in the graph that were not in it before.
+        casts: how many more Cast nodes the graph has than before.
+        changed: whether anything in the graph is not as it was.
         notes: what a person should know, a sentence each.
     """
 
     model: ir.Model
     plan: Plan
     casts: int
+    changed: bool
     notes: tuple[str, ...]
 
 
@@ -104,9 +107,10 @@ def rewrite(
     insert = InsertOnnxCasts(decided, prepared.flow, prepared.nest)
     before = _count(prepared.model)
     if not insert(prepared.model):
-        return Rewritten(original, decided, 0, ())
+        return Rewritten(original, decided, 0, False, ())
     drop_onnx_casts(prepared.model)
-    return Rewritten(prepared.model, decided, _count(prepared.model) - before, tuple(notes))
+    casts = _count(prepared.model) - before
+    return Rewritten(prepared.model, decided, casts, True, tuple(notes))
 
 
 def prepare(
@@ -162,8 +166,12 @@ def given_model(model: ir.Model | onnx.ModelProto | str | Path) -> ir.Model:
 def _saturation(nest: Nest, plan: Plan) -> list[str]:
     """Say which weights lose numbers to the largest 16-bit one, as the user asked for."""
     notes = []
+    masks = set(mask_constants(nest))
     for value, name in nest.values.items():
         tensor = constant_of(value)
+        if value in masks and Precision.FP16 in plan.storage.get(name, ()):
+            notes.append(f"{name} masks what a softmax shall not see; its least number is {MASK:g}")
+            continue
         if tensor is None or Precision.FP16 not in plan.storage.get(name, ()):
             continue
         count = saturated(tensor, Precision.FP16)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mpcompile.growth import BOUNDED
+from mpcompile.onnx_graph.masks import MASK, ends_in_softmax
 from mpcompile.onnx_graph.nest import Nest
 from mpcompile.onnx_graph.values import constant_of, is_full, is_standard
 from mpcompile.precision import Precision
@@ -28,12 +29,7 @@ DTYPES = {Precision.FP16: np.dtype(np.float16), Precision.BF16: np.dtype(ml_dtyp
 
 def largest_of(tensor: ir.TensorProtocol) -> float:
     """Return a tensor's finite number of the largest magnitude, with its sign; 0 without one."""
-    most = 0.0
-    for piece in _pieces(tensor):
-        finite = piece[np.isfinite(piece)]
-        if finite.size:
-            most = max(most, float(finite.max()), float(finite.min()), key=abs)
-    return most
+    return max(_extremes(tensor), key=abs)
 
 
 def unfit_readers(nest: Nest, precision: Precision) -> dict[str, str]:
@@ -49,7 +45,7 @@ def unfit_readers(nest: Nest, precision: Precision) -> dict[str, str]:
     """
     if precision is not Precision.FP16:
         return {}
-    largest: dict[ir.Value, float] = {}
+    largest = dict.fromkeys(mask_constants(nest), MASK)
     reach: dict[ir.Value, tuple[str, float]] = {}
     reasons: dict[str, str] = {}
     for node, _ in nest.visited():
@@ -72,20 +68,41 @@ def unfit_readers(nest: Nest, precision: Precision) -> dict[str, str]:
     return reasons
 
 
-def narrowed(tensor: ir.TensorProtocol, precision: Precision) -> ir.LazyTensor:
+def mask_constants(nest: Nest) -> tuple[ir.Value, ...]:
+    """Return the constants whose numbers beyond FP16 are masks, see `mpcompile.onnx_graph.masks`.
+
+    None of their finite numbers is beyond FP16 on the positive side.
+    """
+    found = []
+    for value in nest.values:
+        tensor = constant_of(value)
+        if tensor is not None and ends_in_softmax(value):
+            least, most = _extremes(tensor)
+            if least < -Precision.FP16.largest and most <= Precision.FP16.largest:
+                found.append(value)
+    return tuple(found)
+
+
+def narrowed(tensor: ir.TensorProtocol, precision: Precision, mask: bool = False) -> ir.LazyTensor:
     """Return a tensor in a 16-bit format, made when it is written.
 
     What is finite and beyond the format becomes its largest number; infinities and NaN stay, and
     so does the sign of what becomes zero.
+
+    Args:
+        tensor: in FP32.
+        precision: the format.
+        mask: whether it is one of `mask_constants`.
     """
     dtype = DTYPES[precision]
     limit = np.float32(precision.largest)
+    least = np.float32(MASK) if mask and precision is Precision.FP16 else -limit
 
     def make() -> ir.TensorProtocol:
         made = np.empty(tuple(tensor.shape.numpy()), dtype)
         flat, done = made.reshape(-1), 0
         for piece in _pieces(tensor):
-            kept = np.where(np.isfinite(piece), np.clip(piece, -limit, limit), piece)
+            kept = np.where(np.isfinite(piece), np.clip(piece, least, limit), piece)
             flat[done : done + piece.size] = kept.astype(dtype)
             done += piece.size
         return ir.Tensor(made, dtype=onnx_dtype(precision))
@@ -116,6 +133,16 @@ def saturated(tensor: ir.TensorProtocol, precision: Precision) -> int:
         int(np.count_nonzero(np.isfinite(piece) & (np.abs(piece) > limit)))
         for piece in _pieces(tensor)
     )
+
+
+def _extremes(tensor: ir.TensorProtocol) -> tuple[float, float]:
+    """Return the smallest and the largest finite number of a tensor, and 0 between them."""
+    least = most = 0.0
+    for piece in _pieces(tensor):
+        finite = piece[np.isfinite(piece)]
+        if finite.size:
+            least, most = min(least, float(finite.min())), max(most, float(finite.max()))
+    return least, most
 
 
 def _pieces(tensor: ir.TensorProtocol) -> Iterator[np.ndarray]:

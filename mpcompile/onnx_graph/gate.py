@@ -16,3 +16,10 @@ def read_model(path: Path) -> ir.Model:
 def model_of(proto: onnx.ModelProto) -> ir.Model:
     """Return a model in memory."""
     return ir.from_proto(proto)
+
+
+def write_model(model: ir.Model, path: Path, force: bool = False) -> list[Path]:
+    """Write a model."""
+    del force
+    ir.save(model, path)
+    return [path]

@@ -60,3 +60,15 @@ def constant_of(value: ir.Value | None) -> ir.TensorProtocol | None:
             if name == "value_floats":
                 return ir.tensor(np.array(attribute.as_floats(), np.float32))
     return None
+
+
+def set_constant(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    """Give a constant other numbers, perhaps of another dtype."""
+    value.type = ir.TensorType(tensor.dtype)
+    node = value.producer()
+    if node is None:
+        value.const_value = tensor
+    else:
+        node.attributes.clear()
+        node.attributes.add(ir.AttrTensor("value", tensor))
+        value.const_value = None

@@ -1,0 +1,202 @@
+"""Compare a rewritten model with its original, and see what the runtime makes of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isinf
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from mpcompile.errors import BadInput
+from mpcompile.onnx.rewrite import Rewritten
+from mpcompile.onnx.sessions import Array, made_up_inputs, run, session_of
+from mpcompile.onnx_graph.inference import infer_types
+from mpcompile.passes.emulate_onnx_half import emulate_onnx_half
+from mpcompile.precision import Precision
+
+TOLERANCE = {Precision.FP16: 2.0**-6, Precision.BF16: 2.0**-3, Precision.FP32: 0.0}
+"""The largest error of an output by default, as a part of its largest magnitude."""
+
+_SHORT = {"FLOAT": "f32", "FLOAT16": "f16", "BFLOAT16": "bf16", "DOUBLE": "f64"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a tensor of two models is apart, at most, over all batches.
+
+    Attributes:
+        tensor: its name.
+        error: the largest difference as a part of the largest magnitude; of integers the share
+            that differs; infinite where one is finite and the other is not.
+        node: the node that makes it, and its op.
+    """
+
+    tensor: str
+    error: float
+    node: str = ""
+
+    def __str__(self) -> str:
+        by = f", made by {self.node}" if self.node else ""
+        if isinf(self.error):
+            return f"{self.tensor} is not finite where it was, or the other way round{by}"
+        return f"{self.tensor} is {self.error:.3g} of its largest magnitude away{by}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found.
+
+    Attributes:
+        outputs: of each output of the model.
+        batches: how many batches were run.
+        made_up: whether the inputs were random numbers.
+        first: the first tensor over the tolerance in the order of execution, or None.
+        casts: per kind of cast, such as ``f32 to f16``, how many the runtime really runs on a CPU.
+        tolerance: what was allowed.
+    """
+
+    outputs: tuple[Difference, ...]
+    batches: int
+    made_up: bool
+    first: Difference | None
+    casts: Mapping[str, int]
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output is within the tolerance."""
+        return all(found.error <= self.tolerance for found in self.outputs)
+
+    @property
+    def worst(self) -> Difference:
+        """The output that is furthest away; of none, an empty one."""
+        return max(self.outputs, key=lambda found: found.error, default=Difference("", 0.0))
+
+
+def compare(
+    original: ir.Model,
+    rewritten: Rewritten,
+    batches: Iterable[Mapping[str, Array]] | None = None,
+    tolerance: float | None = None,
+) -> Comparison:
+    """Run both models on the same inputs, the rewritten one in pseudo FP16.
+
+    ONNX Runtime's CPU provider computes chains of FP16 nodes in FP32, so the rewritten graph runs
+    with each op's result rounded (`mpcompile.passes.emulate_onnx_half`). It is also run as it is,
+    for a graph that cannot run is worth nothing.
+
+    Args:
+        original: the model before.
+        rewritten: what became of it.
+        batches: inputs by name; made up if there are none.
+        tolerance: default: `TOLERANCE` of the plan's precision.
+
+    Raises:
+        BadInput: a model does not run on these inputs.
+    """
+    precision = rewritten.plan.precision
+    allowed = TOLERANCE[precision] if tolerance is None else tolerance
+    given = [made_up_inputs(original)] if batches is None else [dict(batch) for batch in batches]
+    if not given:
+        raise BadInput("the data holds no batch", "", "give at least one")
+    rounded = rewritten.model.clone()
+    emulate_onnx_half(rounded)
+    wanted = _outputs(original, given)
+    casts = _run_as_it_is(rewritten.model, given[0])
+    errors = _errors(wanted, _outputs(rounded, given))
+    outputs = tuple(Difference(name, error) for name, error in errors.items())
+    first = None
+    if any(error > allowed for error in errors.values()):
+        first = _first(original, rounded, given, allowed)
+    return Comparison(outputs, len(given), batches is None, first, casts, allowed)
+
+
+def error_between(wanted: Array, found: Array) -> float:
+    """Return how far two arrays are apart; see `Difference`."""
+    if wanted.shape != found.shape:
+        return float("inf")
+    if wanted.size == 0:
+        return 0.0
+    if wanted.dtype.kind in "iubOSU":
+        return float(np.mean(wanted != found))
+    one, other = wanted.astype(np.float64), found.astype(np.float64)
+    finite = np.isfinite(one)
+    same = np.array_equal(one[~finite], other[~finite], equal_nan=True)
+    if not same or not np.isfinite(other[finite]).all():
+        return float("inf")
+    largest = float(np.abs(one[finite]).max(initial=0.0))
+    distance = float(np.abs(one[finite] - other[finite]).max(initial=0.0))
+    return distance / largest if largest else distance
+
+
+def casts_of(model: ir.Model) -> dict[str, int]:
+    """Return how many Cast nodes between floating-point formats a graph holds, per kind."""
+    found: Counter[str] = Counter()
+    for node in model.graph.all_nodes():
+        value = node.inputs[0] if node.op_type == "Cast" and node.inputs else None
+        if value is not None and value.dtype is not None and node.outputs[0].dtype is not None:
+            names = [_SHORT.get(each.name, "") for each in (value.dtype, node.outputs[0].dtype)]
+            if all(names):
+                found[" to ".join(names)] += 1
+    return dict(sorted(found.items()))
+
+
+def _outputs(model: ir.Model, batches: list[dict[str, Array]]) -> list[dict[str, Array]]:
+    with session_of(model) as session:
+        return [run(session, batch) for batch in batches]
+
+
+def _run_as_it_is(model: ir.Model, batch: Mapping[str, Array]) -> dict[str, int]:
+    """Run a model once; return the casts of the graph that the runtime made of it."""
+    with tempfile.TemporaryDirectory(prefix="mpcompile-") as folder:
+        file = Path(folder) / "optimized.onnx"
+        with session_of(model, optimized=file) as session:
+            run(session, batch)
+        # Written by the runtime a moment ago, into a folder nobody else knows.
+        return casts_of(_typed(ir.load(file)))
+
+
+def _typed(model: ir.Model) -> ir.Model:
+    """Give the outputs of Cast nodes their types, which the runtime does not write."""
+    for node in model.graph.all_nodes():
+        to = node.attributes.get("to")
+        if node.op_type == "Cast" and to is not None and node.outputs[0].type is None:
+            node.outputs[0].type = ir.TensorType(ir.DataType(to.as_int()))
+    return model
+
+
+def _errors(wanted: list[dict[str, Array]], found: list[dict[str, Array]]) -> dict[str, float]:
+    return {
+        name: max(error_between(o[name], f[name]) for o, f in zip(wanted, found, strict=True))
+        for name in wanted[0]
+        if name in found[0]
+    }
+
+
+def _first(
+    original: ir.Model, rounded: ir.Model, batches: list[dict[str, Array]], allowed: float
+) -> Difference | None:
+    """Return the first tensor over the tolerance, looking at every tensor of the outer graph."""
+    original = original.clone()
+    infer_types(original)
+    there = {value.name for node in rounded.graph for value in node.outputs}
+    made = [v for node in original.graph for v in node.outputs if v.name in there]
+    tensors = [value for value in made if isinstance(value.type, ir.TensorType)]
+    names = {value.name for value in tensors}
+    others = [v for node in rounded.graph for v in node.outputs if v.name in names]
+    with session_of(original, tensors) as session:
+        wanted = [run(session, batch) for batch in batches]
+    with session_of(rounded, others) as session:
+        found = [run(session, batch) for batch in batches]
+    errors = _errors(wanted, found)
+    for value in tensors:
+        node = value.producer()
+        if node is not None and errors.get(str(value.name), 0.0) > allowed:
+            label = f"{node.name or 'a node without a name'} ({node.op_type})"
+            return Difference(str(value.name), errors[str(value.name)], label)
+    return None

@@ -1,0 +1,68 @@
+"""Measure what the tensors of an ONNX model hold, by running it in FP32 on real inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+
+from mpcompile.calibration import range_of
+from mpcompile.errors import BadInput
+from mpcompile.onnx.rewrite import given_model, prepare
+from mpcompile.onnx.sessions import Array, run, session_of
+from mpcompile.onnx_graph.constants import mask_constants
+from mpcompile.onnx_graph.kernels import Target
+from mpcompile.onnx_graph.values import constant_of, is_full, set_constant
+from mpcompile.policy import FULL_PRECISION
+from mpcompile.precision import Precision
+from mpcompile.ranges import Range, Ranges, tensors_of
+
+_MASK = -1024.0
+"""What a mask is while a model is measured: enough to mask, and near no margin."""
+
+
+def calibrate(
+    model: ir.Model | onnx.ModelProto | str | Path, batches: Iterable[Mapping[str, Array]]
+) -> Ranges:
+    """Measure the FP32 tensors of a model, those inside branches and loops excepted.
+
+    Args:
+        model: as for `mpcompile.onnx.rewrite`.
+        batches: inputs by name, as `mpcompile.onnx.batches.read_batches` reads them from a file.
+
+    Raises:
+        BadInput: the model does not run on a batch, or there is none.
+    """
+    prepared = prepare(given_model(model), FULL_PRECISION, Precision.FP16, Target.ANY)
+    graph, ids = prepared.model.graph, prepared.nest.values
+    made = [value for node in graph for value in node.outputs if is_full(value)]
+    names = {str(v.name): ids[v] for v in (*made, *graph.inputs) if is_full(v)}
+    values: dict[str, Range] = {}
+
+    def note(name: str, array: Array) -> None:
+        found = range_of(torch.from_numpy(np.array(array, np.float32)))
+        values[name] = values[name].joined(found) if name in values else found
+
+    # A mask is not measured as the number that an exporter wrote: any that masks will do.
+    for mask in mask_constants(prepared.nest):
+        tensor = constant_of(mask)
+        assert tensor is not None
+        set_constant(mask, ir.tensor(np.maximum(tensor.numpy(), np.float32(_MASK))))
+    done = 0
+    with session_of(prepared.model, made) as session:
+        for batch in batches:
+            for name, array in {**batch, **run(session, batch)}.items():
+                if name in names:
+                    note(names[name], array)
+            done += 1
+    if not done:
+        raise BadInput("the data holds no batch", "", "give at least one")
+    for value, name in ids.items():
+        tensor = constant_of(value)
+        if tensor is not None:
+            note(name, tensor.numpy())
+    return Ranges(tensors_of(prepared.flow), done, values)

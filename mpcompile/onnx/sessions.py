@@ -1,0 +1,126 @@
+"""Run an ONNX model in ONNX Runtime, whatever its size, and quietly."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from mpcompile.errors import BadInput
+from mpcompile.onnx_graph.gate import write_model
+
+Array = NDArray[np.generic]
+
+CPU = ("CPUExecutionProvider",)
+_QUIET = 4
+_OPEN = 2
+"""What an open dimension is in inputs that are made up."""
+
+
+@contextmanager
+def session_of(
+    model: ir.Model, outputs: Sequence[ir.Value] = (), optimized: Path | None = None
+) -> Iterator[onnxruntime.InferenceSession]:
+    """Yield a session on the CPU.
+
+    Args:
+        model: left as it is.
+        outputs: values of its graph that it shall return as well.
+        optimized: where the runtime shall write the graph that it really runs.
+
+    Raises:
+        BadInput: the runtime refuses the model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _QUIET
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    there = list(model.graph.outputs)
+    model.graph.outputs.extend(value for value in outputs if value not in there)
+    try:
+        with tempfile.TemporaryDirectory(prefix="mpcompile-") as folder:
+            file = Path(folder) / "model.onnx"
+            write_model(model, file)
+            try:
+                session = onnxruntime.InferenceSession(str(file), options, providers=list(CPU))
+            except Exception as error:  # the runtime's own exceptions share no base class
+                raise BadInput(
+                    f"ONNX Runtime refuses the model ({_first_line(error)})", "", ""
+                ) from error
+            yield session
+    finally:
+        model.graph.outputs.clear()
+        model.graph.outputs.extend(there)
+
+
+def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Run a model once; return its outputs by name. Raises BadInput if the runtime fails."""
+    known = {item.name for item in session.get_inputs()}
+    names = [item.name for item in session.get_outputs()]
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = _QUIET
+    try:
+        values = session.run(names, {k: v for k, v in inputs.items() if k in known}, options)
+    except Exception as error:
+        raise BadInput(f"the model does not run ({_first_line(error)})", "", "") from error
+    return dict(zip(names, values, strict=True))
+
+
+def given_inputs(model: ir.Model) -> dict[str, ir.Value]:
+    """Return the inputs a caller must give, by name."""
+    graph = model.graph
+    return {str(v.name): v for v in graph.inputs if v.name not in graph.initializers}
+
+
+def input_types(
+    model: ir.Model,
+) -> dict[str, tuple[np.dtype[Any], tuple[int | None, ...]]]:
+    """Return dtype and shape of each input that a caller must give; None is an open dimension.
+
+    Raises:
+        BadInput: an input is no tensor of a known shape.
+    """
+    types = {}
+    for name, value in given_inputs(model).items():
+        if not isinstance(value.type, ir.TensorType) or value.shape is None:
+            raise BadInput(f"the input {name} has no known shape", "", "leave out --data")
+        shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+        types[name] = (value.type.dtype.numpy(), shape)
+    return types
+
+
+def made_up_inputs(model: ir.Model, seed: int = 0) -> dict[str, Array]:
+    """Return inputs of the right types: normal numbers, integers of 0 and 1.
+
+    A dimension that is left open is 2.
+
+    Raises:
+        BadInput: an input is no tensor, or its shape is not known at all.
+    """
+    generator = np.random.default_rng(seed)
+    made: dict[str, Array] = {}
+    for name, value in given_inputs(model).items():
+        if not isinstance(value.type, ir.TensorType) or value.shape is None:
+            raise BadInput(f"nothing can be made up for the input {name}", "", "give --data")
+        shape = tuple(size if isinstance(size, int) else _OPEN for size in value.shape)
+        dtype = value.type.dtype
+        if dtype is ir.DataType.STRING:
+            raise BadInput(f"nothing can be made up for the strings of {name}", "", "give --data")
+        kind = dtype.numpy()
+        if kind.kind in "iub":
+            made[name] = generator.integers(0, 2, shape).astype(kind)
+        else:
+            made[name] = generator.standard_normal(shape).astype(kind)
+    return made
+
+
+def _first_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:300].rstrip(". ")

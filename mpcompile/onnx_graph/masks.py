@@ -1,0 +1,79 @@
+"""Constants that mean "never look here": very negative numbers that end in a softmax.
+
+Exporters write ``-3.4e38`` or ``-1e9`` where attention shall not look. FP16 has no such number, but
+any number far below the other logits does the same, so such a constant is no reason to compute in
+FP32: in 16 bits it becomes `MASK`.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from mpcompile.onnx_graph.values import constant_of, is_standard
+
+MASK = -(2.0**15)
+"""Far below any logit that matters, and far enough from overflow that logits may be added."""
+
+_PASSES_ON = frozenset(
+    "Reshape Transpose Flatten Squeeze Unsqueeze Expand Identity Slice Concat Pad Tile Where "
+    "Add".split()
+)
+_MOVES = frozenset("Reshape Transpose Flatten Squeeze Unsqueeze Expand Identity Slice".split())
+_WHOLE = frozenset(
+    getattr(ir.DataType, name)
+    for name in "BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64".split()
+)
+
+
+def ends_in_softmax(value: ir.Value) -> bool:
+    """Whether whatever is made of a constant ends in a softmax, added to logits or chosen.
+
+    A product counts if its other factor is a whole number by origin, as in ``(1 - mask) * -1e9``.
+    """
+    seen: set[ir.Value] = set()
+    open_ends = [value]
+    while open_ends:
+        current = open_ends.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if current.is_graph_output() or not current.uses():
+            return False
+        for node, index in current.uses():
+            if not is_standard(node):
+                return False
+            if node.op_type == "Softmax":
+                continue
+            passes = node.op_type in _PASSES_ON or (
+                node.op_type == "Mul" and _is_whole(node.inputs[1 - index])
+            )
+            if not passes or (node.op_type == "Pad" and index != 0):
+                return False
+            open_ends += node.outputs
+    return True
+
+
+def _is_whole(value: ir.Value | None) -> bool:
+    """Whether a value holds whole numbers because it was cast from such."""
+    while value is not None:
+        node = value.producer()
+        if node is None or not is_standard(node):
+            return False
+        if node.op_type == "Cast":
+            source = node.inputs[0]
+            return source is not None and source.dtype in _WHOLE
+        if node.op_type in _MOVES:
+            value = node.inputs[0]
+        elif node.op_type in ("Sub", "Add", "Mul") and len(node.inputs) == 2:
+            rest = [item for item in node.inputs if not _is_one(item)]
+            if len(rest) != 1:
+                return False
+            value = rest[0]
+        else:
+            return False
+    return False
+
+
+def _is_one(value: ir.Value | None) -> bool:
+    tensor = constant_of(value)
+    return tensor is not None and tensor.size == 1 and float(tensor.numpy().reshape(-1)[0]) == 1.0
