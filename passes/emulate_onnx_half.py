@@ -21,10 +21,11 @@ def emulate_onnx_half(model: ir.Model) -> int:
     Args:
         model: a graph whose values all have their types.
     """
-    return sum(_emulate(graph) for graph in (model.graph, *model.graph.subgraphs()))
+    graphs = (model.graph, *model.graph.subgraphs())
+    return sum(_emulate(graph, f"/{place}") for place, graph in enumerate(graphs))
 
 
-def _emulate(graph: ir.Graph) -> int:
+def _emulate(graph: ir.Graph, suffix: str) -> int:
     changed = 0
     wide: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
@@ -36,14 +37,14 @@ def _emulate(graph: ir.Graph) -> int:
             continue
         for index, value in reads:
             if value not in wide:
-                wide[value] = _cast(value, ir.DataType.FLOAT)
+                wide[value] = _cast(value, ir.DataType.FLOAT, suffix)
                 producer = wide[value].producer()
                 assert producer is not None
                 graph.insert_before(node, producer)
             node.replace_input_with(index, wide[value])
         for value in narrow:
             assert value.dtype is not None
-            rounded = _cast(value, value.dtype)
+            rounded = _cast(value, value.dtype, suffix)
             producer = rounded.producer()
             assert producer is not None
             value.replace_all_uses_with(rounded, replace_graph_outputs=True)
@@ -55,9 +56,9 @@ def _emulate(graph: ir.Graph) -> int:
     return changed
 
 
-def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Value:
+def _cast(value: ir.Value, dtype: ir.DataType, suffix: str) -> ir.Value:
     node = ir.node("Cast", [value], {"to": int(dtype)})
     made = node.outputs[0]
-    made.name = f"{value.name}/{dtype.name.lower()}"
+    made.name = f"{value.name}/{dtype.name.lower()}{suffix}"
     made.type, made.shape = ir.TensorType(dtype), value.shape
     return made

@@ -16,6 +16,7 @@ from mpcompile.errors import BadInput
 from mpcompile.onnx.rewrite import Rewritten
 from mpcompile.onnx.sessions import Array, made_up_inputs, run, session_of
 from mpcompile.onnx_graph.inference import infer_types
+from mpcompile.passes.distinct_onnx_names import distinct_onnx_names
 from mpcompile.passes.emulate_onnx_half import emulate_onnx_half
 from mpcompile.precision import Precision
 
@@ -104,7 +105,8 @@ def compare(
     given = [made_up_inputs(original)] if batches is None else [dict(batch) for batch in batches]
     if not given:
         raise BadInput("the data holds no batch", "", "give at least one")
-    rounded = rewritten.model.clone()
+    original, rounded = original.clone(), rewritten.model.clone()
+    distinct_onnx_names(original)
     emulate_onnx_half(rounded)
     wanted = _outputs(original, given)
     casts = _run_as_it_is(rewritten.model, given[0])
@@ -182,7 +184,6 @@ def _first(
     original: ir.Model, rounded: ir.Model, batches: list[dict[str, Array]], allowed: float
 ) -> Difference | None:
     """Return the first tensor over the tolerance, looking at every tensor of the outer graph."""
-    original = original.clone()
     infer_types(original)
     there = {value.name for node in rounded.graph for value in node.outputs}
     made = [v for node in original.graph for v in node.outputs if v.name in there]

@@ -27,6 +27,6 @@ class MixedPrecision(ir.passes.FunctionalPass):
         self.policy, self.target, self.keep_io = policy, target, keep_io
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Return a new model, or the given one if nothing can be won."""
+        """Return a new model, a copy of the given one if nothing can be won."""
         done = rewrite(model, self.policy, target=self.target, keep_io=self.keep_io)
-        return ir.passes.PassResult(done.model, done.changed)
+        return ir.passes.PassResult(done.model if done.changed else model.clone(), done.changed)

@@ -23,6 +23,7 @@ from mpcompile.onnx_graph.masks import MASK
 from mpcompile.onnx_graph.nest import Nest, nest_of
 from mpcompile.onnx_graph.quantized import quantized_regions
 from mpcompile.onnx_graph.values import constant_of
+from mpcompile.passes.distinct_onnx_names import distinct_onnx_names
 from mpcompile.passes.drop_onnx_casts import drop_onnx_casts
 from mpcompile.passes.insert_onnx_casts import InsertOnnxCasts
 from mpcompile.plan import Plan
@@ -131,6 +132,8 @@ def prepare(
                 f"{IR_WITH_FREE_INITIALIZERS} instead of {own.ir_version}"
             )
             own.ir_version = IR_WITH_FREE_INITIALIZERS
+    if renamed := distinct_onnx_names(own):
+        notes.append(f"{renamed} nodes had the name of another and got one of their own")
     infer_types(own)
     nest = nest_of(own.graph)
     opset = own.graph.opset_imports.get("", 1)

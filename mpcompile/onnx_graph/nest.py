@@ -140,8 +140,10 @@ def nest_of(graph: ir.Graph) -> Nest:
     for inner in inners:  # grows while it is gone through
         for value in (*inner.graph.inputs, *inner.graph.initializers.values()):
             values.setdefault(value, _unique(f"{inner.prefix}{value.name}", named))
-        for position, node in enumerate(inner.graph):
-            name = node.name or f"{node.op_type}_{position}"
+        for node in inner.graph:
+            # Named by what it makes, so that another order of nodes gives the same ids.
+            first = next((value.name for value in node.outputs if value.name), "")
+            name = node.name or f"{node.op_type}_{first}"
             nodes[node] = _unique(f"{inner.prefix}{name}", taken)
             for index, value in enumerate(node.outputs):
                 label = value.name or f"{name}.{index}"

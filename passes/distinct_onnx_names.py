@@ -1,0 +1,28 @@
+"""Give nodes of one name names of their own: ONNX allows it, ONNX Runtime refuses the file."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+def distinct_onnx_names(model: ir.Model) -> int:
+    """Rename all but the first node of each name; return how many were renamed.
+
+    Nodes without a name stay without.
+    """
+    names = {node.name for node in model.graph.all_nodes()}
+    seen: set[str] = set()
+    renamed = 0
+    for node in model.graph.all_nodes():
+        name = node.name
+        if not name:
+            continue
+        if name in seen:
+            count = 2
+            while f"{name}~{count}" in names:
+                count += 1
+            node.name = f"{name}~{count}"
+            names.add(node.name)
+            renamed += 1
+        seen.add(name)
+    return renamed
