@@ -9,6 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from mpcompile.onnx.rewrite import Rewritten, rewrite
+from mpcompile.onnx_graph.kernels import Target
 from mpcompile.policy import Policy
 
 Array = NDArray[np.generic]
@@ -58,9 +59,11 @@ def parsed(text: str, head: str = HEAD) -> onnx.ModelProto:
     return onnx.parser.parse_model(head + text)
 
 
-def rewritten(model: onnx.ModelProto, policy: Policy | None = None) -> Rewritten:
+def rewritten(
+    model: onnx.ModelProto, policy: Policy | None = None, target: Target = Target.ANY
+) -> Rewritten:
     """Rewrite a model, which must stay valid by every check that ONNX has."""
-    done = rewrite(model, policy)
+    done = rewrite(model, policy, target=target)
     proto = ir.to_proto(done.model)
     onnx.checker.check_model(proto, full_check=True)
     onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)

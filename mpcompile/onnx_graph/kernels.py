@@ -1,11 +1,30 @@
-"""Which ops have a 16-bit kernel on which target."""
+"""Which ops have a 16-bit kernel on which target.
+
+On CUDA an op without one is run by the CPU, with copies there and back. On a CPU ONNX Runtime runs
+an FP16 op without a kernel in FP32 and casts by itself, which is right; what has a kernel in
+neither format, and BF16 without one, does not load. ``bench/onnx_kernels.py`` checks all this
+against an installed runtime.
+"""
 
 from __future__ import annotations
 
 from enum import Enum
+from functools import cache
 
+import onnx
+
+from mpcompile.onnx_graph.kernel_table import TABLE
 from mpcompile.onnx_graph.nest import Nest
+from mpcompile.onnx_graph.values import is_standard
 from mpcompile.precision import Precision
+
+EXPANDED = "x"
+"""The runtime puts the op's definition in its place."""
+
+AS_HELD = frozenset("Constant If Loop Scan SequenceMap".split())
+"""Ops that take the formats of what they hold."""
+
+_LETTERS = {Precision.FP16: "h", Precision.BF16: "b", Precision.FP32: "f"}
 
 
 class Target(Enum):
@@ -16,7 +35,87 @@ class Target(Enum):
     ANY = "any"
 
 
+class Provider(Enum):
+    """An execution provider of ONNX Runtime; the value is its column in the table."""
+
+    CUDA = 0
+    CPU = 1
+
+
+class OnCpu(Enum):
+    """What ONNX Runtime on a CPU does with an op in a format."""
+
+    RUNS = "a kernel of its own"
+    CASTS = "FP32, between casts"
+    EXPANDS = "the ops of its definition"
+    FAILS = "does not load"
+
+
 def lacking(nest: Nest, opset: int, precision: Precision, target: Target) -> dict[str, str]:
-    """Return, per node id, why no kernel of the target takes the format."""
-    del nest, opset, precision, target
-    return {}
+    """Return, per node id, why no kernel of the target takes the format.
+
+    Args:
+        nest: a graph and the graphs inside it.
+        opset: the version of ONNX's op set that the model imports.
+        precision: the 16-bit format.
+        target: `Target.ANY` wants what loads on a CPU and does not leave the GPU for its format.
+    """
+    found = {}
+    for node, _ in nest.visited():
+        if not is_standard(node) or node.op_type in AS_HELD:
+            continue
+        if why := _lack(node.op_type, opset, precision, target):
+            found[nest.nodes[node]] = why
+    return found
+
+
+def on_cpu(op_type: str, opset: int, precision: Precision) -> OnCpu:
+    """Return what ONNX Runtime on a CPU does with an op in a format."""
+    held = formats(Provider.CPU, op_type, opset)
+    if _LETTERS[precision] in held:
+        return OnCpu.RUNS
+    if precision is Precision.FP16 and _LETTERS[Precision.FP32] in held:
+        return OnCpu.CASTS
+    # The ops of a definition stand for kernels of their own, which casts go around.
+    expands = EXPANDED in held and precision is not Precision.BF16
+    return OnCpu.EXPANDS if expands else OnCpu.FAILS
+
+
+@cache
+def formats(provider: Provider, op_type: str, opset: int) -> str:
+    """Return the formats that a provider has kernels for, as the table's letters; "" for none.
+
+    Args:
+        provider: whose kernels.
+        op_type: an op of ONNX itself.
+        opset: the version of ONNX's op set; kernels are those of the op as it was defined last.
+    """
+    try:
+        version = onnx.defs.get_schema(op_type, opset).since_version
+    except onnx.defs.SchemaError:
+        return ""
+    cells = _cells(provider).get(op_type, {})
+    since = max((each for each in cells if each <= version), default=None)
+    return cells[since].strip("-") if since is not None else ""
+
+
+@cache
+def _cells(provider: Provider) -> dict[str, dict[int, str]]:
+    found = {}
+    for line in TABLE.strip().splitlines():
+        op_type, *columns = (part.strip() for part in line.split("|"))
+        pairs = (cell.split(":") for cell in columns[provider.value].split() if cell != "-")
+        found[op_type] = {int(version): letters for version, letters in pairs}
+    return found
+
+
+def _lack(op_type: str, opset: int, precision: Precision, target: Target) -> str:
+    letter, short = _LETTERS[precision], precision.short
+    cuda = formats(Provider.CUDA, op_type, opset)
+    if target is Target.CUDA and letter not in cuda:
+        return f"no CUDA kernel of {op_type} in op set {opset} takes {short}"
+    if target is Target.ANY and letter not in cuda and _LETTERS[Precision.FP32] in cuda:
+        return f"{op_type} in op set {opset} has a CUDA kernel for FP32 and none for {short}"
+    if target is not Target.CUDA and on_cpu(op_type, opset, precision) is OnCpu.FAILS:
+        return f"ONNX Runtime on a CPU cannot load {op_type} in op set {opset} in {short}"
+    return ""

@@ -16,6 +16,8 @@ _TYPES = {
     Precision.BF16: "tensor(bfloat16)",
     Precision.FP32: "tensor(float)",
 }
+_AS_ONE = {"Attention": ("T1", "T2", "U"), "RMSNormalization": ("V", "T")}
+"""Variables that ONNX lets differ and no kernel of ONNX Runtime does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,11 @@ def signature(op_type: str, domain: str, opset: int) -> Signature | None:
     except onnx.defs.SchemaError:
         return None
     parameters = [*schema.inputs, *schema.outputs]
+    first, *others = _AS_ONE.get(op_type, ("",))
+    names = dict.fromkeys(others, first)
     return Signature(
-        inputs=tuple(item.type_str for item in schema.inputs),
-        outputs=tuple(item.type_str for item in schema.outputs),
+        inputs=tuple(names.get(item.type_str, item.type_str) for item in schema.inputs),
+        outputs=tuple(names.get(item.type_str, item.type_str) for item in schema.outputs),
         variadic=_is_variadic(schema.inputs),
         many=_is_variadic(schema.outputs),
         mixed=frozenset(item.type_str for item in parameters if not item.is_homogeneous),
