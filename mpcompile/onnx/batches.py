@@ -1,105 +1,205 @@
-"""Batches in an ``.npz`` file, which may come from anyone: nothing in it is unpickled."""
+"""Batches of a graph's inputs from a ``.npz`` file that may come from anyone.
+
+An array is read batch by batch as it is asked for, so what a small compressed file claims to hold
+takes no memory. Nothing is unpickled.
+Source: the NPY format, numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
+"""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mpcompile.errors import BadInput, did_you_mean
+from mpcompile.validation import short
 
-Array = NDArray[np.generic]
-InputType = tuple[np.dtype[np.generic], tuple[int | None, ...]]
-"""Dtype and shape of an input; None is a dimension of any size."""
+LARGEST_BATCH = 1 << 31
+"""Bytes of one array in one batch, or of a whole array in Fortran order."""
 
-_LARGEST = 1 << 34  # bytes an array may take
-_ADVICE = "write it with numpy.savez(FILE, NAME=ARRAY, ...)"
+Inputs = Mapping[str, tuple[np.dtype, tuple[int | None, ...]]]
+"""Per input of a graph its dtype and its shape; a dimension that is None may be of any size."""
+
+_MOST_MEMBERS = 10_000
+_MOST_BATCHES = 100_000_000
+_PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_SAVE = "write it by numpy.savez with one array per input"
 
 
-def read_batches(path: Path, inputs: Mapping[str, InputType]) -> Iterator[dict[str, Array]]:
-    """Yield the batches of a file.
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """One array of the file, its header read.
 
-    Each array is named after an input and is of its shape, or has one more dimension in front: the
-    number of batches, which all arrays then share.
+    Attributes:
+        name: of the input.
+        dtype: that of the input.
+        stored: that of the file: the same numbers, perhaps in another byte order.
+        shape: of one batch.
+        count: batches in it.
+        data: the numbers, from the first on.
+        column_major: whether the numbers are in Fortran order, so that batches are interleaved.
+        many: whether the array has an axis of batches; else every batch gets the same.
+    """
+
+    name: str
+    dtype: np.dtype
+    stored: np.dtype
+    shape: tuple[int, ...]
+    count: int
+    data: IO[bytes]
+    column_major: bool
+    many: bool
+
+
+def read_batches(path: Path, inputs: Inputs) -> Iterator[dict[str, np.ndarray]]:
+    """Return the batches in a file, one after the other.
 
     Args:
-        path: an ``.npz`` file.
-        inputs: what a model must be given, by name.
+        path: a ``.npz`` file with one array per input, named as that is: of the input's own shape
+            for one batch, or with one more axis in front for many. If some have that axis, the
+            others are the same in every batch.
+        inputs: the dtypes and shapes of a graph's inputs.
 
     Raises:
-        BadInput: the file is none, or its arrays do not fit the inputs.
+        BadInput: at once if the file has no such arrays; while iterating if its data is damaged.
     """
-    arrays = _arrays(path)
-    for name in arrays:
-        if name not in inputs:
-            near = did_you_mean(name, inputs)
-            raise BadInput(
-                f"the model has no input {name!r}{near}", str(path), f"give {_listed(inputs)}"
-            )
-    for name in inputs:
-        if name not in arrays:
-            raise BadInput(f"there is no array {name!r}", str(path), f"give {_listed(inputs)}")
-    counts = {name: _count(name, arrays[name], inputs[name], path) for name in arrays}
-    many = {count for count in counts.values() if count is not None}
-    if len(many) > 1:
-        raise BadInput(
-            f"the arrays hold different numbers of batches: {_listed(map(str, sorted(many)))}",
-            str(path),
-            "give as many of each",
-        )
-    for k in range(many.pop() if many else 1):
-        yield {name: array if counts[name] is None else array[k] for name, array in arrays.items()}
-
-
-def _arrays(path: Path) -> dict[str, Array]:
+    where = str(path)
     if not path.is_file():
-        raise BadInput("there is no such file", str(path), "give the path of an .npz")
+        raise BadInput("there is no such file", where, "give the path of a .npz file")
     try:
-        _check_sizes(path)
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:  # of zipfile, zlib, numpy: a broken archive brings up any of them
-        what = f"this is no .npz file ({_first_line(error)})"
-        raise BadInput(what, str(path), _ADVICE) from error
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise BadInput("this is not a .npz file", where, _SAVE) from error
+    members = [_opened(archive, name, inputs, where) for name in _names(archive, inputs, where)]
+    counts = {member.name: member.count for member in members if member.many}
+    if len(set(counts.values())) > 1:
+        (one, few), (other, many) = (f(counts.items(), key=_second) for f in (min, max))
+        what = f"{short(one)} has {few:,} batches, but {short(other)} has {many:,}"
+        raise BadInput(what, where, "give every input as many")
+    count = max(counts.values(), default=1)
+    if not 0 < count <= _MOST_BATCHES:
+        raise BadInput("the file holds no batches, or far too many", where, "give at least one")
+    return _batches(members, count, where)
 
 
-def _check_sizes(path: Path) -> None:
-    """Refuse an archive whose members are larger than what stands in it could ever be."""
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.file_size > _LARGEST or member.file_size > 1100 * member.compress_size + 4096:
-                raise ValueError(f"{member.filename} claims {member.file_size:,} bytes")
+def _second(item: tuple[str, int]) -> int:
+    return item[1]
 
 
-def _count(name: str, array: Array, wanted: InputType, path: Path) -> int | None:
-    """Return the number of batches in an array; None if it is one batch."""
-    dtype, shape = wanted
-    if array.dtype != dtype:
-        raise BadInput(f"{name} is {array.dtype}, the model takes {dtype}", str(path), _ADVICE)
-    if _fits(array.shape, shape):
-        return None
-    if array.ndim == len(shape) + 1 and _fits(array.shape[1:], shape) and len(array):
-        return len(array)
-    text = ", ".join("any" if size is None else str(size) for size in shape)
-    raise BadInput(
-        f"{name} is of shape {list(array.shape)}, the model takes [{text}]",
-        str(path),
-        "give that, or several batches one behind another",
+def _names(archive: zipfile.ZipFile, inputs: Inputs, where: str) -> list[str]:
+    """Return the inputs' names, all of which are in the file and nothing else is."""
+    files = archive.infolist()
+    names = [file.filename.removesuffix(".npy") for file in files[:_MOST_MEMBERS]]
+    if len(set(names)) < len(files):
+        raise BadInput("the file holds an array twice, or far too many", where, _SAVE)
+    for name in names:
+        if name not in inputs:
+            what = f"the graph has no input {short(name)}{did_you_mean(name, inputs)}"
+            raise BadInput(what, where, "name the arrays after the graph's inputs")
+    for name in inputs:
+        if name not in names:
+            raise BadInput(f"the input {short(name)} is missing", where, _SAVE)
+    return names
+
+
+def _opened(archive: zipfile.ZipFile, name: str, inputs: Inputs, where: str) -> _Member:
+    """Open an array of the file, and check its header against the input."""
+    dtype, expected = inputs[name]
+    try:
+        file = archive.getinfo(f"{name}.npy")
+        if file.compress_type not in _PLAIN or file.flag_bits & 1:
+            raise BadInput(
+                f"{short(name)} is encrypted, or compressed in another way", where, _SAVE
+            )
+        data = archive.open(file)
+        version = np.lib.format.read_magic(data)
+        shape, column_major, stored = _HEADERS[version](data)
+    except _DAMAGED as error:
+        raise BadInput(f"{short(name)} is not an array", where, _SAVE) from error
+    if stored.hasobject:
+        raise BadInput(f"{short(name)} holds Python objects, which are not read", where, _SAVE)
+    if not _same(stored, dtype):
+        raise BadInput(
+            f"{short(name)} is of {short(str(stored))}, not {dtype}", where, "convert it"
+        )
+    many = len(shape) == len(expected) + 1
+    one = shape[1:] if many else shape
+    if not _fits(one, expected):
+        wanted = "[" + ", ".join("?" if size is None else str(size) for size in expected) + "]"
+        what = f"{short(name)} has the shape {short(list(shape))}, not {wanted}"
+        raise BadInput(what, where, "one axis more in front counts batches")
+    kept = shape if column_major else one
+    if any(size < 0 for size in shape) or prod(kept) * stored.itemsize > LARGEST_BATCH:
+        raise BadInput(f"{short(name)} has batches of over {LARGEST_BATCH:,} bytes", where)
+    if data.tell() + prod(shape) * stored.itemsize != file.file_size:
+        what = f"{short(name)} has {file.file_size:,} bytes, too few or many for its shape"
+        raise BadInput(what, where, _SAVE)
+    count = shape[0] if many else 1
+    return _Member(name, dtype, stored, one, count, data, column_major, many)
+
+
+def _same(stored: np.dtype, dtype: np.dtype) -> bool:
+    """Whether numbers of a file are of a dtype; formats NumPy does not know are saved as bytes."""
+    if dtype.kind == "V":
+        return stored.kind == "V" and stored.names is None and stored.itemsize == dtype.itemsize
+    return stored.newbyteorder("=") == dtype
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(
+        size is None or size == found for found, size in zip(shape, expected, strict=True)
     )
 
 
-def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(wanted) and all(
-        want is None or size == want for size, want in zip(shape, wanted, strict=True)
-    )
+def _batches(members: list[_Member], count: int, where: str) -> Iterator[dict[str, np.ndarray]]:
+    held = {
+        member.name: _read(member, (count,) if member.many else (), where)
+        for member in members
+        if member.column_major or not member.many
+    }
+    for index in range(count):
+        batch = {}
+        for member in members:
+            array = held[member.name] if member.name in held else _read(member, (), where)
+            own = array[index] if member.name in held and member.many else array
+            batch[member.name] = np.ascontiguousarray(own).reshape(member.shape)
+        yield batch
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
+def _read(member: _Member, axis: tuple[int, ...], where: str) -> np.ndarray:
+    """Return the next numbers of an array, with the axis of batches in front or without."""
+    shape = (*axis, *member.shape)
+    size = prod(shape) * member.stored.itemsize
+    try:
+        data = member.data.read(size)
+    except _DAMAGED as error:
+        raise BadInput(f"the data of {short(member.name)} is damaged", where, _SAVE) from error
+    if len(data) < size:
+        raise BadInput(f"the data of {short(member.name)} is cut off", where, _SAVE)
+    array = np.frombuffer(data, member.stored) if size else np.empty(0, member.stored)
+    shaped = array.reshape(shape[::-1]).T if member.column_major else array.reshape(shape)
+    own: np.ndarray = shaped.view(member.dtype) if member.dtype.kind == "V" else shaped
+    return own.astype(member.dtype, order="C", copy=True)
 
 
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    MemoryError,
+    SyntaxError,
+)
+_HEADERS: dict[object, Callable[[IO[bytes]], tuple[tuple[int, ...], bool, np.dtype]]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}

@@ -1,25 +1,255 @@
-"""The one gate in front of every ONNX file that is read or written."""
+"""The one gate in front of every ONNX file that is read or written.
+
+A file is data and may come from anyone. What is not a well-formed model is refused in one sentence,
+before memory is taken for what it only claims to hold.
+"""
 
 from __future__ import annotations
 
+import mmap
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import DecodeError, EncodeError
+
+from mpcompile.artifacts import check_file
+from mpcompile.errors import BadInput
+from mpcompile.onnx_graph.external_data import DIGEST_KEY, DataFolder, sha256_of
+from mpcompile.onnx_graph.graph_checks import check_model
+from mpcompile.onnx_graph.wire import check_wire
+from mpcompile.validation import short
+
+LARGEST_FILE = (1 << 31) - 1
+"""Bytes of a model without its data files: what Protocol Buffers can encode."""
+EXTERNAL_ABOVE = 1_500_000_000
+"""Bytes of weights above which they go into a data file."""
+_SMALL = 1 << 20
+"""Bytes of a file that may be parsed before its messages are counted."""
+_EACH_ABOVE = 1024
+"""Bytes of a tensor up to which it stays in the model; graphs read small ones as shapes."""
 
 
 def read_model(path: Path) -> ir.Model:
-    """Read a model from a file."""
-    return ir.load(path)
+    """Read a model from a file that may come from anyone.
+
+    Weights in data files beside it are mapped into memory, not read.
+
+    Raises:
+        BadInput: there is no such file, or it is no well-formed model, or its data files are not
+            plain files in its folder.
+    """
+    where = str(path)
+    try:
+        with _opened(path) as data:
+            if len(data) > _SMALL:
+                check_wire(data, where)
+            proto = onnx.ModelProto.FromString(data[:])
+    except OSError as error:
+        raise BadInput(f"the file cannot be read ({error.strerror})", where) from error
+    except MemoryError as error:
+        raise _too_large(where) from error
+    except (DecodeError, RecursionError) as error:
+        raise BadInput("this is not an ONNX file", where, "give a file ONNX can read") from error
+    return model_of(proto, where, path.parent)
 
 
-def model_of(proto: onnx.ModelProto) -> ir.Model:
-    """Return a model in memory."""
-    return ir.from_proto(proto)
+def model_of(proto: onnx.ModelProto, where: str = "", folder: Path | None = None) -> ir.Model:
+    """Return a model in memory that may come from anyone; it is not changed.
+
+    Args:
+        proto: the model.
+        where: its name in messages.
+        folder: where its data files lie; None refuses those.
+
+    Raises:
+        BadInput: see `read_model`.
+    """
+    try:
+        data = DataFolder(folder, where)
+        check_model(proto, data, where)
+        model = _built(proto, where)
+        _map_external(model, data)
+    except UnicodeDecodeError as error:
+        raise BadInput("a name in the model is not UTF-8", where, "export it again") from error
+    except MemoryError as error:
+        raise _too_large(where) from error
+    return model
 
 
-def write_model(model: ir.Model, path: Path, force: bool = False) -> list[Path]:
-    """Write a model."""
-    del force
-    ir.save(model, path)
-    return [path]
+def write_model(
+    model: ir.Model, path: Path, force: bool = False, external_above: int = EXTERNAL_ABOVE
+) -> list[Path]:
+    """Write a model to a file that appears under its name only when it is complete.
+
+    The model is left as it is, and stays readable if it was read from the file it replaces. No link
+    is followed.
+
+    Args:
+        model: its weights may be computed, or read from files, as they are written.
+        path: the file.
+        force: whether files that are there may be replaced.
+        external_above: bytes of weights above which those go into ``NAME.data`` beside the file,
+            whose SHA-256 the model then records; 0 if any shall.
+
+    Returns:
+        The files: the model, then its data file if it has one.
+
+    Raises:
+        BadInput: a file is there, or cannot be written.
+    """
+    held = [value for graph in model.graphs() for value in graph.initializers.values()]
+    tensors = [value.const_value for value in held]
+    properties = dict(model.metadata_props)
+    total = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    data = path.with_name(f"{path.name}.data") if total > external_above else None
+    for file in (path, data):
+        if file is not None:
+            _check_free(file, force, model)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as place:
+            fresh = [Path(place) / file.name for file in (path, data) if file is not None]
+            model.metadata_props.pop(DIGEST_KEY, None)
+            _inline(held, _EACH_ABOVE if data is not None else total)
+            if data is not None:
+                _unload(model, fresh[1])
+            fresh[0].write_bytes(_serialized(model, str(path)))
+            written = [file for file in fresh if file.is_file()]
+            for file in reversed(written):
+                file.replace(path.with_name(file.name))
+            return [path.with_name(file.name) for file in written]
+    except OSError as error:
+        what = f"the model cannot be written ({error.strerror})"
+        raise BadInput(what, str(path), "choose another --output") from error
+    except MemoryError as error:
+        raise _too_large(str(path)) from error
+    finally:
+        for value, tensor in zip(held, tensors, strict=True):
+            value.const_value = tensor
+        model.metadata_props.clear()
+        model.metadata_props.update(properties)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[mmap.mmap]:
+    """Give the bytes of a plain file that is not too large, mapped and not read."""
+    opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        found = os.fstat(opened)
+        if not stat.S_ISREG(found.st_mode):
+            raise BadInput("this is not a plain file", str(path), "give the path of an ONNX file")
+        if found.st_size > LARGEST_FILE:
+            raise _too_large(str(path))
+        if not found.st_size:
+            raise BadInput("the file is empty", str(path), "give the path of an ONNX file")
+        with mmap.mmap(opened, found.st_size, access=mmap.ACCESS_READ) as data:
+            yield data
+    finally:
+        os.close(opened)
+
+
+def _built(proto: onnx.ModelProto, where: str) -> ir.Model:
+    """Return a checked model as onnx_ir has it; what else that library refuses is refused."""
+    try:
+        return ir.from_proto(proto)
+    except UnicodeDecodeError:
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
+        cause = _first_cause(error)
+        if isinstance(cause, UnicodeDecodeError | MemoryError):
+            raise cause from error
+        what = f"this is not a well-formed model ({short(str(cause))})"
+        raise BadInput(what, where, "export it again") from error
+
+
+def _map_external(model: ir.Model, data: DataFolder) -> None:
+    """Let every tensor with its data in another file read it from there, and only from there."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = data.tensor(value.const_value)
+    for node in _all_nodes(model):
+        for name, attribute in list(node.attributes.items()):
+            if _is_external(attribute):
+                node.attributes[name] = ir.AttrTensor(name, data.tensor(attribute.value))
+    digest = model.metadata_props.get(DIGEST_KEY)
+    if digest is not None:
+        data.check_digest(digest)
+
+
+def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def _is_external(attribute: ir.Attr) -> bool:
+    return not attribute.is_ref() and isinstance(attribute.value, ir.ExternalTensor)
+
+
+def _check_free(file: Path, force: bool, model: ir.Model) -> None:
+    """Raise BadInput if a file may not be replaced, or the model still reads it."""
+    check_file(file, force)
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        raise BadInput(f"{file} is a link, or no plain file", "", "choose another --output")
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and _same_file(tensor.path, file):
+                raise BadInput(f"the model reads {file}", "", "choose another --output")
+
+
+def _same_file(one: str, other: Path) -> bool:
+    return Path(one).resolve() == other.resolve()
+
+
+def _inline(values: list[ir.Value], largest: int) -> None:
+    """Bring weights of up to so many bytes into memory that a model from elsewhere has in files."""
+    for value in values:
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= largest:
+            value.const_value = ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name)
+
+
+def _unload(model: ir.Model, file: Path) -> None:
+    """Write a model's larger weights into a file, one after the other, and let it refer to that."""
+    ir.external_data.unload_from_model(
+        model, file.parent, file.name, size_threshold_bytes=_EACH_ABOVE
+    )
+    if file.is_file():
+        model.metadata_props[DIGEST_KEY] = sha256_of(file)
+
+
+def _serialized(model: ir.Model, where: str) -> bytes:
+    for node in _all_nodes(model):
+        for attribute in node.attributes.values():
+            if _is_external(attribute):
+                what = f"the node {short(node.name)} has a number in another file"
+                raise BadInput(what, where, "read the model by mpcompile.onnx")
+    try:
+        encoded: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    except (EncodeError, ir.serde.SerdeError, ValueError) as error:
+        cause = _first_cause(error)
+        if not isinstance(cause, EncodeError | ValueError):
+            raise cause from error
+        what = f"the model takes over {LARGEST_FILE:,} bytes without its weights"
+        raise BadInput(what, where, "make its constants weights") from error
+    return encoded
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """Return what went wrong first; onnx_ir wraps it once per part of the model."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _too_large(where: str) -> BadInput:
+    return BadInput(
+        "the model is too large to be read into memory", where, "put its weights into a data file"
+    )

@@ -1,0 +1,241 @@
+"""The structure of an ONNX model, checked before anyone walks it: names, order, scopes, functions.
+
+What is a graph or a list here may be hostile: recursion is bounded, counts are, and so is what
+becomes of local functions when each call is replaced by its body.
+Source: the ONNX IR specification, onnx.ai/onnx/repo-docs/IR.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import onnx
+from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto
+
+from mpcompile.errors import BadInput
+from mpcompile.onnx_graph.external_data import DataFolder
+from mpcompile.onnx_graph.node_checks import check_attribute, check_node, is_local, label
+from mpcompile.onnx_graph.tensor_checks import check_tensor, check_type
+from mpcompile.validation import short
+
+MOST_NODES = 100_000
+"""In all graphs together, and when every call of a local function is replaced by its body."""
+DEEPEST_GRAPH = 16
+"""Graphs inside graphs, through functions too."""
+
+_OPSETS_SINCE = 3
+_PLAIN = (
+    AttributeProto.INT,
+    AttributeProto.FLOAT,
+    AttributeProto.STRING,
+    AttributeProto.INTS,
+    AttributeProto.FLOATS,
+    AttributeProto.STRINGS,
+)
+_Key = tuple[str, str, str]
+
+
+@dataclass
+class _Size:
+    """What a body holds when its calls are replaced by bodies."""
+
+    nodes: int = 0
+    depth: int = 0
+    calls: list[tuple[_Key, int]] = field(default_factory=list)
+
+
+def check_model(model: onnx.ModelProto, data: DataFolder, where: str) -> None:
+    """Raise BadInput if a model is not a well-formed nest of graphs and functions.
+
+    Args:
+        model: the model.
+        data: where its data files lie.
+        where: its file, for messages.
+    """
+    if not 0 < model.ir_version <= onnx.IR_VERSION:
+        what = f"IR version {model.ir_version} is none that ONNX {onnx.__version__} reads"
+        raise BadInput(what, where, "export the model again, or install a newer ONNX")
+    if not model.HasField("graph"):
+        raise BadInput("the model has no graph", where, "export it again")
+    if len(model.training_info):
+        what = "the model carries training_info, which no runtime reads"
+        raise BadInput(what, where, "remove it")
+    opsets = _opsets(model.opset_import, "the model", where)
+    if not opsets and model.ir_version < _OPSETS_SINCE:
+        opsets = {"": 1}
+    functions: dict[_Key, FunctionProto] = {}
+    for function in model.functions:
+        key = (function.domain, function.name, function.overload)
+        if key in functions or not function.name:
+            raise BadInput(f"the function {short(function.name)} is there twice", where)
+        functions[key] = function
+    sizes = {key: _check_function(f, functions, data, where) for key, f in functions.items()}
+    whole = _Checked(where, data, opsets, functions, None)
+    whole.graph(model.graph, (), 0)
+    _check_growth(whole.size, sizes, where)
+
+
+def _opsets(imports: Iterable[onnx.OperatorSetIdProto], name: str, where: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for item in imports:
+        domain = "" if item.domain == "ai.onnx" else item.domain
+        if found.get(domain, item.version) != item.version:
+            raise BadInput(f"{name} imports two versions of the domain {short(domain)}", where)
+        found[domain] = item.version
+        newest = onnx.defs.onnx_opset_version() if not domain else 1 << 31
+        if not 0 < item.version <= newest:
+            what = f"{name} imports opset {item.version} of {short(domain)}, which is unknown"
+            raise BadInput(what, where, "export the model for an older opset")
+    return found
+
+
+def _check_function(
+    function: FunctionProto, functions: Mapping[_Key, FunctionProto], data: DataFolder, where: str
+) -> _Size:
+    name = f"the function {short(function.name)}"
+    opsets = _opsets(function.opset_import, name, where)
+    defaults = [attribute.name for attribute in function.attribute_proto]
+    known = [*function.attribute, *defaults]
+    if len(set(known)) < len(known) or "" in known:
+        raise BadInput(f"{name} declares an attribute twice, or without a name", where)
+    checked = _Checked(where, data, opsets, functions, frozenset(known))
+    for attribute in function.attribute_proto:
+        check_attribute(attribute, name, where, None)
+        if attribute.type not in _PLAIN:
+            raise BadInput(f"{name} has a default that is no number or text", where)
+    if len(set(function.output)) < len(function.output):
+        raise BadInput(f"{name} returns a value twice", where)
+    scope: set[str] = set()
+    checked.define(function.input, scope, name)
+    checked.nodes(function.node, (scope,), 0)
+    for output in function.output:
+        if output not in scope:
+            raise BadInput(f"{name} returns {short(output)}, which nothing makes", where)
+    for info in function.value_info:
+        check_type(info.type, f"value {short(info.name)}", where)
+    return checked.size
+
+
+@dataclass
+class _Checked:
+    """One body and the graphs inside it, walked once.
+
+    Attributes:
+        where: the model's file.
+        data: where its data files lie.
+        opsets: the versions of op sets that hold here.
+        functions: the model's own.
+        attributes: those that a function has; None outside one.
+        size: what was seen.
+    """
+
+    where: str
+    data: DataFolder
+    opsets: Mapping[str, int]
+    functions: Mapping[_Key, FunctionProto]
+    attributes: frozenset[str] | None
+    size: _Size = field(default_factory=_Size)
+
+    def graph(self, graph: GraphProto, scopes: tuple[set[str], ...], depth: int) -> None:
+        """Check a graph; `scopes` are the names around it, outermost first."""
+        if depth > DEEPEST_GRAPH:
+            raise BadInput(f"graphs are nested over {DEEPEST_GRAPH} deep", self.where)
+        self.size.depth = max(self.size.depth, depth)
+        if len(graph.sparse_initializer):
+            raise BadInput("the model has sparse weights", self.where, "make them dense")
+        scope: set[str] = set()
+        self.define([value.name for value in graph.input], scope, "the graph's inputs")
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            check_type(value.type, f"value {short(value.name)}", self.where)
+        for value in graph.input:
+            if depth == 0 and value.type.WhichOneof("value") is None:
+                raise BadInput(f"the input {short(value.name)} has no type", self.where)
+        weights: set[str] = set()
+        for tensor in graph.initializer:
+            self.tensor(tensor, f"tensor {short(tensor.name)}")
+            self.define([tensor.name], weights, "the weights")
+        scope |= weights
+        self.nodes(graph.node, (*scopes, scope), depth)
+        for value in graph.output:
+            if value.name not in scope:
+                what = f"the output {short(value.name)} is made by nothing in its graph"
+                raise BadInput(what, self.where)
+
+    def nodes(self, nodes: Iterable[NodeProto], scopes: tuple[set[str], ...], depth: int) -> None:
+        """Check nodes in order; what they make becomes known in the last of the scopes."""
+        nodes = list(nodes)
+        self.size.nodes += len(nodes)
+        if self.size.nodes > MOST_NODES:
+            raise BadInput(f"the model has over {MOST_NODES:,} nodes", self.where)
+        later: set[str] | None = None
+        for index, node in enumerate(nodes):
+            name = label(node, index)
+            for value in node.input:
+                if value and not any(value in scope for scope in reversed(scopes)):
+                    later = later or {output for each in nodes[index:] for output in each.output}
+                    raise BadInput(self._missing(name, value, value in later), self.where)
+            check_node(node, name, self.opsets, self.functions, self.attributes, self.where)
+            if is_local(node, self.functions):
+                self.size.calls.append(((node.domain, node.op_type, node.overload), depth))
+            for attribute in node.attribute:
+                owned = f"the attribute {short(attribute.name)} of {name}"
+                for tensor in [attribute.t] if attribute.HasField("t") else attribute.tensors:
+                    self.tensor(tensor, owned)
+                if any(each.data_location for each in attribute.tensors):
+                    raise BadInput(f"{owned} lists tensors in another file", self.where)
+                graphs = [attribute.g] if attribute.HasField("g") else [*attribute.graphs]
+                for graph in graphs:
+                    self.graph(graph, scopes, depth + 1)
+            self.define([output for output in node.output if output], scopes[-1], name)
+
+    def tensor(self, tensor: TensorProto, name: str) -> None:
+        """Check a tensor and where its data is."""
+        check_tensor(tensor, name, self.where)
+        if tensor.data_location == TensorProto.EXTERNAL:
+            self.data.check(tensor, name)
+
+    def define(self, names: Iterable[str], scope: set[str], by: str) -> None:
+        """Add names to a scope that has none of them yet."""
+        for name in names:
+            if not name:
+                raise BadInput(f"one of {by} has no name", self.where)
+            if name in scope:
+                raise BadInput(f"{short(name)} is defined twice, again by {by}", self.where)
+            scope.add(name)
+
+    def _missing(self, node: str, value: str, later: bool) -> str:
+        if later:
+            return f"{node} reads {short(value)} before it is made: a cycle, or the wrong order"
+        return f"{node} reads {short(value)}, which nothing makes"
+
+
+def _check_growth(whole: _Size, sizes: Mapping[_Key, _Size], where: str) -> None:
+    """Raise BadInput if functions call themselves, or what they unfold to is too much."""
+    done: dict[_Key, tuple[int, int]] = {}
+
+    def unfolded(size: _Size) -> tuple[int, int]:
+        nodes = size.nodes + sum(done[key][0] for key, _ in size.calls)
+        depth = max([size.depth, *(at + done[key][1] for key, at in size.calls)])
+        if nodes > MOST_NODES or depth > DEEPEST_GRAPH:
+            what = f"over {MOST_NODES:,} nodes, or graphs nested over {DEEPEST_GRAPH} deep"
+            raise BadInput(f"the model's functions unfold to {what}", where)
+        return nodes, depth
+
+    # Not recursive: functions may call each other deeper than Python may.
+    for start in sizes:
+        path = [(start, iter(sizes[start].calls))] if start not in done else []
+        on_path = {start}
+        while path:
+            key, calls = path[-1]
+            callee = next((c for c, _ in calls if c not in done), None)
+            if callee is None:
+                done[key] = unfolded(sizes[key])
+                on_path.discard(key)
+                path.pop()
+            elif callee in on_path:
+                raise BadInput(f"the function {short(callee[1])} calls itself", where)
+            else:
+                on_path.add(callee)
+                path.append((callee, iter(sizes[callee].calls)))
+    unfolded(whole)

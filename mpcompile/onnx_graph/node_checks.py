@@ -1,0 +1,162 @@
+"""One node of an ONNX file against the schema of its op, and its attributes against their types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+import onnx
+from onnx import AttributeProto, FunctionProto, NodeProto
+from onnx.defs import OpSchema
+
+from mpcompile.errors import BadInput
+from mpcompile.onnx_graph.tensor_checks import check_type
+from mpcompile.validation import short
+
+_FIELDS = {
+    AttributeProto.FLOAT: "f",
+    AttributeProto.INT: "i",
+    AttributeProto.STRING: "s",
+    AttributeProto.TENSOR: "t",
+    AttributeProto.GRAPH: "g",
+    AttributeProto.TYPE_PROTO: "tp",
+    AttributeProto.FLOATS: "floats",
+    AttributeProto.INTS: "ints",
+    AttributeProto.STRINGS: "strings",
+    AttributeProto.TENSORS: "tensors",
+    AttributeProto.GRAPHS: "graphs",
+    AttributeProto.TYPE_PROTOS: "type_protos",
+}
+_SPARSE = (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS)
+_ONE = ("f", "i", "s", "t", "g", "tp", "sparse_tensor")
+_MANY = ("floats", "ints", "strings", "tensors", "graphs", "type_protos", "sparse_tensors")
+_NEEDED = (AttributeProto.TENSOR, AttributeProto.GRAPH, AttributeProto.TYPE_PROTO)
+
+_Functions = Mapping[tuple[str, str, str], FunctionProto]
+
+
+def label(node: NodeProto, index: int) -> str:
+    """Return what to call a node in a message."""
+    name = short(node.name) if node.name else f"number {index}"
+    return f"node {name} ({short(node.op_type)[1:-1]})"
+
+
+def is_local(node: NodeProto, functions: _Functions) -> bool:
+    """Whether a node calls a function of the model."""
+    return (node.domain, node.op_type, node.overload) in functions
+
+
+def check_node(
+    node: NodeProto,
+    name: str,
+    opsets: Mapping[str, int],
+    functions: _Functions,
+    declared: frozenset[str] | None,
+    where: str,
+) -> None:
+    """Raise BadInput if a node does not fit the schema of its op.
+
+    Graphs and tensors inside it are left to the caller. An op without a schema, such as one of
+    another domain, is only checked for what every node has.
+
+    Args:
+        node: the node.
+        name: what to call it.
+        opsets: the versions of op sets that hold here.
+        functions: the model's own.
+        declared: the attributes of the function around it; None outside one.
+        where: the file.
+    """
+    if not node.op_type:
+        raise BadInput(f"{name} has no op type", where)
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if domain not in opsets:
+        what = f"{name} is of the domain {short(domain)}, of which no opset is imported"
+        raise BadInput(what, where, "add the opset import")
+    names = [attribute.name for attribute in node.attribute]
+    if len(set(names)) < len(names) or "" in names:
+        raise BadInput(f"{name} has an attribute twice, or one without a name", where)
+    for attribute in node.attribute:
+        check_attribute(attribute, name, where, declared)
+    if is_local(node, functions):
+        function = functions[node.domain, node.op_type, node.overload]
+        if len(node.input) > len(function.input) or len(node.output) > len(function.output):
+            raise BadInput(f"{name} gives or takes more than its function does", where)
+        return
+    schema = _schema(node.op_type, opsets[domain], domain)
+    if schema is not None:
+        _check_schema(node, schema, name, where)
+        _check_bodies(node, name, where)
+
+
+def check_attribute(
+    attribute: AttributeProto, owner: str, where: str, declared: frozenset[str] | None
+) -> None:
+    """Raise BadInput if an attribute is not of the type it says, which is not looked into."""
+    name = f"the attribute {short(attribute.name)} of {owner}"
+    used = [field for field in _ONE if attribute.HasField(field)]
+    used += [field for field in _MANY if len(getattr(attribute, field))]
+    if attribute.ref_attr_name:
+        if declared is None or attribute.ref_attr_name not in declared or used:
+            what = f"{name} stands for {short(attribute.ref_attr_name)}, which is not there"
+            raise BadInput(what, where)
+        return
+    if attribute.type in _SPARSE:
+        raise BadInput(f"{name} is a sparse tensor", where, "make it dense")
+    field = _FIELDS.get(attribute.type)
+    if field is None or set(used) - {field}:
+        raise BadInput(f"{name} is not of the type that it says", where)
+    if attribute.type in _NEEDED and not used:
+        raise BadInput(f"{name} holds nothing", where)
+    for given in [attribute.tp] if field == "tp" else attribute.type_protos:
+        check_type(given, name, where)
+
+
+@cache
+def _schema(op_type: str, opset: int, domain: str) -> OpSchema | None:
+    try:
+        return onnx.defs.get_schema(op_type, opset, domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def _check_schema(node: NodeProto, schema: OpSchema, name: str, where: str) -> None:
+    inputs, outputs = len(node.input), len(node.output)
+    if not schema.min_input <= inputs <= schema.max_input:
+        raise BadInput(f"{name} has {inputs:,} inputs, which its op does not take", where)
+    if not schema.min_output <= outputs <= schema.max_output:
+        raise BadInput(f"{name} has {outputs:,} outputs, which its op does not have", where)
+    for attribute in node.attribute:
+        known = schema.attributes.get(attribute.name)
+        if known is None:
+            raise BadInput(f"{name} has no attribute {short(attribute.name)}", where)
+        if known.type.value != attribute.type:  # type: ignore[attr-defined]
+            what = f"the attribute {short(attribute.name)} of {name} is of the wrong type"
+            raise BadInput(what, where)
+    given = {attribute.name for attribute in node.attribute}
+    for attribute_name, known in schema.attributes.items():
+        if known.required and attribute_name not in given:
+            raise BadInput(f"{name} lacks the attribute {attribute_name}", where)
+
+
+def _check_bodies(node: NodeProto, name: str, where: str) -> None:
+    """Raise BadInput if what a node gives to a graph inside it, or takes, is not what it has."""
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    wrong = BadInput(f"{name} and a graph inside it do not fit each other", where)
+    if node.op_type == "If":
+        for branch in ("then_branch", "else_branch"):
+            if len(attributes[branch].g.output) != len(node.output):
+                raise wrong
+    elif node.op_type == "Loop":
+        body, states = attributes["body"].g, len(node.input) - 2
+        if len(body.input) != 2 + states or len(body.output) != 1 + len(node.output):
+            raise wrong
+        if len(node.output) < states:
+            raise wrong
+    elif node.op_type == "Scan":
+        body, slices = attributes["body"].g, attributes["num_scan_inputs"].i
+        states = len(body.input) - slices
+        if slices < 1 or states < 0 or len(node.output) < states:
+            raise wrong
+        if len(body.output) != len(node.output) or len(node.input) < len(body.input):
+            raise wrong

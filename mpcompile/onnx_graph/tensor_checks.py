@@ -1,0 +1,146 @@
+"""What a tensor or a type in an ONNX file claims, checked before anyone believes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto
+
+from mpcompile.errors import BadInput
+from mpcompile.validation import short
+
+MOST_ELEMENTS = 1 << 48
+"""Of a tensor; also what its dimensions other than 0 may multiply to."""
+MOST_DIMENSIONS = 64
+"""As many as a NumPy array may have."""
+DEEPEST_TYPE = 8
+"""Sequences and optionals inside each other."""
+
+_PARTS = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
+_SIX_BITS = (ir.DataType.FLOAT6E2M3, ir.DataType.FLOAT6E3M2)
+_NUMBERS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+_FIELDS = {
+    ir.DataType.FLOAT: "float_data",
+    ir.DataType.COMPLEX64: "float_data",
+    ir.DataType.DOUBLE: "double_data",
+    ir.DataType.COMPLEX128: "double_data",
+    ir.DataType.INT64: "int64_data",
+    ir.DataType.UINT32: "uint64_data",
+    ir.DataType.UINT64: "uint64_data",
+    ir.DataType.STRING: "string_data",
+}
+"""Where the numbers of a dtype stand; those of all others stand in ``int32_data``."""
+
+
+def check_tensor(tensor: TensorProto, name: str, where: str) -> None:
+    """Raise BadInput if a tensor's dtype, shape and amount of data do not fit each other.
+
+    Where its data stands in another file, that is `external_data`'s to check.
+
+    Args:
+        tensor: of any dtype and shape.
+        name: what to call it.
+        where: the file.
+    """
+    dtype = dtype_of(tensor.data_type, name, where)
+    count = _elements(tensor.dims, name, where)
+    if tensor.HasField("segment"):
+        raise BadInput(f"{name} is a segment of a tensor, which no runtime reads", where)
+    filled = [field for field in _NUMBERS if len(getattr(tensor, field))]
+    if tensor.HasField("raw_data"):
+        filled.append("raw_data")
+    if tensor.data_location == TensorProto.EXTERNAL:
+        if filled:
+            raise BadInput(f"{name} has data in the file and in another one", where)
+        if dtype is ir.DataType.STRING:
+            raise BadInput(f"{name} has texts in another file", where)
+        return
+    if len(tensor.external_data):
+        raise BadInput(f"{name} names another file, but says that its data stands in this", where)
+    if len(filled) > 1:
+        raise BadInput(f"{name} has its data twice: as {' and as '.join(filled)}", where)
+    field = filled[0] if filled else _FIELDS.get(dtype, "int32_data")
+    if field == "raw_data" and dtype is ir.DataType.STRING:
+        raise BadInput(f"{name} holds texts as raw bytes", where)
+    if field not in ("raw_data", _FIELDS.get(dtype, "int32_data")):
+        raise BadInput(f"{name} holds {dtype.name} as {field}", where)
+    found, needed = len(getattr(tensor, field)), _needed(field, dtype, count)
+    if found != needed:
+        claim = f"its shape {short(list(tensor.dims))} of {dtype.name} takes {needed:,}"
+        what = "bytes" if field == "raw_data" else f"numbers in {field}"
+        raise BadInput(f"{name} holds {found:,} {what}, but {claim}", where, "export it again")
+    if dtype in _SIX_BITS:
+        _check_six_bits(tensor, name, where)
+
+
+def bytes_of(tensor: TensorProto) -> int:
+    """Return how many bytes a checked tensor's raw data takes."""
+    return _needed("raw_data", ir.DataType(tensor.data_type), prod(tensor.dims))
+
+
+def dtype_of(number: int, name: str, where: str) -> ir.DataType:
+    """Return a dtype by its number in the format; raises BadInput if there is no such dtype."""
+    try:
+        dtype = ir.DataType(number)
+    except ValueError:
+        dtype = ir.DataType.UNDEFINED
+    if dtype is ir.DataType.UNDEFINED:
+        raise BadInput(f"{name} has no known dtype (number {number})", where)
+    return dtype
+
+
+def check_type(given: onnx.TypeProto, name: str, where: str, depth: int = 0) -> None:
+    """Raise BadInput if the type of a value has no dtype, or a shape that no tensor can have."""
+    if depth > DEEPEST_TYPE:
+        raise BadInput(f"the type of {name} is nested over {DEEPEST_TYPE} deep", where)
+    kind = given.WhichOneof("value")
+    if kind is None:
+        return
+    if kind in ("sequence_type", "optional_type"):
+        inner = getattr(given, kind)
+        if inner.elem_type.WhichOneof("value") is None:
+            raise BadInput(f"{name} is a {kind.removesuffix('_type')} of nothing", where)
+        check_type(inner.elem_type, name, where, depth + 1)
+    elif kind in ("tensor_type", "sparse_tensor_type"):
+        inner = getattr(given, kind)
+        dtype_of(inner.elem_type, name, where)
+        _elements((dim.dim_value for dim in inner.shape.dim), name, where)
+    else:
+        what = kind.removesuffix("_type").replace("_", " ")
+        raise BadInput(f"{name} is a {what}, which mpcompile does not handle", where)
+
+
+def _elements(dims: Iterable[int], name: str, where: str) -> int:
+    """Return how many elements a shape has."""
+    sizes = list(dims)
+    if len(sizes) > MOST_DIMENSIONS:
+        raise BadInput(f"{name} has {len(sizes):,} dimensions", where)
+    if any(size < 0 for size in sizes):
+        raise BadInput(f"{name} has a negative dimension: {short(sizes)}", where)
+    if prod(max(size, 1) for size in sizes) > MOST_ELEMENTS:
+        raise BadInput(f"{name} claims the shape {short(sizes)}, too large for any tensor", where)
+    return prod(sizes)
+
+
+def _needed(field: str, dtype: ir.DataType, count: int) -> int:
+    """Return how many bytes, or entries of a field, a number of elements takes."""
+    if field == "raw_data":
+        return (count * dtype.bitwidth + 7) // 8
+    if dtype is ir.DataType.STRING:
+        return count
+    if dtype in _PARTS:
+        return 2 * count
+    if dtype.bitwidth in (2, 4) and field == "int32_data":  # packed as bytes
+        return (count * dtype.bitwidth + 7) // 8
+    return count
+
+
+def _check_six_bits(tensor: TensorProto, name: str, where: str) -> None:
+    """Let the library read a tensor whose padding and high bits must be zero."""
+    try:
+        ir.serde.TensorProtoTensor(tensor).tobytes()
+    except ValueError as error:
+        raise BadInput(f"{name} holds what is no number of six bits", where) from error
