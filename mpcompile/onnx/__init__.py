@@ -12,6 +12,7 @@ _HOME = {
     "Rewritten": "rewrite",
     "calibrate": "measure",
     "compare": "comparison",
+    "export_step": "step_export",
 }
 
 

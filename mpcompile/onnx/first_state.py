@@ -1,0 +1,84 @@
+"""What a step's state holds before the first step, without moving the user's tensors."""
+
+from __future__ import annotations
+
+import torch
+
+from mpcompile.onnx.random_masks import PRIME
+from mpcompile.onnx.train_file import Piece
+from mpcompile.passes.scale_loss import SCALE
+from mpcompile.pipeline import Transformed
+from mpcompile.step import Arena, Role, Slot
+from mpcompile.train_step import arena_views
+
+
+def first_state(transformed: Transformed, slots: tuple[Slot, ...]) -> dict[str, torch.Tensor]:
+    """Return the value of each state slot, on the CPU.
+
+    Weights are the model's, the optimizer's state is its own where it has any.
+    """
+    step, given = transformed.step, {i.name: i.tensor.detach() for i in transformed.forward.inputs}
+    assert step is not None
+    state: dict[str, torch.Tensor] = {}
+    arenas = {arena.name: arena for arena in step.arenas}
+    for slot in slots:
+        value = torch.zeros(slot.shape, dtype=slot.dtype)
+        arena = arenas.get(slot.name.partition(".")[0])
+        if slot.role in (Role.MASTER, Role.WORKING):
+            assert arena is not None
+            views = arena_views(arena, value)
+            for name, view in zip(arena.parameters, views, strict=False):
+                view.copy_(given[name])
+        elif slot.role is Role.OPTIMIZER:
+            assert arena is not None
+            _fill(transformed, arena, slot.name.removeprefix(f"{arena.name}."), value)
+        elif slot.role in (Role.BUFFER, Role.CONSTANT):
+            value.copy_(given[slot.name])
+        elif slot.name == SCALE:
+            value.fill_(transformed.scale.initial)
+        elif slot.role in (Role.BATCH, Role.HYPER):
+            continue
+        state[slot.name] = value
+    return state
+
+
+def first_seed() -> torch.Tensor:
+    """Return the first seed of the random masks: that of ``torch.manual_seed``."""
+    return torch.tensor(torch.initial_seed() % PRIME, dtype=torch.int64)
+
+
+def pieces(transformed: Transformed, slots: tuple[Slot, ...]) -> tuple[Piece, ...]:
+    """Return where each parameter, buffer and state of the optimizer lies."""
+    step = transformed.step
+    assert step is not None
+    known = {slot.name: slot for slot in slots}
+    found: list[Piece] = []
+    for arena in step.arenas:
+        keys = {"master": "", **{key: f"::{key}" for key in transformed.initial[arena.name]}}
+        for key, suffix in keys.items():
+            slot = known.get(f"{arena.name}.{key}")
+            if slot is None:
+                continue
+            numbers = arena.flat and slot.shape != arena.shape
+            offsets = range(len(arena.parameters)) if numbers else arena.offsets
+            for name, start, shape in zip(arena.parameters, offsets, arena.shapes, strict=False):
+                whole = slot.shape if not arena.flat else shape
+                found.append(Piece(f"{name}{suffix}", slot.name, start, () if numbers else whole))
+    kept = (slot for slot in slots if slot.role in (Role.BUFFER, Role.CONSTANT))
+    return (*found, *(Piece(slot.name, slot.name, 0, slot.shape) for slot in kept))
+
+
+def _fill(transformed: Transformed, arena: Arena, key: str, value: torch.Tensor) -> None:
+    """Fill one kind of optimizer state of an arena, as `mpcompile.train_step.TrainStep` does."""
+    optimizer = transformed.workload.optimizer
+    assert optimizer is not None
+    first = transformed.initial[arena.name][key]
+    named = {item.name: item.tensor for item in transformed.forward.inputs}
+    numbers = arena.flat and first.dim() == 0
+    views = value.unbind() if numbers else arena_views(arena, value)
+    for name, view in zip(arena.parameters, views, strict=True):
+        entry = optimizer.state.get(named[name], {}).get(key)
+        if isinstance(entry, torch.Tensor):
+            view.copy_(entry)
+        else:
+            view.fill_(first.flatten()[0])

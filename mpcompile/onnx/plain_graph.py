@@ -1,0 +1,147 @@
+"""A step graph in ops that ONNX has: what no exporter knows is written out, sums become FP32."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from mpcompile.errors import CannotCapture
+from mpcompile.node_tensors import NARROW
+from mpcompile.onnx.plain_ops import PLAIN
+from mpcompile.onnx.random_masks import keep_mask, next_seed
+from mpcompile.passes.numbers_to_tensors import numbers_to_tensors
+from mpcompile.record import record
+from mpcompile.rules import TORCH_RULES, UNKNOWN, PrecisionClass
+from mpcompile.step import Slot, StepGraph, placeholders
+from mpcompile.torch_private import draws, fake_like, fake_mode_of, is_view, op_name
+
+SEED = "random_seed"
+"""Name of the state that random masks depend on."""
+
+# One kernel each, which rounds once: in 16 bits they are what they are in FP32, rounded.
+_ROUND_ONCE = frozenset("relu add sub mul neg where t threshold_backward sigmoid tanh".split())
+_MAKES = frozenset("_to_copy new_zeros zeros ones full empty_like zeros_like copy".split())
+_STORES = (PrecisionClass.TENSOR_CORE, PrecisionClass.TRANSPARENT, PrecisionClass.UNTOUCHABLE)
+
+
+@dataclass(frozen=True)
+class PlainStep:
+    """A whole step as one graph that can be exported.
+
+    Attributes:
+        module: state, learning rates and batch in; the loss and next states out.
+        inputs: the slots of its inputs, in order; without that of the seed, which comes last.
+        results: names of the slots whose next values it returns behind the loss; `SEED` is last if
+            the step draws random numbers.
+    """
+
+    module: fx.GraphModule
+    inputs: tuple[Slot, ...]
+    results: tuple[str, ...]
+
+    @property
+    def draws(self) -> bool:
+        """Whether the step draws random numbers."""
+        return self.results[-1:] == (SEED,)
+
+
+def plain_step(step: StepGraph) -> PlainStep:
+    """Return a step in ops that ONNX has; the step stays as it is.
+
+    Raises:
+        CannotCapture: it draws random numbers other than those of a dropout.
+    """
+    whole = step.whole()
+    numbers_to_tensors(whole)
+    mode = fake_mode_of(whole.graph)
+    nodes = list(whole.graph.find_nodes(op="placeholder"))
+    values = [node.meta["val"] for node in nodes]
+    inputs = [fake_like(mode, v.shape, v.dtype, v.device) for v in values]
+    random = any(node.op == "call_function" and draws(node) for node in whole.graph.nodes)
+    names: tuple[str, ...] = whole.graph.output_node().meta["slots"]
+    if random:
+        inputs.append(fake_like(mode, (), torch.int64, values[0].device))
+
+    def run(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        seed = given[-1] if random else None
+        made: tuple[torch.Tensor, ...] = _Plain(whole, seed).run(*given[: len(nodes)])
+        return (*made, next_seed(seed)) if seed is not None else made
+
+    module = record(run, inputs, mode)
+    slots = tuple(step.slots[name] for name in placeholders(whole.graph))
+    return PlainStep(module, slots, (*names[1:], SEED) if random else tuple(names[1:]))
+
+
+class _Plain(fx.Interpreter):
+    """Runs a graph on fake tensors, with other ops in the place of some."""
+
+    def __init__(self, module: fx.GraphModule, seed: torch.Tensor | None) -> None:
+        super().__init__(module)
+        self.seed = seed
+        self.sites = 0
+        self.node: fx.Node
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.node = n
+        return super().run_node(n)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is operator.getitem:
+            return super().call_function(target, args, kwargs)
+        name = op_name(self.node)
+        if draws(self.node):
+            return self._drawn(name, args)
+        if name in PLAIN:
+            return PLAIN[name](*args, **kwargs)
+        if _rounds_once(self.node, name) or not any(map(_is_narrow, pytree.tree_leaves(args))):
+            return super().call_function(target, args, kwargs)
+        wide, options = pytree.tree_map(_widened, (args, kwargs))
+        found = super().call_function(target, wide, options)
+        return pytree.tree_map(_like, found, self.node.meta["val"])
+
+    def _drawn(self, name: str, args: Any) -> Any:
+        """Return the mask that a dropout draws."""
+        assert self.seed is not None
+        self.sites += 1
+        value = args[0]
+        if name == "bernoulli" and len(args) > 1 and isinstance(args[1], float):
+            return keep_mask(tuple(value.shape), args[1], self.seed, self.sites).to(value.dtype)
+        if name == "native_dropout" and args[2] is not False:
+            keep = 1.0 - args[1]
+            mask = keep_mask(tuple(value.shape), keep, self.seed, self.sites)
+            kept = value.float() * mask.float() * (1.0 / keep if keep else 0.0)
+            return kept.to(value.dtype), mask
+        where = self.node.meta.get("where")
+        raise CannotCapture(
+            f"{name} draws random numbers that an ONNX step cannot draw",
+            str(where) if where else "",
+            "draw them outside and give them with the batch",
+        )
+
+
+def _rounds_once(node: fx.Node, name: str) -> bool:
+    """Whether an op may run on 16-bit tensors: it moves them, or rounds no more than once."""
+    rule = TORCH_RULES.get(name, UNKNOWN)
+    known = rule is not UNKNOWN and rule.precision_class in _STORES
+    return known or name in _ROUND_ONCE or name in _MAKES or is_view(node)
+
+
+def _is_narrow(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in NARROW
+
+
+def _widened(value: Any) -> Any:
+    if _is_narrow(value):
+        return value.float()
+    return torch.float32 if isinstance(value, torch.dtype) and value in NARROW else value
+
+
+def _like(found: Any, wanted: Any) -> Any:
+    if isinstance(found, torch.Tensor) and isinstance(wanted, torch.Tensor):
+        return found.to(wanted.dtype)
+    return found

@@ -1,0 +1,157 @@
+"""Write a whole training step as one ONNX graph, for the stock ONNX Runtime."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+from onnxscript.optimizer import fold_constants
+from safetensors.torch import save_file
+
+from mpcompile.artifacts import check_file, write_file
+from mpcompile.errors import BadInput, CannotCapture
+from mpcompile.onnx.first_state import first_seed, first_state, pieces
+from mpcompile.onnx.plain_graph import SEED, PlainStep, plain_step
+from mpcompile.onnx.train_file import Rate, StateSlot, TensorSpec, TrainFile
+from mpcompile.onnx_graph.gate import write_model
+from mpcompile.pipeline import Transformed
+from mpcompile.step import Role, Slot
+
+OPSET = 20
+"""FP16 IsInf and Gelu exist from here on, and every runtime since the middle of 2024 knows it."""
+IR_VERSION = 10
+
+
+# Of onnxscript's optimizer what neither takes numbers for others nor joins random masks.
+_TIDY = ir.passes.Sequential(
+    common.RemoveUnusedNodesPass(),
+    common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+    common.RemoveUnusedOpsetsPass(),
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+    common.DeduplicateInitializersPass(),
+    common.OutputFixPass(),
+    common.NameFixPass(),
+)
+
+
+def export_step(transformed: Transformed, path: Path, force: bool = False) -> TrainFile:
+    """Write ``path`` (``train.onnx``), and beside it ``train.json`` and ``train.safetensors``.
+
+    The graph is a pure function: state, learning rates (0-d FP64) and the batch in; the unscaled
+    loss (0-d FP32) and the next state out. All ops are of ONNX itself.
+
+    Args:
+        transformed: a workload with a loss; neither its model nor its optimizer is changed.
+        path: of the ONNX file.
+        force: whether files that are there may be replaced.
+
+    Raises:
+        BadInput: the workload has no loss, or a file is in the way.
+        CannotCapture: an op of the step cannot be expressed in ONNX.
+    """
+    if transformed.step is None:
+        origin = transformed.workload.origin
+        raise BadInput("the workload has no loss and no optimizer", origin, "export its forward")
+    description, weights = path.with_suffix(".json"), path.with_suffix(".safetensors")
+    for file in (path, description, weights):
+        check_file(file, force)
+    plain = plain_step(transformed.step)
+    model = to_onnx(plain)
+    state = first_state(transformed, plain.inputs)
+    if plain.draws:
+        state[SEED] = first_seed()
+    document = _describe(transformed, plain, weights.name)
+    write_model(model, path, force)
+    _write_tensors(state, weights)
+    write_file(description, document.to_json() + "\n", force)
+    return document
+
+
+def to_onnx(plain: PlainStep) -> ir.Model:
+    """Return a plain step as an ONNX model: inputs named by slot, outputs ``next.SLOT``.
+
+    Raises:
+        CannotCapture: an op has no translation.
+    """
+    names = [slot.name for slot in plain.inputs] + ([SEED] if plain.draws else [])
+    nodes = plain.module.graph.find_nodes(op="placeholder")
+    example = tuple(torch.zeros(n.meta["val"].shape, dtype=n.meta["val"].dtype) for n in nodes)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(plain.module, example, strict=False)
+            program = torch.onnx.export(
+                exported,
+                (),
+                dynamo=True,
+                verbose=False,
+                optimize=False,  # its optimizer takes an epsilon below 1e-8 for 0 and drops the sum
+                opset_version=OPSET,
+                input_names=names,
+                output_names=["loss", *(f"next.{name}" for name in plain.results)],
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise CannotCapture(
+            f"the step has an op that ONNX cannot express ({_cause(error)})",
+            "",
+            "replace it in the model, or train it with mpcompile.compile",
+        ) from error
+    assert program is not None
+    model = program.model
+    model.ir_version = IR_VERSION
+    common.InlinePass()(model)
+    fold_constants(model, onnx_shape_inference=True)
+    _TIDY(model)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    return model
+
+
+def _cause(error: BaseException) -> str:
+    """Return what an exporter's chain of errors began with, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:200].rstrip(".")
+
+
+def _describe(transformed: Transformed, plain: PlainStep, weights: str) -> TrainFile:
+    written = set(plain.results)
+    state = [
+        StateSlot(
+            **_spec(slot), role=slot.role.value, next=f"next.{slot.name}" * (slot.name in written)
+        )
+        for slot in plain.inputs
+        if slot.role not in (Role.BATCH, Role.HYPER)
+    ]
+    if plain.draws:
+        state.append(StateSlot(SEED, "int64", (), "seed", f"next.{SEED}"))
+    optimizer = transformed.workload.optimizer
+    assert optimizer is not None
+    rates = []
+    for slot in plain.inputs:
+        if slot.role is Role.HYPER:
+            group = int(slot.name.removeprefix("group").removesuffix(".lr"))
+            rates.append(Rate(slot.name, group, float(optimizer.param_groups[group]["lr"])))
+    batch = [TensorSpec(**_spec(slot)) for slot in plain.inputs if slot.role is Role.BATCH]
+    batch.sort(key=lambda spec: int(spec.name.removeprefix("batch.")))
+    found = pieces(transformed, plain.inputs)
+    return TrainFile(weights, tuple(batch), "loss", tuple(state), tuple(rates), found)
+
+
+def _spec(slot: Slot) -> dict[str, Any]:
+    dtype = str(slot.dtype).removeprefix("torch.")
+    return {"name": slot.name, "dtype": dtype, "shape": tuple(slot.shape)}
+
+
+def _write_tensors(state: dict[str, torch.Tensor], file: Path) -> None:
+    """Write tensors into a file that appears under its name only when it is complete."""
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.resolve().parent) as place:
+        fresh = Path(place) / file.name
+        save_file({name: value.contiguous() for name, value in state.items()}, fresh)
+        fresh.replace(file)
