@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -27,41 +27,47 @@ class Failure:
     why: str
 
 
-def run_isolated(
-    function: Callable[[Task], Result],
-    tasks: Iterable[Task],
-    *,
-    workers: int = 2,
-    limit: float = 60,
-) -> Iterator[Result | Failure]:
-    """Call a function with each task, and yield what it returned in the order of the tasks.
-
-    A process serves many tasks; after a crash or a hang a new one takes its place.
+class Isolated(Generic[Task, Result]):
+    """Processes that call one function; one serves many calls, and a new one follows a crash.
 
     Args:
         function: at the top level of a module, so that another process can import it.
-        tasks: what can be pickled.
         workers: processes at a time.
         limit: seconds for one call.
     """
-    free: SimpleQueue[_Worker[Task, Result]] = SimpleQueue()
-    pool = [_Worker(function) for _ in range(workers)]
-    for worker in pool:
-        free.put(worker)
 
-    def call(task: Task) -> Result | Failure:
-        worker = free.get()
-        try:
-            return worker.call(task, limit)
-        finally:
+    def __init__(
+        self, function: Callable[[Task], Result], workers: int = 2, limit: float = 60
+    ) -> None:
+        self.limit = limit
+        self.workers = [_Worker(function) for _ in range(workers)]
+
+    def __enter__(self) -> Isolated[Task, Result]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            worker.stop()
+
+    def map(self, tasks: Iterable[Task]) -> list[Result | Failure]:
+        """Call the function with each task; return what it returned, in the order of the tasks.
+
+        Args:
+            tasks: what can be pickled.
+        """
+        free: SimpleQueue[_Worker[Task, Result]] = SimpleQueue()
+        for worker in self.workers:
             free.put(worker)
 
-    try:
-        with ThreadPoolExecutor(workers) as threads:
-            yield from threads.map(call, tasks)
-    finally:
-        for worker in pool:
-            worker.stop()
+        def call(task: Task) -> Result | Failure:
+            worker = free.get()
+            try:
+                return worker.call(task, self.limit)
+            finally:
+                free.put(worker)
+
+        with ThreadPoolExecutor(len(self.workers)) as threads:
+            return list(threads.map(call, tasks))
 
 
 class _Worker(Generic[Task, Result]):

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx_registry
-from isolated import Failure, run_isolated
+from isolated import Failure, Isolated
 from machine import describe as describe_machine
 from onnx_probe import FORMATS, Answer, Probe, probe, single_ops
 from onnx_registry import Cells, Kernel
@@ -71,13 +71,11 @@ class Compared:
 def probed(cases: list[str], workers: int = 2) -> list[Compared]:
     """Try each of the cases in every format that ONNX allows and compare; FP32 must load."""
     tasks = [Probe(case, letter) for case in cases for letter in FORMATS]
-    answers: dict[tuple[str, str], Answer | Failure] = {
-        (task.case, task.letter): answer
-        for task, answer in zip(tasks, run_isolated(probe, tasks, workers=workers), strict=True)
-    }
+    with Isolated(probe, workers) as processes:
+        answers = dict(zip(tasks, processes.map(tasks), strict=True))
     found = []
     for task in tasks:
-        own, full = answers[task.case, task.letter], answers[task.case, "f"]
+        own, full = answers[task], answers[Probe(task.case, "f")]
         if not isinstance(full, Answer) or full.what in ("fails", "invalid"):
             continue
         if own.what == "invalid":
@@ -104,7 +102,8 @@ def differences(kernels: list[Kernel]) -> list[str]:
 def _registry(file: Path | None) -> list[Kernel] | Failure:
     if file:
         return onnx_registry.kernels_of(json.loads(file.read_text()))
-    (found,) = run_isolated(onnx_registry.registered, [None], workers=1)
+    with Isolated(onnx_registry.registered, workers=1) as process:
+        (found,) = process.map([None])
     return found
 
 

@@ -32,6 +32,7 @@ SELF_WIDENING = frozenset(
 
 _OWN_CASTS = ("Cast", "CastLike")
 _VIEWS = frozenset("Identity Reshape Squeeze Unsqueeze Flatten".split())
+_SQUARE = ONNX_RULES["Pow"]
 _SCOPES = ("pkg.torch.onnx.name_scopes", "namespace")
 
 
@@ -126,6 +127,8 @@ class _Describer:
         writes = tuple(ids[value] for value in made if value in narrow)
         if node.op_type in _OWN_CASTS:
             wish, reason = Wish.FULL, "the program itself asks for this dtype"
+        if wish is Wish.FREE and _squares(node) and name not in self.resolution.overridden:
+            rule, wish, reason = _SQUARE, Wish.FULL, _SQUARE.why
         if _adds_up(node):
             wish, reason = Wish.FULL, "adding up in 16 bits would round every addend"
         if lacking and wish is not Wish.FULL:
@@ -146,8 +149,8 @@ class _Describer:
 
     def _narrow(self, node: ir.Node) -> tuple[set[ir.Value], str]:
         """Return the FP32 values of a node that change together, and why they may not."""
-        everything = {v for v in (*node.inputs, *node.outputs) if v is not None and is_full(v)}
-        if not all(is_known(value) for value in (*node.inputs, *node.outputs)):
+        everything = {v for v in _around(node) if v is not None and is_full(v)}
+        if not all(is_known(value) for value in _around(node)):
             return everything, "the types of its tensors are not known"
         if not is_standard(node):
             return everything, f"an op of the domain {node.domain}"
@@ -156,6 +159,10 @@ class _Describer:
             return everything, f"ONNX knows no {node.op_type} in op set {self.opset}"
         inputs = [(found.input(k), v) for k, v in enumerate(node.inputs) if is_full(v)]
         outputs = [(found.output(k), v) for k, v in enumerate(node.outputs) if is_full(v)]
+        if any(v is not None and not isinstance(v.type, ir.TensorType) for v in _around(node)):
+            return everything, "it reads or makes a sequence, whose tensors stay as they are"
+        if found.chosen:
+            return everything, "an attribute says what dtype it makes"
         variable = (outputs or inputs)[0][0]
         narrow = {v for name, v in (*inputs, *outputs) if name == variable and v is not None}
         if any(v in narrow for name, v in (*inputs, *outputs) if name != variable):
@@ -177,6 +184,9 @@ class _Describer:
         rule, wish, reason = self.resolution.wishes[border.id]
         if len(full) < len(values) or border.kind == CROSSING:
             wish, reason = Wish.FULL, "it enters or leaves a graph together with other types"
+        elif not self._crosses(border.caller):
+            short, op = self.wants.precision.short, border.caller.op_type
+            wish, reason = Wish.FULL, f"ONNX allows no {short} for {op} in op set {self.opset}"
         ids = self.nest.values
         reads = tuple(dict.fromkeys(ids[u.value] for u in border.reads if is_full(u.value)))  # type: ignore[index]
         writes = tuple(ids[value] for value in border.writes if is_full(value))
@@ -184,6 +194,11 @@ class _Describer:
         kind = f"{border.caller.op_type} {border.kind}"
         where = Where(scope_of(border.caller))
         self._add(border.id, kind, rule, wish, reason, reads, writes, (), where, border=view)
+
+    def _crosses(self, caller: ir.Node) -> bool:
+        """Whether what goes into and out of a node's graphs may have the format."""
+        found = signature(caller.op_type, caller.domain, self.opset)
+        return found is not None and found.holds(found.output(0), self.wants.precision)
 
     def _add(
         self,
@@ -268,6 +283,15 @@ def _adds_up(node: ir.Node) -> bool:
     how = node.attributes.get("reduction")
     scatters = is_standard(node) and node.op_type in ("ScatterElements", "ScatterND")
     return scatters and how is not None and how.as_string() not in ("none", "max", "min")
+
+
+def _squares(node: ir.Node) -> bool:
+    """Whether a node multiplies a tensor by itself."""
+    return is_standard(node) and node.op_type == "Mul" and node.inputs[0] is node.inputs[1]
+
+
+def _around(node: ir.Node) -> tuple[ir.Value | None, ...]:
+    return (*node.inputs, *node.outputs)
 
 
 def _is_residual(node: ir.Node) -> bool:

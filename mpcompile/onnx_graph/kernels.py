@@ -12,6 +12,7 @@ from enum import Enum
 from functools import cache
 
 import onnx
+import onnx_ir as ir
 
 from mpcompile.onnx_graph.kernel_table import TABLE
 from mpcompile.onnx_graph.nest import Nest
@@ -23,6 +24,9 @@ EXPANDED = "x"
 
 AS_HELD = frozenset("Constant If Loop Scan SequenceMap".split())
 """Ops that take the formats of what they hold."""
+
+_ONLY_FULL = {"MeanVarianceNormalization": "its definition in ONNX adds an FP32 constant"}
+"""Ops that ONNX allows in 16 bits and no runtime can run so."""
 
 _LETTERS = {Precision.FP16: "h", Precision.BF16: "b", Precision.FP32: "f"}
 
@@ -64,9 +68,18 @@ def lacking(nest: Nest, opset: int, precision: Precision, target: Target) -> dic
     for node, _ in nest.visited():
         if not is_standard(node) or node.op_type in AS_HELD:
             continue
-        if why := _lack(node.op_type, opset, precision, target):
+        why = _ONLY_FULL.get(node.op_type) or _lack(node.op_type, opset, precision, target)
+        if not why and target is not Target.CUDA and _picks(node):
+            why = "ONNX Runtime on a CPU scatters no largest or smallest in 16 bits"
+        if why:
             found[nest.nodes[node]] = why
     return found
+
+
+def _picks(node: ir.Node) -> bool:
+    """Whether a scatter keeps the largest or smallest of what comes to one place."""
+    how = node.attributes.get("reduction")
+    return node.op_type == "ScatterND" and how is not None and how.as_string() in ("max", "min")
 
 
 def on_cpu(op_type: str, opset: int, precision: Precision) -> OnCpu:

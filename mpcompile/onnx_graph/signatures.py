@@ -16,8 +16,15 @@ _TYPES = {
     Precision.BF16: "tensor(bfloat16)",
     Precision.FP32: "tensor(float)",
 }
-_AS_ONE = {"Attention": ("T1", "T2", "U"), "RMSNormalization": ("V", "T")}
-"""Variables that ONNX lets differ and no kernel of ONNX Runtime does."""
+_AS_ONE = {
+    "Attention": ("T1", "T2", "U"),
+    "RMSNormalization": ("V", "T"),
+    "LinearAttention": ("T", "S"),
+}
+"""Variables that ONNX lets differ, and ONNX Runtime's kernels or ONNX's own inference do not."""
+
+_CHOOSE = frozenset({"dtype", "to", "output_datatype"})
+"""Attributes that say what type the output has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,7 @@ class Signature:
         many: the same of the last formal output.
         mixed: variables whose tensors need not agree, as in what a loop carries.
         allowed: per variable the types it may stand for.
+        chosen: whether an attribute says what type the output has.
     """
 
     inputs: tuple[str, ...]
@@ -39,6 +47,7 @@ class Signature:
     many: bool
     mixed: frozenset[str]
     allowed: dict[str, frozenset[str]]
+    chosen: bool
 
     def input(self, index: int) -> str:
         """Return the type variable of an input, or "" if there is no such input."""
@@ -50,8 +59,11 @@ class Signature:
 
     def takes(self, variable: str, precision: Precision) -> bool:
         """Whether all tensors of a type variable may have a format together."""
-        types = self.allowed.get(variable, frozenset())
-        return _TYPES[precision] in types and variable not in self.mixed
+        return variable not in self.mixed and self.holds(variable, precision)
+
+    def holds(self, variable: str, precision: Precision) -> bool:
+        """Whether a tensor of a type variable may have a format."""
+        return _TYPES[precision] in self.allowed.get(variable, frozenset())
 
 
 @cache
@@ -77,6 +89,7 @@ def signature(op_type: str, domain: str, opset: int) -> Signature | None:
         many=_is_variadic(schema.outputs),
         mixed=frozenset(item.type_str for item in parameters if not item.is_homogeneous),
         allowed={c.type_param_str: frozenset(c.allowed_type_strs) for c in schema.type_constraints},
+        chosen=not _CHOOSE.isdisjoint(schema.attributes),
     )
 
 

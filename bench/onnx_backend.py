@@ -1,0 +1,190 @@
+"""Every model that the onnx package tests runtimes with, made FP16 by us and by our peers.
+
+``PYTHONPATH=. python bench/onnx_backend.py [--tools ours ...] [--only PATTERN] [--count N --seed N]
+[--weak-points] [--json FILE]``
+
+Each tool gets each model that holds FP32 numbers, keeps its input and output types, and is judged
+alike (`onnx_verdict`): the result must be valid, load in ONNX Runtime on a CPU, and compute what
+the case says within an FP16 tolerance. A call that crashes or hangs costs no other (`isolated`).
+``--weak-points`` runs small models on which converters are known to break (`onnx_weak_points`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import onnx_cases
+import onnx_weak_points
+from isolated import Failure, Isolated
+from machine import describe as describe_machine
+from onnx_tools import IN_BF16, TOOLS
+from onnx_verdict import GOOD, Baseline, Outcome, Verdict, baseline_of, judge
+from rich.console import Console
+from rich.table import Table
+
+FOR_FP16 = tuple(name for name in TOOLS if name not in IN_BF16)
+PACKAGES = ("onnx", "onnx-ir", "onnxruntime-gpu", "onnxconverter-common")
+TOO_SLOW = "light/"
+"""Networks that onnx's reference implementation takes minutes for; in BF16 they are not run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A model for a tool.
+
+    Attributes:
+        case: its name.
+        tool: of `TOOLS`; "" asks for the baseline.
+        baseline: what holds of the model.
+        reference: run it by onnx's reference implementation.
+    """
+
+    case: str
+    tool: str = ""
+    baseline: Baseline | None = None
+    reference: bool = False
+
+
+def names() -> list[str]:
+    """Return the cases that hold FP32 numbers."""
+    return [n for n in onnx_cases.names() if onnx_cases.holds_full(onnx_cases.case_of(n).model)]
+
+
+def work(task: Task) -> Baseline | Verdict:
+    """Do a task; runs in a process of its own."""
+    weak = task.case.startswith(onnx_weak_points.PREFIX)
+    case = (onnx_weak_points if weak else onnx_cases).case_of(task.case)
+    sets = () if task.reference and task.case.startswith(TOO_SLOW) else case.sets
+    if task.baseline is None:
+        return baseline_of(case.model, sets, task.reference)
+    try:
+        made = TOOLS[task.tool](case.model)
+    except Exception as error:
+        said = str(error).strip().splitlines() or [""]
+        return Verdict(Outcome.RAISED, f"{type(error).__name__}: {said[0][:300]}")
+    bf16 = task.tool in IN_BF16
+    return judge(case.model, made, sets, task.baseline, task.reference, bf16)
+
+
+def campaign(
+    cases: Iterable[str], tools: Iterable[str], workers: int = 2
+) -> tuple[dict[str, Baseline], dict[str, dict[str, Verdict]]]:
+    """Give every case to every tool; return a baseline per case, and verdicts by tool and case.
+
+    The baseline is that of FP16 if a tool makes FP16.
+    """
+    cases, verdicts = list(cases), {}
+    by_bf16: dict[bool, dict[str, Baseline]] = {}
+    with Isolated(work, workers) as processes:
+        for tool in tools:
+            bf16 = tool in IN_BF16
+            asked = [Task(case, reference=_by_reference(case, bf16)) for case in cases]
+            if bf16 not in by_bf16:
+                found = zip(cases, processes.map(asked), strict=True)
+                by_bf16[bf16] = {case: _baseline(each) for case, each in found}
+            tasks = [replace(t, tool=tool, baseline=by_bf16[bf16][t.case]) for t in asked]
+            found = zip(cases, processes.map(tasks), strict=True)
+            verdicts[tool] = {case: _verdict(each) for case, each in found}
+    return by_bf16[min(by_bf16)], verdicts
+
+
+def _baseline(found: Baseline | Verdict | Failure) -> Baseline:
+    return found if isinstance(found, Baseline) else Baseline(True, True, False, str(found))
+
+
+def _by_reference(case: str, bf16: bool) -> bool:
+    point = onnx_weak_points.POINTS.get(case.removeprefix(onnx_weak_points.PREFIX))
+    return bf16 or (point is not None and point.emulated)
+
+
+def _verdict(found: Baseline | Verdict | Failure) -> Verdict:
+    if isinstance(found, Verdict):
+        return found
+    assert isinstance(found, Failure)
+    return Verdict(Outcome.RAISED, f"{found.what} {found.why}".strip())
+
+
+def table_of(verdicts: dict[str, dict[str, Verdict]]) -> Table:
+    """Return a row a tool: how many models came to what."""
+    table = Table(title="Models of the onnx package made 16 bits", title_justify="left")
+    table.add_column("tool", no_wrap=True)
+    for outcome in Outcome:
+        table.add_column(outcome.value, justify="right")
+    table.add_column("of", justify="right")
+    for tool, found in verdicts.items():
+        counts = Counter(verdict.outcome for verdict in found.values())
+        table.add_row(tool, *(str(counts[o]) for o in Outcome), str(len(found)))
+    return table
+
+
+def side_by_side(verdicts: dict[str, dict[str, Verdict]]) -> Table:
+    """Return a row a model, a column a tool."""
+    table = Table(title="Where converters break", title_justify="left")
+    for column in ("model", *verdicts):
+        table.add_column(column)
+    for case in next(iter(verdicts.values())):
+        table.add_row(case, *(found[case].outcome.value for found in verdicts.values()))
+    return table
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that take part."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--tools", nargs="+", choices=list(TOOLS), default=list(FOR_FP16))
+    parser.add_argument("--weak-points", action="store_true", help="instead of the package's cases")
+    parser.add_argument("--only", default="*", help="names of cases, with wildcards")
+    parser.add_argument("--count", type=int, help="so many of them")
+    parser.add_argument("--seed", type=int, default=0, help="chooses them")
+    parser.add_argument("--json", type=Path, help="where to write every verdict")
+    options = parser.parse_args()
+    given = onnx_weak_points.names() if options.weak_points else names()
+    cases = [name for name in given if fnmatchcase(name, options.only)]
+    if options.count:
+        cases = sorted(random.Random(options.seed).sample(cases, min(options.count, len(cases))))
+    baselines, verdicts = campaign(cases, options.tools)
+    machine = describe_machine("cpu") | versions()
+    console = Console(width=max(120, Console().width))
+    if options.weak_points:
+        console.print(side_by_side(verdicts))
+    console.print(table_of(verdicts))
+    for tool, found in verdicts.items():
+        bad = {case: v for case, v in found.items() if v.outcome not in GOOD}
+        if tool.startswith("ours"):
+            for case, verdict in bad.items():
+                print(f"{tool}: {case}: {verdict.outcome.value}: {verdict.why}")
+    cannot = [case for case, baseline in baselines.items() if not baseline.runs]
+    print(f"{len(cannot)} of {len(cases)} are not run: their FP32 model does not, or not right")
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    if options.json:
+        document = {
+            "machine": machine,
+            "not run": {case: baselines[case].why for case in cannot},
+            "verdicts": {
+                tool: {case: [v.outcome.value, v.why] for case, v in found.items()}
+                for tool, found in verdicts.items()
+            },
+        }
+        options.json.write_text(json.dumps(document, indent=1))
+
+
+if __name__ == "__main__":
+    main()
