@@ -163,6 +163,27 @@ def transform(
     _commands().transform(source, output, flags.given(), flags.plan, flags.measured(), force, json)
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TrainFlags:
+    """What only a training step as a ``train.onnx`` takes."""
+
+    data: Annotated[
+        Path | None, Parameter(help="Of a train.onnx: an .npz with its batches by input.")
+    ] = None
+    device: Annotated[Literal["cpu", "cuda"], Parameter(help="Of a train.onnx: where it runs.")] = (
+        "cpu"
+    )
+    output: Annotated[
+        Path | None,
+        Parameter(name=["--output", "-o"], help="Of a train.onnx: a .safetensors for its state."),
+    ] = None
+    force: Annotated[bool, Parameter(help="Replace that file.", negative=())] = False
+
+
+_NO_TRAIN_FLAGS = TrainFlags()
+
+
 @app.command
 def run(
     source: Source,
@@ -173,11 +194,20 @@ def run(
         Literal["interpreter", "inductor"] | None,
         Parameter(help="Default: inductor on CUDA, interpreter elsewhere."),
     ] = None,
+    onnx: TrainFlags = _NO_TRAIN_FLAGS,
     json: Json = None,
     debug: Debug = False,
 ) -> None:
-    """Train a program in mixed precision on its own data."""
+    """Train a program in mixed precision on its own data, or a train.onnx on --data."""
     del debug
+    if source.endswith(".onnx"):
+        if backend or flags != _NO_FLAGS:
+            raise BadInput(f"{source} was planned when it was exported", "", "leave out its flags")
+        command = import_module("mpcompile.onnx_run_command")
+        command.run(Path(source), onnx.data, steps, onnx.device, onnx.output, onnx.force, json)
+        return
+    if onnx != _NO_TRAIN_FLAGS:
+        raise BadInput(f"{source} is no .onnx file", "", "leave out --data, --output and the like")
     given = {**flags.given(), **({"backend": backend} if backend else {})}
     _commands().run(source, steps, given, flags.plan, flags.measured(), json)
 

@@ -9,10 +9,12 @@ from importlib import import_module
 
 _HOME = {
     "MixedPrecision": "mixed_precision_pass",
+    "OrtTrainStep": "train_step",
     "Rewritten": "rewrite",
     "calibrate": "measure",
     "compare": "comparison",
     "export_step": "step_export",
+    "load_into": "to_torch",
 }
 
 

@@ -91,6 +91,15 @@ class DataFolder:
         if "checksum" in entries and file.digest("sha1") != entries["checksum"].lower():
             raise self._refused(f"{short(entries['location'])} has another checksum than it should")
 
+    def check_file(self, location: str, name: str) -> None:
+        """Raise BadInput if a file is not one of its own in the folder.
+
+        Args:
+            location: its path from the folder.
+            name: what to call what it holds.
+        """
+        self._file(location, name)
+
     def tensor(self, external: ir.ExternalTensor) -> ir.TensorProtocol:
         """Return a tensor whose numbers are read from its data file when they are needed.
 

@@ -1,0 +1,310 @@
+"""`OrtTrainStep`: a training step as a ``train.onnx``, run in stock ONNX Runtime without torch."""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from mpcompile.errors import BadInput
+from mpcompile.onnx.device_memory import Array, Memory
+from mpcompile.onnx.train_file import Piece, TensorSpec
+from mpcompile.onnx.train_reader import loss_spec, read_train_step
+from mpcompile.onnx.train_state import read_state, write_state
+from mpcompile.onnx_graph.gate import write_model
+from mpcompile.validation import short
+
+TAKEN, SKIPPED = "steps_taken", "steps_skipped"
+"""Slots of the counters, as `mpcompile.passes.count_steps` names them."""
+
+_QUIET = 4
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+class Loss:
+    """A loss on the device: reading it waits for its step and copies one number.
+
+    It is a 0-d FP32 array to NumPy (``np.asarray(loss)``) and a number to Python.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory: Memory | None = memory
+        self._value: Array | None = None
+
+    def settle(self) -> Array:
+        """Return it as an array on the host, which a later step does not overwrite."""
+        if self._memory is not None:
+            self._value, self._memory = self._memory.read(), None
+        assert self._value is not None
+        return self._value
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        array = self.settle()
+        kind = array.dtype if dtype is None else np.dtype(dtype)
+        return array.astype(kind, copy=bool(copy) or kind != array.dtype)
+
+    def __float__(self) -> float:
+        return float(self.settle())
+
+    def __repr__(self) -> str:
+        return f"Loss({float(self):g})"
+
+
+class OrtTrainStep:
+    """One training step as ONNX files: call it with a batch, get the loss.
+
+    State stays on the device. The runtime does not know that an input and an output could share
+    memory, so what a step writes has two places: one step reads the first and writes the second,
+    the next the other way round, and nothing is copied. A step skipped for an Inf or NaN in its
+    gradients leaves all state but loss scale, tracker and counter bit-identical, as `TrainStep`.
+
+    Attributes:
+        file: what ``train.json`` says.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        providers: Sequence[Any] | None = None,
+        device: Literal["cpu", "cuda"] = "cpu",
+        cuda_graph: bool = False,
+    ) -> None:
+        """Read ``train.onnx``, ``train.json`` and the weights beside it; they may come from anyone.
+
+        Args:
+            path: of the ``.onnx`` file.
+            providers: ONNX Runtime's execution providers; default: the device's own.
+            device: where state lies and the step runs. On CUDA a node that would run on the CPU is
+                an error.
+            cuda_graph: whether to capture the step as CUDA graphs at the first two calls.
+
+        Raises:
+            BadInput: a file is missing or damaged, they do not fit together, or the runtime cannot
+                run the step there.
+        """
+        if device not in ("cpu", "cuda"):
+            raise BadInput(f"the device is {short(device)}", "", "give 'cpu' or 'cuda'")
+        if cuda_graph and device != "cuda":
+            raise BadInput("a CPU has no CUDA graphs", "", "leave out cuda_graph=True")
+        path = Path(path)
+        self.file, model, first = read_train_step(path)
+        self.device = device
+        self._session = _open(model, path, device, providers, cuda_graph)
+        self._state = {
+            slot.name: tuple(Memory(slot, device) for _ in range(2 if slot.next else 1))
+            for slot in self.file.state
+        }
+        self._batch = [Memory(spec, device) for spec in self.file.batch]
+        self._rates = {
+            rate.group: Memory(TensorSpec(rate.name, "float64", ()), device)
+            for rate in self.file.rates
+        }
+        self._loss = [Memory(loss_spec(self.file), device) for _ in range(2)]
+        self._given: list[weakref.ref[Loss] | None] = [None, None]
+        self._turn = 0
+        self._bindings = [self._bind(turn) for turn in (0, 1)]
+        self._options = [_run_options(turn if cuda_graph else None) for turn in (0, 1)]
+        self._known: dict[int, float] = {}
+        for rate in self.file.rates:
+            self.set_rate(rate.initial, rate.group)
+        self._set_state(first)
+
+    def __call__(self, *batch: object) -> Loss:
+        """Run one step.
+
+        Args:
+            batch: arrays of the shapes and dtypes of the exported step, in order: NumPy's, or any
+                library's with ``__dlpack__``.
+
+        Returns:
+            The unscaled loss before the update, left on the device until it is read.
+
+        Raises:
+            BadInput: the batch does not fit, or the runtime fails; the state is then as it was.
+        """
+        if len(batch) != len(self._batch):
+            names = ", ".join(memory.spec.name for memory in self._batch)
+            what = f"the step was called with {len(batch)} arrays"
+            raise BadInput(what, "", f"give {len(self._batch)}: {names}")
+        for memory, given in zip(self._batch, batch, strict=True):
+            memory.take(given)
+        turn = self._turn
+        held = self._given[turn]
+        before = held() if held is not None else None
+        if before is not None:
+            before.settle()  # this step writes where that loss still lies
+        try:
+            self._session.run_with_iobinding(self._bindings[turn], self._options[turn])
+        except Exception as error:  # the runtime's own exceptions share no base class
+            raise BadInput(f"the step does not run ({_line(error)})", "", "") from error
+        self._turn = 1 - turn
+        loss = Loss(self._loss[turn])
+        self._given[turn] = weakref.ref(loss)
+        return loss
+
+    @property
+    def loss_scale(self) -> float:
+        """The current loss scale; 1 if there is none. Reads it from the device."""
+        scale = next((slot for slot in self.file.state if slot.role == "scale"), None)
+        return 1.0 if scale is None else float(self._now(scale.name).read())
+
+    @property
+    def taken(self) -> int:
+        """Steps whose update was applied. Reads the counter from the device."""
+        return self._count(TAKEN)
+
+    @property
+    def skipped(self) -> int:
+        """Steps skipped because a gradient was not finite. Reads the counter from the device."""
+        return self._count(SKIPPED)
+
+    @property
+    def rates(self) -> dict[int, float]:
+        """The learning rate of each of the optimizer's parameter groups that has one."""
+        return dict(self._known)
+
+    def set_rate(self, value: float, group: int = 0) -> None:
+        """Set a group's learning rate for the steps to come.
+
+        Raises:
+            BadInput: the step has no such group.
+        """
+        if group not in self._rates:
+            known = ", ".join(map(str, sorted(self._rates))) or "none"
+            raise BadInput(f"there is no learning rate of group {group}", "", f"groups: {known}")
+        if self._known.get(group) != value:
+            self._rates[group].write(np.array(value, np.float64))
+            self._known[group] = float(value)
+
+    def state(self) -> dict[str, Array]:
+        """Return copies of all state by slot; BF16 as ``ml_dtypes.bfloat16``."""
+        return {name: self._now(name).read() for name in self._state}
+
+    def pieces(self) -> dict[str, Array]:
+        """Return copies of the user's own tensors: parameters, buffers and optimizer state.
+
+        A name is that of ``model.state_dict()``; with ``::exp_avg`` behind it, the optimizer's
+        state of that name for that parameter.
+        """
+        return self._cut(self.file.pieces)
+
+    def parameters(self) -> dict[str, Array]:
+        """Return copies of the model's parameters by name; of a trained one the FP32 master."""
+        roles = {slot.name: slot.role for slot in self.file.state}
+        return self._cut(
+            [
+                piece
+                for piece in self.file.pieces
+                if "::" not in piece.name and roles[piece.slot] in ("master", "constant")
+            ]
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write all state to a safetensors file; one that is there is replaced once it is whole.
+
+        Learning rates are the caller's and not in it.
+
+        Raises:
+            BadInput: the file cannot be written.
+        """
+        write_state(Path(path), self.state())
+
+    def load(self, path: str | Path) -> None:
+        """Take over the state of a file that `save` wrote; nothing changes if it does not fit.
+
+        Raises:
+            BadInput: it does not hold this step's very names, dtypes and shapes.
+        """
+        self._set_state(read_state(Path(path), self.file.state))
+
+    def _set_state(self, state: dict[str, Array]) -> None:
+        for name, array in state.items():
+            self._now(name).write(array)
+
+    def _now(self, name: str) -> Memory:
+        """Return where a slot's current value lies."""
+        places = self._state[name]
+        return places[self._turn % len(places)]
+
+    def _count(self, name: str) -> int:
+        if name not in self._state:
+            raise BadInput(f"the step has no {name}", "", "export it again")
+        return int(self._now(name).read())
+
+    def _cut(self, pieces: Sequence[Piece]) -> dict[str, Array]:
+        whole = {slot: self._now(slot).read().reshape(-1) for slot in {p.slot for p in pieces}}
+        return {
+            piece.name: whole[piece.slot][piece.start : piece.start + prod(piece.shape)]
+            .reshape(piece.shape)
+            .copy()
+            for piece in pieces
+        }
+
+    def _bind(self, turn: int) -> Any:
+        """Return a binding that reads one place of each written slot and writes the other."""
+        binding = self._session.io_binding()
+        for memory in (*self._batch, *self._rates.values()):
+            binding.bind_ortvalue_input(memory.spec.name, memory.value)
+        binding.bind_ortvalue_output(self.file.loss, self._loss[turn].value)
+        for slot in self.file.state:
+            places = self._state[slot.name]
+            binding.bind_ortvalue_input(slot.name, places[turn % len(places)].value)
+            if slot.next:
+                binding.bind_ortvalue_output(slot.next, places[1 - turn].value)
+        return binding
+
+
+def _open(
+    model: ir.Model, path: Path, device: str, providers: Sequence[Any] | None, cuda_graph: bool
+) -> Any:
+    """Return a session of a model that the gate has let through."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _QUIET
+    if device == "cuda":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        if hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()
+    # FP32 is what the plan says where it says so, not TF32, which the runtime prefers.
+    cuda = (_CUDA, {"use_tf32": "0", "enable_cuda_graph": str(int(cuda_graph))})
+    chosen = list(providers) if providers is not None else [cuda if device == "cuda" else _CPU]
+    try:
+        # What is run is what was checked, whatever becomes of the file meanwhile.
+        with tempfile.TemporaryDirectory(prefix="mpcompile-") as folder:
+            file = Path(folder) / "train.onnx"
+            write_model(model, file)
+            session = onnxruntime.InferenceSession(str(file), options, providers=chosen)
+    except BadInput:
+        raise
+    except Exception as error:
+        what = f"ONNX Runtime cannot run the step on {device} ({_line(error)})"
+        raise BadInput(what, str(path), "") from error
+    if device == "cuda" and _CUDA not in session.get_providers():
+        raise BadInput(
+            "ONNX Runtime finds no CUDA device here", str(path), "install onnxruntime-gpu and CUDA"
+        )
+    return session
+
+
+def _run_options(graph: int | None) -> Any:
+    """Return how a step is run: with a graph's number, captured once and replayed from then on.
+
+    Each of the two bindings has addresses of its own, hence a graph of its own.
+    """
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = _QUIET
+    if graph is not None:
+        options.add_run_config_entry("gpu_graph_id", str(1 + graph))
+    return options
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300].rstrip(". ")
