@@ -13,6 +13,7 @@ _HOME = {
     "Rewritten": "rewrite",
     "calibrate": "measure",
     "compare": "comparison",
+    "export_forward": "forward_export",
     "export_step": "step_export",
     "load_into": "to_torch",
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
+from torch.fx.node import map_aggregate
 
 from mpcompile.errors import CannotCapture
 from mpcompile.node_tensors import NARROW
@@ -98,11 +98,14 @@ class _Plain(fx.Interpreter):
             return self._drawn(name, args)
         if name in PLAIN:
             return PLAIN[name](*args, **kwargs)
-        if _rounds_once(self.node, name) or not any(map(_is_narrow, pytree.tree_leaves(args))):
+        narrow = any(_is_narrow(item.meta.get("val")) for item in self.node.all_input_nodes)
+        if _rounds_once(self.node, name) or not narrow:
             return super().call_function(target, args, kwargs)
-        wide, options = pytree.tree_map(_widened, (args, kwargs))
-        found = super().call_function(target, wide, options)
-        return pytree.tree_map(_like, found, self.node.meta["val"])
+        wide, options = map_aggregate(args, _widened), map_aggregate(kwargs, _widened)
+        found, like = super().call_function(target, wide, options), self.node.meta["val"]
+        if isinstance(found, torch.Tensor):
+            return _like(found, like)
+        return tuple(_like(one, other) for one, other in zip(found, like, strict=True))
 
     def _drawn(self, name: str, args: Any) -> Any:
         """Return the mask that a dropout draws."""

@@ -7,37 +7,19 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 import torch
-from onnx_ir.passes import common
-from onnxscript.optimizer import fold_constants
 from safetensors.torch import save_file
 
 from mpcompile.artifacts import check_file, write_file
-from mpcompile.errors import BadInput, CannotCapture
+from mpcompile.errors import BadInput
 from mpcompile.onnx.first_state import first_seed, first_state, pieces
 from mpcompile.onnx.plain_graph import SEED, PlainStep, plain_step
+from mpcompile.onnx.tidying import check, exported
 from mpcompile.onnx.train_file import Rate, StateSlot, TensorSpec, TrainFile
 from mpcompile.onnx_graph.gate import write_model
 from mpcompile.pipeline import Transformed
 from mpcompile.step import Role, Slot
-
-OPSET = 20
-"""FP16 IsInf and Gelu exist from here on, and every runtime since the middle of 2024 knows it."""
-IR_VERSION = 10
-
-
-# Of onnxscript's optimizer what neither takes numbers for others nor joins random masks.
-_TIDY = ir.passes.Sequential(
-    common.RemoveUnusedNodesPass(),
-    common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
-    common.RemoveUnusedOpsetsPass(),
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-    common.DeduplicateInitializersPass(),
-    common.OutputFixPass(),
-    common.NameFixPass(),
-)
 
 
 def export_step(transformed: Transformed, path: Path, force: bool = False) -> TrainFile:
@@ -82,42 +64,13 @@ def to_onnx(plain: PlainStep) -> ir.Model:
     names = [slot.name for slot in plain.inputs] + ([SEED] if plain.draws else [])
     nodes = plain.module.graph.find_nodes(op="placeholder")
     example = tuple(torch.zeros(n.meta["val"].shape, dtype=n.meta["val"].dtype) for n in nodes)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exported = torch.export.export(plain.module, example, strict=False)
-            program = torch.onnx.export(
-                exported,
-                (),
-                dynamo=True,
-                verbose=False,
-                optimize=False,  # its optimizer takes an epsilon below 1e-8 for 0 and drops the sum
-                opset_version=OPSET,
-                input_names=names,
-                output_names=["loss", *(f"next.{name}" for name in plain.results)],
-            )
-    except torch.onnx.OnnxExporterError as error:
-        raise CannotCapture(
-            f"the step has an op that ONNX cannot express ({_cause(error)})",
-            "",
-            "replace it in the model, or train it with mpcompile.compile",
-        ) from error
-    assert program is not None
-    model = program.model
-    model.ir_version = IR_VERSION
-    common.InlinePass()(model)
-    fold_constants(model, onnx_shape_inference=True)
-    _TIDY(model)
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto, full_check=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(plain.module, example, strict=False)
+    results = ["loss", *(f"next.{name}" for name in plain.results)]
+    model = exported(program, input_names=names, output_names=results)
+    check(model)
     return model
-
-
-def _cause(error: BaseException) -> str:
-    """Return what an exporter's chain of errors began with, on one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:200].rstrip(".")
 
 
 def _describe(transformed: Transformed, plain: PlainStep, weights: str) -> TrainFile:
@@ -154,4 +107,5 @@ def _write_tensors(state: dict[str, torch.Tensor], file: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.resolve().parent) as place:
         fresh = Path(place) / file.name
         save_file({name: value.contiguous() for name, value in state.items()}, fresh)
+        fresh.chmod(0o644)  # the library writes for the owner alone
         fresh.replace(file)

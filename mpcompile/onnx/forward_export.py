@@ -1,0 +1,85 @@
+"""Write a model's forward pass in mixed precision as an ONNX graph, for inference."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mpcompile.artifacts import check_file
+from mpcompile.errors import BadInput, CannotCapture
+from mpcompile.onnx.rewrite import Rewritten, rewrite
+from mpcompile.onnx.tidying import check, exported
+from mpcompile.onnx_graph.gate import write_model
+from mpcompile.onnx_graph.kernels import Target
+from mpcompile.policy import Policy
+from mpcompile.workload import Workload
+
+
+def export_forward(
+    workload: Workload,
+    path: Path,
+    policy: Policy | None = None,
+    *,
+    target: Target = Target.ANY,
+    dynamic: bool = False,
+    force: bool = False,
+) -> Rewritten:
+    """Write ``model(*inputs)`` in evaluation mode; weights are FP16 where the plan says so.
+
+    Inputs are the first elements of the batch, as many as the model's ``forward`` takes. They and
+    the outputs keep their dtypes.
+
+    Args:
+        workload: its model stays as it is.
+        path: of the ONNX file.
+        policy: default: FP16 by the op table.
+        target: where the graph shall run.
+        dynamic: whether the first dimension of every input is left open.
+        force: whether the file may be replaced.
+
+    Raises:
+        BadInput: the model does not take the batch, or the file is in the way.
+        CannotCapture: the model cannot become one graph, or not an ONNX graph.
+    """
+    check_file(path, force)
+    model = copy.deepcopy(workload.model).eval().cpu()
+    inputs = tuple(value.cpu() for value in workload.batch[: _taken(model, workload)])
+    shapes = tuple({0: torch.export.Dim.DYNAMIC} if value.dim() else None for value in inputs)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                model, inputs, dynamic_shapes=shapes if dynamic else None, strict=False
+            )
+    except Exception as error:  # of the user's model, or of torch.export in any of its layers
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise CannotCapture(
+            f"the model cannot become one graph ({type(error).__name__}: {line[:200]})",
+            workload.origin,
+            "try it without a dynamic batch" if dynamic else "see docs/onnx-training.md",
+        ) from error
+    done = rewrite(exported(program), policy, target=target)
+    check(done.model)
+    write_model(done.model, path, force)
+    return done
+
+
+def _taken(model: torch.nn.Module, workload: Workload) -> int:
+    """Return how many elements of the batch the model's forward takes."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    kinds: Any = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
+        return len(workload.batch)
+    needed = [p for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
+    if len(needed) > len(workload.batch):
+        raise BadInput(
+            f"the model's forward takes {len(needed)} inputs, the batch has {len(workload.batch)}",
+            workload.origin,
+            "put the inputs first in the batch",
+        )
+    return len(needed)
