@@ -170,7 +170,7 @@ def _print(
     console.print(table)
     lines = [f"{rewritten.casts} casts in the graph", *rewritten.notes]
     if not rewritten.changed:
-        lines = ["nothing to win: the model stays as it is"]
+        lines = ["nothing to win: the model stays as it is", *rewritten.notes]
     if found is None:
         lines.append(f"not compared with the original: {why_not}")
     else:

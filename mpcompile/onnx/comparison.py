@@ -112,7 +112,7 @@ def compare(
     emulate_onnx_half(rounded)
     wanted = _outputs(original, given)
     casts = _run_as_it_is(narrow, given[0])
-    errors = _errors(wanted, _outputs(rounded, given))
+    errors = _errors(wanted, _outputs(rounded, given, as_written=True))
     outputs = tuple(Difference(name, error) for name, error in errors.items())
     first = None
     if any(error > allowed for error in errors.values()):
@@ -150,8 +150,10 @@ def casts_of(model: ir.Model) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _outputs(model: ir.Model, batches: list[dict[str, Array]]) -> list[dict[str, Array]]:
-    with session_of(model) as session:
+def _outputs(
+    model: ir.Model, batches: list[dict[str, Array]], as_written: bool = False
+) -> list[dict[str, Array]]:
+    with session_of(model, as_written=as_written) as session:
         return [run(session, batch) for batch in batches]
 
 
@@ -194,7 +196,7 @@ def _first(
     others = [v for node in rounded.graph for v in node.outputs if v.name in names]
     with session_of(original, tensors) as session:
         wanted = [run(session, batch) for batch in batches]
-    with session_of(rounded, others) as session:
+    with session_of(rounded, others, as_written=True) as session:
         found = [run(session, batch) for batch in batches]
     errors = _errors(wanted, found)
     for value in tensors:

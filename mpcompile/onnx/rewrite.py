@@ -108,7 +108,7 @@ def rewrite(
     insert = InsertOnnxCasts(decided, prepared.flow, prepared.nest)
     before = _count(prepared.model)
     if not insert(prepared.model):
-        return Rewritten(original, decided, 0, False, ())
+        return Rewritten(original, decided, 0, False, _why_unchanged(precision, target))
     drop_onnx_casts(prepared.model)
     casts = _count(prepared.model) - before
     return Rewritten(prepared.model, decided, casts, True, tuple(notes))
@@ -184,6 +184,12 @@ def _saturation(nest: Nest, plan: Plan) -> list[str]:
                 "largest number, as an override keeps their readers in 16 bits"
             )
     return notes
+
+
+def _why_unchanged(precision: Precision, target: Target) -> tuple[str, ...]:
+    if precision is Precision.BF16 and target is not Target.CUDA:
+        return ("no CPU has kernels for bf16: choose the target cuda",)
+    return ()
 
 
 def _count(model: ir.Model) -> int:

@@ -26,7 +26,10 @@ _OPEN = 2
 
 @contextmanager
 def session_of(
-    model: ir.Model, outputs: Sequence[ir.Value] = (), optimized: Path | None = None
+    model: ir.Model,
+    outputs: Sequence[ir.Value] = (),
+    optimized: Path | None = None,
+    as_written: bool = False,
 ) -> Iterator[onnxruntime.InferenceSession]:
     """Yield a session on the CPU.
 
@@ -34,12 +37,16 @@ def session_of(
         model: left as it is.
         outputs: values of its graph that it shall return as well.
         optimized: where the runtime shall write the graph that it really runs.
+        as_written: run the graph as it is. The runtime's optimizer drops casts that lose nothing,
+            and then, in 1.31, does not find what a branch inside a loop reads.
 
     Raises:
         BadInput: the runtime refuses the model.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     there = list(model.graph.outputs)

@@ -24,7 +24,7 @@ Atan                       | -                     | 7:f
 Atanh                      | -                     | 9:f
 Attention                  | 23:hbf 25:x           | 23:hf 25:x
 AveragePool                | 7:hf 22:hbf           | 7:f
-BatchNormalization         | 7:hf 14:f             | 7:f
+BatchNormalization         | 7:hf                  | 7:f
 Bernoulli                  | 15:x                  | 15:x
 BitCast                    | -                     | 26:hbf
 BlackmanWindow             | 17:fx                 | 17:f

@@ -18,6 +18,7 @@ _TYPES = {
 }
 _AS_ONE = {
     "Attention": ("T1", "T2", "U"),
+    "BatchNormalization": ("T", "T1", "T2", "U"),
     "RMSNormalization": ("V", "T"),
     "LinearAttention": ("T", "S"),
 }
