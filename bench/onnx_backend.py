@@ -1,12 +1,14 @@
 """Every model that the onnx package tests runtimes with, made FP16 by us and by our peers.
 
 ``PYTHONPATH=. python bench/onnx_backend.py [--tools ours ...] [--only PATTERN] [--count N --seed N]
-[--weak-points] [--json FILE]``
+[--weak-points] [--reference] [--json FILE]``
 
 Each tool gets each model that holds FP32 numbers, keeps its input and output types, and is judged
 alike (`onnx_verdict`): the result must be valid, load in ONNX Runtime on a CPU, and compute what
 the case says within an FP16 tolerance. A call that crashes or hangs costs no other (`isolated`).
-``--weak-points`` runs small models on which converters are known to break (`onnx_weak_points`).
+ONNX Runtime computes much of FP16 in FP32 on a CPU; ``--reference`` asks onnx's implementation in
+numpy instead, which overflows where a GPU does. ``--weak-points`` runs small models on which
+converters are known to break (`onnx_weak_points`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -26,14 +29,17 @@ import onnx_weak_points
 from isolated import Failure, Isolated
 from machine import describe as describe_machine
 from onnx_tools import IN_BF16, TOOLS
-from onnx_verdict import GOOD, Baseline, Outcome, Verdict, baseline_of, judge
+from onnx_verdict import GOOD, Baseline, Outcome, Runner, Verdict, baseline_of, judge
 from rich.console import Console
 from rich.table import Table
 
 FOR_FP16 = tuple(name for name in TOOLS if name not in IN_BF16)
 PACKAGES = ("onnx", "onnx-ir", "onnxruntime-gpu", "onnxconverter-common")
 TOO_SLOW = "light/"
-"""Networks that onnx's reference implementation takes minutes for; in BF16 they are not run."""
+"""Networks that onnx's reference implementation takes minutes for; it is not asked to."""
+
+
+_NAMED = re.compile(r"'[^']*'|\([^()]*:[^()]*\)|[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,7 @@ class Task:
         case: its name.
         tool: of `TOOLS`; "" asks for the baseline.
         baseline: what holds of the model.
-        reference: run it by onnx's reference implementation.
+        reference: run it by onnx's reference implementation alone.
     """
 
     case: str
@@ -62,31 +68,39 @@ def work(task: Task) -> Baseline | Verdict:
     """Do a task; runs in a process of its own."""
     weak = task.case.startswith(onnx_weak_points.PREFIX)
     case = (onnx_weak_points if weak else onnx_cases).case_of(task.case)
-    sets = () if task.reference and task.case.startswith(TOO_SLOW) else case.sets
     if task.baseline is None:
-        return baseline_of(case.model, sets, task.reference)
+        slow = task.case.startswith(TOO_SLOW)
+        runners = [] if task.reference else [Runner.RUNTIME]
+        return baseline_of(case.model, case.sets, [*runners, *([] if slow else [Runner.REFERENCE])])
     try:
         made = TOOLS[task.tool](case.model)
     except Exception as error:
         said = str(error).strip().splitlines() or [""]
         return Verdict(Outcome.RAISED, f"{type(error).__name__}: {said[0][:300]}")
-    bf16 = task.tool in IN_BF16
-    return judge(case.model, made, sets, task.baseline, task.reference, bf16)
+    return judge(case.model, made, case.sets, task.baseline, task.tool in IN_BF16)
 
 
 def campaign(
-    cases: Iterable[str], tools: Iterable[str], workers: int = 2
+    cases: Iterable[str], tools: Iterable[str], workers: int = 2, by_reference: bool = False
 ) -> tuple[dict[str, Baseline], dict[str, dict[str, Verdict]]]:
     """Give every case to every tool; return a baseline per case, and verdicts by tool and case.
 
     The baseline is that of FP16 if a tool makes FP16.
+
+    Args:
+        cases: names.
+        tools: of `TOOLS`.
+        workers: processes at a time.
+        by_reference: run all models by onnx's reference implementation.
     """
     cases, verdicts = list(cases), {}
     by_bf16: dict[bool, dict[str, Baseline]] = {}
     with Isolated(work, workers) as processes:
         for tool in tools:
             bf16 = tool in IN_BF16
-            asked = [Task(case, reference=_by_reference(case, bf16)) for case in cases]
+            asked = [
+                Task(case, reference=bf16 or by_reference or _emulated(case)) for case in cases
+            ]
             if bf16 not in by_bf16:
                 found = zip(cases, processes.map(asked), strict=True)
                 by_bf16[bf16] = {case: _baseline(each) for case, each in found}
@@ -97,12 +111,12 @@ def campaign(
 
 
 def _baseline(found: Baseline | Verdict | Failure) -> Baseline:
-    return found if isinstance(found, Baseline) else Baseline(True, True, False, str(found))
+    return found if isinstance(found, Baseline) else Baseline(True, True, Runner.NONE, str(found))
 
 
-def _by_reference(case: str, bf16: bool) -> bool:
+def _emulated(case: str) -> bool:
     point = onnx_weak_points.POINTS.get(case.removeprefix(onnx_weak_points.PREFIX))
-    return bf16 or (point is not None and point.emulated)
+    return point is not None and point.emulated
 
 
 def _verdict(found: Baseline | Verdict | Failure) -> Verdict:
@@ -135,6 +149,16 @@ def side_by_side(verdicts: dict[str, dict[str, Verdict]]) -> Table:
     return table
 
 
+def reasons(found: dict[str, Verdict], most: int = 8) -> list[str]:
+    """Return what goes wrong most often, names and numbers left out, each with how often."""
+    alike = Counter(
+        f"{verdict.outcome.value}: {_NAMED.sub('…', verdict.why)[:160]}"
+        for verdict in found.values()
+        if verdict.outcome not in GOOD
+    )
+    return [f"{count} x {why}" for why, count in alike.most_common(most)]
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the packages that take part."""
     found = {}
@@ -151,6 +175,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--tools", nargs="+", choices=list(TOOLS), default=list(FOR_FP16))
     parser.add_argument("--weak-points", action="store_true", help="instead of the package's cases")
+    parser.add_argument(
+        "--reference", action="store_true", help="run all by onnx's own code, which has real FP16"
+    )
     parser.add_argument("--only", default="*", help="names of cases, with wildcards")
     parser.add_argument("--count", type=int, help="so many of them")
     parser.add_argument("--seed", type=int, default=0, help="chooses them")
@@ -160,7 +187,7 @@ def main() -> None:
     cases = [name for name in given if fnmatchcase(name, options.only)]
     if options.count:
         cases = sorted(random.Random(options.seed).sample(cases, min(options.count, len(cases))))
-    baselines, verdicts = campaign(cases, options.tools)
+    baselines, verdicts = campaign(cases, options.tools, by_reference=options.reference)
     machine = describe_machine("cpu") | versions()
     console = Console(width=max(120, Console().width))
     if options.weak_points:
@@ -171,13 +198,16 @@ def main() -> None:
         if tool.startswith("ours"):
             for case, verdict in bad.items():
                 print(f"{tool}: {case}: {verdict.outcome.value}: {verdict.why}")
-    cannot = [case for case, baseline in baselines.items() if not baseline.runs]
-    print(f"{len(cannot)} of {len(cases)} are not run: their FP32 model does not, or not right")
+        else:
+            print(f"{tool}:", *reasons(found), sep="\n  ")
+    for runner in Runner:
+        count = sum(baseline.runner is runner for baseline in baselines.values())
+        print(f"{count} of {len(cases)} are run by {runner.value}")
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     if options.json:
         document = {
             "machine": machine,
-            "not run": {case: baselines[case].why for case in cannot},
+            "run by": {case: [b.runner.value, b.why] for case, b in baselines.items()},
             "verdicts": {
                 tool: {case: [v.outcome.value, v.why] for case, v in found.items()}
                 for tool, found in verdicts.items()

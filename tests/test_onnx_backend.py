@@ -11,12 +11,12 @@ import onnx_weak_points
 import pytest
 from onnx_cases import case_of
 from onnx_tools import TOOLS
-from onnx_verdict import GOOD, Baseline, Outcome, baseline_of, judge
+from onnx_verdict import GOOD, Baseline, Outcome, Runner, baseline_of, judge
 
 EXCEPTIONS: dict[str, str] = {}
 """Tool and case of what goes wrong, with the reason; there are none in the whole campaign."""
 
-SOUND = Baseline(checks=True, infers=True, runs=True, why="")
+SOUND = Baseline(checks=True, infers=True, runner=Runner.RUNTIME, why="")
 MODEL = '<ir_version: 8, opset_import: ["" : 17]> g (float[4] x) => (float[4] y) '
 ONES = np.ones(4, np.float32)
 
@@ -54,8 +54,10 @@ def test_the_tolerance_is_a_part_of_the_largest_number(scale: float, found: Outc
 
 def test_what_is_not_asked_of_a_model_is_not_asked_of_its_rewrite() -> None:
     case = case_of("node/test_swish")
-    unable = Baseline(checks=True, infers=True, runs=False, why="no kernel")
-    assert baseline_of(case.model, case.sets).runs
+    unable = Baseline(checks=True, infers=True, runner=Runner.NONE, why="no kernel")
+    assert baseline_of(case.model, case.sets).runner is Runner.RUNTIME
+    missing = case_of("pytorch-converted/test_Linear")  # of op set 6, which no kernel is for
+    assert baseline_of(missing.model, missing.sets).runner is Runner.REFERENCE
     right = TOOLS["ours, forced"](case.model)
     wrong = [(case.sets[0][0], [case.sets[0][1][0] + 1])]
     assert judge(case.model, right, wrong, SOUND).outcome is Outcome.WRONG_VALUES
