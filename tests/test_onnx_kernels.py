@@ -8,7 +8,6 @@ import onnx
 import onnx_ir as ir
 import onnx_kernels
 import onnx_registry
-import pytest
 from onnx_probe import single_ops
 from onnx_registry import Kernel
 
@@ -46,15 +45,13 @@ def test_a_node_lacks_what_its_target_has_no_kernel_for() -> None:
     assert lacks(17, Precision.BF16, Target.CUDA) == {"Acos"}
 
 
-@pytest.mark.parametrize("opset", [13, 14, 22])
-def test_nothing_leaves_the_gpu_for_its_format(opset: int) -> None:
-    # From op set 14 on the scale of a BatchNormalization may be FP32, which no FP16 kernel takes:
-    # it is narrowed with the rest.
-    text = f"""<ir_version: 8, opset_import: ["" : {opset}]>
-    g (float[1, 4, 4] x, float[4] s) => (float[1, 4, 4] y) {{ y = BatchNormalization(x, s, s, s, s) }}"""  # noqa: E501
+def test_nothing_leaves_the_gpu_for_its_format() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[1, 1, 4, 4] x, float[1, 2, 2, 2] at) => (float[1, 1, 2, 2] y) { y = GridSample(x, at) }"""
     nest = nest_of(ir.from_proto(onnx.parser.parse_model(text)).graph)
     for target in (Target.CUDA, Target.ANY):
-        assert bool(lacking(nest, opset, Precision.FP16, target)) is False
+        assert lacking(nest, 17, Precision.FP16, target)
+    assert not lacking(nest, 17, Precision.FP16, Target.CPU)
 
 
 def test_an_op_that_its_runtime_does_not_know_in_this_version_has_no_kernel() -> None:
@@ -65,21 +62,21 @@ def test_an_op_that_its_runtime_does_not_know_in_this_version_has_no_kernel() ->
 
 
 def test_kernels_become_a_line_of_the_table() -> None:
-    half, full = "tensor(float16)", "tensor(float)"
+    half, brain, full = "tensor(float16)", "tensor(bfloat16)", "tensor(float)"
     kernels = [
         Kernel("P", "Relu", 6, 12, {"T": (full,)}),
         Kernel("P", "Relu", 13, 13, {"T": (full,)}),
         Kernel("P", "Relu", 13, 13, {"T": (half,)}),
         Kernel("P", "MaxPool", 12, (1 << 31) - 1, {"T": (full, half)}),
         Kernel("Q", "Relu", 1, 99, {"T": (half,)}),
-        # The scale could stay FP32 by the schema; it is narrowed with the rest.
-        Kernel("P", "BatchNormalization", 15, 15, {"T": (half,), "T1": (half,), "T2": (half,)}),
+        # Statistics stay FP32 when the rest is narrow: this kernel would refuse it.
+        Kernel("P", "LayerNormalization", 17, 17, {"T": (brain,), "U": (brain,)}),
     ]
     cells = onnx_registry.cells_of(kernels, "P")
     # Op set 14 gave Relu integers: a new version, which no kernel here is for, and a definition.
     assert cells["Relu"] == {6: "f", 13: "hf", 14: "x"}
     assert cells["MaxPool"] == {12: "hf", 22: "-"}
-    assert cells["BatchNormalization"] == {15: "h"}
+    assert cells["LayerNormalization"] == {17: "x"}
     assert onnx_registry.as_table({"P": {"Relu": cells["Relu"]}, "Q": {}}).split("|") == [
         "Relu                       ", " 6:f 13:hf 14:x        ", " -",
     ]  # fmt: skip

@@ -74,6 +74,18 @@ def test_a_product_of_a_tensor_with_itself_is_a_square() -> None:
     assert "Mul" not in reasons(rewritten(model, Policy(half=("op:Mul",))))
 
 
+@pytest.mark.parametrize("opset", [13, 14, 15, 21])
+def test_a_batch_norm_is_of_one_type_and_stays_whole_where_it_trains(opset: int) -> None:
+    held = f"{HELD}, float[4] s = {{1,2,3,4}}, float[4] v = {{4,3,2,1}}"
+    infers = "m = MatMul(x, w) y = BatchNormalization(m, s, s, s, v)"
+    trains = infers.replace("y =", "y, a, b =").replace("n(", "n<training_mode = 1>(")
+    done = forced(infers, held, opset)
+    assert not reasons(done)
+    assert {value.dtype.short_name() for value in done.model.graph.initializers.values()} == {"f16"}
+    if opset > 13:
+        assert "statistics" in reasons(forced(trains, held, opset))["BatchNormalization"]
+
+
 def test_a_branch_hands_on_bf16_where_its_version_allows() -> None:
     body = (
         "m = MatMul(x, w) y = If(on) <then_branch = t () => (float[4,4] p) { p = MatMul(m, w) },"

@@ -129,6 +129,8 @@ class _Describer:
             wish, reason = Wish.FULL, "the program itself asks for this dtype"
         if wish is Wish.FREE and _squares(node) and name not in self.resolution.overridden:
             rule, wish, reason = _SQUARE, Wish.FULL, _SQUARE.why
+        if _trains(node):
+            wish, reason = Wish.FULL, "the statistics that it keeps are FP32"
         if _adds_up(node):
             wish, reason = Wish.FULL, "adding up in 16 bits would round every addend"
         if lacking and wish is not Wish.FULL:
@@ -283,6 +285,11 @@ def _adds_up(node: ir.Node) -> bool:
     how = node.attributes.get("reduction")
     scatters = is_standard(node) and node.op_type in ("ScatterElements", "ScatterND")
     return scatters and how is not None and how.as_string() not in ("none", "max", "min")
+
+
+def _trains(node: ir.Node) -> bool:
+    """Whether a batch norm updates statistics, which its kernels want in the format of the rest."""
+    return is_standard(node) and node.op_type == "BatchNormalization" and len(node.outputs) > 1
 
 
 def _squares(node: ir.Node) -> bool:
