@@ -47,7 +47,7 @@ def test_a_node_lacks_what_its_target_has_no_kernel_for() -> None:
 
 def test_nothing_leaves_the_gpu_for_its_format() -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]>
-    g (float[1, 1, 4, 4] x, float[1, 2, 2, 2] at) => (float[1, 1, 2, 2] y) { y = GridSample(x, at) }"""
+    g (float[1,1,4,4] x, float[1,2,2,2] at) => (float[1,1,2,2] y) { y = GridSample(x, at) }"""
     nest = nest_of(ir.from_proto(onnx.parser.parse_model(text)).graph)
     for target in (Target.CUDA, Target.ANY):
         assert lacking(nest, 17, Precision.FP16, target)
@@ -76,7 +76,7 @@ def test_kernels_become_a_line_of_the_table() -> None:
     # Op set 14 gave Relu integers: a new version, which no kernel here is for, and a definition.
     assert cells["Relu"] == {6: "f", 13: "hf", 14: "x"}
     assert cells["MaxPool"] == {12: "hf", 22: "-"}
-    assert cells["LayerNormalization"] == {17: "x"}
+    assert "LayerNormalization" not in cells
     assert onnx_registry.as_table({"P": {"Relu": cells["Relu"]}, "Q": {}}).split("|") == [
         "Relu                       ", " 6:f 13:hf 14:x        ", " -",
     ]  # fmt: skip

@@ -21,7 +21,6 @@ _AS_ONE = {
     "BatchNormalization": ("T", "T1", "T2", "U"),
     "RMSNormalization": ("V", "T"),
     "LinearAttention": ("T", "S"),
-    "BatchNormalization": ("T", "T1", "T2", "U"),
 }
 """Variables that ONNX lets differ, and ONNX Runtime's kernels or ONNX's own inference do not."""
 
