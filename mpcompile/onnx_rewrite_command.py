@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
@@ -71,7 +72,7 @@ def rewrite(
     settings = find_settings(Path.cwd()).over(flags)
     file = output or source.with_name(f"{source.stem}.{settings.precision}.onnx")
     plan_file = file.with_name(f"{file.stem}.plan.json")
-    if file.resolve() == source.resolve():
+    if os.path.realpath(file) == os.path.realpath(source):  # resolve() fails on links in a circle
         raise BadInput(f"{file} is what is read", "", "choose another --output")
     for path in (file, plan_file):
         check_file(path, force)

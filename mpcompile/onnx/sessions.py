@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,11 @@ from mpcompile.onnx_graph.gate import write_model
 Array = NDArray[np.generic]
 
 CPU = ("CPUExecutionProvider",)
+LONGEST_RUN = 600.0
+"""Seconds after which a run is ended: a loop in an untrusted model may never end by itself."""
 _QUIET = 4
+_MOST_MADE_UP = 1 << 28
+"""Numbers of an input that is made up."""
 _OPEN = 2
 """What an open dimension is in inputs that are made up."""
 
@@ -73,10 +79,15 @@ def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, Array]) -> d
     names = [item.name for item in session.get_outputs()]
     options = onnxruntime.RunOptions()
     options.log_severity_level = _QUIET
+    end = threading.Timer(LONGEST_RUN, setattr, (options, "terminate", True))
+    end.daemon = True
+    end.start()
     try:
         values = session.run(names, {k: v for k, v in inputs.items() if k in known}, options)
     except Exception as error:
         raise BadInput(f"the model does not run ({_first_line(error)})", "", "") from error
+    finally:
+        end.cancel()
     return dict(zip(names, values, strict=True))
 
 
@@ -118,6 +129,8 @@ def made_up_inputs(model: ir.Model, seed: int = 0) -> dict[str, Array]:
             raise BadInput(f"nothing can be made up for the input {name}", "", "give --data")
         shape = tuple(size if isinstance(size, int) else _OPEN for size in value.shape)
         dtype = value.type.dtype
+        if prod(shape) > _MOST_MADE_UP:
+            raise BadInput(f"the input {name} is too large to be made up", "", "give --data")
         if dtype is ir.DataType.STRING:
             raise BadInput(f"nothing can be made up for the strings of {name}", "", "give --data")
         kind = dtype.numpy()

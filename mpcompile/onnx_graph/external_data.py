@@ -171,8 +171,8 @@ class DataFolder:
                 )
             try:
                 self._files[location] = self._map(location, name)
-            except OSError as error:
-                reason = error.strerror or "it cannot be opened"
+            except (OSError, RuntimeError) as error:  # resolve() raises that for links in a circle
+                reason = getattr(error, "strerror", None) or "links in a circle"
                 what = f"the data file {short(location)} of {name} cannot be read ({reason})"
                 raise BadInput(what, self.where, _TOGETHER) from error
         return self._files[location]

@@ -22,15 +22,13 @@ from mpcompile.artifacts import check_file
 from mpcompile.errors import BadInput
 from mpcompile.onnx_graph.external_data import DIGEST_KEY, DataFolder, sha256_of
 from mpcompile.onnx_graph.graph_checks import check_model
-from mpcompile.onnx_graph.wire import check_wire
+from mpcompile.onnx_graph.wire import check_texts, check_wire
 from mpcompile.validation import short
 
 LARGEST_FILE = (1 << 31) - 1
 """Bytes of a model without its data files: what Protocol Buffers can encode."""
 EXTERNAL_ABOVE = 1_500_000_000
 """Bytes of weights above which they go into a data file."""
-_SMALL = 1 << 20
-"""Bytes of a file that may be parsed before its messages are counted."""
 _EACH_ABOVE = 1024
 """Bytes of a tensor up to which it stays in the model; graphs read small ones as shapes."""
 
@@ -47,8 +45,7 @@ def read_model(path: Path) -> ir.Model:
     where = str(path)
     try:
         with _opened(path) as data:
-            if len(data) > _SMALL:
-                check_wire(data, where)
+            check_wire(data, where)
             proto = onnx.ModelProto.FromString(data[:])
     except OSError as error:
         raise BadInput(f"the file cannot be read ({error.strerror})", where) from error
@@ -56,7 +53,7 @@ def read_model(path: Path) -> ir.Model:
         raise _too_large(where) from error
     except (DecodeError, RecursionError) as error:
         raise BadInput("this is not an ONNX file", where, "give a file ONNX can read") from error
-    return model_of(proto, where, path.parent)
+    return _checked(proto, where, path.parent)
 
 
 def model_of(proto: onnx.ModelProto, where: str = "", folder: Path | None = None) -> ir.Model:
@@ -70,13 +67,16 @@ def model_of(proto: onnx.ModelProto, where: str = "", folder: Path | None = None
     Raises:
         BadInput: see `read_model`.
     """
+    check_texts(proto, where)
+    return _checked(proto, where, folder)
+
+
+def _checked(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.Model:
     try:
         data = DataFolder(folder, where)
         check_model(proto, data, where)
         model = _built(proto, where)
         _map_external(model, data)
-    except UnicodeDecodeError as error:
-        raise BadInput("a name in the model is not UTF-8", where, "export it again") from error
     except MemoryError as error:
         raise _too_large(where) from error
     return model
@@ -138,6 +138,8 @@ def write_model(
 @contextmanager
 def _opened(path: Path) -> Iterator[mmap.mmap]:
     """Give the bytes of a plain file that is not too large, mapped and not read."""
+    if not stat.S_ISREG(path.stat().st_mode):  # to open a device may already do something
+        raise BadInput("this is not a plain file", str(path), "give the path of an ONNX file")
     opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         found = os.fstat(opened)
@@ -157,11 +159,9 @@ def _built(proto: onnx.ModelProto, where: str) -> ir.Model:
     """Return a checked model as onnx_ir has it; what else that library refuses is refused."""
     try:
         return ir.from_proto(proto)
-    except UnicodeDecodeError:
-        raise
     except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
         cause = _first_cause(error)
-        if isinstance(cause, UnicodeDecodeError | MemoryError):
+        if isinstance(cause, MemoryError):
             raise cause from error
         what = f"this is not a well-formed model ({short(str(cause))})"
         raise BadInput(what, where, "export it again") from error

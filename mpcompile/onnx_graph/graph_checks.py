@@ -21,6 +21,9 @@ from mpcompile.validation import short
 
 MOST_NODES = 100_000
 """In all graphs together, and when every call of a local function is replaced by its body."""
+MOST_CALLS = 2_000
+"""Of local functions, when each is replaced by a body with calls of its own: the library that does
+so takes time that grows with the square."""
 DEEPEST_GRAPH = 16
 """Graphs inside graphs, through functions too."""
 
@@ -53,6 +56,8 @@ def check_model(model: onnx.ModelProto, data: DataFolder, where: str) -> None:
         data: where its data files lie.
         where: its file, for messages.
     """
+    if not model.ir_version and not model.HasField("graph"):
+        raise BadInput("this is not an ONNX file", where, "give the path of an ONNX file")
     if not 0 < model.ir_version <= onnx.IR_VERSION:
         what = f"IR version {model.ir_version} is none that ONNX {onnx.__version__} reads"
         raise BadInput(what, where, "export the model again, or install a newer ONNX")
@@ -70,7 +75,9 @@ def check_model(model: onnx.ModelProto, data: DataFolder, where: str) -> None:
         if key in functions or not function.name:
             raise BadInput(f"the function {short(function.name)} is there twice", where)
         functions[key] = function
-    sizes = {key: _check_function(f, functions, data, where) for key, f in functions.items()}
+    sizes = {
+        key: _check_function(f, functions, opsets, data, where) for key, f in functions.items()
+    }
     whole = _Checked(where, data, opsets, functions, None)
     whole.graph(model.graph, (), 0)
     _check_growth(whole.size, sizes, where)
@@ -91,10 +98,18 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto], name: str, where: str) -
 
 
 def _check_function(
-    function: FunctionProto, functions: Mapping[_Key, FunctionProto], data: DataFolder, where: str
+    function: FunctionProto,
+    functions: Mapping[_Key, FunctionProto],
+    outer: Mapping[str, int],
+    data: DataFolder,
+    where: str,
 ) -> _Size:
     name = f"the function {short(function.name)}"
     opsets = _opsets(function.opset_import, name, where)
+    for domain, version in opsets.items():
+        if outer.get(domain, version) != version:
+            what = f"{name} imports opset {version} of {short(domain)}, the model {outer[domain]}"
+            raise BadInput(what, where, "export it again, all for one opset")
     defaults = [attribute.name for attribute in function.attribute_proto]
     known = [*function.attribute, *defaults]
     if len(set(known)) < len(known) or "" in known:
@@ -146,8 +161,11 @@ class _Checked:
             raise BadInput("the model has sparse weights", self.where, "make them dense")
         scope: set[str] = set()
         self.define([value.name for value in graph.input], scope, "the graph's inputs")
+        if max(len(graph.input), len(graph.output)) > MOST_NODES:
+            raise BadInput(f"a graph has over {MOST_NODES:,} inputs or outputs", self.where)
         for value in (*graph.input, *graph.output, *graph.value_info):
-            check_type(value.type, f"value {short(value.name)}", self.where)
+            if value.HasField("type"):
+                check_type(value.type, f"value {short(value.name)}", self.where)
         for value in graph.input:
             if depth == 0 and value.type.WhichOneof("value") is None:
                 raise BadInput(f"the input {short(value.name)} has no type", self.where)
@@ -212,15 +230,16 @@ class _Checked:
 
 def _check_growth(whole: _Size, sizes: Mapping[_Key, _Size], where: str) -> None:
     """Raise BadInput if functions call themselves, or what they unfold to is too much."""
-    done: dict[_Key, tuple[int, int]] = {}
+    done: dict[_Key, tuple[int, int, int]] = {}
 
-    def unfolded(size: _Size) -> tuple[int, int]:
+    def unfolded(size: _Size) -> tuple[int, int, int]:
         nodes = size.nodes + sum(done[key][0] for key, _ in size.calls)
-        depth = max([size.depth, *(at + done[key][1] for key, at in size.calls)])
-        if nodes > MOST_NODES or depth > DEEPEST_GRAPH:
-            what = f"over {MOST_NODES:,} nodes, or graphs nested over {DEEPEST_GRAPH} deep"
+        calls = len(size.calls) + sum(done[key][1] for key, _ in size.calls)
+        depth = max([size.depth, *(at + done[key][2] for key, at in size.calls)])
+        if nodes > MOST_NODES or calls > MOST_CALLS or depth > DEEPEST_GRAPH:
+            what = f"over {MOST_NODES:,} nodes or {MOST_CALLS:,} calls, or too deep a nest"
             raise BadInput(f"the model's functions unfold to {what}", where)
-        return nodes, depth
+        return nodes, calls, depth
 
     # Not recursive: functions may call each other deeper than Python may.
     for start in sizes:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import onnx
 import onnx_ir as ir
+
+from mpcompile.onnx_graph.bounded_inference import inferred
 
 _KNOWN_BY_VALUE = 1024
 """Bytes up to which an initializer is given with its numbers: shapes depend on such."""
@@ -29,10 +30,10 @@ def infer_types(model: ir.Model) -> None:
         if own.producer() is not None and not copied.is_graph_output():
             copied.type = None
             copied.shape = None
-    inferred = _inferred(skeleton)
-    if inferred is None:
+    proto = inferred(skeleton)
+    if proto is None:
         return
-    found = ir.from_proto(inferred)
+    found = ir.from_proto(proto)
     for own, other in zip(_values(model.graph), _values(found.graph), strict=True):
         if other.type is not None and own.producer() is not None:
             if own.type != other.type:
@@ -41,18 +42,6 @@ def infer_types(model: ir.Model) -> None:
                 own.shape = other.shape
         elif own.producer() is None and own.type is None and other.type is not None:
             own.type, own.shape = other.type, other.shape
-
-
-def _inferred(skeleton: ir.Model) -> onnx.ModelProto | None:
-    proto = ir.to_proto(skeleton)
-    for strict in (True, False):
-        try:
-            return onnx.shape_inference.infer_shapes(
-                proto, check_type=strict, strict_mode=strict, data_prop=True
-            )
-        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-            continue
-    return None
 
 
 def _strip(graph: ir.Graph) -> None:

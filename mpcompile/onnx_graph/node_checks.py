@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 
 import onnx
-from onnx import AttributeProto, FunctionProto, NodeProto
+from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto
 from onnx.defs import OpSchema
 
 from mpcompile.errors import BadInput
@@ -30,6 +30,9 @@ _FIELDS = {
 _SPARSE = (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS)
 _ONE = ("f", "i", "s", "t", "g", "tp", "sparse_tensor")
 _MANY = ("floats", "ints", "strings", "tensors", "graphs", "type_protos", "sparse_tensors")
+_WITH_BODIES = ("If", "Loop", "Scan")
+_ROUND_TYPES = (TensorProto.INT64, TensorProto.BOOL)
+_SCAN_WITHOUT_LENGTHS = 9
 _NEEDED = (AttributeProto.TENSOR, AttributeProto.GRAPH, AttributeProto.TYPE_PROTO)
 
 _Functions = Mapping[tuple[str, str, str], FunctionProto]
@@ -84,9 +87,12 @@ def check_node(
             raise BadInput(f"{name} gives or takes more than its function does", where)
         return
     schema = _schema(node.op_type, opsets[domain], domain)
+    if schema is None and not domain and node.op_type in _WITH_BODIES:
+        what = f"ONNX has no {node.op_type} in opset {opsets[domain]}, which {name} would be"
+        raise BadInput(what, where, "export the model for a newer opset")
     if schema is not None:
         _check_schema(node, schema, name, where)
-        _check_bodies(node, name, where)
+        _check_bodies(node, opsets[domain], name, where)
 
 
 def check_attribute(
@@ -139,24 +145,30 @@ def _check_schema(node: NodeProto, schema: OpSchema, name: str, where: str) -> N
             raise BadInput(f"{name} lacks the attribute {attribute_name}", where)
 
 
-def _check_bodies(node: NodeProto, name: str, where: str) -> None:
+def _check_bodies(node: NodeProto, opset: int, name: str, where: str) -> None:
     """Raise BadInput if what a node gives to a graph inside it, or takes, is not what it has."""
     attributes = {attribute.name: attribute for attribute in node.attribute}
     wrong = BadInput(f"{name} and a graph inside it do not fit each other", where)
     if node.op_type == "If":
         for branch in ("then_branch", "else_branch"):
-            if len(attributes[branch].g.output) != len(node.output):
+            inner = attributes[branch].g
+            if len(inner.input) or len(inner.output) != len(node.output):
                 raise wrong
     elif node.op_type == "Loop":
         body, states = attributes["body"].g, len(node.input) - 2
         if len(body.input) != 2 + states or len(body.output) != 1 + len(node.output):
             raise wrong
-        if len(node.output) < states:
+        given = [value.type.tensor_type.elem_type for value in body.input[:2]]
+        if len(node.output) < states or any(
+            dtype not in (TensorProto.UNDEFINED, wanted)
+            for dtype, wanted in zip(given, _ROUND_TYPES, strict=True)
+        ):
             raise wrong
     elif node.op_type == "Scan":
         body, slices = attributes["body"].g, attributes["num_scan_inputs"].i
         states = len(body.input) - slices
         if slices < 1 or states < 0 or len(node.output) < states:
             raise wrong
-        if len(body.output) != len(node.output) or len(node.input) < len(body.input):
+        lengths = 1 if opset < _SCAN_WITHOUT_LENGTHS else 0
+        if len(body.output) != len(node.output) or len(node.input) != lengths + len(body.input):
             raise wrong

@@ -1,55 +1,65 @@
-"""How many messages an ONNX file claims to hold, counted before a parser takes memory for them.
+"""The messages of an ONNX file, counted before a parser takes memory for them.
 
 A message of two bytes in a file becomes about 150 bytes of memory when it is parsed, so a file's
-size alone bounds nothing. Numbers and raw data are skipped, not read.
+size alone bounds nothing. Numbers and raw data are skipped, not read. Texts must be UTF-8: the
+parser keeps what is not, and the first to pass it on fails.
 Source: the encoding of Protocol Buffers, protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from mmap import mmap
+from typing import Any
 
 import onnx
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from mpcompile.errors import BadInput
 
-MOST_ENTRIES = 2_000_000
-"""Messages and strings in one file; a graph of 50,000 nodes has about a million."""
+MOST_ENTRIES = 1_000_000
+"""Messages and texts in one file; PyTorch's exporter writes about 40 of them a node."""
 DEEPEST = 100
 """Messages inside messages: what the parsers of Protocol Buffers allow."""
 
+_Fields = dict[int, tuple[bool, Descriptor | None, bool]]
+_UNCOUNTED = (False, None, False)
 _VARINT, _EIGHT, _SIZED, _FOUR = 0, 1, 2, 5
 _TEXT = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 
 def check_wire(data: bytes | mmap, where: str) -> None:
-    """Raise BadInput if a file is not encoded as a model, or holds too many or too deep messages.
+    """Raise BadInput if a file is not encoded as a model, or holds too much, or not UTF-8.
 
     Args:
         data: the file.
         where: its name.
     """
-    open_ends = [(len(data), onnx.ModelProto.DESCRIPTOR)]
+    open_ends = [(len(data), _fields(onnx.ModelProto.DESCRIPTOR))]
     position, entries = 0, 0
     try:
         while open_ends:
-            end, message = open_ends[-1]
+            end, fields = open_ends[-1]
             if position == end:
                 open_ends.pop()
                 continue
-            tag, position = _varint(data, position)
-            kind, field = tag & 7, _fields(message).get(tag >> 3)
+            tag, position = data[position], position + 1
+            if tag > 127:
+                tag, position = _varint(data, position - 1)
+            kind = tag & 7
             if kind == _SIZED:
-                size, position = _varint(data, position)
+                size, position = data[position], position + 1
+                if size > 127:
+                    size, position = _varint(data, position - 1)
                 if size > end - position:
                     raise BadInput("the file ends before its contents do", where, "fetch it again")
-                entries += field is not None
-                if field is not None and isinstance(field, Descriptor):
-                    open_ends.append((position + size, field))
+                counts, inner, is_text = fields.get(tag >> 3, _UNCOUNTED)
+                entries += counts
+                if inner is not None:
+                    open_ends.append((position + size, _fields(inner)))
                 else:
+                    if is_text:
+                        data[position : position + size].decode()
                     position += size
             elif kind == _VARINT:
                 _, position = _varint(data, position)
@@ -64,6 +74,33 @@ def check_wire(data: bytes | mmap, where: str) -> None:
                 raise BadInput(f"the file claims {what}", where, "give a smaller model")
     except IndexError as error:
         raise _not_a_model(where) from error
+    except UnicodeDecodeError as error:
+        raise _not_text(where) from error
+
+
+def check_texts(message: Any, where: str) -> None:
+    """Raise BadInput if a text anywhere in a message is not UTF-8.
+
+    Args:
+        message: of Protocol Buffers.
+        where: what to call the model.
+    """
+    pending = [message]
+    while pending:
+        for field, value in pending.pop().ListFields():
+            values = value if field.is_repeated else (value,)
+            if field.message_type is not None:
+                pending.extend(values)
+            elif field.type == FieldDescriptor.TYPE_STRING:
+                try:
+                    for text in values:
+                        text.encode()
+                except UnicodeError as error:
+                    raise _not_text(where) from error
+
+
+def _not_text(where: str) -> BadInput:
+    return BadInput("a name in the model is not UTF-8", where, "export it again")
 
 
 def _not_a_model(where: str) -> BadInput:
@@ -85,14 +122,12 @@ def _varint(data: bytes | mmap, position: int) -> tuple[int, int]:
 
 
 @cache
-def _fields(message: Descriptor) -> dict[int, Descriptor | bool]:
-    """Return, per field that counts, the message that it holds, or True for a text."""
-    return dict(_counted(message))
-
-
-def _counted(message: Descriptor) -> Iterator[tuple[int, Descriptor | bool]]:
+def _fields(message: Descriptor) -> _Fields:
+    """Return, per number of a field, whether it counts, what message it holds, if it is a text."""
+    found: _Fields = {}
     for field in message.fields:
         if field.message_type is not None:
-            yield field.number, field.message_type
+            found[field.number] = True, field.message_type, False
         elif field.type in _TEXT:
-            yield field.number, True
+            found[field.number] = True, None, field.type == FieldDescriptor.TYPE_STRING
+    return found
