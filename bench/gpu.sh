@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one command of less than nine minutes: the tests marked gpu, the update
 # alone, then a training step of each model side by side with its peers, in full size, and of a
-# decoder of a billion parameters.
+# decoder of a billion parameters, and a step of train.onnx in ONNX Runtime, if that is here.
 #
 #   bench/gpu.sh [FOLDER]
 #
-# Writes into FOLDER (default bench/results/DATE-DEVICE): machine.json, tests.txt, update.json and .txt
-# and, per model, MODEL.json and MODEL.txt, each as soon as it exists. Needs a Python with torch,
+# Writes into FOLDER (default bench/results/DATE-DEVICE): machine.json, tests.txt, update.json and .txt,
+# per model MODEL.json and MODEL.txt, and onnx.json and .txt, each as soon as it exists. Needs a Python with torch,
 # numpy, networkx, scipy, pydantic and pytest, and nothing from the network; mpcompile need not be
 # installed.
 # Without a GPU it runs the same in tiny sizes, to show that this script works; that may take longer,
@@ -16,13 +16,13 @@
 # suffice for is named as such; a second call with PARTS, MODELS and VARIANTS does that alone.
 #
 # Environment: PYTHON (default python3), SECONDS_IN_ALL (default 530 with a GPU, 2400 without),
-# PARTS (of: tests update models), MODELS (a name, or NAME:SIZE), VARIANTS, SIZE, REPEATS, STEPS,
+# PARTS (of: tests update models onnx), MODELS (a name, or NAME:SIZE), VARIANTS, SIZE, REPEATS, STEPS,
 # MILLIONS (of parameters, for the update).
 
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 python=${PYTHON:-python3}
-read -ra parts <<< "${PARTS:-tests update models}"
+read -ra parts <<< "${PARTS:-tests update models onnx}"
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
 # What there is.
@@ -118,6 +118,27 @@ if wanted models; then
             failed+=("$model (exit status $status)")
         fi
     done
+fi
+
+# A step of train.onnx, state bound on the device; without ONNX Runtime for it the table says so.
+if wanted onnx; then
+    rest=$((in_all - SECONDS))
+    echo "== onnx, at most $rest s"
+    if ((rest < 25)); then
+        echo "no time left" | tee "$folder/onnx.txt"
+        failed+=("onnx (no time left)")
+    else
+        onnx_size=tiny
+        if [[ $device == cuda ]]; then
+            onnx_size=small
+        fi
+        timeout -k 10 "$rest" "$python" bench/onnx_step.py --device "$device" --sizes "$onnx_size" \
+            --steps "$steps" --json "$folder/onnx.json" 2>&1 | tee "$folder/onnx.txt"
+        status=$?
+        if [[ $status -ne 0 ]]; then
+            failed+=("onnx (exit status $status)")
+        fi
+    fi
 fi
 
 echo "wrote $folder in $SECONDS s"

@@ -269,6 +269,8 @@ def _open(
     """Return a session of a model that the gate has let through."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET
+    # Its threads leave the cores to whoever makes the next batch.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if device == "cuda":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if hasattr(onnxruntime, "preload_dlls"):
