@@ -37,9 +37,8 @@ class MaxPool(OpRun):
     def _run(self, x: np.ndarray, **attributes: Any) -> tuple[np.ndarray, ...]:
         if set(attributes["kernel_shape"]) == {1}:
             return x, np.arange(x.size).reshape(x.shape)
-        found: tuple[np.ndarray, ...] = TheirMaxPool(self.onnx_node, self.run_params)._run(
-            x, **attributes
-        )
+        theirs: Any = TheirMaxPool(self.onnx_node, self.run_params)
+        found: tuple[np.ndarray, ...] = theirs._run(x, **attributes)
         return found
 
 
