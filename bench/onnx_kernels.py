@@ -145,11 +145,8 @@ def main() -> None:
     Console().print(_table(found))
     for each in found:
         if not each.agrees:
-            print(
-                f"{each.case}: {each.op} {each.version} in {each.precision.short}:",
-                each.said,
-                each.found,
-            )
+            tried = f"{each.case}: {each.op} {each.version} in {each.precision.short}"
+            print(f"{tried}: the table says {each.said.value!r}, found {each.found!r}")
     machine = describe_machine("cpu")
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     if options.json:
