@@ -138,6 +138,11 @@ def branch_without_results(model: ModelProto, folder: Path) -> None:
     del model.graph.node[0].attribute[1].g.output[:]
 
 
+@hole("split over devices")
+def node_of_no_device(model: ModelProto, folder: Path) -> None:
+    model.graph.node[0].device_configurations.add()
+
+
 @hole("no opset is imported")
 def domain_without_opset(model: ModelProto, folder: Path) -> None:
     model.graph.node[0].domain = "nowhere"

@@ -66,6 +66,8 @@ def check_model(model: onnx.ModelProto, data: DataFolder, where: str) -> None:
     if len(model.training_info):
         what = "the model carries training_info, which no runtime reads"
         raise BadInput(what, where, "remove it")
+    if len(model.configuration):
+        raise BadInput("the model is split over devices", where, "export it for one")
     opsets = _opsets(model.opset_import, "the model", where)
     if not opsets and model.ir_version < _OPSETS_SINCE:
         opsets = {"": 1}

@@ -76,6 +76,8 @@ def check_node(
     if domain not in opsets:
         what = f"{name} is of the domain {short(domain)}, of which no opset is imported"
         raise BadInput(what, where, "add the opset import")
+    if len(node.device_configurations):
+        raise BadInput(f"{name} is split over devices", where, "export the model for one")
     names = [attribute.name for attribute in node.attribute]
     if len(set(names)) < len(names) or "" in names:
         raise BadInput(f"{name} has an attribute twice, or one without a name", where)
