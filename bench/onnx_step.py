@@ -5,7 +5,7 @@
 Each model is exported once in FP16 and once in FP32. All ways are warmed up in one process, then
 one step of each is timed in turn, so that what slows the machine down slows all. Prints the median
 milliseconds of each and, in brackets, how many times as fast as eager FP32 it is. Every step is
-timed to its end: on CUDA the host waits for it.
+timed to its end: on CUDA the host waits for it. ONNX Runtime gets as many threads as PyTorch has.
 
 On a CPU 16 bits are BF16 for autocast and for ours; ONNX Runtime has no BF16 matmul there and runs
 most FP16 ops in FP32 between casts. On CUDA all are FP16, state is bound on the device, and
@@ -52,7 +52,8 @@ def in_onnx(model: str, size: str, way: str, device: Device) -> Callable[[], Any
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.onnx"
         export_step(transform(workload, policy), path)
-        step = OrtTrainStep(path, device=device, cuda_graph=way == "onnx-graph")
+        graph, threads = way == "onnx-graph", torch.get_num_threads()
+        step = OrtTrainStep(path, device=device, cuda_graph=graph, threads=threads)
     batch = [value.to(device) for value in workload.batch]
     return lambda: step(*batch)
 

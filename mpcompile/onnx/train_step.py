@@ -77,6 +77,7 @@ class OrtTrainStep:
         providers: Sequence[Any] | None = None,
         device: Literal["cpu", "cuda"] = "cpu",
         cuda_graph: bool = False,
+        threads: int | None = None,
     ) -> None:
         """Read ``train.onnx``, ``train.json`` and the weights beside it; they may come from anyone.
 
@@ -86,6 +87,7 @@ class OrtTrainStep:
             device: where state lies and the step runs. On CUDA a node that would run on the CPU is
                 an error.
             cuda_graph: whether to capture the step as CUDA graphs at the first two calls.
+            threads: of one op on a CPU; default: ONNX Runtime's own choice.
 
         Raises:
             BadInput: a file is missing or damaged, they do not fit together, or the runtime cannot
@@ -98,7 +100,7 @@ class OrtTrainStep:
         path = Path(path)
         self.file, model, first = read_train_step(path)
         self.device = device
-        self._session = _open(model, path, device, providers, cuda_graph)
+        self._session = _open(model, path, device, providers, cuda_graph, threads or 0)
         self._state = {
             slot.name: tuple(Memory(slot, device) for _ in range(2 if slot.next else 1))
             for slot in self.file.state
@@ -264,11 +266,17 @@ class OrtTrainStep:
 
 
 def _open(
-    model: ir.Model, path: Path, device: str, providers: Sequence[Any] | None, cuda_graph: bool
+    model: ir.Model,
+    path: Path,
+    device: str,
+    providers: Sequence[Any] | None,
+    cuda_graph: bool,
+    threads: int,
 ) -> Any:
     """Return a session of a model that the gate has let through."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET
+    options.intra_op_num_threads = threads
     # Its threads leave the cores to whoever makes the next batch.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if device == "cuda":
