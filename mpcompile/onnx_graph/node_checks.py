@@ -27,6 +27,7 @@ _FIELDS = {
     AttributeProto.GRAPHS: "graphs",
     AttributeProto.TYPE_PROTOS: "type_protos",
 }
+_GRAPHS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 _SPARSE = (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS)
 _ONE = ("f", "i", "s", "t", "g", "tp", "sparse_tensor")
 _MANY = ("floats", "ints", "strings", "tensors", "graphs", "type_protos", "sparse_tensors")
@@ -87,6 +88,8 @@ def check_node(
         function = functions[node.domain, node.op_type, node.overload]
         if len(node.input) > len(function.input) or len(node.output) > len(function.output):
             raise BadInput(f"{name} gives or takes more than its function does", where)
+        if any(attribute.type in _GRAPHS for attribute in node.attribute):
+            raise BadInput(f"{name} gives a graph to a function", where, "inline the function")
         return
     schema = _schema(node.op_type, opsets[domain], domain)
     if schema is None and not domain and node.op_type in _WITH_BODIES:
@@ -105,7 +108,8 @@ def check_attribute(
     used = [field for field in _ONE if attribute.HasField(field)]
     used += [field for field in _MANY if len(getattr(attribute, field))]
     if attribute.ref_attr_name:
-        if declared is None or attribute.ref_attr_name not in declared or used:
+        known = declared is not None and attribute.ref_attr_name in declared
+        if not known or used or attribute.type in _GRAPHS:
             what = f"{name} stands for {short(attribute.ref_attr_name)}, which is not there"
             raise BadInput(what, where)
         return
