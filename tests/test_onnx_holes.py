@@ -143,6 +143,26 @@ def node_of_no_device(model: ModelProto, folder: Path) -> None:
     model.graph.node[0].device_configurations.add()
 
 
+@hole("gives a graph to a function")
+def function_of_a_graph(model: ModelProto, folder: Path) -> None:
+    same(
+        model,
+        text_of("""g (float[2] x) => (float[2] y) { y = f.A(x) }
+        <domain: "f", opset_import: ["": 17]> A(a) => (b) { b = Relu(a) }"""),
+    )
+    attribute = model.graph.node[0].attribute.add(name="held", type=AttributeProto.GRAPH)
+    attribute.g.SetInParent()
+
+
+@hole("others 17")
+def functions_of_two_opsets(model: ModelProto, folder: Path) -> None:
+    same(
+        model,
+        text_of("""g (float[2] x) => (float[2] y) { y = f.A(x) }
+        <domain: "f", opset_import: ["": 13]> A(a) => (b) { b = Relu(a) }"""),
+    )
+
+
 @hole("no opset is imported")
 def domain_without_opset(model: ModelProto, folder: Path) -> None:
     model.graph.node[0].domain = "nowhere"

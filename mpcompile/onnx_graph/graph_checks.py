@@ -77,8 +77,9 @@ def check_model(model: onnx.ModelProto, data: DataFolder, where: str) -> None:
         if key in functions or not function.name:
             raise BadInput(f"the function {short(function.name)} is there twice", where)
         functions[key] = function
+    everywhere = dict(opsets)
     sizes = {
-        key: _check_function(f, functions, opsets, data, where) for key, f in functions.items()
+        key: _check_function(f, functions, everywhere, data, where) for key, f in functions.items()
     }
     whole = _Checked(where, data, opsets, functions, None)
     whole.graph(model.graph, (), 0)
@@ -102,15 +103,15 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto], name: str, where: str) -
 def _check_function(
     function: FunctionProto,
     functions: Mapping[_Key, FunctionProto],
-    outer: Mapping[str, int],
+    outer: dict[str, int],
     data: DataFolder,
     where: str,
 ) -> _Size:
     name = f"the function {short(function.name)}"
     opsets = _opsets(function.opset_import, name, where)
     for domain, version in opsets.items():
-        if outer.get(domain, version) != version:
-            what = f"{name} imports opset {version} of {short(domain)}, the model {outer[domain]}"
+        if outer.setdefault(domain, version) != version:
+            what = f"{name} imports opset {version} of {short(domain)}, others {outer[domain]}"
             raise BadInput(what, where, "export it again, all for one opset")
     defaults = [attribute.name for attribute in function.attribute_proto]
     known = [*function.attribute, *defaults]
