@@ -43,8 +43,12 @@ def first_state(transformed: Transformed, slots: tuple[Slot, ...]) -> dict[str, 
 
 
 def first_seed() -> torch.Tensor:
-    """Return the first seed of the random masks: that of ``torch.manual_seed``."""
-    return torch.tensor(torch.initial_seed() % PRIME, dtype=torch.int64)
+    """Return the first seed of the random masks, out of that of ``torch.manual_seed``.
+
+    Each step adds 1, so neighbouring seeds are taken far apart: else one run would draw what
+    another draws a step later.
+    """
+    return torch.tensor(torch.initial_seed() * 0x5DEECE66D % PRIME, dtype=torch.int64)
 
 
 def pieces(transformed: Transformed, slots: tuple[Slot, ...]) -> tuple[Piece, ...]:
