@@ -1,0 +1,132 @@
+"""``mpcompile model.onnx`` and ``mpcompile calibrate model.onnx``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx_models import FLOW, parsed
+
+from mpcompile.cli import exit_code
+from mpcompile.onnx.comparison import compare, error_between
+from mpcompile.onnx.measure import calibrate
+from mpcompile.onnx.rewrite import rewrite
+
+OVERFLOWS = """g (float[4,8] x, float[8,8] v) => (float[4,8] y) {
+   [first] a = MatMul (x, v)
+   [second] b = MatMul (a, v)
+   [third] y = Tanh (b)
+}"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(parsed(FLOW), "flow.onnx")
+    onnx.save(parsed(OVERFLOWS), "large.onnx")
+    rng = np.random.default_rng(0)
+    v = rng.normal(size=(3, 8, 8)).astype(np.float32)
+    x = rng.normal(size=(3, 4, 8)).astype(np.float32)
+    np.savez("large.npz", x=3000 * x, v=5 * v)
+    np.savez("small.npz", x=x, v=v, k=np.array(True))
+    return tmp_path
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
+
+
+def test_rewritten_compared_and_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["flow.onnx", "-o", "out.onnx", "--data", "small.npz", "--json", "-"]) == 0
+    document = said(capsys)
+    assert document["changed"]
+    assert document["errors"].keys() == {"y", "means", "h"}
+    assert max(document["errors"].values()) < 2**-6
+    assert document["casts_at_run_time"]
+    onnx.checker.check_model(onnx.load("out.onnx"), full_check=True)
+    assert json.loads((folder / "out.plan.json").read_text())["precision"] == "float16"
+    assert exit_code(["flow.onnx", "-o", "out.onnx"]) == 2  # is there already
+    arguments = ["flow.onnx", "-o", "again.onnx", "--plan", "out.plan.json", "--json", "-"]
+    assert exit_code(arguments) == 0
+    assert (folder / "again.onnx").read_bytes() == (folder / "out.onnx").read_bytes()
+
+
+def test_what_overflows_is_named_and_not_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["large.onnx", "-o", "out.onnx", "--data", "large.npz"]) == 1
+    error = capsys.readouterr().err
+    assert "made by first (MatMul)" in error or "made by second (MatMul)" in error
+    assert not (folder / "out.onnx").exists()
+    assert exit_code(["calibrate", "large.onnx", "--data", "large.npz"]) == 0
+    arguments = ["large.onnx", "-o", "out.onnx", "--data", "large.npz"]
+    assert exit_code([*arguments, "--ranges", "large.ranges.json", "--json", "-"]) == 0
+    assert (folder / "out.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["none.onnx"],
+        ["flow.onnx", "-o", "flow.onnx", "--force"],
+        ["flow.onnx", "--data", "none.npz"],
+        ["flow.onnx", "--data", "large.npz"],
+        ["flow.onnx", "--plan", "none.json"],
+        ["flow.onnx", "--full", "op:"],
+        ["calibrate", "flow.onnx"],
+        ["calibrate", "model.py", "--data", "small.npz"],
+        ["model.py", "--target", "cuda"],
+    ],
+)
+def test_wrong_arguments_are_one_sentence(
+    folder: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "model.py").write_text("")
+    before = sorted(folder.iterdir())
+    assert exit_code(arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(folder.iterdir()) == before
+
+
+def test_bf16_says_where_it_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["flow.onnx", "--precision", "bf16"]) == 0
+    assert "choose the target cuda" in capsys.readouterr().out
+    arguments = ["flow.onnx", "--precision", "bf16", "--target", "cuda", "--json", "-"]
+    assert exit_code([*arguments, "-o", "b.onnx"]) == 0
+    document = said(capsys)
+    assert document["changed"]
+    assert document["not_compared"]  # no CPU runs it
+
+
+def test_calibration_measures_weights_and_what_is_between() -> None:
+    model = parsed(OVERFLOWS)
+    x, v = np.full((4, 8), 2.0, np.float32), np.eye(8, dtype=np.float32)
+    found = calibrate(model, [{"x": x, "v": v}, {"x": 3 * x, "v": v}])
+    assert found.batches == 2
+    assert found.values["a"].largest == found.values["b"].largest == 6.0
+    assert found.values["y"].largest == pytest.approx(1.0, abs=1e-4)
+    assert found.values["v"].count == 128
+
+
+def test_the_first_tensor_that_differs_is_named() -> None:
+    model = parsed(OVERFLOWS)
+    batch = {"x": np.full((4, 8), 300.0, np.float32), "v": np.full((8, 8), 10.0, np.float32)}
+    found = compare(ir.from_proto(model), rewrite(model), [batch])
+    # y is 1 both ways: an infinite tanh is no error, so nothing is to be said of the rest
+    assert found.passed
+    assert found.first is None
+    assert not found.made_up
+
+
+def test_errors_are_shares_of_the_largest_magnitude() -> None:
+    one = np.array([1.0, -4.0, np.inf], np.float32)
+    assert error_between(one, np.array([1.0, -3.0, np.inf], np.float32)) == 0.25
+    assert error_between(one, np.array([1.0, -4.0, 5.0], np.float32)) == np.inf
+    assert error_between(one, np.array([1.0, np.nan, np.inf], np.float32)) == np.inf
+    assert error_between(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])) == 0.25
+    assert error_between(np.zeros(2, np.float32), np.zeros(3, np.float32)) == np.inf
