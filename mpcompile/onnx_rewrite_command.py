@@ -22,7 +22,7 @@ from mpcompile.onnx.comparison import Comparison, compare
 from mpcompile.onnx.rewrite import Rewritten
 from mpcompile.onnx.rewrite import rewrite as rewrite_model
 from mpcompile.onnx.sessions import Array, input_types
-from mpcompile.onnx_graph.gate import read_model, write_model
+from mpcompile.onnx_graph.gate import EXTERNAL_ABOVE, read_model, write_model
 from mpcompile.onnx_graph.kernels import Target
 from mpcompile.plan import read_plan
 from mpcompile.plan_commands import write_json
@@ -97,7 +97,9 @@ def rewrite(
             "keep that op in FP32 with --full, measure with `mpcompile calibrate`, or raise "
             "--tolerance",
         )
-    written = write_model(rewritten.model, file, force)
+    # Weights that came in a file of their own leave in one: never all in memory at once.
+    apart = _weights(original) > source.stat().st_size
+    written = write_model(rewritten.model, file, force, 0 if apart else EXTERNAL_ABOVE)
     write_file(plan_file, rewritten.plan.to_json() + "\n", force)
     console.print(f"wrote {', '.join(map(str, [*written, plan_file]))}", markup=False)
     write_json(json_to, _document(source, file, rewritten, found, why_not))
@@ -184,6 +186,12 @@ def _print(
         lines.append(f"casts that ONNX Runtime really runs on a CPU: {run or 'none'}")
     for line in lines:
         console.print(printable(line), markup=False)
+
+
+def _weights(model: ir.Model) -> int:
+    """Return the bytes of a model's weights."""
+    held = [value.const_value for g in model.graphs() for value in g.initializers.values()]
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 def _document(

@@ -69,6 +69,19 @@ def test_what_overflows_is_named_and_not_written(
     assert (folder / "out.onnx").exists()
 
 
+def test_weights_in_a_file_of_their_own_stay_in_one(folder: Path) -> None:
+    weight = onnx.numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
+    text = "g (float[4,64] x) => (float[4,64] y) <float[64,64] w> { y = MatMul (x, w) }"
+    model = parsed(text)
+    model.graph.initializer.append(weight)
+    del model.graph.value_info[:]
+    onnx.save(model, "apart.onnx", save_as_external_data=True, location="apart.bin")
+    assert (folder / "apart.bin").stat().st_size == 4 * 64 * 64
+    assert exit_code(["apart.onnx", "-o", "narrow.onnx"]) == 0
+    assert (folder / "narrow.onnx.data").stat().st_size == 2 * 64 * 64
+    assert onnx.load("narrow.onnx").graph.initializer[0].data_type == onnx.TensorProto.FLOAT16
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -26,6 +26,7 @@ LONGEST_RUN = 600.0
 _QUIET = 4
 _MOST_MADE_UP = 1 << 28
 """Numbers of an input that is made up."""
+_IN_ONE_FILE = 1 << 26  # bytes of weights; more would be in memory twice as they are written
 _OPEN = 2
 """What an open dimension is in inputs that are made up."""
 
@@ -55,12 +56,15 @@ def session_of(
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+        apart = "session.optimized_model_external_initializers_"
+        options.add_session_config_entry(f"{apart}file_name", "weights")
+        options.add_session_config_entry(f"{apart}min_size_in_bytes", "1024")
     there = list(model.graph.outputs)
     model.graph.outputs.extend(value for value in outputs if value not in there)
     try:
         with tempfile.TemporaryDirectory(prefix="mpcompile-") as folder:
             file = Path(folder) / "model.onnx"
-            write_model(model, file)
+            write_model(model, file, external_above=_IN_ONE_FILE)
             try:
                 session = onnxruntime.InferenceSession(str(file), options, providers=list(CPU))
             except Exception as error:  # the runtime's own exceptions share no base class
