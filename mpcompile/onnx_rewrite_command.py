@@ -21,7 +21,7 @@ from mpcompile.onnx.batches import read_batches
 from mpcompile.onnx.comparison import Comparison, compare
 from mpcompile.onnx.rewrite import Rewritten
 from mpcompile.onnx.rewrite import rewrite as rewrite_model
-from mpcompile.onnx.sessions import Array, input_types
+from mpcompile.onnx.sessions import Array, fault_of, input_types
 from mpcompile.onnx_graph.gate import EXTERNAL_ABOVE, read_model, write_model
 from mpcompile.onnx_graph.kernels import Target
 from mpcompile.plan import read_plan
@@ -87,6 +87,10 @@ def rewrite(
             target=Target(onnx.target),
             keep_io=not onnx.free_io,
         )
+    with console.status("checking"):
+        fault = fault_of(rewritten.model)
+        if fault and not fault_of(original):
+            raise CheckFailed(f"the rewritten model is not valid: {fault}", "", "report this model")
     with console.status("comparing"):
         found, why_not = _compared(original, rewritten, onnx)
     _print(source, rewritten, found, why_not, console)

@@ -16,6 +16,7 @@ from mpcompile.cli import exit_code
 from mpcompile.onnx.comparison import compare, error_between
 from mpcompile.onnx.measure import calibrate
 from mpcompile.onnx.rewrite import rewrite
+from mpcompile.onnx.sessions import fault_of
 
 OVERFLOWS = """g (float[4,8] x, float[8,8] v) => (float[4,8] y) {
    [first] a = MatMul (x, v)
@@ -54,6 +55,13 @@ def test_rewritten_compared_and_written(folder: Path, capsys: pytest.CaptureFixt
     arguments = ["flow.onnx", "-o", "again.onnx", "--plan", "out.plan.json", "--json", "-"]
     assert exit_code(arguments) == 0
     assert (folder / "again.onnx").read_bytes() == (folder / "out.onnx").read_bytes()
+
+
+def test_faults_of_a_graph_are_found() -> None:
+    model = ir.from_proto(parsed(OVERFLOWS))
+    assert fault_of(model) == ""
+    model.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
+    assert "type" in fault_of(model)
 
 
 def test_what_overflows_is_named_and_not_written(

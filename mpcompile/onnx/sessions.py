@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
@@ -75,6 +76,18 @@ def session_of(
     finally:
         model.graph.outputs.clear()
         model.graph.outputs.extend(there)
+
+
+def fault_of(model: ir.Model) -> str:
+    """Return what ONNX's checker and its strict shape inference say against a model, or ""."""
+    with tempfile.TemporaryDirectory(prefix="mpcompile-") as folder:
+        file = Path(folder) / "model.onnx"
+        write_model(model, file, external_above=_IN_ONE_FILE)
+        try:
+            onnx.checker.check_model(str(file), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            return _first_line(error)
+    return ""
 
 
 def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, Array]) -> dict[str, Array]:
