@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mpcompile.artifacts import check_file, check_free, write_file, write_folder
 from mpcompile.calibration import calibrate as measure
@@ -27,7 +24,7 @@ from mpcompile.precision import Precision
 from mpcompile.ranges import Ranges
 from mpcompile.report import print_ranges, print_summary, summarize
 from mpcompile.settings import Settings, find_settings
-from mpcompile.train_step import TrainStep
+from mpcompile.training import train
 from mpcompile.workload import Workload, load
 
 _NAMES = {Precision.FP16: "fp16", Precision.BF16: "bf16", Precision.FP32: "fp32"}
@@ -87,7 +84,7 @@ def run(
             "the workload has no data", workload.origin, "give data=, an iterable of batches"
         )
     step = to_step(transformed, settings.backend)
-    losses, seconds = _train(step, workload, steps, console)
+    losses, seconds = train(step, _batches(workload, steps), steps, console)
     typical = 1000 * median(seconds[1:] or seconds)
     document = {
         "source": source,
@@ -144,40 +141,6 @@ def calibrate(
             "not_finite": sum(held.nonfinite > 0 for held in ranges.values.values()),
         },
     )
-
-
-def _train(
-    step: TrainStep, workload: Workload, steps: int, console: Console
-) -> tuple[list[float], list[float]]:
-    """Train with a progress bar; return losses and seconds per step."""
-    values: list[torch.Tensor] = []
-    seconds: list[float] = []
-    bar = Progress(
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}  scale {task.fields[scale]}  {task.fields[skipped]}"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    with bar:
-        task = bar.add_task("", total=steps, loss="-", scale="-", skipped="")
-        shown = 0.0
-        for batch in _batches(workload, steps):
-            start = time.perf_counter()
-            values.append(step(*batch))
-            seconds.append(time.perf_counter() - start)
-            bar.advance(task)
-            # The bar reads the loss from the device, so it does that a few times a second only.
-            if time.perf_counter() - shown > 0.25 or len(values) == steps:
-                bar.update(
-                    task,
-                    loss=f"{float(values[-1]):.4f}",
-                    scale=f"{step.loss_scale:g}",
-                    skipped=f"{step.skipped} skipped",
-                )
-                shown = time.perf_counter()
-    return [float(value) for value in values], seconds
 
 
 def _batches(workload: Workload, steps: int) -> Iterator[tuple[Any, ...]]:

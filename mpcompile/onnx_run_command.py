@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mpcompile.artifacts import check_file
 from mpcompile.errors import BadInput
 from mpcompile.onnx.batches import read_batches
 from mpcompile.onnx.device_memory import Array, dtype_of
-from mpcompile.onnx.train_step import Loss, OrtTrainStep
+from mpcompile.onnx.train_step import OrtTrainStep
 from mpcompile.plan_commands import write_json
+from mpcompile.training import train
 
 
 def run(
@@ -50,7 +49,7 @@ def run(
         check_file(output, force)
     console = Console(stderr=json_to == "-", highlight=False)
     step = OrtTrainStep(source, device=device)
-    losses, seconds = _train(step, data, steps, console)
+    losses, seconds = train(step, _batches(step, data, steps), steps, console)
     typical = 1000 * median(seconds[1:] or seconds)
     console.print(
         f"{len(losses)} steps: loss {losses[0]:.4f} -> {losses[-1]:.4f}, "
@@ -71,40 +70,6 @@ def run(
         "losses": losses,
     }
     write_json(json_to, document)
-
-
-def _train(
-    step: OrtTrainStep, data: Path, steps: int, console: Console
-) -> tuple[list[float], list[float]]:
-    """Train with a progress bar; return losses and seconds per step."""
-    values: list[Loss] = []
-    seconds: list[float] = []
-    bar = Progress(
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}  scale {task.fields[scale]}  {task.fields[skipped]}"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    with bar:
-        task = bar.add_task("", total=steps, loss="-", scale="-", skipped="")
-        shown = 0.0
-        for batch in _batches(step, data, steps):
-            start = time.perf_counter()
-            values.append(step(*batch))
-            seconds.append(time.perf_counter() - start)
-            bar.advance(task)
-            # The bar reads the loss from the device, so it does that a few times a second only.
-            if time.perf_counter() - shown > 0.25 or len(values) == steps:
-                bar.update(
-                    task,
-                    loss=f"{float(values[-1]):.4f}",
-                    scale=f"{step.loss_scale:g}",
-                    skipped=f"{step.skipped} skipped",
-                )
-                shown = time.perf_counter()
-    return [float(value) for value in values], seconds
 
 
 def _batches(step: OrtTrainStep, data: Path, steps: int) -> Iterator[list[Array]]:
