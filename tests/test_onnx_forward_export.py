@@ -73,6 +73,27 @@ def test_the_batch_size_may_be_open(tmp_path: Path) -> None:
         assert run(proto, {proto.graph.input[0].name: x})[0].shape == (count, 5)
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 16, proj_size=4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.lstm(x)[0]
+        return out
+
+
+def test_a_projecting_lstm_which_onnx_has_none_of_is_unrolled(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Recurrent().eval(), torch.randn(2, 5, 8)
+    export_forward(Workload(model, (x,)), tmp_path / "forward.onnx")
+    proto = onnx.load(tmp_path / "forward.onnx")
+    (found,) = run(proto, {proto.graph.input[0].name: x.numpy()})
+    with torch.no_grad():
+        wanted = model(x).numpy()
+    assert float(np.abs(found - wanted).max()) < 2**-8 * float(np.abs(wanted).max())
+
+
 def test_a_model_that_is_no_graph_is_refused(tmp_path: Path) -> None:
     class Branching(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

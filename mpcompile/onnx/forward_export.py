@@ -19,6 +19,8 @@ from mpcompile.onnx_graph.kernels import Target
 from mpcompile.policy import Policy
 from mpcompile.workload import Workload
 
+_LSTM = torch.ops.aten.lstm.input
+
 
 def export_forward(
     workload: Workload,
@@ -63,8 +65,14 @@ def export_forward(
             workload.origin,
             "try it without a dynamic batch" if dynamic else "see docs/onnx-training.md",
         ) from error
-    done = rewrite(exported(program), policy, target=target)
-    check(done.model)
+    if any(isinstance(m, torch.nn.LSTM) and m.proj_size for m in model.modules()):
+        # ONNX's LSTM has no projection, and the exporter makes an invalid graph of one.
+        table = torch.export.default_decompositions()
+        program = program.run_decompositions({_LSTM: table[_LSTM]})
+    full = exported(program)
+    check(full, workload.origin)
+    done = rewrite(full, policy, target=target)
+    check(done.model, workload.origin)
     write_model(done.model, path, force)
     return done
 

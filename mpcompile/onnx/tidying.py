@@ -84,10 +84,24 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def check(model: ir.Model) -> None:
-    """Raise onnx's ValidationError if a model of less than 2 GB is not valid."""
-    if sum(_bytes(list(graph.initializers.values())) for graph in model.graphs()) < 1 << 30:
+def check(model: ir.Model, where: str = "") -> None:
+    """Raise CannotCapture if a model of less than 1 GB is not valid.
+
+    Args:
+        model: what an exporter made.
+        where: the user's place for error messages.
+    """
+    if sum(_bytes(list(graph.initializers.values())) for graph in model.graphs()) >= 1 << 30:
+        return
+    try:
         onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        line = " ".join(str(error).split())[:200].rstrip(".")
+        raise CannotCapture(
+            f"PyTorch's exporter makes an invalid graph of this model ({line})",
+            where,
+            "replace that layer in the model",
+        ) from error
 
 
 def _bytes(values: Sequence[ir.Value]) -> int:
