@@ -153,7 +153,7 @@ def test_inputs_and_outputs_may_become_narrow() -> None:
         v.name: v.type.tensor_type.elem_type for v in (*proto.graph.input, *proto.graph.output)
     }
     assert types == {"x": 10, "v": 10, "k": 9, "y": 10, "means": 1, "h": 10}
-    assert casts_of(done.model) == {"f16 to f32": 1}
+    assert casts_of(proto.graph) == {"f16 to f32": 1}
 
 
 def test_an_edited_plan_holds_and_one_of_another_graph_does_not() -> None:

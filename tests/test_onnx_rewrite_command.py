@@ -13,7 +13,7 @@ import pytest
 from onnx_models import FLOW, parsed
 
 from mpcompile.cli import exit_code
-from mpcompile.onnx.comparison import compare, error_between
+from mpcompile.onnx.comparison import casts_of, compare, error_between
 from mpcompile.onnx.measure import calibrate
 from mpcompile.onnx.rewrite import rewrite
 from mpcompile.onnx.sessions import fault_of
@@ -151,3 +151,15 @@ def test_errors_are_shares_of_the_largest_magnitude() -> None:
     assert error_between(one, np.array([1.0, np.nan, np.inf], np.float32)) == np.inf
     assert error_between(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])) == 0.25
     assert error_between(np.zeros(2, np.float32), np.zeros(3, np.float32)) == np.inf
+
+
+def test_casts_in_inner_graphs_count() -> None:
+    text = """g (float[4] x, float16[4] h, bool k) => (float[4] y) {
+       a = Cast <to = 10> (x)
+       i = Cast <to = 6> (x)
+       y = If (k) <
+         then_branch = one () => (float[4] b) { b = Cast <to = 1> (a) },
+         else_branch = two () => (float[4] d) { d = Cast <to = 1> (h) }
+       >
+    }"""
+    assert casts_of(parsed(text).graph) == {"f16 to f32": 2, "f32 to f16": 1}
