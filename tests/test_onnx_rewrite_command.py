@@ -77,6 +77,17 @@ def test_what_overflows_is_named_and_not_written(
     assert (folder / "out.onnx").exists()
 
 
+def test_what_is_16_bits_already_stays_and_passes(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["flow.onnx", "-o", "out.onnx"]) == 0
+    capsys.readouterr()
+    assert exit_code(["out.onnx", "-o", "again.onnx", "--json", "-"]) == 0
+    document = said(capsys)
+    assert not document["changed"]
+    assert set(document["errors"].values()) == {0.0}
+
+
 def test_weights_in_a_file_of_their_own_stay_in_one(folder: Path) -> None:
     weight = onnx.numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
     text = "g (float[4,64] x) => (float[4,64] y) <float[64,64] w> { y = MatMul (x, w) }"
