@@ -30,7 +30,7 @@ def export(
     force: bool,
     json_to: str | None,
 ) -> None:
-    """Write a training step or a forward pass; see `mpcompile.cli.export`.
+    """Write a training step or a forward pass; see `mpcompile.cli.export.export`.
 
     Raises:
         BadInput: the file's name or the flags do not fit the kind.

@@ -33,7 +33,7 @@ _BATCHES = 8
 
 
 class OnnxFlags(Protocol):
-    """What the command line gives, see `mpcompile.cli.OnnxFlags`."""
+    """What the command line gives, see `mpcompile.cli.transform.OnnxFlags`."""
 
     @property
     def data(self) -> Path | None:

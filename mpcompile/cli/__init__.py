@@ -1,0 +1,16 @@
+"""The command line: a file a command. None imports torch before a command really runs."""
+
+from mpcompile.cli import (  # noqa: F401  # each adds its command
+    bench,
+    calibrate,
+    diff,
+    export,
+    inspect,
+    run,
+    schema,
+    transform,
+)
+from mpcompile.cli.app import Flags
+from mpcompile.cli.leave import exit_code, main
+
+__all__ = ["Flags", "exit_code", "main"]

@@ -1,0 +1,50 @@
+"""Run the command line; every failure is one sentence and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from cyclopts import CycloptsError
+
+from mpcompile.cli.app import app
+from mpcompile.errors import CompileError, printable
+
+DEFECT = 70
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(exit_code(sys.argv[1:] if arguments is None else arguments))
+
+
+def exit_code(arguments: list[str]) -> int:
+    """Run the command line; return its exit code, with every failure as one sentence on stderr."""
+    debug = "--debug" in arguments
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        return _say(" ".join(str(error).split()), 2)
+    except CompileError as error:
+        return _say(str(error), error.exit_code, debug)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of a pipe left (| head): not worth a word; keep Python from complaining too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        advice = "" if debug else " Run again with --debug for the traceback."
+        return _say(f"this is a defect of mpcompile ({text}).{advice}", DEFECT, debug)
+    return code if isinstance(code, int) else 0
+
+
+def _say(sentence: str, code: int, debug: bool = False) -> int:
+    if debug:
+        traceback.print_exc()
+    here = f"{Path.cwd()}{os.sep}"  # a place below the working folder reads better without it
+    sys.stderr.write(f"mpcompile: {printable(sentence.replace(here, ''))}\n")
+    return code

@@ -1,0 +1,64 @@
+"""``mpcompile run``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from mpcompile.cli.app import NO_FLAGS, Debug, Flags, Json, Source, app
+from mpcompile.errors import BadInput
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TrainFlags:
+    """What only a training step as a ``train.onnx`` takes."""
+
+    data: Annotated[
+        Path | None, Parameter(help="Of a train.onnx: an .npz with its batches by input.")
+    ] = None
+    device: Annotated[Literal["cpu", "cuda"], Parameter(help="Of a train.onnx: where it runs.")] = (
+        "cpu"
+    )
+    output: Annotated[
+        Path | None,
+        Parameter(name=["--output", "-o"], help="Of a train.onnx: a .safetensors for its state."),
+    ] = None
+    force: Annotated[bool, Parameter(help="Replace that file.", negative=())] = False
+
+
+_NO_TRAIN_FLAGS = TrainFlags()
+
+
+@app.command
+def run(
+    source: Source,
+    *,
+    steps: Annotated[int, Parameter(help="Training steps.")] = 100,
+    flags: Flags = NO_FLAGS,
+    backend: Annotated[
+        Literal["interpreter", "inductor"] | None,
+        Parameter(help="Default: inductor on CUDA, interpreter elsewhere."),
+    ] = None,
+    onnx: TrainFlags = _NO_TRAIN_FLAGS,
+    json: Json = None,
+    debug: Debug = False,
+) -> None:
+    """Train a program in mixed precision on its own data, or a train.onnx on --data."""
+    del debug
+    if source.endswith(".onnx"):
+        if backend or flags != NO_FLAGS:
+            raise BadInput(f"{source} was planned when it was exported", "", "leave out its flags")
+        command = import_module("mpcompile.onnx_run_command")
+        command.run(Path(source), onnx.data, steps, onnx.device, onnx.output, onnx.force, json)
+        return
+    if onnx != _NO_TRAIN_FLAGS:
+        raise BadInput(f"{source} is no .onnx file", "", "leave out --data, --output and the like")
+    given = {**flags.given(), **({"backend": backend} if backend else {})}
+    import_module("mpcompile.commands").run(
+        source, steps, given, flags.plan, flags.measured(), json
+    )
