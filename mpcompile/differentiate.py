@@ -29,7 +29,8 @@ def differentiate(
     Its results are the loss, one FP32 gradient per trained parameter (``grad.NAME``) and the next
     value of each buffer that the forward pass writes (``next.NAME``). Casts are differentiated
     like any other op, so backward inherits the precision of forward. Nodes of backward carry
-    ``meta["backward"]``.
+    ``meta["backward"]``; those of both carry in ``meta["planned"]`` the id of the op or cast of the
+    plan they come from.
 
     Args:
         forward: the forward graph, casts inserted.
@@ -61,6 +62,8 @@ def differentiate(
         _refuse_unreached(trained, gradients, origin)
         return (loss, *gradients, *written)
 
+    for node in module.graph.nodes:
+        node.meta.setdefault("planned", node.name)
     placeholders = module.graph.find_nodes(op="placeholder")
     fakes = [node.meta["val"] for node in placeholders]
     try:

@@ -36,6 +36,15 @@ def peak(graph: fx.Graph) -> Peak:
 
     Views hold no memory but keep their base alive.
     """
+    best = Peak(0, "")
+    for node, alive in alive_bytes(graph).items():
+        if alive > best.bytes:
+            best = Peak(alive, node.name)
+    return best
+
+
+def alive_bytes(graph: fx.Graph) -> dict[fx.Node, int]:
+    """Return per node, in order, the bytes of tensors alive while it runs; see `peak`."""
     owner = storages(graph)
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
@@ -44,20 +53,25 @@ def peak(graph: fx.Graph) -> Peak:
     freed: dict[fx.Node, list[fx.Node]] = {}
     for base, node in last.items():
         freed.setdefault(node, []).append(base)
-    alive, best = 0, Peak(0, "")
+    found: dict[fx.Node, int] = {}
+    alive = 0
     for node in graph.nodes:
         if owner[node] is node and node.op == "call_function":
             alive += tensor_bytes(node.meta.get("val"))
-        if alive > best.bytes:
-            best = Peak(alive, node.name)
+        found[node] = alive
         for base in freed.get(node, ()):
             if base.op == "call_function":
                 alive -= tensor_bytes(base.meta.get("val"))
-    return best
+    return found
 
 
 def saved_bytes(graph: fx.Graph) -> int:
     """Return the bytes forward makes and backward reads: the tensors saved for backward."""
+    return sum(tensor_bytes(node.meta.get("val")) for node in saved_tensors(graph))
+
+
+def saved_tensors(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes of forward in whose memory lies what backward reads."""
     bases = storages(graph)
     saved: set[fx.Node] = set()
     for node in graph.nodes:
@@ -67,7 +81,7 @@ def saved_bytes(graph: fx.Graph) -> int:
                 for item in node.all_input_nodes
                 if bases[item].op == "call_function" and not bases[item].meta.get("backward")
             }
-    return sum(tensor_bytes(node.meta.get("val")) for node in saved)
+    return saved
 
 
 def result_bytes(graph: fx.Graph, first: int = 0) -> int:

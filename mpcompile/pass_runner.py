@@ -15,15 +15,24 @@ def pass_name(rewrite: object) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
-def run_passes(graph: G, passes: Sequence[Pass[G]], check: Callable[[G], None]) -> dict[str, int]:
+def run_passes(
+    graph: G,
+    passes: Sequence[Pass[G]],
+    check: Callable[[G], None],
+    mark: Callable[[G, str], None] | None = None,
+) -> dict[str, int]:
     """Run passes in order and return how many changes each made.
 
     Args:
         graph: rewritten in place.
         passes: the order.
         check: raises on an invalid graph; called once, after the last pass.
+        mark: notes on what a pass has made that it was this pass; called after each with its name,
+            and once before the first with no name.
     """
     changes: dict[str, int] = {}
+    if mark is not None:
+        mark(graph, "")
     for rewrite in passes:
         name = pass_name(rewrite)
         try:
@@ -32,6 +41,8 @@ def run_passes(graph: G, passes: Sequence[Pass[G]], check: Callable[[G], None]) 
             error.add_note(f"while {name} rewrote the graph; finished before it: {list(changes)}")
             raise
         changes[name] = changes.get(name, 0) + made
+        if mark is not None and made:
+            mark(graph, name)
     if any(changes.values()):
         check(graph)
     return changes

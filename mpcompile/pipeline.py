@@ -185,13 +185,14 @@ def transform(
     update = trace_update(workload.optimizer, groups, cast, shapes, device, workload.origin)
     # The user is shown the graph of composite ops; autograd gets a copy.
     prepared = replace(forward, module=copy_graph(forward.module))
-    changes |= run_passes(prepared.module, matmul_passes(_places(forward, update), without), _lint)
+    passes = matmul_passes(_places(forward, update), without)
+    changes |= run_passes(prepared.module, passes, _lint, _mark)
     changes |= run_passes(prepared.module, BEFORE_AUTOGRAD, _lint)
     gradient, slots = differentiate(prepared, trained, workload.origin)
-    for name, count in run_passes(gradient, GRADIENT, _lint).items():
+    for name, count in run_passes(gradient, GRADIENT, _lint, _mark).items():
         changes[name] = changes.get(name, 0) + count
     step = join(gradient, slots, update)
-    changes |= run_passes(step, training_passes(loss_scale), StepGraph.check)
+    changes |= run_passes(step, training_passes(loss_scale), StepGraph.check, _mark_step)
     return Transformed(
         workload, policy, loss_scale, forward, plan, step, update.initial, changes, unfit
     )
@@ -305,6 +306,17 @@ def rewrite(
     for graph in all_graphs(module):
         graph.recompile()
     return new_program(program, module)
+
+
+def _mark(module: fx.GraphModule, name: str) -> None:
+    """Note on each node the pass that has made it, and on all others that none has."""
+    for node in module.graph.nodes:
+        node.meta.setdefault("pass", name)
+
+
+def _mark_step(step: StepGraph, name: str) -> None:
+    _mark(step.gradient, name)
+    _mark(step.update, name)
 
 
 def _lint(module: fx.GraphModule) -> None:

@@ -44,8 +44,9 @@ def record(
     """Run a function once and return what it did as a graph without mutation.
 
     Autograd inside the function is recorded too. Each node carries its fake result in
-    ``meta["val"]``; ``stack_trace`` and ``nn_module_stack`` of a graph that the function interprets
-    are kept, and nodes of backward get those of the forward op they are derived from.
+    ``meta["val"]``; ``stack_trace``, ``nn_module_stack``, ``planned`` and ``pass`` of a graph that
+    the function interprets are kept, and nodes of backward get those of the forward op they are
+    derived from.
 
     Args:
         function: takes the inputs flat, returns a flat tuple of tensors. A tensor that it changes
@@ -205,7 +206,7 @@ class _Recorder(DispatchMode):
         if backward:
             return {**self._meta.get(number, {}), "backward": True}
         current = fx.traceback.get_current_meta()
-        kept = ("stack_trace", "nn_module_stack")
+        kept = ("stack_trace", "nn_module_stack", "planned", "pass")
         meta: dict[str, Any] = {key: current[key] for key in kept if key in current}
         self._meta.setdefault(number, meta)
         return meta

@@ -64,6 +64,7 @@ class InsertCasts:
                     "call_function", CAST, (source,), {"dtype": dtype}, name=name
                 )
             node.meta["val"] = with_dtype(source.meta["val"], dtype)
+            node.meta["planned"] = cast.id
             for key in ("nn_module_stack", "stack_trace"):
                 if key in first.meta:
                     node.meta[key] = first.meta[key]

@@ -40,7 +40,7 @@ class ViewNode:
             makes one from the other; ``other`` without such tensors.
         computes: the format of the operands it computes with, ``f32``; empty without a float.
         stores: the format its result lies in memory in; empty without a float.
-        type: its first result, ``f16[8,32]``.
+        type: its first result, ``f16[8,32]``; of a Python number ``number``.
         bytes: of all its results.
         reads: ids of the nodes it reads, each once, in order.
         planned: id of the op of the plan that decided about it, or empty.
