@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import fx
 from mpcompile.dataflow import Where
 from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.functional import make_functional
+from mpcompile.stack_lines import users_line
 from mpcompile.torch_private import DataDependent, op_name
 from mpcompile.workload import Workload
 
@@ -277,17 +277,8 @@ def place_of(node: fx.Node) -> Where:
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values()]
     module = paths[-1].removeprefix("model").removeprefix(".") if paths else ""
-    return Where(module, *_user_line(node.meta.get("stack_trace") or ""))
+    return Where(module, *users_line(node.meta.get("stack_trace") or "", _is_foreign))
 
 
-@cache
-def _user_line(stack: str) -> tuple[str, int]:
-    """Return file and line of the deepest frame that is neither torch's nor ours."""
-    file, line = "", 0
-    for text in stack.splitlines():
-        text = text.strip()
-        if text.startswith('File "'):
-            path, _, rest = text[6:].partition('", line ')
-            if not path.startswith((_TORCH, _OURS, "<")):
-                file, line = path, int(rest.split(",")[0])
-    return file, line
+def _is_foreign(path: str) -> bool:
+    return path.startswith((_TORCH, _OURS, "<"))

@@ -18,6 +18,9 @@ from mpcompile.onnx_graph.values import constant_of, set_constant
 from mpcompile.plan import Cast, Plan
 from mpcompile.precision import Precision
 
+REASON, RULE = "mpcompile.reason", "mpcompile.rule"
+"""Names under which a node carries what was decided: viewers such as Netron show it."""
+
 _CAST_NODE_BYTES = 64
 """What a Cast node takes in a file, beside the names in it."""
 
@@ -75,7 +78,15 @@ class _Insertion:
             else:
                 for cast in casts:
                     changed += self._cast(cast, casts, uses)
+        if changed:
+            self._note_reasons()
         return changed
+
+    def _note_reasons(self) -> None:
+        for decision in self.plan.decisions:
+            if decision.op in self.nodes:
+                noted = self.nodes[decision.op].metadata_props
+                noted[RULE], noted[REASON] = decision.rule, decision.reason
 
     def _note_dtypes(self, by_tensor: dict[str, list[Cast]]) -> int:
         """Let what is computed in 16 bits be 16 bits; weights that all read so are made so."""
@@ -136,7 +147,7 @@ class _Insertion:
             )
             home.register_initializer(copy)
         else:
-            copy = self._node(value, self.plan.precision, name, narrow)
+            copy = self._node(value, self.plan.precision, name, narrow, casts[0].reason)
         for use in narrow:
             use.replace(copy)
         return 1
@@ -156,7 +167,7 @@ class _Insertion:
             copy = there
         else:
             name = self._name(f"{value.name}_{cast.to.short}")
-            copy = self._node(source, cast.to, name, [*uses[cast.id], *chained])
+            copy = self._node(source, cast.to, name, [*uses[cast.id], *chained], cast.reason)
         self.copies[cast.id] = copy
         leaves = any(use.reader is self.whole for use in uses[cast.id])
         for use in uses[cast.id]:
@@ -166,12 +177,15 @@ class _Insertion:
             copy.name = kept
         return 1
 
-    def _node(self, source: ir.Value, to: Precision, name: str, uses: Iterable[Use]) -> ir.Value:
+    def _node(
+        self, source: ir.Value, to: Precision, name: str, uses: Iterable[Use], reason: str
+    ) -> ir.Value:
         """Add a Cast node for these readers and return its output."""
         home = self.home[source]
         node = ir.node(
             "Cast", [source], {"to": int(onnx_dtype(to))}, name=self._name(f"{name}_cast")
         )
+        node.metadata_props[REASON] = reason
         copy = node.outputs[0]
         copy.name, copy.type, copy.shape = name, ir.TensorType(onnx_dtype(to)), source.shape
         readers = [self._reader_in(home, use) for use in uses]

@@ -260,5 +260,5 @@ def _tensors(value: object) -> list[torch.Tensor]:
 
 
 def _type(value: object) -> str:
-    first, *others = _tensors(value) or [value]
+    first, *others = _tensors(value) or (value,)
     return f"{type_text(first)} and {len(others)} more" if others else type_text(first)

@@ -1,0 +1,25 @@
+"""The user's line in a stack trace that a graph carries as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+
+@cache
+def users_line(stack: str, is_foreign: Callable[[str], bool]) -> tuple[str, int]:
+    """Return file and line of the deepest frame of the user's own; ``("", 0)`` without one.
+
+    Args:
+        stack: lines such as ``File "model.py", line 3, in forward``, outermost first.
+        is_foreign: says of a file that it is not the user's.
+    """
+    file, line = "", 0
+    for text in stack.splitlines():
+        text = text.strip()
+        if text.startswith('File "'):
+            path, _, rest = text[6:].partition('", line ')
+            number = rest.split(",")[0]
+            if number.isdecimal() and not is_foreign(path):
+                file, line = path, int(number)
+    return file, line
