@@ -12,19 +12,18 @@ from rich.console import Console
 
 from mpcompile.artifacts import check_file, check_free, write_file, write_folder
 from mpcompile.calibration import calibrate as measure
-from mpcompile.command_line import warnings_on_one_line
 from mpcompile.errors import BadInput
 from mpcompile.graph_text import graph_text
 from mpcompile.pipeline import Transformed, to_step
 from mpcompile.pipeline import transform as transform_workload
-from mpcompile.plan import read_plan
 from mpcompile.plan_commands import write_json
 from mpcompile.policy import FULL_PRECISION
 from mpcompile.precision import Precision
 from mpcompile.ranges import Ranges
 from mpcompile.report import print_ranges, print_summary, summarize
-from mpcompile.settings import Settings, find_settings
+from mpcompile.settings import find_settings
 from mpcompile.training import train
+from mpcompile.transform_source import transform_source
 from mpcompile.workload import Workload, load
 
 _NAMES = {Precision.FP16: "fp16", Precision.BF16: "bf16", Precision.FP32: "fp32"}
@@ -103,18 +102,6 @@ def run(
         f"loss scale {step.loss_scale:g}, {step.skipped} skipped, {typical:.1f} ms a step"
     )
     write_json(json_to, document)
-
-
-def transform_source(
-    source: str, settings: Settings, plan: Path | None, ranges: Ranges | None, console: Console
-) -> Transformed:
-    """Load a program and transform it by settings, with each warning on one line."""
-    given = read_plan(plan) if plan else None
-    workload = load(source)
-    with console.status("transforming"), warnings_on_one_line():
-        return transform_workload(
-            workload, settings.policy, settings.scale, given, ranges, settings.without
-        )
 
 
 def calibrate(

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mpcompile.commands import transform_source
 from mpcompile.cost import Bound, Kernel, bound
 from mpcompile.devices import DEVICES, Device, this_cpu
 from mpcompile.errors import BadInput, printable
@@ -18,6 +17,7 @@ from mpcompile.plan_commands import write_json
 from mpcompile.ranges import Ranges
 from mpcompile.report import bytes_text, numbers_table
 from mpcompile.settings import find_settings
+from mpcompile.transform_source import transform_source
 
 _SHOWN = 10
 

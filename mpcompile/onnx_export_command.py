@@ -9,13 +9,13 @@ from typing import Any
 from rich.console import Console
 
 from mpcompile.command_line import warnings_on_one_line
-from mpcompile.commands import transform_source
 from mpcompile.errors import BadInput, printable
 from mpcompile.onnx.forward_export import export_forward
 from mpcompile.onnx.step_export import export_step
 from mpcompile.plan_commands import write_json
 from mpcompile.ranges import Ranges
 from mpcompile.settings import Settings, find_settings
+from mpcompile.transform_source import transform_source
 from mpcompile.workload import load
 
 
