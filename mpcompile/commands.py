@@ -14,6 +14,8 @@ from mpcompile.artifacts import check_file, check_free, write_file, write_folder
 from mpcompile.calibration import calibrate as measure
 from mpcompile.errors import BadInput
 from mpcompile.graph_text import graph_text
+from mpcompile.inspection.of_step import view_of
+from mpcompile.inspection.sources import PLAN, VIEW
 from mpcompile.pipeline import Transformed, to_step
 from mpcompile.pipeline import transform as transform_workload
 from mpcompile.plan_commands import write_json
@@ -48,7 +50,8 @@ def transform(
         plain = transform_workload(mixed.workload, FULL_PRECISION)
         summary = summarize(mixed, plain)
     files = {
-        "plan.json": mixed.plan.to_json() + "\n",
+        PLAN: mixed.plan.to_json() + "\n",
+        VIEW: view_of(mixed, source).to_json() + "\n",
         "summary.json": json.dumps(summary.to_dict(), indent=1) + "\n",
         "forward.before.txt": graph_text(plain.forward.module.graph) + "\n",
         "forward.after.txt": graph_text(mixed.forward.module.graph) + "\n",

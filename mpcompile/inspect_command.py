@@ -1,8 +1,11 @@
-"""``mpcompile inspect``: what the passes did to a step, and the least time it can take."""
+"""``mpcompile inspect``: what runs in which precision, and the least time a step can take."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,41 @@ from rich.text import Text
 
 from mpcompile.cost import Bound, Kernel, bound
 from mpcompile.devices import DEVICES, Device, this_cpu
-from mpcompile.errors import BadInput, printable
+from mpcompile.errors import printable
+from mpcompile.inspection.csv_rows import write_csv
+from mpcompile.inspection.sources import open_source
+from mpcompile.inspection.tables import Selection, casts_of, ops_by_precision, peak_of, saved_of
+from mpcompile.inspection.terminal import (
+    casts_table,
+    headline,
+    largest_table,
+    memory_plot,
+    nodes_table,
+    ops_tables,
+    saved_table,
+)
+from mpcompile.inspection.view import View, ViewNode
 from mpcompile.plan_commands import write_json
 from mpcompile.ranges import Ranges
 from mpcompile.report import bytes_text, numbers_table
 from mpcompile.settings import find_settings
-from mpcompile.transform_source import transform_source
 
-_SHOWN = 10
+_SHOWN, _WIDEST = 10, 100
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How much is shown, and how.
+
+    Attributes:
+        selection: which nodes.
+        everything: tables are not cut short.
+        csv: rows of nodes, comma-separated, instead of tables.
+    """
+
+    selection: Selection
+    everything: bool
+    csv: bool
 
 
 def inspect(
@@ -28,41 +58,81 @@ def inspect(
     flags: dict[str, Any],
     plan: Path | None,
     ranges: Ranges | None,
+    shown: Shown,
     json_to: str | None,
 ) -> None:
-    """Transform and print; write nothing but the JSON document.
+    """Print what runs in which precision, what is cast and kept, and what it costs.
 
     Args:
-        source: a file or ``package.module:name``.
+        source: see `mpcompile.inspection.sources.open_source`.
         device: a name of `DEVICES`, ``cpu``, which is measured, or ``all`` for every one of
             `DEVICES`.
         flags: settings given on the command line.
         plan: a plan.json.
         ranges: what was measured.
+        shown: how much.
         json_to: where the document goes.
-
-    Raises:
-        BadInput: the workload has no step to bound.
     """
-    console = Console(stderr=json_to == "-", highlight=False)
+    console = Console(stderr=json_to == "-" or shown.csv, highlight=False)
     settings = find_settings(Path.cwd()).over(flags)
-    made = transform_source(source, settings, plan, ranges, console)
-    step, origin = made.step, made.workload.origin
-    if step is None:
-        raise BadInput("a workload without a loss has no step to bound", origin, "add one")
-    bounds = [bound(step, item) for item in _devices(device)]
-    console.print(_changes(made.changes))
-    console.print(_comparison(bounds))
-    for item in bounds if len(bounds) == 1 else ():
-        console.print(_kernels(item))
-    write_json(
-        json_to,
-        {
-            "source": source,
+    opened = open_source(source, settings, plan, ranges, console)
+    view, made = opened.view, opened.made
+    nodes = shown.selection.of(view)
+    document = _document(view, nodes)
+    bounds: list[Bound] = []
+    if made is not None and made.step is not None and shown.selection.everything:
+        bounds = [bound(made.step, item) for item in _devices(device)]
+        document |= {
             "changes": made.changes,
-            "bounds": [_document(item) for item in bounds],
-        },
-    )
+            "bounds": [_bound_document(item) for item in bounds],
+        }
+    if shown.csv:
+        write_csv(nodes, sys.stdout)
+    else:
+        _print(view, nodes, shown, bounds, console)
+        if made is not None and bounds:
+            console.print(_changes(made.changes))
+    write_json(json_to, document)
+
+
+def _print(
+    view: View, nodes: Sequence[ViewNode], shown: Shown, bounds: list[Bound], console: Console
+) -> None:
+    limit = len(nodes) if shown.everything else _SHOWN
+    if not nodes:
+        console.print("no node fits", markup=False)
+        return
+    console.print(headline(view, nodes))
+    for table in ops_tables(nodes, limit):
+        console.print(table)
+    if not shown.selection.everything:
+        console.print(nodes_table(nodes, limit if shown.everything else 3 * limit))
+    for found in (casts_table(view, nodes, limit), saved_table(nodes, limit)):
+        if found is not None:
+            console.print(found)
+    if shown.selection.everything:
+        for line in memory_plot(view, min(console.width, _WIDEST)):
+            console.print(line)
+    if bounds:
+        console.print(_comparison(bounds))
+        for item in bounds if len(bounds) == 1 else ():
+            console.print(_kernels(item, limit))
+    elif (found := largest_table(view, nodes, limit)) is not None:
+        console.print(found)
+
+
+def _document(view: View, nodes: Sequence[ViewNode]) -> dict[str, Any]:
+    peak = peak_of(view)
+    return {
+        "source": view.source,
+        "kind": view.kind,
+        "precision": view.precision,
+        "ops": ops_by_precision(nodes),
+        "casts": [asdict(row) for row in casts_of(view, nodes)],
+        "saved": [{"id": node.id, "bytes": node.bytes} for node in saved_of(nodes)],
+        "peak": {"id": peak.id, "bytes": peak.alive} if peak else None,
+        "nodes": [asdict(node) for node in nodes],
+    }
 
 
 def _devices(name: str) -> tuple[Device, ...]:
@@ -74,7 +144,8 @@ def _devices(name: str) -> tuple[Device, ...]:
 def _changes(changes: dict[str, int]) -> Table:
     table = numbers_table("passes, by changes", "pass", "changes")
     for name, count in changes.items():
-        table.add_row(name, str(count))
+        if count:
+            table.add_row(name, str(count))
     return table
 
 
@@ -87,8 +158,8 @@ def _comparison(bounds: list[Bound]) -> Table:
     return table
 
 
-def _kernels(item: Bound) -> Table:
-    shown = item.largest(_SHOWN)
+def _kernels(item: Bound, limit: int) -> Table:
+    shown = item.largest(limit)
     title = f"what makes most of it: {len(shown)} of {len(item.kernels)} kernels"
     here = f"{Path.cwd()}{os.sep}"
     table = numbers_table(title, "kernel", "where", "FLOPs", "bytes", "bound by", "time", "share")
@@ -112,7 +183,7 @@ def _limit(item: Bound, kernel: Kernel) -> str:
     return "memory" if item.memory_bounds(kernel) else "arithmetic" if kernel.flops else "nothing"
 
 
-def _document(item: Bound) -> dict[str, Any]:
+def _bound_document(item: Bound) -> dict[str, Any]:
     """Return a bound as JSON; times in seconds."""
     return {
         "device": item.device.name,

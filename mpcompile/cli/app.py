@@ -25,6 +25,12 @@ app = App(
 Source = Annotated[
     str, Parameter(help="A file that defines workload(), package.module:name, or an .onnx file.")
 ]
+AnySource = Annotated[
+    str,
+    Parameter(
+        help="A program, an .onnx file, a plan.json, or a folder that mpcompile has written."
+    ),
+]
 Json = Annotated[
     str | None,
     Parameter(
