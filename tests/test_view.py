@@ -1,3 +1,5 @@
+"""The rows of a view, and its JSON."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""ONNX models and plans as rows."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""A training step as rows."""
+
 from __future__ import annotations
 
 import pytest
