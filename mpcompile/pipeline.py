@@ -51,6 +51,7 @@ class Transformed:
         policy: what it was transformed by.
         scale: the loss scale's rule.
         forward: the forward graph, casts inserted.
+        flow: the forward graph as the planner saw it.
         plan: the decisions.
         step: the step graph; None for a workload without a loss.
         initial: per arena the optimizer state before the first step.
@@ -62,6 +63,7 @@ class Transformed:
     policy: Policy
     scale: LossScale
     forward: Forward
+    flow: Dataflow
     plan: Plan
     step: StepGraph | None
     initial: dict[str, dict[str, torch.Tensor]]
@@ -168,14 +170,17 @@ def transform(
         _check_release(policy, ranges)
     forward = capture(workload)
     unfit = unfit_constants(forward.module, _constants(forward), precision)
-    plan = decide(describe(forward, policy, unfit), policy.precision, plan, ranges)
+    flow = describe(forward, policy, unfit)
+    plan = decide(flow, policy.precision, plan, ranges)
     for sentence in overruled(plan, ranges) if ranges is not None else ():
         warnings.warn(sentence, MeasuredOverflow, stacklevel=2)
     changes = run_passes(forward.module, forward_passes(plan), _lint)
     for graph in all_graphs(forward.module):
         graph.recompile()
     if workload.optimizer is None:
-        return Transformed(workload, policy, loss_scale, forward, plan, None, {}, changes, unfit)
+        return Transformed(
+            workload, policy, loss_scale, forward, flow, plan, None, {}, changes, unfit
+        )
     named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
     groups = trained_parameters(workload.optimizer, named, workload.origin)
     trained = [name for group in groups for name in group]
@@ -194,7 +199,7 @@ def transform(
     step = join(gradient, slots, update)
     changes |= run_passes(step, training_passes(loss_scale), StepGraph.check, _mark_step)
     return Transformed(
-        workload, policy, loss_scale, forward, plan, step, update.initial, changes, unfit
+        workload, policy, loss_scale, forward, flow, plan, step, update.initial, changes, unfit
     )
 
 

@@ -4,6 +4,7 @@ from mpcompile.cli import (  # noqa: F401  # each adds its command
     bench,
     calibrate,
     diff,
+    explain,
     export,
     inspect,
     run,
