@@ -15,7 +15,7 @@ from mpcompile.calibration import calibrate as measure
 from mpcompile.errors import BadInput
 from mpcompile.graph_text import graph_text
 from mpcompile.inspection.of_step import view_of
-from mpcompile.inspection.sources import PLAN, VIEW
+from mpcompile.inspection.view import PLAN, VIEW
 from mpcompile.pipeline import Transformed, to_step
 from mpcompile.pipeline import transform as transform_workload
 from mpcompile.plan_commands import write_json

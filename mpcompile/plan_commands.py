@@ -8,21 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mpcompile import plan
-from mpcompile.errors import printable
-from mpcompile.plan_diff import in_words, plan_diff
 from mpcompile.precision import Precision
 from mpcompile.settings import Settings
 
 SAME, DIFFERENT = 0, 1
-
-
-def diff(old: Path, new: Path, json_to: str | None) -> int:
-    """``mpcompile diff a.json b.json``: print what changed; return 0 if nothing did, else 1."""
-    found = plan_diff(plan.read_plan(old), plan.read_plan(new), str(old), str(new))
-    people = sys.stderr if json_to == "-" else sys.stdout
-    people.writelines(f"{printable(line)}\n" for line in in_words(found))
-    write_json(json_to, found.to_dict())
-    return SAME if found.same else DIFFERENT
+"""Exit codes of a comparison."""
 
 
 def schema(document: str | None) -> None:

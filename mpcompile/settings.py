@@ -112,6 +112,13 @@ def find_settings(folder: Path) -> Settings:
     return Settings()
 
 
+def read_settings(path: Path) -> Settings:
+    """Read ``[tool.mpcompile]`` of a file; see `find_settings` for what it raises."""
+    if not path.is_file():
+        raise BadInput("there is no such file", str(path), f"give a .toml with [{TABLE}]")
+    return _checked(_table(path), f"{path}: [{TABLE}]")
+
+
 def _table(path: Path) -> object:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -40,7 +40,6 @@ Json = Annotated[
     ),
 ]
 Debug = Annotated[bool, Parameter(help="Show tracebacks.", negative=())]
-PlanPath = Annotated[Path, Parameter(help="A plan.json.")]
 
 
 def _patterns(what: str) -> Parameter:

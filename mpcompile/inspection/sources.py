@@ -11,15 +11,12 @@ from mpcompile.errors import BadInput
 from mpcompile.inspection.of_onnx import view_of_onnx
 from mpcompile.inspection.of_plan import view_of_plan
 from mpcompile.inspection.of_step import view_of
-from mpcompile.inspection.view import View, read_view
+from mpcompile.inspection.view import PLAN, VIEW, View, read_view
 from mpcompile.pipeline import Transformed
 from mpcompile.plan import read_plan
 from mpcompile.ranges import Ranges
 from mpcompile.settings import Settings
 from mpcompile.transform_source import transform_source
-
-VIEW, PLAN = "view.json", "plan.json"
-"""What an artifact folder holds of use here: the first if it is there, else the second."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,28 @@
+"""The plan of a program or an ONNX model, by settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from mpcompile.apply_plan import decide
+from mpcompile.onnx.rewrite import prepare
+from mpcompile.onnx_graph.gate import read_model
+from mpcompile.onnx_graph.kernels import Target
+from mpcompile.plan import Plan
+from mpcompile.settings import Settings
+from mpcompile.transform_source import transform_source
+
+
+def plan_source(source: str, settings: Settings, console: Console) -> Plan:
+    """Return the plan of a program, or of an ``.onnx`` file for any target.
+
+    Raises:
+        BadInput, CannotCapture: it is neither.
+    """
+    if source.endswith(".onnx"):
+        wanted = settings.policy
+        prepared = prepare(read_model(Path(source)), wanted, wanted.precision, Target.ANY)
+        return decide(prepared.flow, wanted.precision)
+    return transform_source(source, settings, None, None, console).plan
