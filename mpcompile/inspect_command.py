@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mpcompile.artifacts import check_file, write_file
 from mpcompile.cost import Bound, Kernel, bound
 from mpcompile.devices import DEVICES, Device, this_cpu
-from mpcompile.errors import printable
+from mpcompile.errors import BadInput, printable
 from mpcompile.inspection.csv_rows import write_csv
+from mpcompile.inspection.model_explorer import model_explorer_files
 from mpcompile.inspection.sources import open_source
 from mpcompile.inspection.tables import Selection, casts_of, ops_by_precision, peak_of, saved_of
 from mpcompile.inspection.terminal import (
@@ -45,11 +47,15 @@ class Shown:
         selection: which nodes.
         everything: tables are not cut short.
         csv: rows of nodes, comma-separated, instead of tables.
+        model_explorer: a folder to write for Model Explorer, perhaps.
+        force: replace what is there.
     """
 
     selection: Selection
     everything: bool
     csv: bool
+    model_explorer: Path | None = None
+    force: bool = False
 
 
 def inspect(
@@ -77,6 +83,9 @@ def inspect(
     settings = find_settings(Path.cwd()).over(flags)
     opened = open_source(source, settings, plan, ranges, console)
     view, made = opened.view, opened.made
+    if shown.model_explorer is not None:
+        _write_for_model_explorer(view, ranges, shown.model_explorer, shown.force)
+        console.print(f"wrote {shown.model_explorer}", markup=False)
     nodes = shown.selection.of(view)
     document = _document(view, nodes)
     bounds: list[Bound] = []
@@ -93,6 +102,21 @@ def inspect(
         if made is not None and bounds:
             console.print(_changes(made.changes))
     write_json(json_to, document)
+
+
+def _write_for_model_explorer(view: View, ranges: Ranges | None, folder: Path, force: bool) -> None:
+    files = model_explorer_files(view, ranges)
+    for name in files:
+        if folder.is_dir():
+            check_file(folder / name, force)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"{folder} cannot be made ({error.strerror})", "", "choose another"
+        ) from error
+    for name, text in files.items():
+        write_file(folder / name, text, force)
 
 
 def _print(

@@ -17,6 +17,7 @@ from mpcompile.dataflow import Dataflow
 from mpcompile.describe import dataflow
 from mpcompile.differentiate import differentiate
 from mpcompile.errors import BadInput, did_you_mean
+from mpcompile.graph_text import graph_text
 from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, default_backend
 from mpcompile.measured import MeasuredOverflow, overruled
@@ -36,7 +37,7 @@ from mpcompile.precision import Precision
 from mpcompile.ranges import Ranges
 from mpcompile.step import Place, Role, Slot, StepGraph, add_inputs, results, set_results
 from mpcompile.torch_graph import Forward, Kind, capture
-from mpcompile.torch_private import copy_graph, mutated_inputs, new_program
+from mpcompile.torch_private import copy_graph, mutated_inputs, new_program, trace_artifact
 from mpcompile.train_step import TrainStep
 from mpcompile.update import Update, trace_update, trained_parameters
 from mpcompile.workload import Workload
@@ -169,14 +170,19 @@ def transform(
     if ranges is not None:
         _check_release(policy, ranges)
     forward = capture(workload)
+    # What is transformed in FP32 is there to compare with.
+    trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
+    trace("mpcompile_before", lambda: graph_text(forward.module.graph))
     unfit = unfit_constants(forward.module, _constants(forward), precision)
     flow = describe(forward, policy, unfit)
     plan = decide(flow, policy.precision, plan, ranges)
+    trace("mpcompile_decisions.json", plan.to_json)
     for sentence in overruled(plan, ranges) if ranges is not None else ():
         warnings.warn(sentence, MeasuredOverflow, stacklevel=2)
     changes = run_passes(forward.module, forward_passes(plan), _lint)
     for graph in all_graphs(forward.module):
         graph.recompile()
+    trace("mpcompile_after", lambda: graph_text(forward.module.graph))
     if workload.optimizer is None:
         return Transformed(
             workload, policy, loss_scale, forward, flow, plan, None, {}, changes, unfit
@@ -198,6 +204,7 @@ def transform(
         changes[name] = changes.get(name, 0) + count
     step = join(gradient, slots, update)
     changes |= run_passes(step, training_passes(loss_scale), StepGraph.check, _mark_step)
+    trace("mpcompile_step", lambda: str(step))
     return Transformed(
         workload, policy, loss_scale, forward, flow, plan, step, update.initial, changes, unfit
     )

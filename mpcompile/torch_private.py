@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._higher_order_ops.utils import materialize_as_graph
+from torch._logging._internal import trace_structured_artifact
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
@@ -306,6 +307,17 @@ def autograd_number() -> tuple[int, bool]:
     if node is not None:
         return node._sequence_nr(), True
     return torch.autograd._get_sequence_nr() - 1, False
+
+
+def trace_artifact(name: str, text: Callable[[], str]) -> None:
+    """Put a text into the structured log that ``TORCH_TRACE`` asks for, which ``tlparse`` shows.
+
+    Args:
+        name: of its file there.
+        text: asked for only if there is such a log.
+    """
+    encoding = "json" if name.endswith(".json") else "string"
+    trace_structured_artifact(name, encoding, text)
 
 
 def note_step(optimizer: torch.optim.Optimizer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -60,6 +61,10 @@ def inspect(
     format: Annotated[
         Literal["text", "csv"], Parameter(help="Tables, or a comma-separated row a node.")
     ] = "text",
+    model_explorer: Annotated[
+        Path | None, Parameter(help="A folder for files that Model Explorer reads.")
+    ] = None,
+    force: Annotated[bool, Parameter(help="Replace those files.", negative=())] = False,
     device: Annotated[
         Literal["h100", "h200", "a100", "v100", "cpu", "all"],
         Parameter(help="Whose bound; cpu is measured here, all compares the others."),
@@ -75,5 +80,5 @@ def inspect(
     """
     del debug
     command = import_module("mpcompile.inspect_command")
-    shown = command.Shown(filters.selection(), all, format == "csv")
+    shown = command.Shown(filters.selection(), all, format == "csv", model_explorer, force)
     command.inspect(source, device, flags.given(), flags.plan, flags.measured(), shown, json)
