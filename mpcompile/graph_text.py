@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,13 +21,18 @@ _SHORT = {
 def type_text(value: object) -> str:
     """Write a value's type: ``f32[8,32]`` for a tensor, the Python type's name otherwise."""
     if isinstance(value, torch.Tensor):
-        name = str(value.dtype).removeprefix("torch.")
-        return f"{_SHORT.get(name, name)}[{','.join(str(size) for size in value.shape)}]"
+        return f"{_dtype_text(value.dtype)}[{','.join(str(size) for size in value.shape)}]"
     if isinstance(value, list | tuple):
         return "tuple"
     if isinstance(value, torch.SymFloat | float):
         return "number"
     return type(value).__name__ if value is not None else "?"
+
+
+@cache
+def _dtype_text(dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return _SHORT.get(name, name)
 
 
 def graph_text(graph: fx.Graph, places: bool = False) -> str:

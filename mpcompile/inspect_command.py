@@ -30,7 +30,7 @@ from mpcompile.inspection.terminal import (
     ops_tables,
     saved_table,
 )
-from mpcompile.inspection.view import View, ViewNode
+from mpcompile.inspection.view import View, ViewNode, plain
 from mpcompile.plan_commands import write_json
 from mpcompile.ranges import Ranges
 from mpcompile.report import bytes_text, numbers_table
@@ -87,20 +87,23 @@ def inspect(
         _write_for_model_explorer(view, ranges, shown.model_explorer, shown.force)
         console.print(f"wrote {shown.model_explorer}", markup=False)
     nodes = shown.selection.of(view)
-    document = _document(view, nodes)
     bounds: list[Bound] = []
     if made is not None and made.step is not None and shown.selection.everything:
         bounds = [bound(made.step, item) for item in _devices(device)]
-        document |= {
-            "changes": made.changes,
-            "bounds": [_bound_document(item) for item in bounds],
-        }
     if shown.csv:
         write_csv(nodes, sys.stdout)
     else:
         _print(view, nodes, shown, bounds, console)
         if made is not None and bounds:
             console.print(_changes(made.changes))
+    if json_to is None:
+        return
+    document = _document(view, nodes)
+    if made is not None and bounds:
+        document |= {
+            "changes": made.changes,
+            "bounds": [_bound_document(item) for item in bounds],
+        }
     write_json(json_to, document)
 
 
@@ -155,7 +158,7 @@ def _document(view: View, nodes: Sequence[ViewNode]) -> dict[str, Any]:
         "casts": [asdict(row) for row in casts_of(view, nodes)],
         "saved": [{"id": node.id, "bytes": node.bytes} for node in saved_of(nodes)],
         "peak": {"id": peak.id, "bytes": peak.alive} if peak else None,
-        "nodes": [asdict(node) for node in nodes],
+        "nodes": [plain(node) for node in nodes],
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 import torch
@@ -183,7 +184,12 @@ def traced(function: Callable[..., Any], inputs: Sequence[Any]) -> fx.GraphModul
 
 def is_view(node: fx.Node) -> bool:
     """Whether the node's result may share memory with one of its inputs."""
-    schema = getattr(node.target, "_schema", None)
+    return _returns_alias(node.target)
+
+
+@cache
+def _returns_alias(target: object) -> bool:
+    schema = getattr(target, "_schema", None)
     return schema is not None and any(
         result.alias_info is not None and not result.alias_info.is_write
         for result in schema.returns

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
@@ -71,6 +71,16 @@ class ViewNode:
     where: Where = field(default_factory=Where)
 
 
+_FIELDS = tuple(item.name for item in fields(ViewNode) if item.name != "where")
+
+
+def plain(node: ViewNode) -> dict[str, Any]:
+    """Return a row as a JSON-ready dictionary; `dataclasses.asdict` would copy every string."""
+    where = node.where
+    row = {name: getattr(node, name) for name in _FIELDS}
+    return row | {"where": {"module": where.module, "file": where.file, "line": where.line}}
+
+
 @dataclass(frozen=True)
 class View:
     """A graph for a person.
@@ -103,7 +113,14 @@ class View:
 
     def to_json(self) -> str:
         """Write the view as a JSON document; `from_json` reads it back."""
-        return json.dumps({"version": VERSION, **asdict(self)}, separators=(",", ":"))
+        document = {
+            "version": VERSION,
+            "source": self.source,
+            "kind": self.kind,
+            "precision": self.precision,
+            "nodes": [plain(node) for node in self.nodes],
+        }
+        return json.dumps(document, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str | bytes, where: str = "") -> View:
