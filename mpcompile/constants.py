@@ -99,6 +99,23 @@ def unfit_constants(
 def unfit_reasons(module: fx.GraphModule, constants: tuple[UnfitConstant, ...]) -> dict[str, str]:
     """Return per op why it must not compute in 16 bits: its constant, or one that comes to it.
 
+    Args:
+        module: the graph.
+        constants: found in it.
+    """
+    return {
+        op: str(constant)
+        if constant.op == op
+        else f"it reads what comes from {constant.op}, where {constant}"
+        for op, constant in unfit_causes(module, constants).items()
+    }
+
+
+def unfit_causes(
+    module: fx.GraphModule, constants: tuple[UnfitConstant, ...]
+) -> dict[str, UnfitConstant]:
+    """Return per op that must not compute in 16 bits its constant, or the one that comes to it.
+
     A Tensor-Core op that reads what a constant beyond FP16's range has gone into would read
     infinities. The mask of an attention op is an exception: there negative infinity means what the
     number did.
@@ -109,7 +126,7 @@ def unfit_reasons(module: fx.GraphModule, constants: tuple[UnfitConstant, ...]) 
     """
     held = {item.op: item for item in constants}
     buffers = {item.buffer: item for item in constants if abs(item.value) > _LARGEST}
-    reasons: dict[str, str] = {}
+    causes: dict[str, UnfitConstant] = {}
     reach: dict[fx.Node, UnfitConstant] = {}
     for node, op in nest_of(module).ids().items():
         if node.op == "placeholder" and op in buffers:
@@ -119,11 +136,10 @@ def unfit_reasons(module: fx.GraphModule, constants: tuple[UnfitConstant, ...]) 
         if _rule(node).precision_class is PrecisionClass.TENSOR_CORE:
             constant = own or carried
             if constant is not None and not _is_mask_of(node, constant, reach):
-                how = "" if own else f"it reads what comes from {constant.op}, where "
-                reasons[op] = f"{how}{constant}"
+                causes[op] = constant
             continue
         if own is not None:
-            reasons[op] = str(own)
+            causes[op] = own
         large = own if own is not None and abs(own.value) > _LARGEST else carried
         ends = op_name(node) in BOUNDED or (
             large is not None and large.value < 0 and op_name(node) in _DROPS_NEGATIVE
@@ -131,7 +147,7 @@ def unfit_reasons(module: fx.GraphModule, constants: tuple[UnfitConstant, ...]) 
         holds = is_full(node) or isinstance(node.meta.get("val"), tuple | list)
         if large is not None and holds and not ends:
             reach[node] = large
-    return reasons
+    return causes
 
 
 def _is_mask_of(
@@ -169,14 +185,15 @@ def _numbers(node: fx.Node) -> list[float]:
     return [
         number
         for name, number in number_arguments(node, _VALUES.get(kind, ())).items()
-        if _is_unfit(number)
+        if is_unfit(number)
         and not (number > _LARGEST and (kind, name) in _UPPER)
         and not (number < -_LARGEST and (kind, name) in _LOWER)
         and not (compares and abs(number) > _LARGEST)
     ]
 
 
-def _is_unfit(value: float) -> bool:
+def is_unfit(value: float) -> bool:
+    """Whether FP16 has no number near a finite one but infinity or zero."""
     return isfinite(value) and (abs(value) > _LARGEST or 0 < abs(value) <= _SMALLEST)
 
 
@@ -186,7 +203,7 @@ def _of_buffer(tensor: torch.Tensor) -> float:
         return 0.0
     finite = torch.nan_to_num(tensor.detach(), nan=0.0, posinf=0.0, neginf=0.0)
     most = max(float(finite.max()), float(finite.min()), key=abs)
-    return most if _is_unfit(most) else 0.0
+    return most if is_unfit(most) else 0.0
 
 
 def _sentence(value: float, buffer: str) -> tuple[str, str]:

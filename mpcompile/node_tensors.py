@@ -29,6 +29,11 @@ def count_of(value: torch.Tensor) -> int:
     return prod(_size(size) for size in value.shape)
 
 
+def shape_of(value: torch.Tensor) -> tuple[int, ...]:
+    """Return a tensor's shape in numbers; dynamic dimensions as in `count_of`."""
+    return tuple(map(_size, value.shape))
+
+
 def _size(size: int | torch.SymInt) -> int:
     if isinstance(size, int):
         return size

@@ -173,7 +173,7 @@ def transform(
     # What is transformed in FP32 is there to compare with.
     trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
     trace("mpcompile_before", lambda: graph_text(forward.module.graph))
-    unfit = unfit_constants(forward.module, _constants(forward), precision)
+    unfit = unfit_constants(forward.module, constants_of(forward), precision)
     flow = describe(forward, policy, unfit)
     plan = decide(flow, policy.precision, plan, ranges)
     trace("mpcompile_decisions.json", plan.to_json)
@@ -187,16 +187,10 @@ def transform(
         return Transformed(
             workload, policy, loss_scale, forward, flow, plan, None, {}, changes, unfit
         )
-    named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
-    groups = trained_parameters(workload.optimizer, named, workload.origin)
-    trained = [name for group in groups for name in group]
-    shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
-    device = next(iter(workload.model.parameters())).device
-    cast = weights_cast(forward)
-    update = trace_update(workload.optimizer, groups, cast, shapes, device, workload.origin)
+    trained, update = update_of(workload, workload.optimizer, forward)
     # The user is shown the graph of composite ops; autograd gets a copy.
     prepared = replace(forward, module=copy_graph(forward.module))
-    passes = matmul_passes(_places(forward, update), without)
+    passes = matmul_passes(places_of(forward, update), without)
     changes |= run_passes(prepared.module, passes, _lint, _mark)
     changes |= run_passes(prepared.module, BEFORE_AUTOGRAD, _lint)
     gradient, slots = differentiate(prepared, trained, workload.origin)
@@ -216,6 +210,23 @@ def describe(forward: Forward, policy: Policy, unfit: tuple[UnfitConstant, ...] 
     return dataflow(forward.module, fixed, policy, unfit_reasons(forward.module, unfit))
 
 
+def update_of(
+    workload: Workload, optimizer: torch.optim.Optimizer, forward: Forward
+) -> tuple[list[str], Update]:
+    """Trace the optimizer's step for a forward graph in which casts stand.
+
+    Returns:
+        The names of the trained parameters, and the update.
+    """
+    named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
+    groups = trained_parameters(optimizer, named, workload.origin)
+    shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
+    device = next(iter(workload.model.parameters())).device
+    cast = weights_cast(forward)
+    update = trace_update(optimizer, groups, cast, shapes, device, workload.origin)
+    return [name for group in groups for name in group], update
+
+
 def weights_cast(forward: Forward) -> set[str]:
     """Return the names of the parameters that will have a working copy if they are trained."""
     nodes = {node.name: node for node in forward.module.graph.find_nodes(op="placeholder")}
@@ -232,7 +243,7 @@ def _check_passes(without: Collection[str]) -> None:
             )
 
 
-def _places(forward: Forward, update: Update) -> dict[str, Place]:
+def places_of(forward: Forward, update: Update) -> dict[str, Place]:
     """Return, per placeholder of a trained weight in a flat arena, where it lies."""
     nodes = {item.name: item.node for item in forward.inputs}
     return {
@@ -252,7 +263,7 @@ def _check_release(policy: Policy, ranges: Ranges) -> None:
         )
 
 
-def _constants(forward: Forward) -> dict[str, torch.Tensor]:
+def constants_of(forward: Forward) -> dict[str, torch.Tensor]:
     """Return, per placeholder, the buffers that forward never writes."""
     return {
         item.node: item.tensor

@@ -24,6 +24,23 @@ def _patterns(what: str) -> Any:
     return Field(strict=False, description=f"Ops, modules or nodes {what}.")
 
 
+def _rules(what: str) -> Any:
+    return Field(strict=False, description=f"Rules of lint {what}: MP201, MP1 or ALL.")
+
+
+class LintSettings(BaseModel):
+    """Which findings of ``mpcompile lint`` are wanted."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    select: Annotated[tuple[str, ...], _rules("that are wanted")] = ("ALL",)
+    ignore: Annotated[tuple[str, ...], _rules("that are not")] = ()
+    per_module_ignores: Annotated[
+        dict[str, Annotated[tuple[str, ...], Field(strict=False)]],
+        Field(description="Per pattern of module paths the rules that are not wanted there."),
+    ] = {}
+
+
 class Settings(BaseModel):
     """How a program is transformed and run, where nothing else is said."""
 
@@ -50,6 +67,7 @@ class Settings(BaseModel):
     without: Annotated[
         tuple[str, ...], Field(strict=False, description="Optional passes to leave out.")
     ] = ()
+    lint: Annotated[LintSettings, Field(description="What `mpcompile lint` says.")] = LintSettings()
 
     @field_validator("loss_scale", mode="before")
     @classmethod

@@ -40,12 +40,13 @@ class PadVocabulary:
 
     def __call__(self, module: fx.GraphModule) -> int:
         """Rewrite a forward graph in which casts stand; return the number of linears padded."""
-        found = [node for node in module.graph.nodes if self._fits(node)]
+        found = [node for node in module.graph.nodes if self.pads(node)]
         for node in found:
             _pad(module.graph, node)
         return len(found)
 
-    def _fits(self, node: fx.Node) -> bool:
+    def pads(self, node: fx.Node) -> bool:
+        """Whether a node is a linear that is padded."""
         if node.target is not _LINEAR or node.meta["val"].dtype not in NARROW:
             return False
         _, weight, _ = arguments_of_linear(node)

@@ -213,7 +213,7 @@ def test_settings_of_the_project_and_flags_over_them(
     assert exit_code(["model.py", "--force"]) == 2
     assert capsys.readouterr().err == (
         "mpcompile: pyproject.toml: [tool.mpcompile]: there is no halve (did you mean 'half'?); "
-        "the settings are level, precision, full, half, free, loss_scale, backend, without.\n"
+        "the settings are level, precision, full, half, free, loss_scale, backend, without, lint.\n"
     )
 
 

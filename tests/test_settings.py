@@ -137,7 +137,7 @@ def test_flags_settings_and_types_know_the_same_names() -> None:
     for level in Level:
         assert f'"{level.value}"' in hints["level"].replace("'", '"')
     names = set(hints) - {"plan", "ranges", "margin", "release"}  # of one program, not a project
-    assert names | {"backend"} == set(Settings.model_fields)
+    assert names | {"backend", "lint"} == set(Settings.model_fields)
     backend: Any = Settings.model_fields["backend"].annotation
     assert backend == Backend | None
     assert get_args(Settings.model_fields["precision"].annotation) == ("fp16", "bf16", "fp32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import isfinite
 
 import ml_dtypes
@@ -32,8 +33,33 @@ def largest_of(tensor: ir.TensorProtocol) -> float:
     return max(_extremes(tensor), key=abs)
 
 
+@dataclass(frozen=True, slots=True)
+class UnfitUse:
+    """A constant that a node must not meet in 16 bits.
+
+    Attributes:
+        value: the constant: an initializer, or what a Constant makes.
+        number: of all its numbers the one of the largest magnitude.
+        source: id of the node that reads it; another node may read what comes of it.
+    """
+
+    value: ir.Value
+    number: float
+    source: str
+
+
 def unfit_readers(nest: Nest, precision: Precision) -> dict[str, str]:
-    """Return, per node id, why the node must not compute in 16 bits.
+    """Return, per node id, why the node must not compute in 16 bits; see `unfit_uses`."""
+    return {
+        name: _sentence(use.value, use.number)
+        if use.source == name
+        else f"it reads what comes from {use.source}, a number FP16 cannot hold"
+        for name, use in unfit_uses(nest, precision).items()
+    }
+
+
+def unfit_uses(nest: Nest, precision: Precision) -> dict[str, UnfitUse]:
+    """Return, per node id, the constant for which the node must not compute in 16 bits.
 
     A node that reads a constant beyond the range of FP16, or one so small that nothing but zero is
     left of it, stays in FP32; so does a Tensor-Core op that reads what such a large constant has
@@ -46,26 +72,25 @@ def unfit_readers(nest: Nest, precision: Precision) -> dict[str, str]:
     if precision is not Precision.FP16:
         return {}
     largest = dict.fromkeys(mask_constants(nest), MASK)
-    reach: dict[ir.Value, tuple[str, float]] = {}
-    reasons: dict[str, str] = {}
+    reach: dict[ir.Value, UnfitUse] = {}
+    uses: dict[str, UnfitUse] = {}
     for node, _ in nest.visited():
         name = nest.nodes[node]
-        own = _own(node, largest)
+        own = _own(node, name, largest)
         carried = next((reach[v] for v in node.inputs if v is not None and v in reach), None)
         rule = ONNX_RULES.get(node.op_type, UNKNOWN) if is_standard(node) else UNKNOWN
         if own is not None:
-            value, number = own
-            reasons[name] = _sentence(value, number)
+            uses[name] = own
         elif carried is not None and rule.precision_class is PrecisionClass.TENSOR_CORE:
-            reasons[name] = f"it reads what comes from {carried[0]}, a number FP16 cannot hold"
-        large = own is not None and abs(own[1]) > Precision.FP16.largest
-        source = (name, own[1]) if own is not None and large else carried
+            uses[name] = carried
+        large = own is not None and abs(own.number) > Precision.FP16.largest
+        source = own if large else carried
         ends = rule.precision_class is PrecisionClass.TENSOR_CORE or node.op_type in BOUNDED
-        if source is not None and source[1] < 0 and node.op_type in _DROPS_NEGATIVE:
+        if source is not None and source.number < 0 and node.op_type in _DROPS_NEGATIVE:
             ends = True
         if source is not None and not ends:
             reach |= dict.fromkeys((v for v in node.outputs if is_full(v)), source)
-    return reasons
+    return uses
 
 
 def mask_constants(nest: Nest) -> tuple[ir.Value, ...]:
@@ -152,7 +177,7 @@ def _pieces(tensor: ir.TensorProtocol) -> Iterator[np.ndarray]:
         yield np.asarray(flat[start : start + _PIECE])
 
 
-def _own(node: ir.Node, largest: dict[ir.Value, float]) -> tuple[ir.Value, float] | None:
+def _own(node: ir.Node, name: str, largest: dict[ir.Value, float]) -> UnfitUse | None:
     """Return the constant that a node reads and FP16 cannot hold."""
     for index, value in enumerate(node.inputs):
         tensor = constant_of(value)
@@ -164,7 +189,7 @@ def _own(node: ir.Node, largest: dict[ir.Value, float]) -> tuple[ir.Value, float
         bounds = node.op_type == "Clip" and index == (2 if number > 0 else 1)
         large = abs(number) > Precision.FP16.largest
         if isfinite(number) and ((large and not bounds) or 0 < abs(number) <= _SMALLEST):
-            return value, number
+            return UnfitUse(value, number, name)
     return None
 
 

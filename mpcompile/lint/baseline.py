@@ -1,0 +1,117 @@
+"""Findings that are known: a file beside the code, so that a check fails only on what is new.
+
+Findings are matched by rule, module, op and message. A line that moves, or a node that gets another
+number, is not new; a second finding like a known one is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from mpcompile.errors import BadInput
+from mpcompile.lint.finding import Finding
+from mpcompile.validation import read_document, sentence
+
+_AGAIN = "write it again with --write-baseline"
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class Known:
+    """What is known of one kind of finding.
+
+    Attributes:
+        rule: its rule's id.
+        module: path of its module.
+        op: its op.
+        message: what it says.
+        count: how many there are.
+    """
+
+    rule: str
+    module: str
+    op: str
+    message: str
+    count: Annotated[int, Field(ge=1)]
+
+
+@checked_dataclass(frozen=True, config=_STRICT)
+class Baseline:
+    """A file of known findings.
+
+    Attributes:
+        version: of the format.
+        findings: sorted, so that a change of the file is easy to read.
+    """
+
+    version: Literal[1]
+    findings: tuple[Known, ...]
+
+    def to_json(self) -> str:
+        """Write it as JSON, a line each value, ended by a line end."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Findings beside a baseline.
+
+    Attributes:
+        new: those that are not in it.
+        known: how many are.
+        gone: how many of the baseline were not found again.
+        compared: whether there was a baseline at all.
+    """
+
+    new: tuple[Finding, ...]
+    known: int = 0
+    gone: int = 0
+    compared: bool = False
+
+    @property
+    def fails(self) -> bool:
+        """Whether there is a new error or warning."""
+        return any(finding.severity.fails for finding in self.new)
+
+
+def baseline_of(findings: Sequence[Finding]) -> Baseline:
+    """Return what makes all findings known."""
+    counts = Counter(finding.identity for finding in findings)
+    return Baseline(1, tuple(Known(*identity, counts[identity]) for identity in sorted(counts)))
+
+
+def read_baseline(path: Path) -> Baseline:
+    """Read a baseline, which may come from anyone; raises BadInput if the file holds none."""
+    text = read_document(path, "baseline", "write one with --write-baseline")
+    try:
+        return _format().validate_json(text)
+    except ValidationError as error:
+        raise BadInput(f"this is no baseline: {sentence(error)}", str(path), _AGAIN) from error
+
+
+def compare(findings: Sequence[Finding], baseline: Baseline) -> Compared:
+    """Return which findings are new; of several alike the first are the known ones."""
+    left: Counter[tuple[str, str, str, str]] = Counter()
+    for item in baseline.findings:
+        left[item.rule, item.module, item.op, item.message] += item.count
+    new = []
+    for finding in findings:
+        if left[finding.identity]:
+            left[finding.identity] -= 1
+        else:
+            new.append(finding)
+    return Compared(tuple(new), len(findings) - len(new), left.total(), compared=True)
+
+
+@cache
+def _format() -> TypeAdapter[Baseline]:
+    return TypeAdapter(Baseline)

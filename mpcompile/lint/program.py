@@ -1,0 +1,194 @@
+"""What rules look at: a program as rows, whether it was written in PyTorch or is an ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from typing import TypeAlias
+
+from mpcompile.dataflow import Where
+from mpcompile.lint.finding import Finding, Severity
+from mpcompile.precision import Precision
+
+SMALLEST = 2.0**-24
+"""The smallest FP16 number; what is not above half of it becomes zero."""
+
+SOURCES = frozenset(("parameter", "buffer", "batch", "constant"))
+"""Ops of rows that stand for what a graph holds or is given."""
+
+MOVES = frozenset(("movement", "indexing", "cast"))
+"""Rows of the op table that hand on numbers as they are."""
+
+
+class By(Enum):
+    """Who decided about a node's precision; the value is how a message says it."""
+
+    PLAN = "as the plan has it"
+    USER = "as an override or a plan file wants it"
+    PROGRAM = "as the program itself asks for it"
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A number that FP16 cannot hold, as an op uses it.
+
+    Attributes:
+        value: the number.
+        holder: the buffer or weight that holds it, or "" if it stands in the code.
+        becomes: what the plan makes of it where that is no loss (a mask's least number), or None.
+        needless: the op would compute in FP32 without it too.
+        costs: how many Tensor-Core ops stay in FP32 because of it.
+    """
+
+    value: float
+    holder: str = ""
+    becomes: float | None = None
+    needless: bool = False
+    costs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A length that a Tensor Core wants to be a multiple of eight.
+
+    Attributes:
+        name: what it counts, in the plural: ``inputs``.
+        count: how many.
+        padded: a pass pads it.
+    """
+
+    name: str
+    count: int
+    padded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One op, parameter, buffer or input.
+
+    Attributes:
+        id: unique in its program.
+        op: the op's name; one of `SOURCES` for what is no op.
+        row: its row of the op table.
+        where: its place in the user's program.
+        reads: ids of what it reads, operands in the order of the op's arguments.
+        shape: of its first result.
+        computes: the precision of its arithmetic; None without floating-point numbers.
+        stores: the precision of its results.
+        by: who decided that.
+        constant: a number it uses that FP16 cannot hold.
+        length: how many numbers each of its results adds up; 0 if it adds up none.
+        flops: of a Tensor-Core op.
+        sizes: of a Tensor-Core op, the lengths of its rows in memory.
+        in_loss: the loss function calls it, not the model.
+        bound: the largest number that it lets through.
+        channels_last: whether a convolution finds its input with the channels of a pixel side by
+            side; None for other ops.
+    """
+
+    id: str
+    op: str
+    row: str
+    where: Where = field(default_factory=Where)
+    reads: tuple[str, ...] = ()
+    shape: tuple[int, ...] = ()
+    computes: Precision | None = None
+    stores: Precision | None = None
+    by: By = By.PLAN
+    constant: Constant | None = None
+    length: int = 0
+    flops: int = 0
+    sizes: tuple[Size, ...] = ()
+    in_loss: bool = False
+    bound: float | None = None
+    channels_last: bool | None = None
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it computes in 16 bits."""
+        return self.computes in (Precision.FP16, Precision.BF16)
+
+    @property
+    def stores_narrow(self) -> bool:
+        """Whether its results are rounded to 16 bits."""
+        return self.stores in (Precision.FP16, Precision.BF16)
+
+    def finding(
+        self, rule: str, severity: Severity, message: str, fix: str, detail: str = ""
+    ) -> Finding:
+        """Return a finding at this node."""
+        return Finding(rule, severity, message, fix, self.id, self.op, self.where, detail)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program's forward pass, as it is planned.
+
+    Attributes:
+        source: what was opened, as the user named it.
+        kind: how it was written.
+        precision: the 16-bit format of the plan; FP32 if nothing changes.
+        nodes: in the order in which they run.
+    """
+
+    source: str
+    kind: str
+    precision: Precision
+    nodes: tuple[Node, ...]
+
+    @cached_property
+    def by_id(self) -> dict[str, Node]:
+        """Every node by its id."""
+        return {node.id: node for node in self.nodes}
+
+    @cached_property
+    def readers(self) -> dict[str, tuple[Node, ...]]:
+        """Per id the nodes that read it."""
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.reads):
+                found.setdefault(name, []).append(node)
+        return {name: tuple(nodes) for name, nodes in found.items()}
+
+    def maker(self, node: Node, operand: int = 0) -> Node | None:
+        """Return what a node reads as one of its operands."""
+        if operand >= len(node.reads):
+            return None
+        return self.by_id.get(node.reads[operand])
+
+    def origins(
+        self, start: Node | None, through: Callable[[Node], bool], most: int = 64
+    ) -> Iterator[Node]:
+        """Yield where the numbers of a node come from: nodes behind those that hand them on.
+
+        Args:
+            start: the node.
+            through: whether a node hands on what it reads.
+            most: how many nodes to look at; a longer way is no plain relation any more.
+        """
+        pending, seen = [start] if start is not None else [], set[str]()
+        while pending and len(seen) < most:
+            node = pending.pop()
+            if node.id in seen:
+                continue
+            seen.add(node.id)
+            if not through(node):
+                yield node
+                continue
+            pending += [self.by_id[name] for name in node.reads if name in self.by_id]
+
+
+Check: TypeAlias = Callable[[Program], Iterator[Finding]]
+"""A rule's function: it yields findings in the order of the program's nodes."""
+
+
+def moves(node: Node) -> bool:
+    """Whether a node hands on numbers as they are."""
+    return node.row in MOVES
+
+
+def title(precision: Precision) -> str:
+    """Return a format's name for people: ``FP16``."""
+    return {Precision.FP16: "FP16", Precision.BF16: "BF16", Precision.FP32: "FP32"}[precision]

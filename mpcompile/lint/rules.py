@@ -1,0 +1,101 @@
+"""The rules: ids, names, what each says at worst, and the page that explains it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpcompile.lint.constants import (
+    bounds_that_become_one,
+    overflowing_constants,
+    overflowing_masks,
+    vanishing_constants,
+)
+from mpcompile.lint.finding import Finding, Severity
+from mpcompile.lint.layout import convolutions_not_channels_last
+from mpcompile.lint.loss_terms import narrow_losses
+from mpcompile.lint.probabilities import logarithm_of_probability, sigmoid_then_loss
+from mpcompile.lint.program import Check, Program
+from mpcompile.lint.selection import Selection
+from mpcompile.lint.shapes import misaligned_shapes
+from mpcompile.lint.sums import long_products, long_sums
+
+PAGES = Path(__file__).parent / "pages"
+"""The pages of ``docs/lint``."""
+
+
+@dataclass(frozen=True, slots=True)
+class LintRule:
+    """One rule.
+
+    Attributes:
+        id: what selections, baselines and pages call it; never given to another rule.
+        name: for people.
+        severity: the worst that it says.
+        line: what it finds, in one line without a full stop.
+        check: finds it.
+    """
+
+    id: str
+    name: str
+    severity: Severity
+    line: str
+    check: Check
+
+    @property
+    def page(self) -> str:
+        """Its page, from the root of the project."""
+        return f"docs/lint/{self.id}.md"
+
+    def text(self) -> str:
+        """Return what its page says."""
+        return (PAGES / f"{self.id}.md").read_text(encoding="utf-8")
+
+
+_ERROR, _WARNING, _NOTE = Severity
+
+# fmt: off
+RULES: tuple[LintRule, ...] = (
+    LintRule("MP101", "overflowing-constant", _ERROR,
+        "a constant beyond 65504", overflowing_constants),
+    LintRule("MP102", "vanishing-constant", _ERROR,
+        "a constant or epsilon that FP16 rounds to zero", vanishing_constants),
+    LintRule("MP103", "overflowing-mask", _WARNING,
+        "a mask such as -1e9 before a softmax", overflowing_masks),
+    LintRule("MP104", "bound-becomes-one", _WARNING,
+        "an upper bound such as 1 - 1e-6 that 16 bits round to 1", bounds_that_become_one),
+    LintRule("MP201", "sigmoid-then-loss", _WARNING,
+        "a sigmoid followed by binary cross entropy", sigmoid_then_loss),
+    LintRule("MP202", "logarithm-of-probability", _WARNING,
+        "the logarithm of a softmax or a sigmoid", logarithm_of_probability),
+    LintRule("MP301", "long-sum", _WARNING,
+        "a sum, norm or mean of many numbers in 16 bits", long_sums),
+    LintRule("MP302", "long-product", _WARNING,
+        "a long matmul of two activations with a 16-bit result", long_products),
+    LintRule("MP401", "misaligned-shape", _WARNING,
+        "a Tensor-Core op with rows that are no multiple of eight numbers", misaligned_shapes),
+    LintRule("MP501", "not-channels-last", _NOTE,
+        "convolutions whose input is not channels-last", convolutions_not_channels_last),
+    LintRule("MP601", "narrow-loss", _WARNING,
+        "a part of the loss that computes in 16 bits", narrow_losses),
+)
+# fmt: on
+
+
+def lint(program: Program, selection: Selection | None = None) -> tuple[Finding, ...]:
+    """Return what the rules find, in the order of the program's nodes, then of the rules.
+
+    Args:
+        program: what to look at.
+        selection: which findings are wanted; default: all.
+    """
+    wanted = selection or Selection()
+    order = {node.id: position for position, node in enumerate(program.nodes)}
+    found = [
+        finding
+        for rule in RULES
+        if wanted.selects(rule.id)
+        for finding in rule.check(program)
+        if wanted.keeps(finding)
+    ]
+    return tuple(sorted(found, key=lambda finding: order[finding.node]))

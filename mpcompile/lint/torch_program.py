@@ -1,0 +1,232 @@
+"""Read a PyTorch program, captured and planned, as the rows that rules look at."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import fx
+
+from mpcompile.apply_plan import decide
+from mpcompile.constants import UnfitConstant, is_unfit, unfit_causes, unfit_constants
+from mpcompile.control_flow import Nest, nest_of
+from mpcompile.dataflow import Dataflow, Op
+from mpcompile.growth import contain_growth
+from mpcompile.lint.program import By, Constant, Node, Program
+from mpcompile.lint.torch_sizes import lengths_of
+from mpcompile.node_tensors import shape_of
+from mpcompile.pass_runner import run_passes
+from mpcompile.passes.order import forward_passes
+from mpcompile.passes.pad_vocabulary import PadVocabulary
+from mpcompile.pipeline import constants_of, describe, places_of, update_of
+from mpcompile.plan import Decision, Plan
+from mpcompile.policy import Policy
+from mpcompile.precision import Precision
+from mpcompile.ranges import Ranges
+from mpcompile.rules import TORCH_RULES, UNKNOWN, Wish
+from mpcompile.torch_graph import Forward, Kind, capture, place_of
+from mpcompile.torch_private import copy_graph, number_arguments, op_name
+from mpcompile.workload import Workload, load
+
+_DTYPES = {
+    torch.float16: Precision.FP16,
+    torch.bfloat16: Precision.BF16,
+    torch.float32: Precision.FP32,
+}
+_SOURCES = {Kind.PARAMETER: "parameter", Kind.BUFFER: "buffer", Kind.BATCH: "batch"}
+_MADE = frozenset(("constant", "random"))
+_CLAMPS = frozenset(("clamp", "clip", "clamp_min", "clamp_max", "hardtanh"))
+_PAD = "pad_vocabulary"
+_OUTPUTS = "outputs"
+
+
+def read_program(
+    source: str,
+    policy: Policy,
+    plan: Plan | None = None,
+    ranges: Ranges | None = None,
+    without: Collection[str] = (),
+) -> Program:
+    """Load, capture and plan a program, and return its forward pass as rows.
+
+    Args:
+        source: a file or ``package.module:name``, which is executed.
+        policy: what may run in 16 bits.
+        plan: decisions that hold before the policy.
+        ranges: what was measured.
+        without: passes that are left out.
+
+    Raises:
+        BadInput, CannotCapture: see `mpcompile.compile`.
+    """
+    workload = load(source)
+    return program_of(workload, capture(workload), policy, plan, ranges, without)
+
+
+def program_of(
+    workload: Workload,
+    forward: Forward,
+    policy: Policy,
+    plan: Plan | None = None,
+    ranges: Ranges | None = None,
+    without: Collection[str] = (),
+) -> Program:
+    """Plan a captured program, and return its forward pass as rows; see `read_program`."""
+    precision = plan.precision if plan else policy.precision
+    unfit = unfit_constants(forward.module, constants_of(forward), precision)
+    flow = describe(forward, policy, unfit)
+    decided = decide(flow, policy.precision, plan, ranges)
+    reader = _Reader(
+        forward,
+        nest_of(forward.module),
+        workload.loss is not None,
+        {op.id: op for op in flow.ops},
+        {decision.op: decision for decision in decided.decisions},
+        _constants(forward, unfit, flow, decided.precision),
+    )
+    nodes = reader.nodes()
+    if any(_may_be_padded(node) for node in nodes) and _PAD not in without:
+        padded = _padded(workload, forward, decided)
+        nodes = [_with_padding(node) if node.id in padded else node for node in nodes]
+    return Program(workload.origin, "torch", decided.precision, tuple(nodes))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    forward: Forward
+    nest: Nest
+    has_loss: bool
+    ops: Mapping[str, Op]
+    decisions: Mapping[str, Decision]
+    constants: Mapping[str, Constant]
+
+    def nodes(self) -> list[Node]:
+        ids = self.nest.ids()
+        sources = {item.node: _SOURCES[item.kind] for item in self.forward.inputs}
+        return [
+            self._source(node, name, sources.get(name, "batch"))
+            if node.op == "placeholder"
+            else self._op(node, name, ids)
+            for node, name in ids.items()
+            if node.op in ("placeholder", "call_function")
+        ]
+
+    def _source(self, node: fx.Node, name: str, op: str) -> Node:
+        value = node.meta.get("val")
+        shape = shape_of(value) if isinstance(value, torch.Tensor) else ()
+        return Node(name, op, "source", shape=shape)
+
+    def _op(self, node: fx.Node, name: str, ids: Mapping[fx.Node, str]) -> Node:
+        kind = op_name(node)
+        taken = node.target is operator.getitem
+        row = "movement" if taken else TORCH_RULES.get(kind, UNKNOWN).name
+        computes, stores, by = self._precision(node, name, ids)
+        found = lengths_of(node)
+        value = _first(node)
+        constant = self.constants.get(name) or _own_constant(node)
+        # What is made of nothing but numbers is itself a constant to those who read it.
+        made = row in _MADE and not node.all_input_nodes
+        return Node(
+            name,
+            "constant" if made and constant is None else kind,
+            row,
+            self.ops[name].where if name in self.ops else place_of(node),
+            tuple(ids[item] for item in found.reads if item in ids),
+            shape_of(value) if value is not None else (),
+            computes,
+            stores,
+            by,
+            constant,
+            found.length,
+            found.flops,
+            found.sizes,
+            self.has_loss and _is_in_loss(node),
+            number_arguments(node).get("max") if kind in _CLAMPS else None,
+            found.channels_last,
+        )
+
+    def _precision(
+        self, node: fx.Node, name: str, ids: Mapping[fx.Node, str]
+    ) -> tuple[Precision | None, Precision | None, By]:
+        decision, op = self.decisions.get(name), self.ops.get(name)
+        if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+            decision = self.decisions.get(ids.get(node.args[0], ""))
+        if decision is not None:
+            said = op is not None and op.overridden
+            user = said or decision.reason.startswith(("set in the plan", "the policy's"))
+            return decision.computes, decision.stores, By.USER if user else By.PLAN
+        value = _first(node)
+        dtype = _DTYPES.get(value.dtype) if value is not None else None
+        if dtype in (Precision.FP16, Precision.BF16):
+            return dtype, dtype, By.PROGRAM
+        if name in self.constants:  # a comparison, whose result is no number
+            wide = op is None or not op.overridden or op.wish is Wish.FULL
+            return (Precision.FP32 if wide else Precision.FP16), None, By.USER
+        return dtype, dtype, By.PLAN
+
+
+def _constants(
+    forward: Forward, unfit: tuple[UnfitConstant, ...], flow: Dataflow, precision: Precision
+) -> dict[str, Constant]:
+    """Return per op the number FP16 cannot hold, with what comes of that."""
+    if not unfit:
+        return {}
+    causes = unfit_causes(forward.module, unfit)
+    costs = Counter(cause.op for op, cause in causes.items() if cause.op != op)
+    bare = Dataflow(tuple(replace(op, unfit="") for op in flow.ops), flow.tensors)
+    wide = {op.id for op in contain_growth(bare, precision).ops if op.wish is Wish.FULL}
+    names = {item.node: f"the {item.kind.value} {item.name}" for item in forward.inputs}
+    return {
+        item.op: Constant(
+            item.value,
+            names.get(item.buffer, item.buffer),
+            needless=item.op in wide,
+            costs=costs[item.op],
+        )
+        for item in unfit
+    }
+
+
+def _own_constant(node: fx.Node) -> Constant | None:
+    """Return a number that an op uses which the program itself has in FP16."""
+    value = _first(node)
+    if value is None or value.dtype is not torch.float16 or op_name(node) in _CLAMPS:
+        return None
+    found = [number for number in number_arguments(node).values() if is_unfit(number)]
+    return Constant(found[0]) if found else None
+
+
+def _first(node: fx.Node) -> torch.Tensor | None:
+    value = node.meta.get("val")
+    if isinstance(value, tuple | list):
+        value = next((item for item in value if isinstance(item, torch.Tensor)), None)
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def _is_in_loss(node: fx.Node) -> bool:
+    """Whether the loss function calls an op itself; what the model calls has the model's path."""
+    paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    return bool(paths) and not any(paths)
+
+
+def _may_be_padded(node: Node) -> bool:
+    return node.op == "linear" and node.narrow and any(s.count % 8 for s in node.sizes)
+
+
+def _padded(workload: Workload, forward: Forward, plan: Plan) -> frozenset[str]:
+    """Return the linears whose outputs `passes.pad_vocabulary` pads."""
+    if workload.optimizer is None:
+        return frozenset()
+    cast = replace(forward, module=copy_graph(forward.module))
+    run_passes(cast.module, forward_passes(plan), lambda module: module.graph.lint())
+    _, update = update_of(workload, workload.optimizer, cast)
+    rewrite = PadVocabulary(places_of(cast, update))
+    return frozenset(node.name for node in cast.module.graph.nodes if rewrite.pads(node))
+
+
+def _with_padding(node: Node) -> Node:
+    sizes = tuple(replace(size, padded=size.name == _OUTPUTS) for size in node.sizes)
+    return replace(node, sizes=sizes)
