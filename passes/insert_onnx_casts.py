@@ -40,7 +40,7 @@ class InsertOnnxCasts:
     nest: Nest
 
     def __call__(self, model: ir.Model) -> int:
-        """Insert the casts and write the new dtypes; return how many nodes and weights changed.
+        """Insert the casts and write the new dtypes; return how many nodes and tensors changed.
 
         A cast stands in the graph of the tensor it converts, right before its first reader. Inputs,
         outputs and weights keep their names.
@@ -65,7 +65,7 @@ class _Insertion:
         self.narrow = [name for op in flow.ops if op.id in computed for name in op.writes]
 
     def run(self) -> int:
-        """Return how many nodes and weights changed."""
+        """Return how many nodes and tensors changed."""
         uses = {cast.id: self._uses(cast) for cast in self.plan.casts}
         by_tensor: dict[str, list[Cast]] = defaultdict(list)
         for cast in self.plan.casts:
@@ -98,7 +98,7 @@ class _Insertion:
                 value.type = ir.TensorType(onnx_dtype(self.plan.precision))
                 if value.const_value is not None:  # the default of an input
                     value.const_value = narrowed(value.const_value, self.plan.precision)
-                    changed += 1
+                changed += 1
             elif name not in by_tensor:
                 set_constant(value, self._narrowed(value, tensor))
                 changed += 1

@@ -156,6 +156,17 @@ def test_inputs_and_outputs_may_become_narrow() -> None:
     assert casts_of(proto.graph) == {"f16 to f32": 1}
 
 
+def test_a_graph_that_is_narrow_from_end_to_end_needs_no_cast() -> None:
+    before = parsed("g (float[4,8] x, float[8,8] v) => (float[4,8] y) { y = MatMul (x, v) }")
+    done = rewrite(before, keep_io=False)
+    assert done.changed
+    assert not done.casts
+    assert {v.dtype for v in (*done.model.graph.inputs, *done.model.graph.outputs)} == {
+        ir.DataType.FLOAT16
+    }
+    assert not rewrite(done.model, keep_io=False).changed
+
+
 def test_an_edited_plan_holds_and_one_of_another_graph_does_not() -> None:
     before = parsed(FLOW)
     plan = Plan.from_json(rewrite(before).plan.to_json())
