@@ -164,6 +164,33 @@ def test_errors_are_shares_of_the_largest_magnitude() -> None:
     assert error_between(np.zeros(2, np.float32), np.zeros(3, np.float32)) == np.inf
 
 
+def test_sequences_and_optionals_are_compared_element_by_element() -> None:
+    one, other = np.array([1.0, -4.0], np.float32), np.array([1.0, -3.0], np.float32)
+    assert error_between([one, one], [one, other]) == 0.25
+    assert error_between([], []) == 0.0
+    assert error_between([one], [one, one]) == np.inf
+    assert error_between(None, None) == 0.0
+    assert error_between(None, one) == np.inf
+    model = parsed("""g (float[4,8] x, float[8,8] v) => (seq(float[4,8]) s) {
+       a = MatMul (x, v)
+       b = Relu (a)
+       s = SequenceConstruct (a, b)
+    }""")
+    found = compare(ir.from_proto(model), rewrite(model))
+    assert found.passed
+    assert 0 < found.worst.error < 2**-6
+
+
+def test_narrow_inputs_are_compared_and_may_overflow(folder: Path) -> None:
+    arguments = ["flow.onnx", "-o", "out.onnx", "--free-io", "--data", "small.npz"]
+    assert exit_code(arguments) == 0
+    model = parsed(OVERFLOWS)
+    narrow = rewrite(model, keep_io=False)
+    x, v = np.full((4, 8), 1e5, np.float32), np.eye(8, dtype=np.float32)
+    assert compare(ir.from_proto(model), narrow, [{"x": x / 100, "v": v}]).passed
+    assert not compare(ir.from_proto(model), narrow, [{"x": x, "v": v * 1e-5}]).passed
+
+
 def test_casts_in_inner_graphs_count() -> None:
     text = """g (float[4] x, float16[4] h, bool k) => (float[4] y) {
        a = Cast <to = 10> (x)

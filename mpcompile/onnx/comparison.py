@@ -15,7 +15,14 @@ import onnx_ir as ir
 
 from mpcompile.errors import BadInput
 from mpcompile.onnx.rewrite import Rewritten
-from mpcompile.onnx.sessions import Array, made_up_inputs, run, session_of
+from mpcompile.onnx.sessions import (
+    Array,
+    Output,
+    as_taken,
+    made_up_inputs,
+    run,
+    session_of,
+)
 from mpcompile.onnx_graph.inference import infer_types
 from mpcompile.passes.distinct_onnx_names import distinct_onnx_names
 from mpcompile.passes.emulate_onnx_half import emulate_onnx_half
@@ -113,7 +120,7 @@ def compare(
     if rewritten.changed:  # else what 16 bits it had are not ours to judge
         emulate_onnx_half(rounded)
     wanted = _outputs(original, given)
-    casts = _run_as_it_is(narrow, given[0])
+    casts = _run_as_it_is(narrow, as_taken(narrow, given[0]))
     errors = _errors(wanted, _outputs(rounded, given, as_written=rewritten.changed))
     outputs = tuple(Difference(name, error) for name, error in errors.items())
     first = None
@@ -122,8 +129,12 @@ def compare(
     return Comparison(outputs, len(given), batches is None, first, casts, allowed)
 
 
-def error_between(wanted: Array, found: Array) -> float:
-    """Return how far two arrays are apart; see `Difference`."""
+def error_between(wanted: Output, found: Output) -> float:
+    """Return how far two outputs are apart, tensors or sequences; see `Difference`."""
+    if isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
+        return max(map(error_between, wanted, found), default=0.0)
+    if not isinstance(wanted, np.ndarray) or not isinstance(found, np.ndarray):
+        return 0.0 if wanted is None and found is None else float("inf")
     if wanted.shape != found.shape:
         return float("inf")
     if wanted.size == 0:
@@ -163,9 +174,9 @@ def _casts(graph: onnx.GraphProto, outer: Mapping[str, int]) -> Iterator[str]:
 
 def _outputs(
     model: ir.Model, batches: list[dict[str, Array]], as_written: bool = False
-) -> list[dict[str, Array]]:
+) -> list[dict[str, Output]]:
     with session_of(model, as_written=as_written) as session:
-        return [run(session, batch) for batch in batches]
+        return [run(session, as_taken(model, batch)) for batch in batches]
 
 
 def _run_as_it_is(model: ir.Model, batch: Mapping[str, Array]) -> dict[str, int]:
@@ -179,7 +190,7 @@ def _run_as_it_is(model: ir.Model, batch: Mapping[str, Array]) -> dict[str, int]
         return casts_of(onnx.load(file, load_external_data=False).graph)
 
 
-def _errors(wanted: list[dict[str, Array]], found: list[dict[str, Array]]) -> dict[str, float]:
+def _errors(wanted: list[dict[str, Output]], found: list[dict[str, Output]]) -> dict[str, float]:
     return {
         name: max(error_between(o[name], f[name]) for o, f in zip(wanted, found, strict=True))
         for name in wanted[0]
@@ -200,7 +211,7 @@ def _first(
     with session_of(original, tensors) as session:
         wanted = [run(session, batch) for batch in batches]
     with session_of(rounded, others, as_written=True) as session:
-        found = [run(session, batch) for batch in batches]
+        found = [run(session, as_taken(rounded, batch)) for batch in batches]
     errors = _errors(wanted, found)
     for value in tensors:
         node = value.producer()

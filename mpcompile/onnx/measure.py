@@ -56,7 +56,7 @@ def calibrate(
     with session_of(prepared.model, made) as session:
         for batch in batches:
             for name, array in {**batch, **run(session, batch)}.items():
-                if name in names:
+                if name in names and isinstance(array, np.ndarray):
                     note(names[name], array)
             done += 1
     if not done:

@@ -20,6 +20,8 @@ from mpcompile.errors import BadInput
 from mpcompile.onnx_graph.gate import write_model
 
 Array = NDArray[np.generic]
+Output = Array | list[Any] | None
+"""What the runtime returns for a tensor, for a sequence, for an optional that is empty."""
 
 CPU = ("CPUExecutionProvider",)
 LONGEST_RUN = 600.0
@@ -90,7 +92,7 @@ def fault_of(model: ir.Model) -> str:
     return ""
 
 
-def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, Array]) -> dict[str, Array]:
+def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, Array]) -> dict[str, Output]:
     """Run a model once; return its outputs by name. Raises BadInput if the runtime fails."""
     known = {item.name for item in session.get_inputs()}
     names = [item.name for item in session.get_outputs()]
@@ -112,6 +114,20 @@ def given_inputs(model: ir.Model) -> dict[str, ir.Value]:
     """Return the inputs a caller must give, by name."""
     graph = model.graph
     return {str(v.name): v for v in graph.inputs if v.name not in graph.initializers}
+
+
+def as_taken(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Return FP32 inputs in 16 bits where the model takes them so; others as they are.
+
+    Numbers beyond FP16 become infinite, as they do for whoever calls such a model.
+    """
+    taken = {
+        name: value.dtype.numpy()
+        for name, value in given_inputs(model).items()
+        if value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    }
+    with np.errstate(over="ignore"):
+        return {name: array.astype(taken.get(name, array.dtype)) for name, array in inputs.items()}
 
 
 def input_types(
