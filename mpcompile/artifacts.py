@@ -53,10 +53,10 @@ def write_folder(folder: Path, files: dict[str, str], force: bool) -> None:
 def check_file(file: Path, force: bool) -> None:
     """Raise BadInput if the file is there and may not be replaced, or cannot be made."""
     if file.is_dir():
-        raise BadInput(f"{file} is a folder", "", "choose another --output")
+        raise BadInput(f"{file} is a folder", "", "choose another file")
     if file.exists() and not force:
         raise BadInput(
-            f"{file} is there already", "", "give --force to replace it, or --output elsewhere"
+            f"{file} is there already", "", "give --force to replace it, or write elsewhere"
         )
     if not file.resolve().parent.is_dir():
         raise BadInput(f"{file.parent} is not a folder", "", "create it, or choose another")

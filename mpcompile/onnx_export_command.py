@@ -12,7 +12,9 @@ from mpcompile.command_line import warnings_on_one_line
 from mpcompile.errors import BadInput, printable
 from mpcompile.onnx.forward_export import export_forward
 from mpcompile.onnx.step_export import export_step
+from mpcompile.onnx_graph.kernels import Target
 from mpcompile.plan_commands import write_json
+from mpcompile.precision import Precision
 from mpcompile.ranges import Ranges
 from mpcompile.settings import Settings, find_settings
 from mpcompile.transform_source import transform_source
@@ -65,9 +67,14 @@ def _forward(
 ) -> dict[str, Any]:
     workload = load(source)
     with console.status("exporting"), warnings_on_one_line():
-        done = export_forward(workload, to, settings.policy, dynamic=dynamic, force=force)
+        policy = settings.policy
+        # No CPU has kernels for BF16, so that who asks for it asks for a GPU.
+        target = Target.CUDA if policy.precision is Precision.BF16 else Target.ANY
+        done = export_forward(workload, to, policy, target=target, dynamic=dynamic, force=force)
     nodes = sum(1 for _ in done.model.graph.all_nodes())
     console.print(f"{nodes} nodes, {done.casts} of them casts")
+    for line in done.notes if done.changed else ("nothing to win: the model stays in FP32",):
+        console.print(printable(line), markup=False)
     return {"files": [str(to)], "nodes": nodes, "casts": done.casts}
 
 

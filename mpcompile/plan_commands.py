@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpcompile import plan
+from mpcompile.errors import BadInput
 from mpcompile.precision import Precision
 from mpcompile.settings import Settings
 
@@ -22,14 +23,22 @@ def schema(document: str | None) -> None:
 
 
 def write_json(target: str | None, document: dict[str, Any]) -> None:
-    """Write one JSON document to a file, to stdout with ``-``, or nowhere."""
+    """Write one JSON document to a file, to stdout with ``-``, or nowhere.
+
+    Raises:
+        BadInput: the file cannot be written.
+    """
     if target is None:
         return
     text = json.dumps(document, default=_value) + "\n"
     if target == "-":
         sys.stdout.write(text)
     else:
-        Path(target).write_text(text, encoding="utf-8")
+        try:
+            Path(target).write_text(text, encoding="utf-8")
+        except OSError as error:
+            what = f"the JSON document cannot be written ({error.strerror})"
+            raise BadInput(what, target, "choose another file") from error
 
 
 def _value(precision: Precision) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from mpcompile.errors import BadInput
+from mpcompile.errors import BadInput, CheckFailed
 from mpcompile.onnx.rewrite import Rewritten
 from mpcompile.onnx.sessions import (
     Array,
@@ -106,7 +106,8 @@ def compare(
         tolerance: default: `TOLERANCE` of the plan's precision.
 
     Raises:
-        BadInput: a model does not run on these inputs.
+        BadInput: the original does not run on these inputs.
+        CheckFailed: the original does, and the rewritten model does not.
     """
     precision = rewritten.plan.precision
     allowed = TOLERANCE[precision] if tolerance is None else tolerance
@@ -120,8 +121,13 @@ def compare(
     if rewritten.changed:  # else what 16 bits it had are not ours to judge
         emulate_onnx_half(rounded)
     wanted = _outputs(original, given)
-    casts = _run_as_it_is(narrow, as_taken(narrow, given[0]))
-    errors = _errors(wanted, _outputs(rounded, given, as_written=rewritten.changed))
+    try:
+        casts = _run_as_it_is(narrow, as_taken(narrow, given[0]))
+        found = _outputs(rounded, given, as_written=rewritten.changed)
+    except BadInput as error:
+        what = f"the rewritten model does not run here, and the original does ({error.what})"
+        raise CheckFailed(what, "", "report this model") from error
+    errors = _errors(wanted, found)
     outputs = tuple(Difference(name, error) for name, error in errors.items())
     first = None
     if any(error > allowed for error in errors.values()):

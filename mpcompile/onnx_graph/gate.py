@@ -125,7 +125,7 @@ def write_model(
             return [path.with_name(file.name) for file in written]
     except OSError as error:
         what = f"the model cannot be written ({error.strerror})"
-        raise BadInput(what, str(path), "choose another --output") from error
+        raise BadInput(what, str(path), "choose another file") from error
     except MemoryError as error:
         raise _too_large(str(path)) from error
     finally:
@@ -196,12 +196,12 @@ def _check_free(file: Path, force: bool, model: ir.Model) -> None:
     """Raise BadInput if a file may not be replaced, or the model still reads it."""
     check_file(file, force)
     if file.is_symlink() or (file.exists() and not file.is_file()):
-        raise BadInput(f"{file} is a link, or no plain file", "", "choose another --output")
+        raise BadInput(f"{file} is a link, or no plain file", "", "choose another file")
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor) and _same_file(tensor.path, file):
-                raise BadInput(f"the model reads {file}", "", "choose another --output")
+                raise BadInput(f"the model reads {file}", "", "choose another file")
 
 
 def _same_file(one: str, other: Path) -> bool:
@@ -221,7 +221,9 @@ def _unload(model: ir.Model, file: Path) -> None:
     ir.external_data.unload_from_model(
         model, file.parent, file.name, size_threshold_bytes=_EACH_ABOVE
     )
-    if file.is_file():
+    if file.is_file() and not file.stat().st_size:  # all are small, and stay in the model
+        file.unlink()
+    elif file.is_file():
         model.metadata_props[DIGEST_KEY] = sha256_of(file)
 
 
