@@ -100,7 +100,7 @@ class _Recorder(DispatchMode):
         self._graph = graph
         # The tensor is kept so that its id stays its own.
         self._nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
-        self._meta: dict[int, dict[str, Any]] = {}
+        self._origins = Origins()
         self.constants = torch.nn.Module()
 
     def note(self, value: torch.Tensor, node: fx.Node) -> None:
@@ -155,7 +155,7 @@ class _Recorder(DispatchMode):
             fx.node.map_aggregate(kwargs, self._argument) if kwargs else None,
             name=getattr(func, "overloadpacket", func).__name__,
         )
-        node.meta.update(self._origin())
+        node.meta.update(self._origins.now())
         if values is result:
             node.meta["val"] = result
             for position, value in enumerate(values):
@@ -200,8 +200,15 @@ class _Recorder(DispatchMode):
         node.meta["val"] = number = number_of(self._graph, node)
         return number
 
-    def _origin(self) -> dict[str, Any]:
-        """Return where the op comes from: the interpreted node, or the forward op behind it."""
+
+class Origins:
+    """Where ops come from, asked while each runs: of backward, the forward op behind it."""
+
+    def __init__(self) -> None:
+        self._meta: dict[int, dict[str, Any]] = {}
+
+    def now(self) -> dict[str, Any]:
+        """Return what a node of the op now running carries of the interpreted graph's."""
         number, backward = autograd_number()
         if backward:
             return {**self._meta.get(number, {}), "backward": True}

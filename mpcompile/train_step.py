@@ -146,6 +146,30 @@ class TrainStep:
             if self.step.slots[name].role is Role.GRADIENT
         }
 
+    def values(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what the gradient graph reads for a batch, by slot: state and batch, no copies.
+
+        Args:
+            batch: as for a step.
+        """
+        given = self._prepare(batch)
+        named = dict(zip(self._lowered.gradient_inputs, self._inputs, strict=True))
+        names = self._lowered.gradient_inputs
+        return named | {names[place]: given[position].detach() for place, position in self._places}
+
+    def masters(self) -> dict[str, torch.Tensor]:
+        """Return, per slot of the gradient graph that is a working copy, its FP32 masters."""
+        found = {}
+        for name in self._lowered.gradient_inputs:
+            slot = self.step.slots[name]
+            if slot.role is Role.WORKING:
+                first = self.step.members(name)[0]
+                arena = self.step.arena_of(first)
+                master = self._state[f"{arena.name}.master"]
+                start = arena.offset_of(first) if arena.flat else 0
+                found[name] = master.flatten()[start : start + prod(slot.shape)].view(slot.shape)
+        return found
+
     def _prepare(self, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Take over what was written to the weights; return the batch, laid out as the example."""
         self._check(batch)

@@ -2,6 +2,9 @@
 
 Each op that reads or writes 16-bit tensors gets its operands widened to FP32, computes in FP32, and
 has its results rounded to 16 bits. Ops that only move values run on 16 bits as they are.
+
+Every node of a rewritten graph says in ``meta["emulates"]`` which node of the graph before it makes
+the value of: a rounding cast that of the op it rounds, which itself and each widening cast have "".
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ def _emulate(module: fx.GraphModule) -> int:
     wide: dict[fx.Node, fx.Node] = {}
     changed = 0
     for node in list(module.graph.nodes):
+        node.meta["emulates"] = node.name
+    for node in list(module.graph.nodes):
         if node.op != "call_function" or node.target is operator.getitem or _moves(node):
             continue
         results = _results(node)
@@ -59,6 +64,7 @@ def _emulate(module: fx.GraphModule) -> int:
             users = list(result.users)
             with module.graph.inserting_after(result):
                 rounded = _cast(module.graph, result, dtype)
+            rounded.meta["emulates"], result.meta["emulates"] = result.name, ""
             for user in users:
                 user.replace_input_with(result, rounded)
             result.meta["val"] = result.meta["val"].to(torch.float32)
@@ -96,5 +102,5 @@ def _dtype(node: fx.Node) -> torch.dtype | None:
 
 def _cast(graph: fx.Graph, node: fx.Node, dtype: torch.dtype | None) -> fx.Node:
     cast = graph.call_function(CAST, (node,), {"dtype": dtype})
-    cast.meta = {**node.meta, "val": node.meta["val"].to(dtype)}
+    cast.meta = {**node.meta, "val": node.meta["val"].to(dtype), "emulates": ""}
     return cast
