@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,6 +14,7 @@ from rich.console import Console
 from mpcompile.artifacts import check_file, check_free, write_file, write_folder
 from mpcompile.calibration import calibrate as measure
 from mpcompile.errors import BadInput
+from mpcompile.event_files import event_files
 from mpcompile.graph_text import graph_text
 from mpcompile.inspection.of_step import view_of
 from mpcompile.inspection.view import PLAN, VIEW
@@ -26,7 +28,8 @@ from mpcompile.report import print_ranges, print_summary, summarize
 from mpcompile.settings import find_settings
 from mpcompile.training import train
 from mpcompile.transform_source import transform_source
-from mpcompile.workload import Workload, load
+from mpcompile.watch import Watch
+from mpcompile.workload import epochs, load
 
 _NAMES = {Precision.FP16: "fp16", Precision.BF16: "bf16", Precision.FP32: "fp32"}
 
@@ -72,11 +75,26 @@ def run(
     flags: dict[str, Any],
     plan: Path | None,
     ranges: Ranges | None,
+    log: Path | None,
+    tensorboard: Path | None,
     json_to: str | None,
 ) -> None:
-    """``mpcompile run model.py``: train on the workload's own data."""
+    """``mpcompile run model.py``: train on the workload's own data.
+
+    Args:
+        source: the program.
+        steps: how many.
+        flags: settings given on the command line.
+        plan: a plan.json.
+        ranges: what was measured.
+        log: a file for a line a step, see `mpcompile.run_log`; it must not be there.
+        tensorboard: a folder for the same as scalars.
+        json_to: where the document goes.
+    """
     if steps < 1:
         raise BadInput(f"--steps is {steps}", "", "give at least 1")
+    if log is not None:
+        check_file(log, force=False)
     console = Console(stderr=json_to == "-", highlight=False)
     settings = find_settings(Path.cwd()).over(flags)
     transformed = transform_source(source, settings, plan, ranges, console)
@@ -86,7 +104,11 @@ def run(
             "the workload has no data", workload.origin, "give data=, an iterable of batches"
         )
     step = to_step(transformed, settings.backend)
-    losses, seconds = train(step, _batches(workload, steps), steps, console)
+    with ExitStack() as files:
+        lines = files.enter_context(log.open("x", encoding="utf-8")) if log else None
+        scalars = files.enter_context(event_files(tensorboard)) if tensorboard else None
+        watch = Watch(step, console, lines, scalars)
+        losses, seconds = train(step, islice(epochs(workload), steps), steps, console, watch)
     typical = 1000 * median(seconds[1:] or seconds)
     document = {
         "source": source,
@@ -131,23 +153,6 @@ def calibrate(
             "not_finite": sum(held.nonfinite > 0 for held in ranges.values.values()),
         },
     )
-
-
-def _batches(workload: Workload, steps: int) -> Iterator[tuple[Any, ...]]:
-    """Yield batches, an epoch after another."""
-    assert workload.data is not None
-    count = 0
-    while count < steps:
-        before = count
-        for batch in workload.data:
-            if count == steps:
-                return
-            yield batch if isinstance(batch, tuple) else tuple(batch)
-            count += 1
-        if count == before:
-            raise BadInput(
-                "the workload's data gave no batch", workload.origin, "make it iterable repeatedly"
-            )
 
 
 def _name(source: str) -> str:

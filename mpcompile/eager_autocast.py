@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,25 +45,20 @@ def gradient_key(weight: str) -> Key:
 
 
 def keys_of(graph: fx.Graph) -> dict[fx.Node, Key]:
-    """Return the keys of a gradient graph's nodes; those that a pass has made have none."""
+    """Return the keys of a gradient graph's tensors; those that a pass has made have none."""
     counts: Counter[tuple[str, bool, str]] = Counter()
+    several: dict[fx.Node, Key] = {}
     found: dict[fx.Node, Key] = {}
     for node in graph.nodes:
         if node.op != "call_function" or "planned" not in node.meta or node.meta.get("pass"):
             continue
-        if node.target is operator.getitem:
-            source = found.get(node.args[0])
-            if source is not None:
-                found[node] = Key(
-                    source.planned,
-                    source.backward,
-                    source.op,
-                    source.count,
-                    int(node.args[1]),
-                )
+        source = several.get(node.all_input_nodes[0]) if node.all_input_nodes else None
+        if node.target is operator.getitem and source is not None:
+            found[node] = replace(source, item=int(node.args[1]))
             continue
         kind = (str(node.meta["planned"]), bool(node.meta.get("backward")), op_name(node))
-        found[node] = Key(*kind, counts[kind], 0)
+        kept = found if isinstance(node.meta.get("val"), torch.Tensor) else several
+        kept[node] = Key(*kind, counts[kind], 0)
         counts[kind] += 1
     return found
 
@@ -136,7 +131,7 @@ class _Noting(DispatchMode):
         for position, value in _tensors(result):
             key = Key(*kind, self._counts[kind], position)
             if key in self._wanted:
-                self.found[key] = value.detach()
+                self.found[key] = value.detach().clone()  # eager ops may write over it
         self._counts[kind] += 1
         return result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import floor, inf, log2
+from typing import Literal
 
 import torch
 from torch import fx
@@ -13,6 +14,7 @@ from mpcompile.dataflow import Where
 from mpcompile.errors import printable
 from mpcompile.graph_text import type_text
 from mpcompile.lockstep import Moment, Seen, lockstep
+from mpcompile.passes.clean_casts import is_cast
 from mpcompile.passes.scale_loss import SCALE
 from mpcompile.step import Role, results
 from mpcompile.torch_graph import place_of
@@ -56,12 +58,12 @@ class Cause:
     Attributes:
         node: the first node of the step, in the order in which they run, that made it so.
         op: its op, or the role of an input.
-        planned: the op of the plan it belongs to, which overrides name; may be empty.
         stage: ``forward`` or ``backward``.
         where: its place in the user's program.
         why: a sentence without a full stop.
         reads: what it read.
-        since: the node that rounded a number to zero without which this would be finite, or empty.
+        keep: ops of the plan that would have to be in FP32 for it: the node's own; those that read
+            it, if it is a cast; the one that rounded to zero what this divides by.
         gradients: names of the weights whose gradients it reached.
         fits_at: the largest power of two that as loss scale would have been small enough; None if
             the loss scale has no part in it.
@@ -69,12 +71,11 @@ class Cause:
 
     node: str
     op: str
-    planned: str
-    stage: str
+    stage: Literal["forward", "backward"]
     where: Where
     why: str
     reads: tuple[Operand, ...]
-    since: str
+    keep: tuple[str, ...]
     gradients: tuple[str, ...]
     fits_at: float | None
 
@@ -92,8 +93,9 @@ class Cause:
             said.append(f"Gradients that are not finite: {names}.")
         if self.fits_at is not None:
             said.append(f"A loss scale of {self.fits_at:g} would have been small enough.")
-        elif self.planned:
-            said.append(f"`--full node:{self.planned}` keeps it in FP32.")
+        elif self.keep:
+            flags = " ".join(f"--full node:{name}" for name in self.keep)
+            said.append(f"`{flags}` keeps it in FP32.")
         return [printable(line) for line in said]
 
 
@@ -111,7 +113,7 @@ def first_nonfinite(moment: Moment) -> Cause | None:
         for name, node in results(moment.step.gradient.graph).items()
         if moment.step.slots[name].role is Role.GRADIENT
     }
-    vanished: dict[str, str] = {}
+    vanished: dict[str, fx.Node] = {}
     fault: Cause | None = None
     own: Cause | None = None
     hit: list[str] = []
@@ -131,13 +133,13 @@ def first_nonfinite(moment: Moment) -> Cause | None:
     return replace(found, gradients=tuple(hit)) if found else None
 
 
-def _note_zeros(seen: Seen, vanished: dict[str, str]) -> None:
+def _note_zeros(seen: Seen, vanished: dict[str, fx.Node]) -> None:
     """Note which node first rounded to zero what stands as a zero in this tensor."""
     zeros = seen.ours == 0
     if not bool((zeros & (seen.exact != 0)).any()):
         return
     if bool((zeros & (seen.own != 0)).any()):
-        vanished[seen.node.name] = seen.node.name
+        vanished[seen.node.name] = seen.node
         return
     first = next((vanished[name] for name, _ in seen.reads if name in vanished), None)
     if first is not None:
@@ -150,14 +152,18 @@ def _begins_here(seen: Seen) -> bool:
     return not told and all(bool(value.isfinite().all()) for _, value in seen.reads)
 
 
-def _fault(seen: Seen, bad: torch.Tensor, vanished: dict[str, str], moment: Moment) -> Cause:
+def _fault(seen: Seen, bad: torch.Tensor, vanished: dict[str, fx.Node], moment: Moment) -> Cause:
     made = seen.own[bad]
     largest = torch.finfo(seen.ours.dtype).max
     most = float(made.abs().max())
     if most != most or most == inf:  # not even FP64 makes anything finite of what was read
-        since = next((vanished[name] for name, _ in seen.reads if name in vanished), "")
-        rounded = f", since {since} rounds to 0 what is not 0 in FP64" if since else ""
-        return _cause(seen, f"what it reads leaves no finite result{rounded}", since)
+        why = "what it reads leaves no finite result"
+        since = next((vanished[name] for name, _ in seen.reads if name in vanished), None)
+        if since is None:
+            return _cause(seen, why)
+        place = _where(since)
+        name = f"{since.name} ({place.file}:{place.line})" if place.file else since.name
+        return _cause(seen, f"{why}, since {name} rounds to 0 what is not 0 in FP64", since)
     if most <= largest:
         return _cause(seen, f"it makes {float(seen.ours[bad][0])} where FP64 makes {most:.4g}")
     name = _NAMES[seen.ours.dtype]
@@ -169,24 +175,35 @@ def _fault(seen: Seen, bad: torch.Tensor, vanished: dict[str, str], moment: Mome
     return _cause(seen, f"{why}, at a loss scale of {scale:g}", fits_at=fits_at)
 
 
-def _cause(seen: Seen, why: str, since: str = "", fits_at: float | None = None) -> Cause:
+def _cause(
+    seen: Seen, why: str, since: fx.Node | None = None, fits_at: float | None = None
+) -> Cause:
     node = seen.node
     return Cause(
         node=node.name,
         op=str(node.meta.get("slot") or op_name(node)),
-        planned=_planned(node),
         stage="backward" if node.meta.get("backward") else "forward",
-        where=node.meta.get("where") or place_of(node),
+        where=_where(node),
         why=why,
         reads=tuple(_operands(seen)),
-        since=since,
+        keep=kept_in_full(since or node),
         gradients=(),
         fits_at=fits_at,
     )
 
 
-def _planned(node: fx.Node) -> str:
-    return str(node.meta.get("planned", ""))
+def _where(node: fx.Node) -> Where:
+    where = node.meta.get("where")
+    return where if isinstance(where, Where) else place_of(node)
+
+
+def kept_in_full(node: fx.Node) -> tuple[str, ...]:
+    """Return the ops of the plan that have to be in FP32 for a node not to be in 16 bits."""
+    if not is_cast(node):
+        planned = str(node.meta.get("planned", ""))
+        return (planned,) if planned else ()
+    readers = [user for user in node.users if not user.meta.get("backward")]
+    return tuple(dict.fromkeys(name for user in readers for name in kept_in_full(user)))
 
 
 def _operands(seen: Seen) -> Iterator[Operand]:

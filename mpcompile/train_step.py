@@ -204,6 +204,11 @@ class TrainStep:
         self._written = self._versions()
 
     @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self._device
+
+    @property
     def loss_scale(self) -> float:
         """The current loss scale; 1 if there is none. Reads it from the device."""
         return float(self._state[SCALE]) if SCALE in self._state else 1.0

@@ -25,8 +25,22 @@ class Step(Protocol):
         """Steps skipped because a gradient was not finite."""
 
 
+class Observer(Protocol):
+    """Who looks at each step of a run."""
+
+    def before(self, batch: Sequence[Any]) -> None:
+        """See what a step is about to read."""
+
+    def after(self, loss: SupportsFloat) -> None:
+        """See what became of it."""
+
+
 def train(
-    step: Step, batches: Iterable[Sequence[Any]], steps: int, console: Console
+    step: Step,
+    batches: Iterable[Sequence[Any]],
+    steps: int,
+    console: Console,
+    observer: Observer | None = None,
 ) -> tuple[list[float], list[float]]:
     """Run a step on each batch; return losses and seconds per step.
 
@@ -35,6 +49,7 @@ def train(
         batches: as many as there are steps.
         steps: how many.
         console: where the bar goes.
+        observer: sees each step.
     """
     values: list[SupportsFloat] = []
     seconds: list[float] = []
@@ -50,9 +65,15 @@ def train(
         task = bar.add_task("", total=steps, loss="-", scale="-", skipped="")
         shown = 0.0
         for batch in batches:
+            if observer is not None:
+                observer.before(batch)
             start = time.perf_counter()
             values.append(step(*batch))
+            if observer is not None:
+                float(values[-1])  # the observer waits for the device, so the step's time does too
             seconds.append(time.perf_counter() - start)
+            if observer is not None:
+                observer.after(values[-1])
             bar.advance(task)
             # The bar reads the loss from the device, so it does that a few times a second only.
             if time.perf_counter() - shown > 0.25 or len(values) == steps:

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -175,3 +175,21 @@ def _from_names(module: ModuleType, name: str, file: str) -> Workload:
         )
     fields = {field: getattr(module, field) for field in FIELDS if hasattr(module, field)}
     return Workload(**fields, origin=file)
+
+
+def epochs(workload: Workload) -> Iterator[tuple[Any, ...]]:
+    """Yield a workload's batches without end, an epoch after another.
+
+    Without data the example batch is all there is.
+
+    Raises:
+        BadInput: an epoch holds no batch.
+    """
+    while True:
+        batch = None
+        for batch in [workload.batch] if workload.data is None else workload.data:
+            yield batch if isinstance(batch, tuple) else tuple(batch)
+        if batch is None:
+            raise BadInput(
+                "the workload's data gave no batch", workload.origin, "make it iterable repeatedly"
+            )

@@ -3,6 +3,7 @@
 from mpcompile.cli import (  # noqa: F401  # each adds its command
     bench,
     calibrate,
+    check,
     diff,
     explain,
     export,

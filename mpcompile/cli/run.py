@@ -44,15 +44,26 @@ def run(
         Literal["interpreter", "inductor"] | None,
         Parameter(help="Default: inductor on CUDA, interpreter elsewhere."),
     ] = None,
+    log: Annotated[
+        Path | None, Parameter(help="A new file for a JSON line a step: loss, scale, causes.")
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, Parameter(help="A folder for the same, as TensorBoard reads it.")
+    ] = None,
     onnx: TrainFlags = _NO_TRAIN_FLAGS,
     json: Json = None,
     debug: Debug = False,
 ) -> None:
-    """Train a program in mixed precision on its own data, or a train.onnx on --data."""
+    """Train a program in mixed precision on its own data, or a train.onnx on --data.
+
+    If a step has to be skipped, it says which node made the first number that is not finite.
+    """
     del debug
     if source.endswith(".onnx"):
         if backend or flags != NO_FLAGS:
             raise BadInput(f"{source} was planned when it was exported", "", "leave out its flags")
+        if log or tensorboard:
+            raise BadInput(f"{source} keeps no log", "", "leave out --log and --tensorboard")
         command = import_module("mpcompile.onnx_run_command")
         command.run(Path(source), onnx.data, steps, onnx.device, onnx.output, onnx.force, json)
         return
@@ -60,5 +71,5 @@ def run(
         raise BadInput(f"{source} is no .onnx file", "", "leave out --data, --output and the like")
     given = {**flags.given(), **({"backend": backend} if backend else {})}
     import_module("mpcompile.commands").run(
-        source, steps, given, flags.plan, flags.measured(), json
+        source, steps, given, flags.plan, flags.measured(), log, tensorboard, json
     )

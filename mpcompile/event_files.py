@@ -1,0 +1,30 @@
+"""Scalars of a run as files that TensorBoard reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+
+from mpcompile.errors import BadInput
+
+
+@contextmanager
+def event_files(folder: Path) -> Iterator[Callable[[str, float, int], None]]:
+    """Yield a function that writes a scalar under a name at a step.
+
+    Args:
+        folder: made if it is not there; what lies in it stays.
+
+    Raises:
+        BadInput: TensorBoard is not installed; it is no dependency.
+    """
+    try:
+        writer = import_module("torch.utils.tensorboard").SummaryWriter(str(folder))
+    except ImportError as error:
+        raise BadInput(
+            "TensorBoard is not installed", "--tensorboard", "pip install tensorboard"
+        ) from error
+    with writer:
+        yield writer.add_scalar

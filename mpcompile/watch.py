@@ -1,0 +1,141 @@
+"""Look at every step of a run: why was it skipped, and what is written to the log."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any, SupportsFloat, TextIO
+
+import torch
+from rich.console import Console
+
+from mpcompile.errors import printable
+from mpcompile.lockstep import Moment
+from mpcompile.nonfinite import Cause, first_nonfinite
+from mpcompile.passes.scale_loss import SCALE
+from mpcompile.random_state import RandomState, random_state
+from mpcompile.run_log import RunRow, SkipCause
+from mpcompile.train_step import TrainStep
+
+_STREAK = 20
+"""Skipped steps in a row of which a run says so."""
+
+
+class Watch:
+    """Sees the steps of a run, for `mpcompile.training.train`.
+
+    A skipped step changes no state but the loss scale, so it can be run again in the interpreter,
+    beside FP64, while the compiled step stays as it is. After each step the host reads the loss and
+    whether it was skipped, so it waits for the device.
+
+    Each cause is printed once. A skip that is part of the scaler's search is not: an overflow in
+    backward at a loss scale that was never good for a step yet.
+
+    Args:
+        step: what is run.
+        console: where causes are printed.
+        log: takes a line a step, see `mpcompile.run_log`; None for no log.
+        scalars: takes a name, a number and the step's number, as TensorBoard's writer does.
+    """
+
+    def __init__(
+        self,
+        step: TrainStep,
+        console: Console,
+        log: TextIO | None = None,
+        scalars: Callable[[str, float, int], None] | None = None,
+    ) -> None:
+        self._step, self._console, self._log, self._scalars = step, console, log, scalars
+        self._count = 0
+        self._skipped = step.skipped
+        self._good_scale = 0.0
+        self._streak = 0
+        self._said: Counter[str] = Counter()
+        self._batch: Sequence[Any] = ()
+        self._scale = 1.0
+        self._random: RandomState | None = None
+
+    def before(self, batch: Sequence[Any]) -> None:
+        """Keep what a step reads that a skipped step changes: the loss scale, random numbers."""
+        self._batch = batch
+        self._scale = self._step.loss_scale
+        self._random = random_state(self._step.device)
+
+    def after(self, loss: SupportsFloat) -> None:
+        """Log the step; of a skipped one find the cause."""
+        skipped = self._step.skipped
+        value = float(loss)
+        was_skipped, self._skipped = skipped > self._skipped, skipped
+        cause = self._cause() if was_skipped else None
+        self._streak = self._streak + 1 if was_skipped else 0
+        if not was_skipped:
+            self._good_scale = max(self._good_scale, self._scale)
+        row = RunRow(
+            step=self._count,
+            loss=value if isfinite(value) else None,
+            scale=self._scale,
+            skipped=was_skipped,
+            cause=cause,
+        )
+        if self._log is not None:
+            self._log.write(row.to_json())
+            self._log.flush()
+        if self._scalars is not None:
+            for name, number in (
+                ("loss", value),
+                ("loss_scale", self._scale),
+                ("skipped", skipped),
+            ):
+                self._scalars(name, number, self._count)
+        if self._streak == _STREAK:
+            self._say(
+                [f"{_STREAK} steps in a row were skipped; the loss scale is {self._scale:g}."]
+            )
+        self._count += 1
+
+    def _cause(self) -> SkipCause | None:
+        assert self._random is not None
+        values = self._step.values(*self._batch)
+        if SCALE in values:
+            values[SCALE] = torch.full_like(values[SCALE], self._scale)
+        moment = Moment(self._step.step, values, self._step.masters(), self._random)
+        cause = first_nonfinite(moment)
+        if cause is None:
+            if not self._said["?"]:
+                self._say(
+                    [
+                        f"step {self._count} was skipped, but the interpreter, which rounds after "
+                        "each op, finds every number of it finite."
+                    ]
+                )
+            self._said["?"] += 1
+            return None
+        expected = cause.fits_at is not None and self._scale > self._good_scale
+        if not expected:
+            if not self._said[cause.node]:
+                head, *rest = cause.sentences()
+                self._say([f"step {self._count} was skipped: {head}", *(f"  {s}" for s in rest)])
+            self._said[cause.node] += 1
+        return _logged(cause, expected)
+
+    def _say(self, lines: list[str]) -> None:
+        here = f"{Path.cwd()}{os.sep}"
+        for line in lines:
+            self._console.print(printable(line.replace(here, "")), markup=False, soft_wrap=True)
+
+
+def _logged(cause: Cause, expected: bool) -> SkipCause:
+    return SkipCause(
+        node=cause.node,
+        op=cause.op,
+        stage=cause.stage,
+        module=cause.where.module,
+        file=cause.where.file,
+        line=cause.where.line,
+        why=cause.why,
+        gradients=cause.gradients,
+        expected=expected,
+    )
