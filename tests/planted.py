@@ -51,7 +51,8 @@ class Underflow(nn.Module):
         self.faint = nn.Linear(16, 16)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + 1e-4 * (1e-9 * self.faint(x))  # fault: underflow
+        faint: torch.Tensor = self.faint(x)
+        return x + 1e-4 * (1e-9 * faint)  # fault: underflow
 
 
 class Sum(nn.Module):

@@ -135,7 +135,7 @@ def test_all_runs_share_the_masks_that_the_step_would_draw_next() -> None:
 
 
 def test_the_step_goes_on_as_if_nobody_had_looked() -> None:
-    losses = []
+    losses: list[list[float]] = []
     for looks in (False, True):
         made = dropped()
         step = step_of(made)

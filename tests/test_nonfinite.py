@@ -149,6 +149,6 @@ def test_operands_are_those_of_the_node() -> None:
 
 def test_hostile_names_reach_no_terminal() -> None:
     made = planted.program(planted.Logits)
-    made.model.add_module("evil\x1b[31m", made.model.middle)
+    made.model.add_module("evil\x1b[31m", made.model.get_submodule("middle"))
     for line in (cause_in(made) or pytest.fail("no cause")).sentences():
         assert line.isprintable()
