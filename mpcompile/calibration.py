@@ -98,7 +98,8 @@ def _run(
 
 def _trained(forward: Forward, workload: Workload) -> frozenset[str]:
     groups = workload.optimizer.param_groups if workload.optimizer else []
-    trained = {id(parameter) for group in groups for parameter in group["params"]}
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    trained = {id(parameter) for parameter in parameters if parameter.requires_grad}
     return frozenset(item.node for item in forward.inputs if id(item.tensor) in trained)
 
 

@@ -94,12 +94,18 @@ def _window(columns: range, shift: int, label: str) -> list[Text]:
     for start in columns:
         _, character, style = zone_of(start + shift).value
         ruler.append(character, style=style)
-    names = ""
-    for edge in (SMALLEST, NORMAL, TOP):
-        place = (edge - shift - columns.start) // columns.step
-        if 0 <= place < len(columns):
-            names = f"{names:<{place}}|2^{edge - shift}"
-    if len(names) > len(columns):  # the last has no room on its right
-        rest, _, name = names.rpartition("|")
-        names = f"{rest[: len(rest) - len(name)]}{name}|"
-    return [ruler, Text(" " * _LEFT + names, style="dim")]
+    names = [" "] * len(columns)
+    edges = {
+        (edge - shift - columns.start) // columns.step: f"2^{edge - shift}"
+        for edge in (SMALLEST, NORMAL, TOP)
+    }
+    for place in edges:
+        if 0 <= place < len(names):
+            names[place] = "|"
+    for place, name in edges.items():
+        for start in (place + 1, place - len(name)):  # right of its mark, or else left of it
+            room = names[max(start, 0) : start + len(name)]
+            if 0 <= place < len(names) and room == [" "] * len(name):
+                names[start : start + len(name)] = name
+                break
+    return [ruler, Text(" " * _LEFT + "".join(names), style="dim")]

@@ -262,8 +262,8 @@ def _lost(both: dict[str, Range], scale: float) -> str:
             share = losses(held, scale)
             over = ", the largest overflow" if share.overflows else ""
             parts.append(
-                f"of those by {name} {share.lost:.2%} are below 2^-24 and lost, {share.subnormal:.2%} are "
-                f"below 2^-14 and hold fewer digits{over}"
+                f"of those by {name} {share.lost:.2%} are below 2^-24 and lost, "
+                f"{share.subnormal:.2%} are below 2^-14 and hold fewer digits{over}"
             )
     return "; ".join(parts)
 
