@@ -44,17 +44,25 @@ def calibrate(workload: Workload, batches: int = 8) -> Ranges:
         BadInput: there is no batch, or one is not of the example's shapes and dtypes.
         CannotCapture: see `mpcompile.compile`.
     """
+    return measure_ranges(workload, capture(workload), batches)
+
+
+def measure_ranges(workload: Workload, forward: Forward, batches: int) -> Ranges:
+    """Do as `calibrate` does, with a program that is captured already.
+
+    Raises:
+        BadInput: see `calibrate`.
+    """
     if batches < 1:
         raise BadInput(f"the number of batches is {batches}", "", "give at least 1")
-    forward = capture(workload)
     tally = _Tally()
     data = [workload.batch] if workload.data is None else workload.data
     state = {item.node: item.tensor.detach() for item in forward.inputs}
     buffers = {item.name: item.node for item in forward.inputs if item.kind is Kind.BUFFER}
     done = 0
-    with _same_random_numbers(item.tensor.device for item in forward.inputs):
+    with same_random_numbers(item.tensor.device for item in forward.inputs):
         for batch in islice(data, batches):
-            state |= _by_node(tuple(batch), forward, workload)
+            state |= batch_by_node(tuple(batch), forward, workload)
             written = _run(forward, _trained(forward, workload), state, tally)
             state |= {buffers[name]: value for name, value in written.items()}
             done += 1
@@ -90,7 +98,8 @@ def _run(
 
 def _trained(forward: Forward, workload: Workload) -> frozenset[str]:
     groups = workload.optimizer.param_groups if workload.optimizer else []
-    trained = {id(parameter) for group in groups for parameter in group["params"]}
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    trained = {id(parameter) for parameter in parameters if parameter.requires_grad}
     return frozenset(item.node for item in forward.inputs if id(item.tensor) in trained)
 
 
@@ -164,10 +173,14 @@ def _range(counts: list[int], largest: int) -> Range:
     )
 
 
-def _by_node(
+def batch_by_node(
     values: tuple[Any, ...], forward: Forward, workload: Workload
 ) -> dict[str, torch.Tensor]:
-    """Return a batch's tensors by the nodes they stand for, on the example's devices."""
+    """Return a batch's tensors by the nodes they stand for, on the example's devices.
+
+    Raises:
+        BadInput: they are not of the example's shapes and dtypes.
+    """
     inputs = [item for item in forward.inputs if item.kind is Kind.BATCH]
     _check(values, inputs, workload)
     return {
@@ -203,7 +216,7 @@ def _type(value: torch.Tensor) -> str:
 
 
 @contextmanager
-def _same_random_numbers(devices: Iterable[torch.device]) -> Iterator[None]:
+def same_random_numbers(devices: Iterable[torch.device]) -> Iterator[None]:
     """Leave the random-number generators as they were found, whatever is drawn inside."""
     cuda = sorted({device.index for device in devices if device.type == "cuda"})
     python, array = random.getstate(), np.random.get_state()

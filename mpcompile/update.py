@@ -175,10 +175,13 @@ class _Recorded(dict[str, Any]):
         super().__setitem__(key, value)
 
 
-def _shell(
+def optimizer_around(
     optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], state: Mapping[Any, Any]
 ) -> torch.optim.Optimizer:
-    """Return the user's optimizer around other parameters and state."""
+    """Return the user's optimizer around other parameters and state.
+
+    Step it with ``type(it).step(it)``: a schedule may have put another ``step`` on the user's own.
+    """
     shell: torch.optim.Optimizer = object.__new__(type(optimizer))
     shell.__dict__.update(optimizer.__dict__)
     shell.param_groups = groups
@@ -210,7 +213,7 @@ def initial_state(optimizer: torch.optim.Optimizer, arena: Arena) -> State:
 
     def run(state: dict[str, Any]) -> torch.Tensor:
         parameter = weight.clone()
-        shell = _shell(
+        shell = optimizer_around(
             optimizer,
             [_group(optimizer, arena, params=[parameter])],
             defaultdict(dict, {parameter: state}),
@@ -231,7 +234,7 @@ def initial_state(optimizer: torch.optim.Optimizer, arena: Arena) -> State:
         if isinstance(value, torch.Tensor):
             whole = value.dim() == 0
             recorded[key] = torch.zeros(()) if whole else torch.zeros(shape, dtype=value.dtype)
-    shell = _shell(
+    shell = optimizer_around(
         optimizer,
         [_group(optimizer, arena, params=[zeros])],
         defaultdict(dict, {zeros: recorded}),
@@ -255,7 +258,7 @@ def _keeps_zeros(optimizer: torch.optim.Optimizer, arena: Arena, initial: State)
         key: torch.zeros(ALIGNMENT, dtype=value.dtype) if value.dim() else value.clone()
         for key, value in initial.items()
     }
-    shell = _shell(
+    shell = optimizer_around(
         optimizer, [_group(optimizer, arena, params=[zeros])], defaultdict(dict, {zeros: state})
     )
     for _ in range(2):
@@ -305,7 +308,7 @@ def _trace(
             master.grad = given[f"{arena.name}.grad"]
             state[master] = {key: held[f"{arena.name}.{key}"] for key in initial[arena.name]}
             groups.append(_group(optimizer, arena, params=[master], lr=rates[arena.group]))
-        shell = _shell(optimizer, groups, defaultdict(dict, state))
+        shell = optimizer_around(optimizer, groups, defaultdict(dict, state))
         type(shell).step(shell)
         for arena in arenas:
             after = shell.state[held[f"{arena.name}.master"]]

@@ -7,6 +7,7 @@ from mpcompile.cli import (  # noqa: F401  # each adds its command
     diff,
     explain,
     export,
+    gradients,
     inspect,
     lint,
     run,
