@@ -195,9 +195,10 @@ def _place(row: NodeError) -> str:
 
 
 def _advice(row: NodeError) -> str:
-    return (
-        f"`--full node:{row.planned}` keeps it in FP32" if row.planned else "lower the loss scale"
-    )
+    if row.stage == "backward" and (row.nonfinite or row.vanished):
+        return f"give a {'smaller' if row.nonfinite else 'larger'} --loss-scale"
+    flags = " ".join(f"--full node:{name}" for name in row.keep)
+    return f"`{flags}` keeps it in FP32" if flags else ""
 
 
 def _document(row: NodeError) -> dict[str, Any]:

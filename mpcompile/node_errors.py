@@ -11,6 +11,7 @@ import torch
 from mpcompile.dataflow import Where
 from mpcompile.eager_autocast import Key, autocast_values, gradient_key, keys_of
 from mpcompile.graph_text import type_text
+from mpcompile.keep_in_full import kept_in_full
 from mpcompile.lockstep import Moment, Seen, lockstep, moment
 from mpcompile.precision import Precision
 from mpcompile.step import results
@@ -36,7 +37,8 @@ class NodeError:
     Attributes:
         id: the node of the step.
         op: its op, or the role of an input.
-        planned: the op of the plan it belongs to, which overrides name; may be empty.
+        keep: ops of the plan that would have to be in FP32 for it, see
+            `mpcompile.keep_in_full`.
         stage: ``forward`` or ``backward``.
         type: ``f16[8,32]``.
         where: its place in the user's program.
@@ -53,7 +55,7 @@ class NodeError:
 
     id: str
     op: str
-    planned: str
+    keep: tuple[str, ...]
     stage: str
     type: str
     where: Where
@@ -145,7 +147,7 @@ def _row(seen: Seen, peer: torch.Tensor | None) -> NodeError:
     return NodeError(
         id=node.name,
         op=str(slot) if slot else op_name(node),
-        planned=str(node.meta.get("planned", "")),
+        keep=kept_in_full(node),
         stage="backward" if node.meta.get("backward") else "forward",
         type=type_text(ours),
         where=node.meta.get("where") or place_of(node),

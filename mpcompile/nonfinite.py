@@ -13,8 +13,8 @@ from torch import fx
 from mpcompile.dataflow import Where
 from mpcompile.errors import printable
 from mpcompile.graph_text import type_text
+from mpcompile.keep_in_full import kept_in_full
 from mpcompile.lockstep import Moment, Seen, lockstep
-from mpcompile.passes.clean_casts import is_cast
 from mpcompile.passes.scale_loss import SCALE
 from mpcompile.step import Role, results
 from mpcompile.torch_graph import place_of
@@ -195,15 +195,6 @@ def _cause(
 def _where(node: fx.Node) -> Where:
     where = node.meta.get("where")
     return where if isinstance(where, Where) else place_of(node)
-
-
-def kept_in_full(node: fx.Node) -> tuple[str, ...]:
-    """Return the ops of the plan that have to be in FP32 for a node not to be in 16 bits."""
-    if not is_cast(node):
-        planned = str(node.meta.get("planned", ""))
-        return (planned,) if planned else ()
-    readers = [user for user in node.users if not user.meta.get("backward")]
-    return tuple(dict.fromkeys(name for user in readers for name in kept_in_full(user)))
 
 
 def _operands(seen: Seen) -> Iterator[Operand]:

@@ -141,6 +141,17 @@ def _up(count: int, unit: int) -> int:
     return -(-count // unit) * unit
 
 
+def arena_views(arena: Arena, buffer: torch.Tensor) -> list[torch.Tensor]:
+    """Return the parameters' views of a buffer laid out like the arena or its beginning."""
+    if not arena.flat:
+        return [buffer]
+    return [
+        buffer[offset : offset + prod(shape)].view(shape)
+        for offset, shape in zip(arena.offsets[:-1], arena.shapes, strict=True)
+        if offset + prod(shape) <= buffer.numel()
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a trained weight lies.

@@ -17,7 +17,7 @@ from mpcompile.passes.adjust_scale import TRACKER
 from mpcompile.passes.count_steps import SKIPPED, TAKEN
 from mpcompile.passes.scale_loss import SCALE
 from mpcompile.plan import Plan
-from mpcompile.step import Arena, Role, StepGraph
+from mpcompile.step import Arena, Role, StepGraph, arena_views
 from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import note_step, version_of
 from mpcompile.workload import Workload
@@ -176,7 +176,9 @@ class TrainStep:
         if self._versions() != self._written:
             self.refresh()
         return [
-            value if value.stride() == stride else _laid_out(value, stride)
+            value
+            if value.stride() == stride
+            else value.new_empty_strided(value.shape, stride).copy_(value)
             for value, (_, stride) in zip(batch, self._layouts, strict=True)
         ]
 
@@ -395,20 +397,3 @@ class TrainStep:
                 self._state[slot.name] = torch.full(
                     slot.shape, first, dtype=slot.dtype, device=self._device
                 )
-
-
-def _laid_out(value: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
-    """Return a copy whose elements lie in memory as compiled code expects."""
-    like = torch.empty_strided(value.shape, stride, dtype=value.dtype, device=value.device)
-    return like.copy_(value)
-
-
-def arena_views(arena: Arena, buffer: torch.Tensor) -> list[torch.Tensor]:
-    """Return the parameters' views of a buffer laid out like the arena or its beginning."""
-    if not arena.flat:
-        return [buffer]
-    return [
-        buffer[offset : offset + prod(shape)].view(shape)
-        for offset, shape in zip(arena.offsets[:-1], arena.shapes, strict=True)
-        if offset + prod(shape) <= buffer.numel()
-    ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
@@ -23,6 +22,9 @@ from mpcompile.train_step import TrainStep
 _STREAK = 20
 """Skipped steps in a row of which a run says so."""
 
+_EDGE = 0.25
+"""A dynamic scale stands at the edge of overflow: what two halvings mend is nothing to tell."""
+
 
 class Watch:
     """Sees the steps of a run, for `mpcompile.training.train`.
@@ -32,7 +34,7 @@ class Watch:
     whether it was skipped, so it waits for the device.
 
     Each cause is printed once. A skip that is part of the scaler's search is not: an overflow in
-    backward at a loss scale that was never good for a step yet.
+    backward at a loss scale that was never good for a step yet, or that is hardly too large.
 
     Args:
         step: what is run.
@@ -53,7 +55,7 @@ class Watch:
         self._skipped = step.skipped
         self._good_scale = 0.0
         self._streak = 0
-        self._said: Counter[str] = Counter()
+        self._said: set[str] = set()
         self._batch: Sequence[Any] = ()
         self._scale = 1.0
         self._random: RandomState | None = None
@@ -66,35 +68,33 @@ class Watch:
 
     def after(self, loss: SupportsFloat) -> None:
         """Log the step; of a skipped one find the cause."""
-        skipped = self._step.skipped
-        value = float(loss)
+        skipped, value = self._step.skipped, float(loss)
         was_skipped, self._skipped = skipped > self._skipped, skipped
-        cause = self._cause() if was_skipped else None
-        self._streak = self._streak + 1 if was_skipped else 0
-        if not was_skipped:
-            self._good_scale = max(self._good_scale, self._scale)
         row = RunRow(
             step=self._count,
             loss=value if isfinite(value) else None,
             scale=self._scale,
             skipped=was_skipped,
-            cause=cause,
+            cause=self._cause() if was_skipped else None,
         )
+        if not was_skipped:
+            self._good_scale = max(self._good_scale, self._scale)
+            if not isfinite(value):
+                self._say("loss", f"the loss of step {self._count} is not finite")
+        self._streak = self._streak + 1 if was_skipped else 0
+        if self._streak == _STREAK:
+            self._say("streak", f"{_STREAK} steps in a row were skipped")
+        self._write(row, value)
+        self._count += 1
+
+    def _write(self, row: RunRow, loss: float) -> None:
         if self._log is not None:
             self._log.write(row.to_json())
             self._log.flush()
         if self._scalars is not None:
-            for name, number in (
-                ("loss", value),
-                ("loss_scale", self._scale),
-                ("skipped", skipped),
-            ):
+            now = {"loss": loss, "loss_scale": self._scale, "skipped": self._skipped}
+            for name, number in now.items():
                 self._scalars(name, number, self._count)
-        if self._streak == _STREAK:
-            self._say(
-                [f"{_STREAK} steps in a row were skipped; the loss scale is {self._scale:g}."]
-            )
-        self._count += 1
 
     def _cause(self) -> SkipCause | None:
         assert self._random is not None
@@ -104,26 +104,26 @@ class Watch:
         moment = Moment(self._step.step, values, self._step.masters(), self._random)
         cause = first_nonfinite(moment)
         if cause is None:
-            if not self._said["?"]:
-                self._say(
-                    [
-                        f"step {self._count} was skipped, but the interpreter, which rounds after "
-                        "each op, finds every number of it finite."
-                    ]
-                )
-            self._said["?"] += 1
+            self._say(
+                "none",
+                f"step {self._count} was skipped, but in the interpreter, which rounds after each "
+                "op, every number of it is finite",
+            )
             return None
-        expected = cause.fits_at is not None and self._scale > self._good_scale
+        fits_at = cause.fits_at or 0.0
+        search = self._scale > self._good_scale or fits_at >= _EDGE * self._scale
+        expected = cause.fits_at is not None and search
         if not expected:
-            if not self._said[cause.node]:
-                head, *rest = cause.sentences()
-                self._say([f"step {self._count} was skipped: {head}", *(f"  {s}" for s in rest)])
-            self._said[cause.node] += 1
+            head, *rest = cause.sentences()
+            self._say(cause.node, f"step {self._count} was skipped: {head.rstrip('.')}", *rest)
         return _logged(cause, expected)
 
-    def _say(self, lines: list[str]) -> None:
+    def _say(self, about: str, head: str, *details: str) -> None:
+        if about in self._said:
+            return
+        self._said.add(about)
         here = f"{Path.cwd()}{os.sep}"
-        for line in lines:
+        for line in (f"{head}.", *(f"  {detail}" for detail in details)):
             self._console.print(printable(line.replace(here, "")), markup=False, soft_wrap=True)
 
 

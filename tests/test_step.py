@@ -10,8 +10,7 @@ from graphs import linear, step_of, tied
 
 from mpcompile.errors import CompileError
 from mpcompile.passes.pack_gradients import pack_gradients
-from mpcompile.step import Arena, Role, Slot, StepGraph, results
-from mpcompile.train_step import arena_views
+from mpcompile.step import Arena, Role, Slot, StepGraph, arena_views, results
 
 
 def packed() -> StepGraph:

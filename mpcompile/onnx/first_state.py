@@ -8,8 +8,7 @@ from mpcompile.onnx.random_masks import PRIME
 from mpcompile.onnx.train_file import Piece
 from mpcompile.passes.scale_loss import SCALE
 from mpcompile.pipeline import Transformed
-from mpcompile.step import Arena, Role, Slot
-from mpcompile.train_step import arena_views
+from mpcompile.step import Arena, Role, Slot, arena_views
 
 
 def first_state(transformed: Transformed, slots: tuple[Slot, ...]) -> dict[str, torch.Tensor]:
