@@ -38,7 +38,8 @@ class Block(nn.Module):
 
     def __init__(self, op: str) -> None:
         super().__init__()
-        self.op, self.gain = op, 1.0
+        self.op = op
+        self.gain: float = 1.0
         self.norm = nn.LayerNorm(WIDTH)
         self.weight = nn.Linear(WIDTH, WIDTH) if op == "linear" else nn.Identity()
 
@@ -49,22 +50,24 @@ class Block(nn.Module):
 
     def large(self, x: torch.Tensor) -> torch.Tensor:
         """Return what may overflow; its size is proportional to the gain, but for exp."""
-        hidden = self.norm(x) + 0.1 * x
-        gain = self.gain
-        if self.op == "mul":
-            return hidden * gain
-        if self.op == "pow":
-            return (hidden * math.sqrt(gain)).pow(2)
-        if self.op == "exp":
-            return torch.exp(hidden + math.log(gain))
-        if self.op == "linear":
-            made: torch.Tensor = self.weight(hidden)
-            return made
-        if self.op == "matmul":
-            return (hidden * gain) @ hidden.transpose(-1, -2) @ (hidden / ROWS)
-        if self.op == "cumsum":
-            return torch.cumsum(hidden * gain, dim=0)
-        return hidden * (gain / 2) + hidden * (gain / 2)
+        hidden, gain = self.norm(x) + 0.1 * x, self.gain
+        made: torch.Tensor
+        match self.op:
+            case "mul":
+                made = hidden * gain
+            case "pow":
+                made = (hidden * math.sqrt(gain)).pow(2)
+            case "exp":
+                made = torch.exp(hidden + math.log(gain))
+            case "linear":
+                made = self.weight(hidden)
+            case "matmul":
+                made = (hidden * gain) @ hidden.transpose(-1, -2) @ (hidden / ROWS)
+            case "cumsum":
+                made = torch.cumsum(hidden * gain, dim=0)
+            case _:
+                made = hidden * (gain / 2) + hidden * (gain / 2)
+        return made
 
 
 class Net(nn.Module):
@@ -114,7 +117,7 @@ def program(seed: int) -> Workload:
         for block in model.blocks:
             assert isinstance(block, Block)
             size = float(block.large(x).abs().max())
-            block.gain = 65504.0 * 2 ** chosen.uniform(-2.0, 4.0) / size
+            block.gain = 65504.0 * 2.0 ** chosen.uniform(-2.0, 4.0) / size
             for parameter in block.weight.parameters():
                 parameter.mul_(block.gain)
             x = block(x)
