@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +25,8 @@ from mpcompile.report import print_ranges, print_summary, summarize
 from mpcompile.settings import find_settings
 from mpcompile.training import train
 from mpcompile.transform_source import transform_source
-from mpcompile.workload import Workload, load
+from mpcompile.workload import batches as batches_of
+from mpcompile.workload import load
 
 _NAMES = {Precision.FP16: "fp16", Precision.BF16: "bf16", Precision.FP32: "fp32"}
 
@@ -86,7 +86,7 @@ def run(
             "the workload has no data", workload.origin, "give data=, an iterable of batches"
         )
     step = to_step(transformed, settings.backend)
-    losses, seconds = train(step, _batches(workload, steps), steps, console)
+    losses, seconds = train(step, batches_of(workload, steps), steps, console)
     typical = 1000 * median(seconds[1:] or seconds)
     document = {
         "source": source,
@@ -131,23 +131,6 @@ def calibrate(
             "not_finite": sum(held.nonfinite > 0 for held in ranges.values.values()),
         },
     )
-
-
-def _batches(workload: Workload, steps: int) -> Iterator[tuple[Any, ...]]:
-    """Yield batches, an epoch after another."""
-    assert workload.data is not None
-    count = 0
-    while count < steps:
-        before = count
-        for batch in workload.data:
-            if count == steps:
-                return
-            yield batch if isinstance(batch, tuple) else tuple(batch)
-            count += 1
-        if count == before:
-            raise BadInput(
-                "the workload's data gave no batch", workload.origin, "make it iterable repeatedly"
-            )
 
 
 def _name(source: str) -> str:
