@@ -42,7 +42,7 @@ def transform(
 ) -> None:
     """``mpcompile model.py``: transform, print the summary, write the artifacts."""
     console = Console(stderr=json_to == "-", highlight=False)
-    folder = output or Path(f"{_name(source)}.mp")
+    folder = output or Path(f"{name_of(source)}.mp")
     check_free(folder, force)
     settings = find_settings(Path.cwd()).over(flags)
     mixed = transform_source(source, settings, plan, ranges, console)
@@ -112,7 +112,7 @@ def calibrate(
 ) -> None:
     """``mpcompile calibrate model.py``: measure, print the nearest to danger, write the ranges."""
     console = Console(stderr=json_to == "-", highlight=False)
-    file = output or Path(f"{_name(source)}.ranges.json")
+    file = output or Path(f"{name_of(source)}.ranges.json")
     check_file(file, force)
     workload = load(source)
     with console.status("measuring"):
@@ -133,7 +133,8 @@ def calibrate(
     )
 
 
-def _name(source: str) -> str:
+def name_of(source: str) -> str:
+    """Return the name that files written for a program begin with."""
     path = Path(source)
     return path.stem if path.suffix == ".py" else source.partition(":")[0].rpartition(".")[2]
 

@@ -7,6 +7,7 @@ figure 5 (ddmin), on items in the order in which they are suspected.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 T = TypeVar("T", bound=Hashable)
@@ -69,4 +70,4 @@ def _one_minimal(kept: tuple[T, ...], enough: Callable[[tuple[T, ...]], bool]) -
 def _parts(items: tuple[T, ...], count: int) -> list[tuple[T, ...]]:
     """Cut items into parts of nearly one size; there are at least as many items as parts."""
     borders = [len(items) * part // count for part in range(count + 1)]
-    return [items[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    return [items[start:end] for start, end in pairwise(borders)]
