@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from mpcompile.artifacts import check_file, write_file
 from mpcompile.command_line import warnings_on_one_line
@@ -27,6 +29,7 @@ from mpcompile.tune import (
     SEED,
     Asked,
     Candidates,
+    Returned,
     Tuned,
     asked_in_words,
     candidates,
@@ -202,12 +205,11 @@ def _print(tuned: Tuned, found: Candidates, output: Path, again: str, console: C
     count = len(found.ops)
     if tuned.returned:
         title = f"return to FP32: {len(tuned.returned)} of {count} ops"
-        table = numbers_table(title, "op", "error in 16 bits", "its own", "error in FP32")
+        table = numbers_table(title, "op", "error in 16 bits", "in FP32")
         table.add_column("where", overflow="fold")
         for item in tuned.returned:
-            numbers = (item.before.error, item.before.own, item.after)
-            texts = (f"{number:.3g}" for number in numbers)
-            table.add_row(printable(f"{item.op} ({item.kind})"), *texts, printable(str(item.where)))
+            texts = (f"{number:.3g}" for number in (item.before.error, item.after))
+            table.add_row(Text(printable(f"{item.op} ({item.kind})")), *texts, _place(item))
         console.print(table)
         console.print(f"without them {printable(tuned.before)}", markup=False, soft_wrap=True)
         console.print(f"with them {printable(tuned.after)}", markup=False, soft_wrap=True)
@@ -217,6 +219,10 @@ def _print(tuned: Tuned, found: Candidates, output: Path, again: str, console: C
     console.print(f"{tuned.trials} trials, {tuned.seconds:.1f} s; wrote {output}", markup=False)
     if tuned.returned:
         console.print(printable(again), markup=False, soft_wrap=True)
+
+
+def _place(item: Returned) -> Text:
+    return Text(printable(str(item.where).replace(f"{Path.cwd()}{os.sep}", "")))
 
 
 def _document(
