@@ -84,13 +84,21 @@ def test_one_cause_is_found_in_about_twice_its_logarithm_of_trials(
     cause = data.draw(st.integers(0, count - 1))
     trials = Trials(lambda some: cause in some)
     assert smallest_sufficient(range(count), trials) == (cause,)
-    assert len(trials.asked) <= 3 * count.bit_length() + 2
+    assert len(trials.asked) <= 2 * count.bit_length() + 2
 
 
 def test_the_most_suspicious_is_tried_first_and_nothing_else_if_it_is_the_cause() -> None:
     trials = Trials(lambda some: 7 in some)
     assert smallest_sufficient([7, 3, 9], trials) == (7,)
     assert trials.asked == [frozenset(), frozenset({7})]
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_culprits_that_are_suspected_first_cost_a_trial_each(culprits: int, others: int) -> None:
+    needed = frozenset(range(culprits))
+    trials = Trials(lambda some: needed <= some)
+    assert smallest_sufficient(range(culprits + others), trials) == tuple(range(culprits))
+    assert len(trials.asked) <= 2 * culprits.bit_length() + culprits + 2
 
 
 def test_nothing_is_returned_if_nothing_is_needed_and_all_if_all_are() -> None:
