@@ -132,7 +132,7 @@ class TrialLog:
         _check(first.asked, asked, path)
         log = TrialLog(path)
         for line in lines:
-            log._take(line)
+            log.take(line)
         if len(whole) < len(text):
             with path.open("r+b") as file:
                 file.truncate(len(whole))
@@ -140,11 +140,12 @@ class TrialLog:
 
     def note(self, line: Head | Suspects | Reference | Trial) -> None:
         """Take something in, and write it to the file before anything else is done."""
-        self._take(line)
+        self.take(line)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_format().dump_json(line).decode() + "\n")
 
-    def _take(self, line: Head | Suspects | Reference | Trial) -> None:
+    def take(self, line: Head | Suspects | Reference | Trial) -> None:
+        """Take in what the file holds already."""
         match line:
             case Suspects():
                 self.suspects = line.suspects

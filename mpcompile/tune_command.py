@@ -17,6 +17,7 @@ from rich.text import Text
 from mpcompile.artifacts import check_file, write_file
 from mpcompile.command_line import warnings_on_one_line
 from mpcompile.commands import name_of
+from mpcompile.dataflow import Where
 from mpcompile.errors import BadInput, printable
 from mpcompile.judges import Judge, ScoreJudge, ToleranceJudge
 from mpcompile.plan_commands import write_json
@@ -29,7 +30,6 @@ from mpcompile.tune import (
     SEED,
     Asked,
     Candidates,
-    Returned,
     Tuned,
     asked_in_words,
     candidates,
@@ -197,7 +197,7 @@ def toml_text(source: str, tuned: Tuned) -> str:
     for item in tuned.returned:
         name = json.dumps(f"node:{item.op}", ensure_ascii=False)
         error = f"error {item.before.error:.3g}, {item.after:.3g} in FP32"
-        lines.append(f"  {name},  # {item.kind}, {error}  {item.where}".rstrip())
+        lines.append(f"  {name},  # {item.kind}, {error}  {_place(item.where)}".rstrip())
     return "\n".join(map(printable, [*lines, "]"])) + "\n"
 
 
@@ -209,20 +209,23 @@ def _print(tuned: Tuned, found: Candidates, output: Path, again: str, console: C
         table.add_column("where", overflow="fold")
         for item in tuned.returned:
             texts = (f"{number:.3g}" for number in (item.before.error, item.after))
-            table.add_row(Text(printable(f"{item.op} ({item.kind})")), *texts, _place(item))
+            table.add_row(
+                Text(printable(f"{item.op} ({item.kind})")), *texts, Text(_place(item.where))
+            )
         console.print(table)
         console.print(f"without them {printable(tuned.before)}", markup=False, soft_wrap=True)
         console.print(f"with them {printable(tuned.after)}", markup=False, soft_wrap=True)
     else:
-        said = f"nothing has to be returned to FP32: with all {count} ops in 16 bits"
+        said = f"nothing has to be returned to FP32; with {count} ops in 16 bits"
         console.print(f"{said} {printable(tuned.before)}", markup=False, soft_wrap=True)
     console.print(f"{tuned.trials} trials, {tuned.seconds:.1f} s; wrote {output}", markup=False)
     if tuned.returned:
         console.print(printable(again), markup=False, soft_wrap=True)
 
 
-def _place(item: Returned) -> Text:
-    return Text(printable(str(item.where).replace(f"{Path.cwd()}{os.sep}", "")))
+def _place(where: Where) -> str:
+    """Return a place for a person; a file below the working folder reads better without that."""
+    return printable(str(where).replace(f"{Path.cwd()}{os.sep}", ""))
 
 
 def _document(

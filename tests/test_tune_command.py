@@ -99,17 +99,18 @@ def test_a_function_scores(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
         "def score(step, workload):\n    return float(step(*workload.batch) < 100)\n"
     )
     assert exit_code(["tune", "model.py", "--eval", "model.py:score", "--json", "-"]) == 0
-    assert document(capsys)["full"] == list(FULL)
+    # A tanh of infinity is right, so for the score one op is enough.
+    assert document(capsys)["full"] == list(FULL[:1])
     assert exit_code(["tune", "model.py", "--eval", "judge:score", "--score", "1", "--json", "-",
                       "-o", "b.toml"]) == 0  # fmt: skip
-    assert document(capsys)["full"] == list(FULL)
+    assert document(capsys)["full"] == list(FULL[:1])
 
 
 def test_nothing_to_return(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--full", "rise", "--full", "tanh"]
     assert exit_code(["tune", "model.py", *flags]) == 0
     said = capsys.readouterr().out
-    assert "nothing has to be returned to FP32: with all 1 ops in 16 bits the largest" in said
+    assert "nothing has to be returned to FP32; with 1 ops in 16 bits the largest" in said
     assert read_settings(folder / "model.tune.toml").full == ()
 
 
