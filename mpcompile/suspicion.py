@@ -118,7 +118,8 @@ class _Blame:
         """Return what a tensor says, and of which ops."""
         node = seen.node
         key = str(node.meta.get("slot") or node.meta.get("planned", ""))
-        makers = self._inner if is_higher_order(node) else self._makers.get(key, set())
+        calls = any(map(is_higher_order, (node, *node.all_input_nodes)))
+        makers = self._makers.get(key, self._inner if calls else set())
         bad = bool((~seen.ours.isfinite() & seen.exact.isfinite()).any())
         own = relative_error(seen.ours, seen.own)
         vanished = _share(seen.ours, seen.exact)

@@ -70,6 +70,26 @@ class Product(nn.Module):
         return result
 
 
+class Branch(nn.Module):
+    """A fault in one branch of a condition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.end = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        with torch.no_grad():
+            self.one.weight.mul_(1e6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def tall(x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.one(x))
+
+        def plain(x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.other(x))
+
+        result: torch.Tensor = self.end(torch.cond(x.sum() < 1e9, tall, plain, (x,)))
+        return result
+
+
 class Both(nn.Module):
     """Two faults that have nothing to do with one another."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faulty import HALF, Attention, Both, Bounded, Product, SmallNorm, workload
+from faulty import HALF, Attention, Both, Bounded, Branch, Product, SmallNorm, workload
 from torch import nn
 
 from mpcompile import BadInput, CheckFailed, Policy
@@ -71,6 +71,7 @@ PLANTED = [
     (SmallNorm, HALF, ["pow_1", "mean", "add", "rsqrt"]),
     (SmallNorm, Policy(), []),
     (Product, HALF, ["mul", "mul_1", "div"]),
+    (Branch, Policy(), ["true_graph_0.linear"]),
     (Both, HALF, ["linear_1", "tanh", "mul", "mul_1", "div"]),
 ]
 
