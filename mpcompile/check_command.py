@@ -16,7 +16,6 @@ from rich.text import Text
 
 from mpcompile.errors import BadInput, CheckFailed, printable
 from mpcompile.node_errors import NodeError, failures, node_errors, worst
-from mpcompile.pipeline import to_step
 from mpcompile.plan_commands import write_json
 from mpcompile.ranges import Ranges
 from mpcompile.report import numbers_table
@@ -24,7 +23,7 @@ from mpcompile.settings import find_settings
 from mpcompile.torch_graph import capture
 from mpcompile.train_step import TrainStep
 from mpcompile.transform_source import transform_source
-from mpcompile.warm_up import warm_up
+from mpcompile.warm_up import settled_step
 from mpcompile.workload import epochs
 
 VERSION = 1
@@ -51,7 +50,7 @@ def check(
         ranges: what was measured.
         tolerance: see `mpcompile.node_errors.NodeError.fails`.
         batches: how many of the workload's data are compared.
-        steps: training steps before that, beside those in which the loss scale is found.
+        steps: training steps before that; the loss scale is found on each batch compared.
         everything: the table is not cut short.
         json_to: where the document goes.
 
@@ -67,19 +66,17 @@ def check(
     settings = find_settings(Path.cwd()).over(flags)
     transformed = transform_source(source, settings, plan, ranges, console)
     workload = transformed.workload
-    step = to_step(transformed, "interpreter")
+    data = list(islice(epochs(workload), steps + batches))
     with console.status("training"):
-        done = warm_up(step, workload, steps)
+        step, _ = settled_step(transformed, data, steps)
     plain = capture(workload)
     rows: list[NodeError] = []
-    compared = 0
     with console.status("comparing"):
-        for batch in islice(epochs(workload), done, done + batches):
+        for batch in data[steps:]:
             now = node_errors(step, *batch, autocast=plain)
             rows = worst(rows, now) if rows else now
-            compared += 1
     failed = list(failures(rows, tolerance))
-    _print(rows, failed, tolerance, compared, step, everything, console)
+    _print(rows, failed, tolerance, batches, step, everything, console)
     write_json(
         json_to,
         {
@@ -87,8 +84,8 @@ def check(
             "source": source,
             "reference": "fp64",
             "tolerance": tolerance,
-            "batches": compared,
-            "steps": done,
+            "batches": batches,
+            "steps": steps,
             "loss_scale": step.loss_scale,
             "first": failed[0].id if failed else None,
             "failed": [row.id for row in failed],

@@ -29,7 +29,7 @@ from mpcompile.settings import find_settings
 from mpcompile.training import train
 from mpcompile.transform_source import transform_source
 from mpcompile.watch import Watch
-from mpcompile.workload import epochs, load
+from mpcompile.workload import epochs, load, source_name
 
 _NAMES = {Precision.FP16: "fp16", Precision.BF16: "bf16", Precision.FP32: "fp32"}
 
@@ -45,7 +45,7 @@ def transform(
 ) -> None:
     """``mpcompile model.py``: transform, print the summary, write the artifacts."""
     console = Console(stderr=json_to == "-", highlight=False)
-    folder = output or Path(f"{_name(source)}.mp")
+    folder = output or Path(f"{source_name(source)}.mp")
     check_free(folder, force)
     settings = find_settings(Path.cwd()).over(flags)
     mixed = transform_source(source, settings, plan, ranges, console)
@@ -134,7 +134,7 @@ def calibrate(
 ) -> None:
     """``mpcompile calibrate model.py``: measure, print the nearest to danger, write the ranges."""
     console = Console(stderr=json_to == "-", highlight=False)
-    file = output or Path(f"{_name(source)}.ranges.json")
+    file = output or Path(f"{source_name(source)}.ranges.json")
     check_file(file, force)
     workload = load(source)
     with console.status("measuring"):
@@ -153,11 +153,6 @@ def calibrate(
             "not_finite": sum(held.nonfinite > 0 for held in ranges.values.values()),
         },
     )
-
-
-def _name(source: str) -> str:
-    path = Path(source)
-    return path.stem if path.suffix == ".py" else source.partition(":")[0].rpartition(".")[2]
 
 
 def _decisions(mixed: Transformed) -> str:

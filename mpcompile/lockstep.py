@@ -206,7 +206,9 @@ class _Own(_Wide):
             super().run(node, moment, drawn)
 
     def _read(self, item: fx.Node) -> Any:
-        return _all_in(self._ours.values[item], EXACT)
+        value = self._ours.values[item]
+        # Of a graph inside it is the wide twin that runs.
+        return self.values[item] if isinstance(value, fx.GraphModule) else _all_in(value, EXACT)
 
 
 def _told(node: fx.Node, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -197,7 +197,7 @@ def resolve(policy: Policy, rules: Mapping[str, Rule], rows: Iterable[Row]) -> R
         found = [
             (specificity, wish, pattern)
             for wish, pattern in policy.overrides
-            if (specificity := _match(pattern, row, rule)) is not None
+            if (specificity := _match(pattern, row, rule.name)) is not None
         ]
         matched.update(pattern for _, _, pattern in found)
         overridden |= {row.node} if found else set()
@@ -210,6 +210,18 @@ def resolve(policy: Policy, rules: Mapping[str, Rule], rows: Iterable[Row]) -> R
     )
 
 
+def names_node(pattern: str, row: Row, rule: str) -> bool:
+    """Whether a pattern is the very name of an op's node, so that none is more specific.
+
+    Args:
+        pattern: of an override.
+        row: the op.
+        rule: its row of the op table.
+    """
+    found = _match(pattern, row, rule)
+    return found is not None and found[:2] == (Kind.NODE, True)
+
+
 def _rule(rules: Mapping[str, Rule], row: Row) -> Rule:
     return rules.get(row.op, UNKNOWN)
 
@@ -217,11 +229,11 @@ def _rule(rules: Mapping[str, Rule], row: Row) -> Rule:
 _Specificity = tuple[Kind, bool, int]
 
 
-def _match(pattern: str, row: Row, rule: Rule) -> _Specificity | None:
+def _match(pattern: str, row: Row, rule: str) -> _Specificity | None:
     """Return how specifically a pattern names an op, or None if it does not."""
     prefix, _, text = pattern.rpartition(":")
     literals = len(_WILDCARD.sub("", text))
-    names = {Kind.MODULE: row.module, Kind.OP: row.op, Kind.ROW: rule.name, Kind.NODE: row.node}
+    names = {Kind.MODULE: row.module, Kind.OP: row.op, Kind.ROW: rule, Kind.NODE: row.node}
     for kind in (_PREFIXES[prefix],) if prefix else _TRIED:
         below = kind is Kind.MODULE and fnmatchcase(names[kind], f"{text}.*")
         if below or fnmatchcase(names[kind], text):

@@ -1,11 +1,13 @@
-"""The state of torch's random numbers: to draw once more what has been drawn."""
+"""The state of random numbers: to draw once more what has been drawn, or always the same."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -41,3 +43,10 @@ def drawn_again(state: RandomState) -> Iterator[None]:
         if state.device is not None and state.cuda is not None:
             torch.cuda.set_rng_state(state.cuda, state.device)
         yield
+
+
+def seed_all(seed: int) -> None:
+    """Seed the random numbers of torch (on every device), NumPy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)

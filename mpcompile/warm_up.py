@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
+import torch
+
+from mpcompile.pipeline import Transformed, to_step
 from mpcompile.train_step import TrainStep
-from mpcompile.workload import Workload, epochs
 
-_WARM_UP = 25
-"""Steps within which a dynamic loss scale comes down from 2**24 to 1."""
+ATTEMPTS = 25
+"""Steps within which a dynamic loss scale has to settle: 16 take it from 2**16 to 1."""
+
+Batches: TypeAlias = Sequence[tuple[Any, ...]]
 
 
-def warm_up(step: TrainStep, workload: Workload, steps: int) -> int:
-    """Train until the loss scale has been good for a step, and then some; return how many steps.
-
-    If it never is, the program is looked at with the scale it has come to.
+def settled_step(transformed: Transformed, batches: Batches, steps: int) -> tuple[TrainStep, str]:
+    """Train, and let the loss scale settle: at each batch left, until an update is applied.
 
     Args:
-        step: trains the workload.
-        workload: gives the batches; without data its example batch is all there is.
-        steps: how many more.
+        transformed: its model is trained.
+        batches: those to train on, and those to measure.
+        steps: how many of them to train on.
+
+    Returns:
+        The step, with the weights it had after training, and why it did not settle, or ``""``.
     """
-    count, first = 0, step.taken
-    for batch in islice(epochs(workload), _WARM_UP):
+    step = to_step(transformed, "interpreter")
+    for batch in batches[:steps]:
         step(*batch)
-        count += 1
-        if step.taken > first:
-            break
-    for batch in islice(epochs(workload), count, count + steps):
-        step(*batch)
-        count += 1
-    return count
+    model = transformed.workload.model
+    state = [*model.parameters(), *model.buffers()]
+    start = [tensor.detach().clone() for tensor in state]
+    for batch in batches[steps:]:
+        trouble = _settle(step, batch, ATTEMPTS if transformed.scale.dynamic else 1)
+        with torch.no_grad():
+            for tensor, value in zip(state, start, strict=True):
+                tensor.copy_(value)
+        if trouble:
+            return step, trouble
+    return step, ""
+
+
+def _settle(step: TrainStep, batch: tuple[Any, ...], attempts: int) -> str:
+    before = step.taken
+    for _ in range(attempts):
+        loss = step(*batch)
+        if not bool(loss.isfinite()):
+            return f"the loss is {float(loss)}"
+        if step.taken > before:
+            return ""
+    return f"{step.skipped} steps were skipped, down to a loss scale of {step.loss_scale:g}"

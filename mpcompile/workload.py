@@ -103,13 +103,55 @@ def load(source: str) -> Workload:
     return _workload_of(module, name, file)
 
 
+def load_function(source: str) -> Callable[..., Any]:
+    """Read a function from ``file.py:name`` or ``package.module:name``.
+
+    A file that has been loaded already, such as that of the workload, is not run again.
+
+    Raises:
+        BadInput: there is no such file, module or function, or it raises while it is loaded.
+    """
+    place, _, name = source.rpartition(":")
+    path = Path(place)
+    if not place or not name:
+        raise BadInput(
+            f"{source!r} names no function", "", "write file.py:function or module:function"
+        )
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise BadInput("there is no such file", place, "check the path")
+        file = str(path.resolve())
+        loaded = sys.modules.get(_module_name(path))
+        same = loaded is not None and loaded.__file__ == file
+        module = loaded if same else _run(file, lambda: module_at(path.resolve()))
+    else:
+        try:
+            found = importlib.util.find_spec(place)
+        except (ImportError, ValueError):
+            found = None
+        if found is None:
+            raise BadInput(f"there is no module {place!r}", "", "give the path of a .py file")
+        file = found.origin or place
+        module = _run(file, lambda: importlib.import_module(place))
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise BadInput(f"it defines no function {name}", file, "check the name")
+    return function  # type: ignore[no-any-return]
+
+
+def source_name(source: str) -> str:
+    """Return what files made from a program are called by."""
+    path = Path(source)
+    return path.stem if path.suffix == ".py" else source.partition(":")[0].rpartition(".")[2]
+
+
 def module_at(path: Path) -> ModuleType:
     """Run a Python file as `load` does: what lies beside it can be imported.
 
     Raises:
         BadInput: it is not a Python file.
     """
-    name = f"mpcompile_user.{path.stem}"
+    name = _module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise BadInput("this is not a Python file", str(path), "give the path of a .py file")
@@ -121,6 +163,10 @@ def module_at(path: Path) -> ModuleType:
         sys.path.insert(0, str(path.parent))
     spec.loader.exec_module(module)
     return module
+
+
+def _module_name(path: Path) -> str:
+    return f"mpcompile_user.{path.stem}"
 
 
 def _run(file: str, action: Callable[[], Any]) -> Any:

@@ -13,6 +13,7 @@ from mpcompile.cli import (  # noqa: F401  # each adds its command
     run,
     schema,
     transform,
+    tune,
 )
 from mpcompile.cli.app import Flags
 from mpcompile.cli.leave import exit_code, main

@@ -96,6 +96,18 @@ class Flags:
         other = ("plan", "ranges", "margin", "release")
         return {k: v for k, v in everything.items() if v not in (None, ()) and k not in other}
 
+    def words(self) -> tuple[str, ...]:
+        """Return what was given as words of a command line."""
+        words: list[str] = []
+        for item in fields(self):
+            value, name = getattr(self, item.name), f"--{item.name.replace('_', '-')}"
+            if value is True:
+                words.append(name)
+            elif value is not None and value is not False:
+                for part in value if isinstance(value, tuple) else (value,):
+                    words += [name, str(part)]
+        return tuple(words)
+
     def measured(self) -> Any:
         """Return the ranges that were given, read by what was given for them, or None."""
         return import_module("mpcompile.command_line").given_ranges(

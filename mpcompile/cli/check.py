@@ -18,9 +18,7 @@ def check(
         float, Parameter(help="The largest error of a tensor, as a part of its size.")
     ] = 0.25,
     batches: Annotated[int, Parameter(help="Batches to compare on.")] = 1,
-    steps: Annotated[
-        int, Parameter(help="Training steps before that, once the loss scale is found.")
-    ] = 0,
+    steps: Annotated[int, Parameter(help="Training steps before that.")] = 0,
     all: Annotated[bool, Parameter(help="Print every tensor, in order.", negative=())] = False,
     flags: Flags = NO_FLAGS,
     json: Json = None,
