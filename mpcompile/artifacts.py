@@ -62,10 +62,10 @@ def check_file(file: Path, force: bool) -> None:
         raise BadInput(f"{file.parent} is not a folder", "", "create it, or choose another")
 
 
-def write_file(file: Path, text: str, force: bool) -> None:
+def write_file(file: Path, content: str | bytes, force: bool) -> None:
     """Write a file that appears under its name only when it is complete; see `check_file`."""
     check_file(file, force)
     with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.resolve().parent) as place:
         fresh = Path(place) / file.name
-        fresh.write_text(text, encoding="utf-8")
+        fresh.write_bytes(content.encode() if isinstance(content, str) else content)
         fresh.replace(file)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,9 +24,9 @@ from mpcompile.precision import Precision
 from mpcompile.ranges import Ranges
 from mpcompile.report import print_ranges, print_summary, summarize
 from mpcompile.settings import find_settings
-from mpcompile.training import train
+from mpcompile.training import epochs, train
 from mpcompile.transform_source import transform_source
-from mpcompile.workload import Workload, load
+from mpcompile.workload import load, source_name
 
 _NAMES = {Precision.FP16: "fp16", Precision.BF16: "bf16", Precision.FP32: "fp32"}
 
@@ -42,7 +42,7 @@ def transform(
 ) -> None:
     """``mpcompile model.py``: transform, print the summary, write the artifacts."""
     console = Console(stderr=json_to == "-", highlight=False)
-    folder = output or Path(f"{_name(source)}.mp")
+    folder = output or Path(f"{source_name(source)}.mp")
     check_free(folder, force)
     settings = find_settings(Path.cwd()).over(flags)
     mixed = transform_source(source, settings, plan, ranges, console)
@@ -86,7 +86,9 @@ def run(
             "the workload has no data", workload.origin, "give data=, an iterable of batches"
         )
     step = to_step(transformed, settings.backend)
-    losses, seconds = train(step, _batches(workload, steps), steps, console)
+    losses, seconds = train(
+        step, islice(epochs(workload.data, workload.origin), steps), steps, console
+    )
     typical = 1000 * median(seconds[1:] or seconds)
     document = {
         "source": source,
@@ -112,7 +114,7 @@ def calibrate(
 ) -> None:
     """``mpcompile calibrate model.py``: measure, print the nearest to danger, write the ranges."""
     console = Console(stderr=json_to == "-", highlight=False)
-    file = output or Path(f"{_name(source)}.ranges.json")
+    file = output or Path(f"{source_name(source)}.ranges.json")
     check_file(file, force)
     workload = load(source)
     with console.status("measuring"):
@@ -131,28 +133,6 @@ def calibrate(
             "not_finite": sum(held.nonfinite > 0 for held in ranges.values.values()),
         },
     )
-
-
-def _batches(workload: Workload, steps: int) -> Iterator[tuple[Any, ...]]:
-    """Yield batches, an epoch after another."""
-    assert workload.data is not None
-    count = 0
-    while count < steps:
-        before = count
-        for batch in workload.data:
-            if count == steps:
-                return
-            yield batch if isinstance(batch, tuple) else tuple(batch)
-            count += 1
-        if count == before:
-            raise BadInput(
-                "the workload's data gave no batch", workload.origin, "make it iterable repeatedly"
-            )
-
-
-def _name(source: str) -> str:
-    path = Path(source)
-    return path.stem if path.suffix == ".py" else source.partition(":")[0].rpartition(".")[2]
 
 
 def _decisions(mixed: Transformed) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, SupportsFloat
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mpcompile.errors import BadInput
 
 
 class Step(Protocol):
@@ -23,6 +25,23 @@ class Step(Protocol):
     @property
     def skipped(self) -> int:
         """Steps skipped because a gradient was not finite."""
+
+
+def epochs(data: Iterable[Any], origin: str) -> Iterator[tuple[Any, ...]]:
+    """Yield batches without end, an epoch after another.
+
+    Raises:
+        BadInput: the data gave no batch.
+    """
+    while True:
+        empty = True
+        for batch in data:
+            empty = False
+            yield batch if isinstance(batch, tuple) else tuple(batch)
+        if empty:
+            raise BadInput(
+                "the workload's data gave no batch", origin, "make it iterable repeatedly"
+            )
 
 
 def train(

@@ -103,6 +103,12 @@ def load(source: str) -> Workload:
     return _workload_of(module, name, file)
 
 
+def source_name(source: str) -> str:
+    """Return what files made from a program are called by."""
+    path = Path(source)
+    return path.stem if path.suffix == ".py" else source.partition(":")[0].rpartition(".")[2]
+
+
 def module_at(path: Path) -> ModuleType:
     """Run a Python file as `load` does: what lies beside it can be imported.
 
