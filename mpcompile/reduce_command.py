@@ -13,10 +13,11 @@ import torch
 from rich.console import Console
 from safetensors.torch import save
 
+from mpcompile import __version__
 from mpcompile.artifacts import check_file, write_file
 from mpcompile.errors import BadInput, CheckFailed, did_you_mean, printable
 from mpcompile.lockstep import Moment, moment
-from mpcompile.node_errors import NodeError, node_errors
+from mpcompile.node_errors import NodeError, first_failure, node_errors
 from mpcompile.nonfinite import first_nonfinite
 from mpcompile.pipeline import to_step
 from mpcompile.plan_commands import write_json
@@ -100,7 +101,8 @@ def reduce_source(
     with console.status("reducing"):
         reduced = reduce(now, row.id, wanted.tolerance)
     lines = _about(row, reduced)
-    written = program(reduced, [f"program: {source}", *lines], data.name)
+    head = [f"program: {source}", *lines, _made(flags, step)]
+    written = program(reduced, head, data.name)
     if written.tensors:
         write_file(data, save(written.tensors), wanted.force)
     write_file(output, written.text, wanted.force)
@@ -152,13 +154,21 @@ def _failure(
             if row.fails(wanted.tolerance):
                 return now, row
             continue
-        cause = first_nonfinite(now)
+        found = first_failure(rows, wanted.tolerance)
+        if found is None and _finite(step, batch):
+            continue
+        # What rounds to zero may only fail further on.
+        cause = first_nonfinite(now) if found is None or found.vanished else None
         first = failing_node(rows, cause, wanted.tolerance)
         if first is not None:
             return now, first
         if cause is not None:
             raise CheckFailed(f"{cause.node} ({cause.op}): {cause.why}", str(cause.where) or origin)
     return None
+
+
+def _finite(step: TrainStep, batch: Sequence[Any]) -> bool:
+    return all(bool(value.isfinite().all()) for value in step.gradients(*batch).values())
 
 
 def _named(rows: list[NodeError], name: str) -> NodeError:
@@ -176,7 +186,7 @@ def _named(rows: list[NodeError], name: str) -> NodeError:
 def _about(row: NodeError, reduced: Reduced) -> list[str]:
     """Return what fails and what of it is left, a line a sentence."""
     made, where = reduced.outcome, row.where
-    place = f" of {where.module}" if where.module else ""
+    place = f" of module {where.module}" if where.module else ""
     line = f", {relative(where.file)}:{where.line}" if where.file else ""
     values = [source.value for source in reduced.inputs.values()]
     numbers = sum(v.numel() if isinstance(v, torch.Tensor) else 1 for v in values)
@@ -187,6 +197,15 @@ def _about(row: NodeError, reduced: Reduced) -> list[str]:
         f"{_counted(len(values), 'input', 'inputs')} of {_counted(numbers, 'number', 'numbers')}, "
         f"after {_counted(reduced.tried, 'part', 'parts')} tried",
     ]
+
+
+def _made(flags: dict[str, Any], step: TrainStep) -> str:
+    given = "".join(f", {name} {value}" for name, value in flags.items())
+    return (
+        f"made: by mpcompile {__version__} with torch {torch.__version__}{given}, after "
+        f"{step.taken} steps taken and {step.skipped} skipped, at a loss scale of "
+        f"{step.loss_scale:g}"
+    )
 
 
 def _what(nonfinite: int, vanished: int, count: int, error: float, limit: float) -> str:

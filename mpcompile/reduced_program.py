@@ -32,7 +32,7 @@ from mpcompile.stack_lines import relative
 from mpcompile.subgraph import between
 from mpcompile.torch_graph import place_of
 
-_WIDTH = 96
+_WIDTH, _SHOWN = 96, 60
 _OWN = (
     "torch", "sys", "Path", "load_file", "HALF", "LIMIT", "inf", "nan", "held", "drawn", "inputs",
     "in_16_bits", "in_64_bits", "main",
@@ -60,8 +60,8 @@ def main():
     zeros = int(((ours == 0) & (exact != 0)).sum())
     wrong = (ours.double() - exact).where(finite, 0.0).norm()
     size = exact.where(finite, 0.0).norm()
-    error = float(wrong / size) if wrong else 0.0
-    fails = bad > 0 or not error <= LIMIT
+    error = inf if bad else float(wrong / size) if wrong else 0.0
+    fails = error > LIMIT or bad > 0
     print("in 16 bits:", ours)
     print("in FP64:", exact)
     print(f"not finite, though finite in FP64: {bad} of {ours.numel()}")
@@ -121,7 +121,7 @@ def program(reduced: Reduced, about: Sequence[str], data: str) -> ReducedProgram
         f"HALF = {half}  # with torch.float32 here it runs without 16 bits\n",
         f"LIMIT = {reduced.limit!r}  # an error over this is more than rounding explains\n",
         _DRAWN if any(isinstance(source.made, Drawn) for source in reduced.inputs.values()) else "",
-        "\n\ndef inputs():\n" + "\n".join([*lines, f"    return ({listed},)"]) + "\n",
+        "\n\ndef inputs():\n" + "\n".join([*lines, f"    return [{listed}]"]) + "\n",
         f"\n\ndef in_16_bits({listed}):\n" + "\n".join([*ours, result]) + "\n",
         f"\n\ndef in_64_bits({listed}):\n" + "\n".join([*exact, result]) + "\n",
         _MAIN,
@@ -276,9 +276,9 @@ def _comment(value: object, where: Where) -> str:
     """Return type, place and source line as one line of a comment."""
     parts = [type_text(value)]
     if where.file:
-        source = linecache.getline(where.file, where.line).strip()[:_WIDTH]
+        source = linecache.getline(where.file, where.line).strip()[:_SHOWN]
         parts += [f"{relative(where.file)}:{where.line}", *([source] if source else [])]
-    return printable("  ".join([*parts, *([f"in {where.module}"] if where.module else [])]))
+    return printable("  ".join([*parts, *([f"module {where.module}"] if where.module else [])]))
 
 
 def _how(source: Source) -> str:

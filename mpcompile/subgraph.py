@@ -207,8 +207,8 @@ def outcome(captured: Captured, inputs: Mapping[str, Any]) -> Outcome | None:
     """
     try:
         with torch.enable_grad():
-            ours = _run_as_the_step(captured, inputs)
-            exact, full = (_run_wide(captured, inputs, dtype) for dtype in (EXACT, FULL))
+            ours = run_as_the_step(captured, inputs)
+            exact, full = (run_wide(captured, inputs, dtype) for dtype in (EXACT, FULL))
     except (RuntimeError, IndexError, ValueError, TypeError):
         return None
     target = captured.target
@@ -226,7 +226,8 @@ def outcome(captured: Captured, inputs: Mapping[str, Any]) -> Outcome | None:
     )
 
 
-def _run_as_the_step(captured: Captured, inputs: Mapping[str, Any]) -> dict[fx.Node, Any]:
+def run_as_the_step(captured: Captured, inputs: Mapping[str, Any]) -> dict[fx.Node, Any]:
+    """Return what a part's nodes of ``arithmetic`` make of inputs; see `outcome`."""
     run = AsIs(captured.arithmetic)
     run.values = {captured.rounded[name]: value for name, value in inputs.items()}
     for node in between(captured.rounded[captured.target.name], set(run.values)):
@@ -234,7 +235,8 @@ def _run_as_the_step(captured: Captured, inputs: Mapping[str, Any]) -> dict[fx.N
     return run.values
 
 
-def _run_wide(captured: Captured, inputs: Mapping[str, Any], dtype: torch.dtype) -> Wide:
+def run_wide(captured: Captured, inputs: Mapping[str, Any], dtype: torch.dtype) -> Wide:
+    """Run a part in a wide format; see `outcome`."""
     run = Wide(captured.graph, dtype)
     given = [node for node in captured.graph.graph.nodes if node.name in inputs]
     run.values = {node: all_in(inputs[node.name], dtype) for node in given}
