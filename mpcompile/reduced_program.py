@@ -152,7 +152,8 @@ def _ours(reduced: Reduced, name: _Names, literal: _Literal) -> Iterator[str]:
             text[node] = called
             continue
         text[node] = name(emulates)
-        yield f"{text[node]} = {called}  # {_comment(values[node], _where(node))}"
+        yield f"# {_comment(values[node], _where(node))}"
+        yield f"{text[node]} = {called}"
 
 
 def _exact(reduced: Reduced, name: _Names) -> Iterator[str]:

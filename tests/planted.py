@@ -25,7 +25,8 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scores = self.q(x) @ self.k(x).transpose(-1, -2)
-        return torch.softmax(scores, -1) @ self.v(x)
+        mixed: torch.Tensor = torch.softmax(scores, -1) @ self.v(x)
+        return mixed
 
 
 class Unit(nn.Module):
@@ -47,26 +48,26 @@ class RunningSum(nn.Module):
         return total
 
 
-def _square(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def square(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return nn.functional.mse_loss(model(x), y)
 
 
-def _tiny(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def tiny(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return nn.functional.mse_loss(model(x), y) * 1e-6
 
 
-def _trained(
+def trained(
     model: nn.Module,
     x: torch.Tensor,
     y: torch.Tensor,
-    loss: Callable[..., torch.Tensor] = _square,
+    loss: Callable[..., torch.Tensor] = square,
 ) -> Workload:
     return Workload(model, (x, y), loss, torch.optim.SGD(model.parameters(), lr=0.01))
 
 
 def attention() -> Workload:
     torch.manual_seed(0)
-    return _trained(Attention(), 120 * torch.randn(4, 16, 32), torch.randn(4, 16, 32))
+    return trained(Attention(), 120 * torch.randn(4, 16, 32), torch.randn(4, 16, 32))
 
 
 def epsilon() -> Workload:
@@ -76,38 +77,38 @@ def epsilon() -> Workload:
     model = nn.Sequential(first, nn.ReLU(), Unit(), nn.Linear(32, 4))
     x = torch.randn(8, 16)
     x[3] = 0
-    return _trained(model, x, torch.randn(8, 4))
+    return trained(model, x, torch.randn(8, 4))
 
 
 def underflow() -> Workload:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
-    return _trained(model, torch.randn(8, 16), torch.randn(8, 4), _tiny)
+    return trained(model, torch.randn(8, 16), torch.randn(8, 4), tiny)
 
 
 def saturating() -> Workload:
     torch.manual_seed(0)
     # Of 1 and less than 2**-11 FP16 makes 1.
     model = nn.Sequential(nn.Linear(16, 40), nn.Sigmoid(), RunningSum(1.0, 6e-4))
-    return _trained(model, torch.randn(8, 16), torch.randn(8))
+    return trained(model, torch.randn(8, 16), torch.randn(8))
 
 
 def overflowing() -> Workload:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), RunningSum(60000.0, 1.0))
-    return _trained(model, 2048 * torch.randn(8, 16), torch.randn(8))
+    return trained(model, 2048 * torch.randn(8, 16), torch.randn(8))
 
 
 def own_fault() -> Workload:
     """Infinite in FP64 too."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.LogSoftmax(-1))
-    return _trained(model, torch.full((8, 16), torch.inf), torch.randn(8, 4))
+    return trained(model, torch.full((8, 16), torch.inf), torch.randn(8, 4))
 
 
 def healthy() -> Workload:
     torch.manual_seed(0)
-    return _trained(nn.Linear(16, 4), torch.randn(8, 16), torch.randn(8, 4))
+    return trained(nn.Linear(16, 4), torch.randn(8, 16), torch.randn(8, 4))
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ def test_no_smaller_set_of_ops_fails_at_all(name: str) -> None:
     case = PLANTED[name]
     reduced = reduced_of(case)
     captured, end = reduced.captured, maker(reduced.captured.target)
+    assert end is not None
     others = sorted(ancestors(captured) - {end})
     sizes = range(len(reduced.ops) - 1)
     for some in chain.from_iterable(combinations(others, size) for size in sizes):

@@ -21,6 +21,7 @@ from mpcompile.reduced_program import program
 from mpcompile.subgraph import (
     Captured,
     Outcome,
+    between,
     capture_values,
     inputs_of,
     maker,
@@ -67,7 +68,8 @@ def _kinds(graph: fx.GraphModule) -> dict[str, list[fx.Node]]:
     return found
 
 
-@pytest.mark.parametrize("name", CUTS)
+# Of tacotron's ops those that are not here pass too; there are 2,600 nodes, and it takes a minute.
+@pytest.mark.parametrize("name", sorted(CUTS.keys() - {"tacotron"}))
 def test_every_op_of_a_model_can_be_written_and_gives_the_same_bits(
     name: str, tmp_path: Path
 ) -> None:
@@ -75,8 +77,8 @@ def test_every_op_of_a_model_can_be_written_and_gives_the_same_bits(
     now = moment(compiled(made, "interpreter"), *made.batch)
     kinds = _kinds(now.step.gradient)
     assert len(kinds) > 15
-    last = max(nodes[-1] for nodes in kinds.values())
-    captured = capture_values(now, last.name)
+    deepest = max((nodes[-1] for nodes in kinds.values()), key=lambda node: len(between(node, ())))
+    captured = capture_values(now, deepest.name)
     for nodes in kinds.values():
         node = next((node for node in nodes if node.name in captured.values), nodes[-1])
         if node.name not in captured.values:
@@ -101,7 +103,7 @@ def test_obstacles_in_the_models_are_random_numbers_and_unwritten_memory_only() 
         found |= {
             f"{node.target}: {obstacle(node)}"
             for node in graph.nodes
-            if maker(node) is node and obstacle(node)
+            if node.op == "call_function" and maker(node) is node and obstacle(node)
         }
     assert found == {
         "aten.bernoulli.p: draws random numbers",
