@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain, combinations
 
 import pytest
@@ -9,12 +10,13 @@ import torch
 from graphs import graph_of
 from hypothesis import given
 from hypothesis import strategies as st
-from planted import PLANTED, moment_of, reduced_of
+from planted import PLANTED, epsilon, moment_of, reduced_of
 from torch import fx, nn
 
 from mpcompile import Workload
 from mpcompile.errors import CannotCapture
 from mpcompile.lockstep import Moment, lockstep, moment
+from mpcompile.node_errors import relative_error
 from mpcompile.pipeline import to_step, transform
 from mpcompile.random_state import random_state
 from mpcompile.reduce import minimal, reduce
@@ -128,11 +130,34 @@ def test_a_dropout_multiplies_by_the_mask_that_was_drawn() -> None:
     torch.testing.assert_close(again, seen[name], rtol=0, atol=0)
 
 
+def test_where_zeros_are_divided_by_the_division_is_what_fails() -> None:
+    def all_zeros() -> Workload:
+        made = epsilon()
+        return replace(made, batch=(torch.zeros_like(made.batch[0]), made.batch[1]))
+
+    case = replace(PLANTED["epsilon"], workload=all_zeros)
+    now, name = moment_of(case)
+    errors = {item.node.name: (item.ours, item.exact) for item in lockstep(now)}
+    assert relative_error(*errors["add"]) == 1  # it comes first, and harms nobody by itself
+    assert name == "div"
+    assert [op_name(op) for op in reduce(now, name, 0.25).ops] == ["add", "div"]
+
+
 def test_a_node_that_does_not_fail_cannot_be_reduced() -> None:
     now, _ = moment_of(PLANTED["epsilon"])
     name = next(n.name for n in now.step.gradient.graph.nodes if op_name(n) == "relu")
     with pytest.raises(CannotCapture, match="not from values"):
         reduce(now, name, 0.25)
+
+
+def test_what_draws_random_numbers_cannot_be_reduced() -> None:
+    x = torch.full((8,), 0.5)
+    module = graph_of(lambda x: torch.ops.aten.bernoulli.default(x * 0.5), x=x)
+    (enters,) = module.graph.find_nodes(op="placeholder")
+    enters.meta["slot"] = "x"
+    now = Moment(StepGraph(module, module, {}, ()), {"x": x}, {}, random_state(x.device))
+    with pytest.raises(CannotCapture, match="bernoulli draws random numbers"):
+        reduce(now, "bernoulli", 0.25)
 
 
 @given(

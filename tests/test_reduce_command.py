@@ -52,6 +52,23 @@ def workload():
 """
 
 
+BRANCH = """\
+import torch
+from planted import square, trained
+
+
+class Branch(torch.nn.Module):
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda x: x * x, lambda x: x - x * x, (x,))
+
+
+def workload():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), Branch())
+    return trained(model, 1000 * torch.randn(4, 8), torch.randn(4, 8))
+"""
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in (*PLANTED, "healthy", "own_fault"):
@@ -175,6 +192,14 @@ def test_hostile_names_stay_in_comments(folder: Path, capsys: pytest.CaptureFixt
     assert not any(line.startswith("import os") for line in text.splitlines())
     assert "coding" not in "".join(text.splitlines()[:2])
     assert run(folder / "x.py")[0] == 1
+
+
+def test_control_flow_is_refused_in_one_sentence(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "branch.py").write_text(BRANCH)
+    assert exit_code(["reduce", "branch.py"]) == 3
+    assert "cond calls graphs of its own" in capsys.readouterr().err
 
 
 def test_the_page_shows_what_is_printed_and_written(
