@@ -24,9 +24,10 @@ from mpcompile.train_step import TrainStep
 FULL, EXACT = torch.float32, torch.float64
 """The wide formats: what plain PyTorch computes in, and the reference."""
 
-_UNWRITTEN = frozenset(
+UNWRITTEN = frozenset(
     "empty empty_like new_empty empty_strided new_empty_strided empty_permuted".split()
 )
+"""Ops whose result holds what the memory happens to hold."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ def lockstep(moment: Moment) -> Iterator[Seen]:
     graph = copy_graph(moment.step.gradient)
     if all(value.device.type == "cpu" for value in moment.values.values()):
         emulate_half(graph)
-    ours = _AsIs(graph)
-    wide = (_Wide(graph, FULL), _Wide(graph, EXACT), _Own(graph, ours))
-    freed, forgotten = _last_reads(graph.graph), _last_reads(moment.step.gradient.graph)
+    ours = AsIs(graph)
+    wide = (Wide(graph, FULL), Wide(graph, EXACT), _Own(graph, ours))
+    freed, forgotten = last_reads(graph.graph), last_reads(moment.step.gradient.graph)
     made: dict[fx.Node, torch.Tensor] = {}
     # Without grad mode oneDNN's LSTM would keep nothing for the backward that stands in the graph.
     with drawn_again(moment.random), torch.enable_grad():
@@ -119,7 +120,7 @@ def is_float(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-class _AsIs:
+class AsIs:
     """A graph's values as the graph says."""
 
     def __init__(self, module: fx.GraphModule) -> None:
@@ -137,13 +138,19 @@ class _AsIs:
             self.values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-class _Wide:
-    """A graph's values in one wide format, with the masters for weights."""
+class Wide:
+    """A graph's values in one wide format, with the masters for weights.
+
+    Attributes:
+        values: per node that has run and is still needed.
+        narrower: the nodes that had to run in FP32, having no kernel for FP64.
+    """
 
     def __init__(self, module: fx.GraphModule, dtype: torch.dtype) -> None:
         self._module, self._dtype = module, dtype
         self._inner: dict[fx.GraphModule, fx.GraphModule] = {}
         self.values: dict[fx.Node, Any] = {}
+        self.narrower: set[fx.Node] = set()
 
     def run(self, node: fx.Node, moment: Moment, drawn: Any) -> None:
         """Run one node whose inputs have run; take over what the first run has drawn."""
@@ -153,7 +160,7 @@ class _Wide:
             self.values[node] = _in(value, self._dtype)
         elif node.op == "get_attr":
             self.values[node] = self._constant(getattr(self._module, str(node.target)))
-        elif draws(node) or op_name(node) in _UNWRITTEN:
+        elif draws(node) or op_name(node) in UNWRITTEN:
             self.values[node] = self._drawn(node, drawn)
         else:
             self.values[node] = self._call(node)
@@ -165,7 +172,7 @@ class _Wide:
             self._inner[value] = copied = copy_graph(value)
             for graph in all_graphs(copied):
                 for node in graph.graph.nodes:
-                    node.args, node.kwargs = _told(node, self._dtype)
+                    node.args, node.kwargs = told(node, self._dtype)
                 graph.recompile()
         return self._inner[value]
 
@@ -179,21 +186,21 @@ class _Wide:
         return self.values[item]
 
     def _call(self, node: fx.Node) -> Any:
-        args, kwargs = fx.map_arg(_told(node, self._dtype), self._read)
+        args, kwargs = fx.map_arg(told(node, self._dtype), self._read)
         try:
             return node.target(*args, **kwargs)  # type: ignore[operator]
         except (RuntimeError, NotImplementedError):
             if self._dtype is FULL or is_higher_order(node):
                 raise
-        told = _told(node, FULL)
-        args, kwargs = fx.map_arg(told, lambda item: _all_in(self._read(item), FULL))
-        return _all_in(node.target(*args, **kwargs), self._dtype)  # type: ignore[operator]
+        self.narrower.add(node)
+        args, kwargs = fx.map_arg(told(node, FULL), lambda item: all_in(self._read(item), FULL))
+        return all_in(node.target(*args, **kwargs), self._dtype)  # type: ignore[operator]
 
 
-class _Own(_Wide):
+class _Own(Wide):
     """What FP64 makes, node by node, of the values of another run."""
 
-    def __init__(self, module: fx.GraphModule, ours: _AsIs) -> None:
+    def __init__(self, module: fx.GraphModule, ours: AsIs) -> None:
         super().__init__(module, EXACT)
         self._ours = ours
 
@@ -208,10 +215,10 @@ class _Own(_Wide):
     def _read(self, item: fx.Node) -> Any:
         value = self._ours.values[item]
         # Of a graph inside it is the wide twin that runs.
-        return self.values[item] if isinstance(value, fx.GraphModule) else _all_in(value, EXACT)
+        return self.values[item] if isinstance(value, fx.GraphModule) else all_in(value, EXACT)
 
 
-def _told(node: fx.Node, dtype: torch.dtype) -> tuple[Any, Any]:
+def told(node: fx.Node, dtype: torch.dtype) -> tuple[Any, Any]:
     """Return a node's arguments with a wide format wherever they name a format of floats."""
     args = list(node.args)
     if op_name(node) in ("_softmax", "_log_softmax"):
@@ -228,11 +235,12 @@ def _in(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if is_float(value) else value
 
 
-def _all_in(value: Any, dtype: torch.dtype) -> Any:
+def all_in(value: Any, dtype: torch.dtype) -> Any:
+    """Return a node's value, a tensor or several, with its floats in a wide format."""
     return fx.node.map_aggregate(value, lambda item: _in(item, dtype))
 
 
-def _last_reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+def last_reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """Return per node the nodes that nothing reads after it."""
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:

@@ -76,7 +76,7 @@ class NodeError:
         Where the program itself enlarges errors, as it does where large terms cancel, it enlarges
         those of FP32 too, which are 2**13 times smaller.
         """
-        return _CAUTION * _ROUNDING * self.full
+        return explained_by(self.full)
 
     def fails(self, tolerance: float) -> bool:
         """Whether the error is over the tolerance, and not explained by rounding alone."""
@@ -178,6 +178,11 @@ def relative_error(value: torch.Tensor, exact: torch.Tensor) -> float:
         return 0.0
     ratio = float(wrong / size) if size else inf
     return ratio if isfinite(ratio) else inf
+
+
+def explained_by(full: float) -> float:
+    """Return the error that rounding to 16 bits may come to where that of FP32 is ``full``."""
+    return _CAUTION * _ROUNDING * full
 
 
 def first_failure(rows: list[NodeError], tolerance: float) -> NodeError | None:

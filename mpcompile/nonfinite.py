@@ -62,6 +62,7 @@ class Cause:
         where: its place in the user's program.
         why: a sentence without a full stop.
         reads: what it read.
+        since: the node that rounded to zero what this divides by, or empty.
         keep: ops of the plan that would have to be in FP32 for it: the node's own; those that read
             it, if it is a cast; the one that rounded to zero what this divides by.
         gradients: names of the weights whose gradients it reached.
@@ -75,6 +76,7 @@ class Cause:
     where: Where
     why: str
     reads: tuple[Operand, ...]
+    since: str
     keep: tuple[str, ...]
     gradients: tuple[str, ...]
     fits_at: float | None
@@ -186,6 +188,7 @@ def _cause(
         where=_where(node),
         why=why,
         reads=tuple(_operands(seen)),
+        since=since.name if since else "",
         keep=kept_in_full(since or node),
         gradients=(),
         fits_at=fits_at,

@@ -1,9 +1,11 @@
-"""The user's line in a stack trace that a graph carries as text."""
+"""The user's line in a stack trace that a graph carries as text, and how its file is named."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 
 @cache
@@ -23,3 +25,8 @@ def users_line(stack: str, is_foreign: Callable[[str], bool]) -> tuple[str, int]
             if number.isdecimal() and not is_foreign(path):
                 file, line = path, int(number)
     return file, line
+
+
+def relative(file: str) -> str:
+    """Return a path as it is seen from the working folder, if it lies below that."""
+    return file.removeprefix(f"{Path.cwd()}{os.sep}")

@@ -10,6 +10,7 @@ from mpcompile.cli import (  # noqa: F401  # each adds its command
     gradients,
     inspect,
     lint,
+    reduce,
     run,
     schema,
     transform,

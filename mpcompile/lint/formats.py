@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -16,6 +14,7 @@ from mpcompile.errors import printable
 from mpcompile.lint.baseline import Compared
 from mpcompile.lint.finding import Finding, Severity
 from mpcompile.lint.rules import RULES
+from mpcompile.stack_lines import relative
 
 VERSION = 1
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}
@@ -96,11 +95,6 @@ def document(found: Compared, source: str) -> dict[str, Any]:
         "known": found.known,
         "gone": found.gone,
     }
-
-
-def relative(file: str) -> str:
-    """Return a path as it is seen from the working folder, if it lies below that."""
-    return file.removeprefix(f"{Path.cwd()}{os.sep}")
 
 
 def _place(where: Where, source: str) -> str:

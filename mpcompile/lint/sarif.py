@@ -10,8 +10,8 @@ from typing import Any
 
 from mpcompile import __version__
 from mpcompile.lint.finding import Finding
-from mpcompile.lint.formats import relative
 from mpcompile.lint.rules import RULES, LintRule
+from mpcompile.stack_lines import relative
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _ROOT = "SRCROOT"
