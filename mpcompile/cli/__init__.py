@@ -8,6 +8,7 @@ from mpcompile.cli import (  # noqa: F401  # each adds its command
     export,
     inspect,
     lint,
+    report,
     run,
     schema,
     transform,

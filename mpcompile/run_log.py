@@ -1,0 +1,98 @@
+"""The log of a run, a JSON object a step: loss, loss scale, and why a step was skipped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from mpcompile.errors import BadInput
+from mpcompile.validation import read_document, sentence
+
+_AGAIN = "write it again with `mpcompile run`"
+_LENIENT = ConfigDict(extra="ignore", strict=True)
+
+_Step = Annotated[int, Field(ge=0, le=1 << 53)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class SkipCause:
+    """Where the first number that was not finite came from.
+
+    Attributes:
+        node: the node of the step that made it.
+        op: its op.
+        stage: where it stands.
+        module: path of its module.
+        file: the user's file; empty if not known.
+        line: its line in that file.
+        why: a sentence.
+        gradients: names of the weights whose gradients were not finite.
+        expected: whether it is part of the scaler's normal search for its scale.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _LENIENT
+
+    node: str
+    op: str = ""
+    stage: Literal["forward", "backward"] = "backward"
+    module: str = ""
+    file: str = ""
+    line: int = 0
+    why: str = ""
+    gradients: tuple[str, ...] = ()
+    expected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One step of a run.
+
+    Attributes:
+        step: its number.
+        loss: unscaled; None if it was not finite.
+        scale: the loss scale it ran with; None without one.
+        skipped: whether no weight was written.
+        cause: of a skipped step, if it is known.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _LENIENT
+
+    step: _Step
+    loss: _Finite | None = None
+    scale: _Scale | None = None
+    skipped: bool = False
+    cause: SkipCause | None = None
+
+
+@cache
+def _format() -> TypeAdapter[Any]:
+    return TypeAdapter(RunRow)
+
+
+def read_run_log(path: Path) -> tuple[RunRow, ...]:
+    """Read the log of a run, which may come from anyone and may still be written.
+
+    Fields that are not known are passed over, and so is a last line that has no end yet.
+
+    Raises:
+        BadInput: a line is no step.
+    """
+    lines = read_document(path, "run log", _AGAIN).split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_format().validate_json(line))
+        except ValidationError as error:
+            if number == len(lines):
+                break
+            what = f"this is no log of a run: {sentence(error)}"
+            raise BadInput(what, f"{path}:{number}", _AGAIN) from error
+    return tuple(rows)
