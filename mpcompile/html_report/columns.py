@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from mpcompile.errors import printable
@@ -42,7 +44,7 @@ def columns_of_view(view: View, strings: Strings) -> dict[str, Any]:
     }
     return columns | {
         "module": [strings.place(node.where.module) for node in nodes],
-        "file": [strings.place(node.where.file) for node in nodes],
+        "file": [strings.place(shown_file(node.where.file)) for node in nodes],
         "line": [min(node.where.line, LARGEST) for node in nodes],
         "role": [ROLES.index(node.role) for node in nodes],
         "stage": [STAGES.index(node.stage) for node in nodes],
@@ -52,3 +54,8 @@ def columns_of_view(view: View, strings: Strings) -> dict[str, Any]:
         "saved": [int(node.saved) for node in nodes],
         "reads": [[places[name] for name in node.reads] for node in nodes],
     }
+
+
+def shown_file(file: str) -> str:
+    """Return a path relative to the working folder: where that lies is nobody's business."""
+    return file.removeprefix(f"{Path.cwd()}{os.sep}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from mpcompile import __version__
 from mpcompile.html_report.check_file import Check
-from mpcompile.html_report.columns import LARGEST, ROLES, Strings, columns_of_view
+from mpcompile.html_report.columns import LARGEST, ROLES, Strings, columns_of_view, shown_file
 from mpcompile.html_report.counterparts import counterparts
 from mpcompile.inspection.tables import (
     casts_of,
@@ -157,8 +157,9 @@ def _log(log: tuple[RunRow, ...], strings: Strings) -> dict[str, Any]:
 def _cause(cause: SkipCause | None, strings: Strings) -> dict[str, Any] | None:
     if cause is None:
         return None
-    texts = ("node", "op", "stage", "module", "file", "why")
+    texts = ("node", "op", "stage", "module", "why")
     return {name: strings.place(getattr(cause, name)) for name in texts} | {
+        "file": strings.place(shown_file(cause.file)),
         "line": cause.line,
         "gradients": [strings.place(name) for name in cause.gradients],
         "expected": cause.expected,
@@ -170,5 +171,5 @@ def _quotes(view: View, strings: Strings) -> list[list[int]]:
     places = {(node.where.file, node.where.line) for node in view.nodes if node.where.file}
     quoted = ((file, line, linecache.getline(file, line).strip()) for file, line in sorted(places))
     return [
-        [strings.place(file), line, strings.place(text)] for file, line, text in quoted if text
+        [strings.place(shown_file(file)), line, strings.place(text)] for file, line, text in quoted if text
     ]

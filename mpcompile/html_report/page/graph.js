@@ -13,6 +13,7 @@ class Canvas {
     this.open = new Set([this.modules.root]);
     this.layouts = new Map();
     this.selected = null;
+    this.exception = null; // a node of a hidden role that is shown because it was asked for
     this.openAtFirst();
     this.cy = cytoscape({
       container, elements: [], style: look(), layout: { name: "preset" },
@@ -25,13 +26,19 @@ class Canvas {
 
   setHidden(roles) {
     this.hidden = roles;
-    this.edges = new Edges(this.modules, (node) => this.isShown(node));
-    this.layouts.clear();
+    this.exception = null;
+    this.connect();
     this.draw();
   }
 
+  connect() {
+    this.edges = new Edges(this.modules, (node) => this.isShown(node));
+    this.layouts.clear();
+  }
+
   isShown(member) {
-    return member instanceof Group || !this.hidden.has(this.graph.role(member));
+    if (member instanceof Group || member === this.exception) return true;
+    return !this.hidden.has(this.graph.role(member));
   }
 
   members(group) {
@@ -212,7 +219,11 @@ class Canvas {
 
   // Opens what is around a member, and moves there if it cannot be seen.
   show(member) {
-    if (!this.isShown(member)) this.setHidden(new Set());
+    const hidden = !this.isShown(member);
+    if (hidden) {
+      this.exception = member;
+      this.connect();
+    }
     const around = this.modules.path(member instanceof Group ? member.parent ?? member : member);
     const closed = around.filter((group) => !this.open.has(group));
     if (closed.length) {
@@ -220,7 +231,7 @@ class Canvas {
       this.makeRoom(closed[closed.length - 1]);
     }
     this.selected = member;
-    if (closed.length) this.draw();
+    if (closed.length || hidden) this.draw();
     else this.mark();
     const element = this.cy.getElementById(this.idOf(member));
     if (element.empty()) return;

@@ -14,9 +14,12 @@ class Plots {
     for (const plot of this.drawn) plot.destroy();
     this.drawn = [];
     this.container.replaceChildren();
+    this.waiting = [];
     this.log();
     this.memory();
     this.ranges();
+    // Only once all cards stand do they have their widths.
+    this.drawn = this.waiting.map((plot) => plot());
     if (!DOCUMENT.ranges) this.hint("No ranges.", "mpcompile calibrate", "--ranges");
     if (!DOCUMENT.log) this.hint("No log of a run.", "mpcompile run", "--log");
   }
@@ -26,23 +29,23 @@ class Plots {
       element("code", {}, command), " writes with ", element("code", {}, flag), "."));
   }
 
-  card(title, note, kind = "") {
+  // Adds a card; plot(place) draws into it and returns the plot.
+  card(title, note, plot, kind = "") {
     const place = element("div", { class: "plot" });
     this.container.append(element("section", { class: `card ${kind}` },
       element("h2", {}, title), note && element("p", { class: "quiet" }, note), place));
-    return place;
+    this.waiting.push(() => plot(place));
   }
 
   log() {
     const log = DOCUMENT.log;
     if (!log) return;
     const note = `${plural(log.steps, "step")}, ${countText(log.skips)} skipped: each is marked.`;
-    this.drawn.push(runPlot(this.card("Loss", note), "loss", log.loss, log, false));
+    this.card("Loss", note, (place) => runPlot(place, "loss", log.loss, log, false));
     if (log.scale.some((scale) => scale !== null)) {
       const scales = log.scale.map((scale) => (scale > 0 ? scale : null));
-      const place = this.card("Loss scale", "Grey marks belong to the search for a scale, red " +
-        "ones do not.");
-      this.drawn.push(runPlot(place, "loss scale", scales, log, true));
+      this.card("Loss scale", "Grey marks belong to the search for a scale, red ones do not.",
+        (place) => runPlot(place, "loss scale", scales, log, true));
     }
     if (log.skipped.length) this.container.append(this.skips(log));
   }
@@ -72,7 +75,7 @@ class Plots {
     if (!GRAPHS.some((graph) => graph.memory.length)) return;
     const peaks = GRAPHS.filter((graph) => graph.peak)
       .map((graph) => `${graph.name} at most ${bytesText(graph.peak[1])}`).join(", ");
-    this.drawn.push(memoryPlot(this.card("Memory over the step, estimated", peaks)));
+    this.card("Memory over the step, estimated", peaks, memoryPlot, "wide");
   }
 
   ranges() {
@@ -81,15 +84,18 @@ class Plots {
     const note = "Each bar reaches from the smallest to the largest magnitude of a tensor, in the " +
       "order in which they are made. Shaded is what FP16 holds, 2⁻²⁴ to 65504, darker what it " +
       "holds with all digits. A click leads to the tensor.";
-    this.drawn.push(rangesPlot(this.card(`Ranges of ${plural(values.length, "tensor")}`, note, "wide"), values, this.opened));
+    const zero = values.filter((held) => !held.exponents.length).length;
+    const title = `Ranges of ${plural(values.length - zero, "tensor")}` +
+      (zero ? `, ${countText(zero)} more hold only zeros` : "");
+    this.card(title, note,
+      (place) => rangesPlot(place, values, this.opened), "wide");
     if (gradients.length) {
       const all = summed(gradients);
       const title = `Exponents of all gradients (${countText(gradients.length)})`;
-      const place = this.card(title, this.lost(all));
-      this.drawn.push(histogram(place, all, 260));
+      this.card(title, this.lost(all), (place) => histogram(place, all, 260));
     }
     const all = summed(values);
-    this.drawn.push(histogram(this.card("Exponents of all values", this.lost(all)), all, 260));
+    this.card("Exponents of all values", this.lost(all), (place) => histogram(place, all, 260));
   }
 
   lost(all) {

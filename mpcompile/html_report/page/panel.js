@@ -15,7 +15,7 @@ class Panel {
   show(...children) {
     for (const plot of this.plots) plot.destroy();
     this.plots = [];
-    this.container.replaceChildren(...children.flat().filter(Boolean));
+    this.container.replaceChildren(...children.flat(Infinity).filter(Boolean));
     this.container.scrollTop = 0;
   }
 

@@ -23,7 +23,7 @@ function growing(title, note, columns, items, make, opened) {
   grow(opened ?? ROWS_AT_ONCE);
   const head = element("tr", {}, columns.map(([name, kind]) =>
     element("th", { scope: "col", class: kind || null }, name)));
-  return element("section", { class: "card" },
+  return element("section", { class: "card wide" },
     element("h2", {}, title), note && element("p", { class: "quiet" }, note),
     items.length ? element("div", { class: "scroll" },
       element("table", { class: "rows" }, element("thead", {}, head), body)) :
