@@ -50,7 +50,8 @@ function shareText(share) {
 }
 
 function numberText(value) {
-  return value === null ? "not finite" : String(Number(value.toPrecision(4)));
+  if (value === null) return "not finite";
+  return value >= 1e5 ? value.toExponential(3) : String(Number(value.toPrecision(4)));
 }
 
 // The end of a path says more than its beginning, so the middle of a text is what is left out.
