@@ -66,7 +66,9 @@ def open_report(
     page.set_default_timeout(PATIENCE)
     address = file.resolve().as_uri()
     if leaving is not None:
-        page.on("request", lambda asked: leaving.append(asked.url) if asked.url != address else None)
+        page.on(
+            "request", lambda asked: leaving.append(asked.url) if asked.url != address else None
+        )
     page.goto(address)
     page.wait_for_function(_READY)
     return page

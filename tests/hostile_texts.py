@@ -1,4 +1,4 @@
-"""Texts that try to be more than a text: markup, scripts, terminal codes, and names of JavaScript's."""
+"""Texts that try to be more than a text: markup, scripts, terminal codes, JavaScript's names."""
 
 from __future__ import annotations
 

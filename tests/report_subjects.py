@@ -5,10 +5,11 @@ from __future__ import annotations
 from mpcompile.dataflow import Where
 from mpcompile.html_report.check_file import Check, CheckedNode
 from mpcompile.html_report.document import Subject
-from mpcompile.inspection.view import View, ViewNode
+from mpcompile.inspection.view import Role, View, ViewNode
 from mpcompile.ranges import Range, Ranges
 from mpcompile.run_log import RunRow, SkipCause
 
+ROLES: tuple[Role, ...] = ("op", "cast", "view", "output", "op")
 HELD = Range(3.0, 10, 1, 1, ((-26, 2), (-3, 4), (1, 2)))
 
 
@@ -16,14 +17,13 @@ def hostile(texts: list[str]) -> Subject:
     """Return a report in which everything that can be named has such a name."""
     nodes = [ViewNode("start", "input", "input", "forward", "f32", "", "f32", "f32[2]", 8)]
     for place, text in enumerate(texts):
-        role = ("op", "cast", "view", "output", "op")[place % 5]
         nodes.append(
             ViewNode(
                 id=f"{text}~{place}",
                 op=text,
-                role=role,  # type: ignore[arg-type]
-                stage=("forward", "backward", "update")[place % 3],  # type: ignore[arg-type]
-                precision=("f16", "f32", "both", "bf16", "other")[place % 5],  # type: ignore[arg-type]
+                role=ROLES[place % 5],
+                stage=("forward", "backward", "update")[place % 3],
+                precision=("f16", "f32", "both", "bf16", "other")[place % 5],
                 computes=text,
                 stores=text,
                 type=text,

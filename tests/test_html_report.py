@@ -50,7 +50,7 @@ class Parts(HTMLParser):
         self.found.append((tag, dict(attrs), ""))
         self.open = True
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, _: str) -> None:
         self.open = False
 
     def handle_data(self, data: str) -> None:
@@ -71,15 +71,23 @@ def rows_of(read: dict[str, Any], pane: int) -> list[dict[str, Any]]:
     """Return the nodes of a document as a page reads them."""
     strings, columns = read["strings"], read["panes"][pane]["nodes"]
     names = read["names"]
-    texts = ("id", "op", "type", "planned", "rule", "reason", "computes", "stores", "module", "file")
+    texts = (
+        "id",
+        "op",
+        "type",
+        "planned",
+        "rule",
+        "reason",
+        "computes",
+        "stores",
+        "module",
+        "file",
+    )
     return [
         {name: strings[columns[name][place]] for name in texts}
         | {name: columns[name][place] for name in ("line", "bytes", "alive", "reads")}
         | {"saved": bool(columns["saved"][place])}
-        | {
-            one: names[f"{one}s"][columns[one][place]]
-            for one in ("role", "stage", "precision")
-        }
+        | {one: names[f"{one}s"][columns[one][place]] for one in ("role", "stage", "precision")}
         for place in range(len(columns["id"]))
     ]
 

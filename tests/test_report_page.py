@@ -145,10 +145,9 @@ def test_a_click_opens_a_module_in_both_graphs_and_one_on_its_title_closes_it(
     x, _ = shown.at(AFTER, group)
     title = shown.page.evaluate(
         r"""() => {
-          const { cy, modules, idOf } = mpreport.canvases[1];
-          const box = cy.getElementById(mpreport.canvases[1].idOf(modules.byKey.get('\nbackward')));
-          const { top } = cy.container().getBoundingClientRect();
-          return top + box.renderedPosition('y') - box.data('height') / 2 * cy.zoom() + 8 * cy.zoom();
+          const canvas = mpreport.canvases[1];
+          const { top } = canvas.cy.container().getBoundingClientRect();
+          return top + 8 + canvas.cornerOf(canvas.modules.byKey.get('\nbackward')).y;
         }"""
     )
     shown.page.mouse.click(x, title)
@@ -229,7 +228,9 @@ def test_tables_hold_the_casts_and_lead_to_the_graph(shown: Opened, subject: Sub
         count = sum(item.role == "op" and item.stage == stage for item in subject.after.nodes)
         expect(tables).to_contain_text(f"{stage}: {count} ops")
     cast = cast_in(subject.after)
-    row = tables.locator("tr").filter(has=shown.page.get_by_role("button", name=cast.id, exact=True))
+    row = tables.locator("tr").filter(
+        has=shown.page.get_by_role("button", name=cast.id, exact=True)
+    )
     expect(row.locator(".why").first).to_have_text(cast.reason)
     row.first.get_by_role("button", name=cast.id, exact=True).first.click()
     expect(shown.page.locator("#graph")).to_be_visible()
@@ -305,8 +306,10 @@ def test_hostile_texts_are_shown_as_they_are_and_run_nothing(
         page.fill("#search", word)
         assert page.locator("#found [role=option]").count() > 0
         page.keyboard.press("Enter")
-    page.evaluate("for (const canvas of canvases) for (const group of canvas.modules.all) "
-                  "canvas.setOpen(group, true)")
+    page.evaluate(
+        "for (const canvas of canvases) for (const group of canvas.modules.all) "
+        "canvas.setOpen(group, true)"
+    )
     page.check("#views")
     page.mouse.move(700, 500)
     page.click("#tab-tables")
@@ -319,6 +322,8 @@ def test_hostile_texts_are_shown_as_they_are_and_run_nothing(
         plot.nth(place).hover()
     assert printable(subject.after.source) in (page.locator("h1").text_content() or "")
     assert page.evaluate(f"{CANARY} === undefined")
-    assert page.evaluate("({}).polluted === undefined && Object.keys(Object.prototype).length === 0")
+    assert page.evaluate(
+        "({}).polluted === undefined && Object.keys(Object.prototype).length === 0"
+    )
     assert page.evaluate("document.querySelectorAll('iframe, img, svg, a, base').length") == 0
     assert found.wrong == []

@@ -15,9 +15,9 @@ _Key = tuple[object, ...]
 def counterparts(before: View, after: View) -> list[int]:
     """Return per node of ``after`` the place of its counterpart in ``before``, or -1.
 
-    That is the node of the same id and op; else the one that stands for the same op of the plan, the
-    same one of those if there are several. A cast is what it converts; the working copy of a weight
-    is the weight.
+    That is the node of the same id and op; else the one that stands for the same op of the plan,
+    the same one of those if there are several. A cast is what it converts; the working copy of a
+    weight is the weight.
     """
     by_id = {(node.stage, node.op, node.id): place for place, node in enumerate(before.nodes)}
     inputs = {node.id: place for place, node in enumerate(before.nodes) if node.role == "input"}

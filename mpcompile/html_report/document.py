@@ -129,8 +129,10 @@ def _held(held: Mapping[str, Range], strings: Strings) -> list[list[Any]]:
 
 def _check(check: Check, strings: Strings) -> dict[str, Any]:
     rows = [
-        [strings.place(row.id), row.error, row.autocast, row.headroom_bits, row.zeros]
-        + [row.subnormals]
+        [
+            *(strings.place(row.id), row.error, row.autocast),
+            *(row.headroom_bits, row.zeros, row.subnormals),
+        ]
         for row in check.nodes.values()
     ]
     return {"reference": strings.place(check.reference), "rows": rows}
@@ -171,5 +173,7 @@ def _quotes(view: View, strings: Strings) -> list[list[int]]:
     places = {(node.where.file, node.where.line) for node in view.nodes if node.where.file}
     quoted = ((file, line, linecache.getline(file, line).strip()) for file, line in sorted(places))
     return [
-        [strings.place(shown_file(file)), line, strings.place(text)] for file, line, text in quoted if text
+        [strings.place(shown_file(file)), line, strings.place(text)]
+        for file, line, text in quoted
+        if text
     ]
