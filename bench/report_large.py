@@ -25,24 +25,37 @@ from mpcompile.inspection.view import Precision, Role, Stage, View, ViewNode
 _LAYER = ("norm", "attention.q", "attention.k", "attention.v", "attention.out", "mlp.0", "mlp.2")
 _STAGES: tuple[Stage, ...] = ("forward", "backward")
 
-_OPEN = """(name) => {
+# Each returns the milliseconds until the next picture is on the screen.
+_PAINTED = "new Promise((done) => requestAnimationFrame(() => setTimeout(done)))"
+_OPEN = f"""async (name) => {{
   const group = mpreport.canvases[1].modules.byKey.get(name);
   const begin = performance.now();
   toggle(mpreport.canvases[1].graph, group);
+  await {_PAINTED};
   return [performance.now() - begin, mpreport.canvases[1].cy.elements().length];
-}"""
-_FIND = """(words) => {
+}}"""
+_FIND = f"""async (words) => {{
   const field = document.getElementById("search");
   field.value = words;
   const begin = performance.now();
   field.dispatchEvent(new Event("input"));
+  await {_PAINTED};
   return performance.now() - begin;
+}}"""
+_GROUPS = """() => {
+  const found = [];
+  let group = mpreport.canvases[1].modules.root;
+  while ((group = group.members.find((member) => typeof member !== "number"))) {
+    found.push(group.key);
+  }
+  return found;
 }"""
-_CHOOSE = """() => {
+_CHOOSE = f"""async () => {{
   const begin = performance.now();
   document.querySelector("#found [role=option]").click();
+  await {_PAINTED};
   return performance.now() - begin;
-}"""
+}}"""
 
 
 def view(ops: int, mixed: bool, flat: bool) -> View:
@@ -123,13 +136,10 @@ def main() -> None:
                 print(f"  opened in {_seconds(page):.2f} s ({trial + 1} of 3)")
                 if trial < 2:
                     page.context.close()
-            inside = "\nforward" if flat else "\nforward\nlayers"
-            first = page.evaluate(
-                "(name) => mpreport.canvases[1].modules.byKey.get(name).members[0].key", inside
-            )
-            for group in (inside, first):
+            page.evaluate("for (const canvas of mpreport.canvases) canvas.closeAll()")
+            for group in page.evaluate(_GROUPS):
                 milliseconds, drawn = page.evaluate(_OPEN, group)
-                print(f"  toggled in {milliseconds:.0f} ms, {drawn} elements drawn")
+                print(f"  opened a group in {milliseconds:.0f} ms, {drawn} elements then drawn")
             print(f"  first search {page.evaluate(_FIND, 'cast 777'):.0f} ms")
             print(f"  next search {page.evaluate(_FIND, 'linear backward 99'):.0f} ms")
             print(f"  jump to what was found {page.evaluate(_CHOOSE):.0f} ms")

@@ -283,6 +283,18 @@ def test_what_has_too_many_members_is_cut_into_parts(started: Browser, tmp_path:
     assert found.wrong == []
 
 
+def test_what_is_too_dense_for_layers_stands_in_rows(started: Browser, tmp_path: Path) -> None:
+    nodes = tuple(
+        ViewNode(f"n{i}", "add", "op", "forward", "f16", reads=tuple(f"n{j}" for j in range(i)))
+        for i in range(200)
+    )
+    found = opened(started, Subject(View("x", "plan", "fp16", nodes)), tmp_path)
+    found.click(0, node("n3"))
+    expect(found.page.locator("#panel h2")).to_have_text("n3")
+    assert found.page.evaluate("mpreport.canvases[0].cy.elements('.real').length") == 199
+    assert found.wrong == []
+
+
 SHOWN = """() => Array.from({ length: LAST.size }, (_, node) => {
   panel.node(LAST, node, canvases[1].modules);
   const text = (query) => document.querySelector(`#panel ${query}`)?.textContent ?? "";

@@ -52,11 +52,20 @@ class Canvas {
     while (waiting.length) {
       const group = waiting.shift();
       const fits = drawn + group.members.length <= FIRST_DRAWN;
-      if (!fits && group.parent) continue;
+      const alone = group.level === 0 || group.parent.members.length === 1;
+      if (!fits && !alone) continue;
       this.open.add(group);
       drawn += group.members.length;
       waiting.push(...group.members.filter((member) => member instanceof Group));
     }
+  }
+
+  // Opens what is open in another graph.
+  mirror(other) {
+    const open = [...other.open].map((group) => this.modules.byKey.get(group.key));
+    this.open = new Set([this.modules.root, ...open.filter(Boolean)]);
+    this.layouts.clear();
+    this.draw();
   }
 
   tapped(event, told) {
@@ -235,11 +244,20 @@ class Canvas {
     else this.mark();
     const element = this.cy.getElementById(this.idOf(member));
     if (element.empty()) return;
+    if (element.hasClass("box")) return this.showBox(element);
     const box = element.renderedBoundingBox();
     const outside = box.x1 < 0 || box.y1 < 0 || box.x2 > this.cy.width() || box.y2 > this.cy.height();
     if (!outside && this.cy.zoom() > 0.45) return;
     this.cy.zoom(Math.min(Math.max(this.cy.zoom(), 0.8), 1.2));
     this.cy.center(element);
+  }
+
+  // Shows an open group from its title on, as wide as there is room.
+  showBox(elements) {
+    const box = elements.boundingBox();
+    const zoom = Math.min(Math.max((this.cy.width() - 40) / box.w, 0.4), 1);
+    this.cy.zoom(zoom);
+    this.cy.pan({ x: this.cy.width() / 2 - zoom * (box.x1 + box.w / 2), y: 16 - zoom * box.y1 });
   }
 
   // Marks what is selected, and draws what it really reads and who reads it.
@@ -285,11 +303,7 @@ class Canvas {
   // As wide as there is room, from the top: a step is much higher than a screen.
   fit() {
     this.cy.resize();
-    const box = this.cy.elements().boundingBox();
-    const zoom = Math.min(Math.max((this.cy.width() - 40) / box.w, 0.5), 1);
-    this.cy.zoom(zoom);
-    const middle = this.cy.width() / 2 - zoom * (box.x1 + box.w / 2);
-    this.cy.pan({ x: middle, y: 16 - zoom * box.y1 });
+    this.showBox(this.cy.elements());
   }
 
   restyle() {

@@ -4,9 +4,15 @@
 const SPACE = { head: 34, pad: 18, between: 22, layers: 34 };
 const SIMPLEX_UP_TO = 120; // members that the better but slower ranking of layers is taken for
 
+const MOST_EDGES = 1200; // in one group; more are neither laid out in time nor told apart
+
 // Returns {width, height, places: Map(member → {x, y}), edges: [{from, to, times, points}]}; the
 // origin is the left upper corner, places are centres.
 function layOut(members, edges, sizeOf) {
+  if (edges.length > MOST_EDGES) {
+    // In rows, in order; the edges of what is selected are drawn all the same.
+    return withGrid({ width: 0, height: 0, places: new Map(), edges: [] }, members, sizeOf);
+  }
   const linked = new Set(edges.flatMap(([from, to]) => [from, to]));
   const layers = layered(members.filter((member) => linked.has(member)), edges, sizeOf);
   const alone = members.filter((member) => !linked.has(member));

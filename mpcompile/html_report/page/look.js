@@ -20,7 +20,7 @@ function widthOf(lines, bold = false) {
 // The two lines on a node: what it is, and its format and shape.
 function nodeLines(graph, node) {
   const role = graph.role(node);
-  if (role === "cast") return ["cast", graph.castText(node)];
+  if (role === "cast") return ["cast", shortened(graph.castText(node), LONGEST_LABEL)];
   const op = shortened(graph.text("op", node) || graph.id(node), LONGEST_LABEL);
   const precision = graph.precision(node);
   const shape = shortened(graph.shape(node), LONGEST_LABEL);

@@ -162,6 +162,7 @@ const plots = new Plots(byId("plots"), openTensor);
 new Search(byId("search"), byId("found"), new Finder(canvases), select);
 head();
 listen();
+if (BEFORE) canvasOf(BEFORE).mirror(canvasOf(LAST));
 for (const canvas of canvases) canvas.fit();
 openAddress();
 // For tests: where a member of a graph is on the screen.

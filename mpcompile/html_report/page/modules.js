@@ -3,6 +3,7 @@
 
 const DEEPEST = 40; // parts of a module path; what lies deeper shares a group
 const MOST_MEMBERS = 300; // of a group that is laid out at once
+const MOST_ALIKE = 8; // inputs of one kind, or outputs, that stand by themselves
 const PART = 150; // members of each part of a group that has more
 
 class Group {
@@ -72,11 +73,58 @@ class Modules {
     return group;
   }
 
-  // Joins chains of single modules, and cuts what is too much for one picture into parts.
+  // Joins chains of single modules, puts inputs of one kind together, and cuts what is too much for one picture into parts.
   tidy(group) {
     for (const member of group.members) if (member instanceof Group) this.tidy(member);
     if (group.level > 0) group.members = group.members.map((member) => this.plain(member, group));
+    if (group.level > 0) this.gather(group);
     while (group.members.length > MOST_MEMBERS) this.cut(group);
+  }
+
+  // A row of a hundred gradients tells nobody anything: as a group of its own it is one box.
+  gather(group) {
+    const kinds = new Map();
+    for (const member of group.members) {
+      if (member instanceof Group) continue;
+      const role = this.graph.role(member);
+      if (role !== "input" && role !== "output") continue;
+      if (role === "input" && this.isOwn(member, group)) continue;
+      const kind = role === "input" ? this.graph.text("op", member) : "output";
+      if (!kinds.has(kind)) kinds.set(kind, []);
+      kinds.get(kind).push(member);
+    }
+    for (const [kind, members] of kinds) {
+      if (members.length <= MOST_ALIKE || members.length === group.members.length) continue;
+      const part = this.part(`${kind} × ${members.length}`, group, `#${kind}`, members);
+      const inside = new Set(members);
+      const place = group.members.indexOf(members[0]);
+      group.members[place] = part;
+      group.members = group.members.filter((member) => !inside.has(member));
+      while (part.members.length > MOST_MEMBERS) this.cut(part);
+    }
+  }
+
+  // Whether an input is read beside it, by an op that reads but few inputs.
+  isOwn(input, group) {
+    let reader = input;
+    for (let steps = 0; steps < DEEPEST; steps++) {
+      [reader] = this.graph.readers(reader);
+      if (reader === undefined) return false;
+      if (this.graph.role(reader) !== "view") break;
+    }
+    return this.groupOf[reader] === group && this.graph.reads(reader).length <= MOST_ALIKE;
+  }
+
+  part(name, group, end, members) {
+    const part = new Group(name, group, `${group.key}\n${end}`);
+    part.isPart = true;
+    part.members = members;
+    for (const member of members) {
+      if (member instanceof Group) member.parent = part;
+      else this.groupOf[member] = part;
+    }
+    this.byKey.set(part.key, part);
+    return part;
   }
 
   plain(member, group) {
@@ -98,15 +146,7 @@ class Modules {
       const members = group.members.slice(start, start + PART);
       const from = parts.length * PART + 1;
       const name = `${from} – ${from + members.length - 1} of ${group.members.length}`;
-      const part = new Group(name, group, `${group.key}\n#${name}`);
-      part.isPart = true;
-      part.members = members;
-      for (const member of members) {
-        if (member instanceof Group) member.parent = part;
-        else this.groupOf[member] = part;
-      }
-      this.byKey.set(part.key, part);
-      parts.push(part);
+      parts.push(this.part(name, group, `#${name}`, members));
     }
     group.members = parts;
   }
