@@ -3,6 +3,7 @@
 
 const MOST_DRAWN = 1200; // members on one canvas; beyond, what was opened first is closed
 const FIRST_DRAWN = 40; // members that a fresh page opens to
+const FAR = 220; // from where on an edge bows around what lies between its ends
 const HIDDEN = new Set(["view"]);
 
 class Canvas {
@@ -278,10 +279,13 @@ class Canvas {
         const id = `r${this.idOf(from)}.${this.idOf(to)}`;
         if (known.has(id) || from === to) continue;
         known.add(id);
-        this.cy.add({
-          group: "edges", classes: "real",
-          data: { id, source: this.idOf(from), target: this.idOf(to), label: "", z: 9000 },
-        });
+        const [source, target] = [this.idOf(from), this.idOf(to)];
+        const start = this.cy.getElementById(source).position();
+        const end = this.cy.getElementById(target).position();
+        const length = Math.hypot(end.x - start.x, end.y - start.y);
+        const bow = length > FAR ? Math.min(0.2 * length, 150) : 0;
+        const data = { id, source, target, label: "", z: 9000, bow };
+        this.cy.add({ group: "edges", classes: "real", data });
       }
     });
   }

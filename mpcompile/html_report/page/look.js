@@ -107,7 +107,8 @@ function look() {
       "segment-distances": "data(distances)", "segment-radii": 12, "edge-distances": "node-position",
     } },
     { selector: "edge.real", style: {
-      "curve-style": "bezier", width: 2.5, "line-color": color("accent"),
+      "curve-style": "unbundled-bezier", "control-point-distances": "data(bow)",
+      "control-point-weights": 0.5, width: 2.2, "line-color": color("accent"), opacity: 0.75,
       "target-arrow-color": color("accent"), "arrow-scale": 1,
     } },
     { selector: "node.selected", style: {
