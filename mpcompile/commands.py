@@ -17,7 +17,7 @@ from mpcompile.errors import BadInput
 from mpcompile.event_files import event_files
 from mpcompile.graph_text import graph_text
 from mpcompile.inspection.of_step import view_of
-from mpcompile.inspection.view import PLAN, VIEW
+from mpcompile.inspection.view import BEFORE, PLAN, VIEW
 from mpcompile.pipeline import Transformed, to_step
 from mpcompile.pipeline import transform as transform_workload
 from mpcompile.plan_commands import write_json
@@ -55,6 +55,7 @@ def transform(
     files = {
         PLAN: mixed.plan.to_json() + "\n",
         VIEW: view_of(mixed, source).to_json() + "\n",
+        BEFORE: view_of(plain, source).to_json() + "\n",
         "summary.json": json.dumps(summary.to_dict(), indent=1) + "\n",
         "forward.before.txt": graph_text(plain.forward.module.graph) + "\n",
         "forward.after.txt": graph_text(mixed.forward.module.graph) + "\n",

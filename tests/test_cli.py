@@ -27,8 +27,8 @@ def workload():
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     return Workload(model, batches[0], loss, optimizer, batches)
 """
-FILES = {"plan.json", "view.json", "summary.json", "forward.before.txt", "forward.after.txt",
-         "decisions.txt", "step.txt"}  # fmt: skip
+FILES = {"plan.json", "view.json", "view.before.json", "summary.json", "forward.before.txt",
+         "forward.after.txt", "decisions.txt", "step.txt"}  # fmt: skip
 
 
 @pytest.fixture

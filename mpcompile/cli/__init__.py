@@ -11,6 +11,7 @@ from mpcompile.cli import (  # noqa: F401  # each adds its command
     inspect,
     lint,
     reduce,
+    report,
     run,
     schema,
     transform,

@@ -44,7 +44,11 @@ def view_of_onnx(file: Path, source: str) -> View:
     Raises:
         BadInput: it is no well-formed model.
     """
-    model = read_model(file)
+    return view_of_model(read_model(file), source)
+
+
+def view_of_model(model: ir.Model, source: str) -> View:
+    """Return what a model in memory is, see `view_of_onnx`; notes the types it infers in it."""
     infer_types(model)
     nest = nest_of(model.graph)
     rows = _Rows(nest)

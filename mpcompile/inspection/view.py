@@ -15,8 +15,8 @@ from mpcompile.errors import BadInput
 from mpcompile.validation import read_document, sentence, without_head
 
 VERSION = 1
-VIEW, PLAN = "view.json", "plan.json"
-"""What an artifact folder holds: the first has all, the second the forward pass only."""
+VIEW, PLAN, BEFORE = "view.json", "plan.json", "view.before.json"
+"""What an artifact folder holds: all of the step, of its forward pass, and of the step in FP32."""
 STAGES = ("forward", "backward", "update")
 PRECISIONS = ("f16", "bf16", "f32", "both", "other")
 _AGAIN = "write it again with `mpcompile model.py`"

@@ -1,0 +1,1 @@
+"""One HTML file that shows a graph before and after, its tables and what was measured."""

@@ -1,0 +1,85 @@
+"""What a check has measured of each node: its error against a reference, and what FP16 costs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from mpcompile.errors import BadInput
+from mpcompile.validation import read_document, sentence
+
+_AGAIN = "write it again with `mpcompile check`"
+_LENIENT = ConfigDict(extra="ignore", strict=True)
+
+_Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_Bits = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedNode:
+    """What was measured of one node.
+
+    Attributes:
+        id: the node in the view.
+        error: ours, relative to the reference; None if it cannot be told.
+        autocast: that of autocast in the same place; None if there is none.
+        headroom_bits: between the largest magnitude and FP16's largest; None without numbers.
+        zeros: share of the numbers that became zero.
+        subnormals: share of the numbers that are subnormal in FP16.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _LENIENT
+
+    id: str
+    error: _Error | None = None
+    autocast: _Error | None = None
+    headroom_bits: _Bits | None = None
+    zeros: _Share = 0.0
+    subnormals: _Share = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    __pydantic_config__: ClassVar[ConfigDict] = _LENIENT
+
+    version: Literal[1]
+    reference: str
+    rows: tuple[CheckedNode, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a check has measured.
+
+    Attributes:
+        reference: what errors are relative to, such as ``fp64``.
+        nodes: by id.
+    """
+
+    reference: str
+    nodes: Mapping[str, CheckedNode]
+
+
+@cache
+def _format() -> TypeAdapter[Any]:
+    return TypeAdapter(_File)
+
+
+def read_check(path: Path) -> Check:
+    """Read what a check has written; it may come from anyone, other fields are passed over.
+
+    Raises:
+        BadInput: the file holds no such document.
+    """
+    text = read_document(path, "check.json", _AGAIN)
+    try:
+        file = _format().validate_json(text)
+    except ValidationError as error:
+        raise BadInput(f"this is no check: {sentence(error)}", str(path), _AGAIN) from error
+    return Check(file.reference, {row.id: row for row in file.rows})

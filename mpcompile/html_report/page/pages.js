@@ -1,0 +1,106 @@
+"use strict";
+// The page of plots: which there are, and what is said of each.
+
+class Plots {
+  // opened(name): the tensor of a plot was clicked
+  constructor(container, opened) {
+    this.container = container;
+    this.opened = opened;
+    this.drawn = [];
+  }
+
+  // Plots need a width, so they are drawn when they can be seen.
+  draw() {
+    for (const plot of this.drawn) plot.destroy();
+    this.drawn = [];
+    this.container.replaceChildren();
+    this.waiting = [];
+    this.log();
+    this.memory();
+    this.ranges();
+    // Only once all cards stand do they have their widths.
+    this.drawn = this.waiting.map((plot) => plot());
+    if (!DOCUMENT.ranges) this.hint("No ranges.", "mpcompile calibrate", "--ranges");
+    if (!DOCUMENT.log) this.hint("No log of a run.", "mpcompile run", "--log");
+  }
+
+  hint(what, command, flag) {
+    this.container.append(element("p", { class: "quiet" }, `${what} Give the file that `,
+      element("code", {}, command), " writes with ", element("code", {}, flag), "."));
+  }
+
+  // Adds a card; plot(place) draws into it and returns the plot.
+  card(title, note, plot, kind = "") {
+    const place = element("div", { class: "plot" });
+    this.container.append(element("section", { class: `card ${kind}` },
+      element("h2", {}, title), note && element("p", { class: "quiet" }, note), place));
+    this.waiting.push(() => plot(place));
+  }
+
+  log() {
+    const log = DOCUMENT.log;
+    if (!log) return;
+    const note = `${plural(log.steps, "step")}, ${countText(log.skips)} skipped: each is marked.`;
+    this.card("Loss", note, (place) => runPlot(place, "loss", log.loss, log, false));
+    if (log.scale.some((scale) => scale !== null)) {
+      const scales = log.scale.map((scale) => (scale > 0 ? scale : null));
+      this.card("Loss scale", "Grey marks belong to the search for a scale, red ones do not.",
+        (place) => runPlot(place, "loss scale", scales, log, true));
+    }
+    if (log.skipped.length) this.container.append(this.skips(log));
+  }
+
+  skips(log) {
+    const cells = ([place, cause]) => {
+      if (!cause) return [countText(log.step[place]), "", "", "", "not known"];
+      const file = stringAt(cause.file);
+      const node = stringAt(cause.node);
+      return [
+        countText(log.step[place]),
+        cause.expected ? "the search for a scale" : element("strong", { class: "danger" }, "not expected"),
+        [LAST.nodeCalled(node) === undefined ? literal(shortened(node, 60)) :
+          link(shortened(node, 60), () => this.opened(node)), " ", literal(stringAt(cause.op), "quiet")],
+        [literal(stringAt(cause.module)), " ", file && literal(`${file}:${cause.line}`, "quiet")],
+        [literal(stringAt(cause.why), "why"), cause.gradients.length ? " Gradients: " : "",
+          cause.gradients.slice(0, 5).flatMap((name, at) => [at ? ", " : "", literal(stringAt(name))]),
+          cause.gradients.length > 5 ? ` and ${cause.gradients.length - 5} more` : ""],
+      ];
+    };
+    return growing(plural(log.skips, "skipped step"), "Nothing was written in these steps.",
+      [["step", "number"], ["why", "text"], ["first at", "text"], ["where", "text"], ["cause", "text wide"]],
+      log.skipped, cells);
+  }
+
+  memory() {
+    if (!GRAPHS.some((graph) => graph.memory.length)) return;
+    const peaks = GRAPHS.filter((graph) => graph.peak)
+      .map((graph) => `${graph.name} at most ${bytesText(graph.peak[1])}`).join(", ");
+    this.card("Memory over the step, estimated", peaks, memoryPlot, "wide");
+  }
+
+  ranges() {
+    if (!DOCUMENT.ranges) return;
+    const values = [...VALUES.values()], gradients = [...GRADIENTS.values()];
+    const note = "Each bar reaches from the smallest to the largest magnitude of a tensor, in the " +
+      "order in which they are made. Shaded is what FP16 holds, 2⁻²⁴ to 65504, darker what it " +
+      "holds with all digits. A click leads to the tensor.";
+    const zero = values.filter((held) => !held.exponents.length).length;
+    const title = `Ranges of ${plural(values.length - zero, "tensor")}` +
+      (zero ? `, ${countText(zero)} more hold only zeros` : "");
+    this.card(title, note,
+      (place) => rangesPlot(place, values, this.opened), "wide");
+    if (gradients.length) {
+      const all = summed(gradients);
+      const title = `Exponents of all gradients (${countText(gradients.length)})`;
+      this.card(title, this.lost(all), (place) => histogram(place, all, 260));
+    }
+    const all = summed(values);
+    this.card("Exponents of all values", this.lost(all), (place) => histogram(place, all, 260));
+  }
+
+  lost(all) {
+    return `${shareText(all.count ? all.zeros / all.count : 0)} are zero; of the others ` +
+      `${shareText(shareBelow(all, FP16.smallest))} lie below 2⁻²⁴ and would become zero in FP16 ` +
+      `without a loss scale, ${shareText(shareBelow(all, FP16.normal))} below 2⁻¹⁴.`;
+  }
+}
