@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mpcompile.errors import BadInput, CannotCapture, CheckFailed, CompileError
     from mpcompile.loss_scale import LossScale
     from mpcompile.measured import MeasuredOverflow
+    from mpcompile.node_errors import check
     from mpcompile.pipeline import compile
     from mpcompile.plan import Plan
     from mpcompile.policy import FULL_PRECISION, Level, Policy, UnmatchedOverride
@@ -41,6 +42,7 @@ __all__ = [
     "UnmatchedOverride",
     "Workload",
     "calibrate",
+    "check",
     "compile",
     "rewrite",
 ]
@@ -62,6 +64,7 @@ _HOME = {
     "UnmatchedOverride": "policy",
     "Workload": "workload",
     "calibrate": "calibration",
+    "check": "node_errors",
     "compile": "pipeline",
     "rewrite": "rewriting",
 }

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.text import Text
 
 from mpcompile.errors import BadInput, CheckFailed, printable
-from mpcompile.node_errors import NodeError, failures, node_errors, worst
+from mpcompile.node_errors import NodeError, failures, worst
+from mpcompile.node_errors import check as compare
 from mpcompile.plan_commands import write_json
 from mpcompile.ranges import Ranges
 from mpcompile.report import numbers_table
@@ -73,7 +74,7 @@ def check(
     rows: list[NodeError] = []
     with console.status("comparing"):
         for batch in data[steps:]:
-            now = node_errors(step, *batch, autocast=plain)
+            now = compare(step, *batch, autocast=plain)
             rows = worst(rows, now) if rows else now
     failed = list(failures(rows, tolerance))
     _print(rows, failed, tolerance, batches, step, everything, console)

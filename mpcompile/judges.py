@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from mpcompile.errors import BadInput
 from mpcompile.lower_torch import Backend
-from mpcompile.node_errors import NodeError, node_errors
+from mpcompile.node_errors import NodeError, check
 from mpcompile.pipeline import Transformed, to_step
 from mpcompile.step import Role, results
 from mpcompile.torch_graph import definition
@@ -56,7 +56,7 @@ class ToleranceJudge:
         named = _named_results(step)
         most, wrong_anyway = 0.0, set[str]()
         for batch in self.batches[self.steps :]:
-            rows = node_errors(step, *batch)
+            rows = check(step, *batch)
             bad = next((row for row in rows if row.nonfinite), None)
             if bad is not None:
                 place = f" in {bad.where.module}" if bad.where.module else ""

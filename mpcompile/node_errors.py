@@ -83,7 +83,7 @@ class NodeError:
         return self.nonfinite > 0 or self.error > max(tolerance, self.explained)
 
 
-def node_errors(
+def check(
     step: TrainStep, *batch: torch.Tensor, autocast: Forward | None = None
 ) -> list[NodeError]:
     """Compare forward and backward of a step with FP64, node by node, in order.

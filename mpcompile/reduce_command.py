@@ -17,7 +17,7 @@ from mpcompile import __version__
 from mpcompile.artifacts import check_file, write_file
 from mpcompile.errors import BadInput, CheckFailed, did_you_mean, printable
 from mpcompile.lockstep import Moment, moment
-from mpcompile.node_errors import NodeError, first_failure, node_errors
+from mpcompile.node_errors import NodeError, check, first_failure
 from mpcompile.nonfinite import first_nonfinite
 from mpcompile.plan_commands import write_json
 from mpcompile.ranges import Ranges
@@ -125,7 +125,7 @@ def _failure(
 ) -> tuple[Moment, NodeError] | None:
     """Return the first failing node of the first batch that has one, or that was asked for."""
     for batch in batches:
-        rows = node_errors(step, *batch)
+        rows = check(step, *batch)
         now = moment(step, *batch)
         if wanted.node is not None:
             row = _named(rows, wanted.node)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import Any
 
 import torch
 from torch import fx
 
+from mpcompile.bound_state import BoundState
 from mpcompile.cuda_graph import CapturedStep, Step
 from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
@@ -17,9 +17,9 @@ from mpcompile.passes.adjust_scale import TRACKER
 from mpcompile.passes.count_steps import SKIPPED, TAKEN
 from mpcompile.passes.scale_loss import SCALE
 from mpcompile.plan import Plan
-from mpcompile.step import Arena, Role, StepGraph, arena_views
+from mpcompile.step import Role, StepGraph
 from mpcompile.torch_graph import Forward
-from mpcompile.torch_private import note_step, version_of
+from mpcompile.torch_private import note_step
 from mpcompile.workload import Workload
 
 
@@ -55,13 +55,9 @@ class TrainStep:
         self.plan, self.forward, self.step, self.backend = plan, forward, step, backend
         self._model, self._optimizer, self._rule = workload.model, workload.optimizer, scale
         self._device = next(iter(workload.model.parameters())).device
-        self._parameters = {item.name: item.tensor for item in forward.inputs}
-        self._state: dict[str, torch.Tensor] = {}
-        self._trained: list[torch.Tensor] = []
-        self._first: list[tuple[torch.Tensor, int]] = []
         self._lowered = lower(step, backend, self._device, memory_budget, options)
-        self._bind_arenas(initial)
-        self._bind_rest()
+        self._bound = BoundState(workload, forward, step, initial, scale)
+        self._state = self._bound.tensors
         self._batch = [slot for slot in step.slots.values() if slot.role is Role.BATCH]
         self._layouts = [(value.device, value.stride()) for value in workload.batch]
         wanted = {slot.name: position for position, slot in enumerate(self._batch)}
@@ -89,9 +85,6 @@ class TrainStep:
             ]
             for group in self._optimizer.param_groups
         ]
-        self._initial = initial
-        self._optimizer.register_load_state_dict_post_hook(self._adopt)
-        self._written = self._versions()
         self._run: Step = self._run_once
         if cuda_graph and backend == "inductor" and self._device.type == "cuda":
             self._run = CapturedStep(self._run_once, self._lowered.obstacle)
@@ -159,22 +152,16 @@ class TrainStep:
 
     def masters(self) -> dict[str, torch.Tensor]:
         """Return, per slot of the gradient graph that is a working copy, its FP32 masters."""
-        found = {}
-        for name in self._lowered.gradient_inputs:
-            slot = self.step.slots[name]
-            if slot.role is Role.WORKING:
-                first = self.step.members(name)[0]
-                arena = self.step.arena_of(first)
-                master = self._state[f"{arena.name}.master"]
-                start = arena.offset_of(first) if arena.flat else 0
-                found[name] = master.flatten()[start : start + prod(slot.shape)].view(slot.shape)
-        return found
+        return self._bound.masters(self._lowered.gradient_inputs)
+
+    def refresh(self) -> None:
+        """Write the working copies again from the masters."""
+        self._bound.refresh()
 
     def _prepare(self, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Take over what was written to the weights; return the batch, laid out as the example."""
         self._check(batch)
-        if self._versions() != self._written:
-            self.refresh()
+        self._bound.take_over()
         return [
             value
             if value.stride() == stride
@@ -194,16 +181,6 @@ class TrainStep:
         for place, _ in self._places:
             inputs[place] = None
         return results
-
-    def refresh(self) -> None:
-        """Write the working copies again from the masters."""
-        with torch.no_grad():
-            for arena in self.step.arenas:
-                working = self._state.get(f"{arena.name}.working")
-                if working is not None:
-                    master = self._state[f"{arena.name}.master"]
-                    working.copy_(master[: working.shape[0]] if arena.flat else master)
-        self._written = self._versions()
 
     @property
     def device(self) -> torch.device:
@@ -298,20 +275,6 @@ class TrainStep:
                     "compile another step for these shapes, or drop the last, smaller batch",
                 )
 
-    def _versions(self) -> int:
-        """Count the in-place writes to parameters; the step's own writes do not show here.
-
-        Raises BadInput if the parameters lie elsewhere by now.
-        """
-        for parameter, place in self._first:
-            if parameter.data_ptr() != place:
-                raise BadInput(
-                    "the model's parameters have moved since this step was compiled",
-                    "",
-                    "compile again after model.to(...), or use the step that was compiled last",
-                )
-        return sum(version_of(parameter) for parameter in self._trained)
-
     def _set_rates(self) -> None:
         """Hand the learning rates over; raise BadInput if another option has changed."""
         for index, group in enumerate(self._optimizer.param_groups):
@@ -329,71 +292,3 @@ class TrainStep:
                 if slot is not None:
                     slot.fill_(rate)
                 self._rates[index] = rate
-
-    def _bind_arenas(self, initial: dict[str, dict[str, torch.Tensor]]) -> None:
-        """Move parameters and optimizer state into arenas, and point the user's tensors there."""
-        for arena in self.step.arenas:
-            parameters = [self._parameters[name] for name in arena.parameters]
-            self._trained += parameters
-            master = torch.zeros(arena.shape, dtype=torch.float32, device=self._device)
-            self._state[f"{arena.name}.master"] = master
-            views = arena_views(arena, master)
-            for name, parameter, view in zip(arena.parameters, parameters, views, strict=True):
-                view.copy_(parameter.detach())
-                parameter.data = view
-                self._state[name] = view
-            self._first.append((parameters[0], parameters[0].data_ptr()))
-            for key, value in initial[arena.name].items():
-                self._bind_optimizer_state(arena, key, value)
-            working = self.step.slots.get(f"{arena.name}.working")
-            if working is not None:
-                copy = torch.empty(working.shape, dtype=working.dtype, device=self._device)
-                copy.copy_(master[: working.shape[0]] if arena.flat else master)
-                self._state[working.name] = copy
-                names = [name for name in arena.parameters if name in self.step.working]
-                for name, view in zip(names, arena_views(arena, copy), strict=False):
-                    self._state[f"{name}.working"] = view
-                for name, members in self.step.joined.items():
-                    if members[0] in names:
-                        slot, start = self.step.slots[name], arena.offset_of(members[0])
-                        view = copy[start : start + prod(slot.shape)].view(slot.shape)
-                        self._state[name] = view
-
-    def _adopt(self, _: torch.optim.Optimizer) -> None:
-        """Take over what ``optimizer.load_state_dict`` has put in place of the arenas' views."""
-        for arena in self.step.arenas:
-            for key, first in self._initial[arena.name].items():
-                self._bind_optimizer_state(arena, key, first)
-
-    def _bind_optimizer_state(self, arena: Arena, key: str, first: torch.Tensor) -> None:
-        """Take over one kind of optimizer state, or start it, and point the user's entries at it.
-
-        Each parameter gets memory of its own, so that a checkpoint can be loaded anywhere.
-        """
-        slot = self.step.slots[f"{arena.name}.{key}"]
-        state = self._state.get(slot.name)
-        if state is None:
-            state = torch.zeros(slot.shape, dtype=slot.dtype, device=self._device)
-            self._state[slot.name] = state
-        numbers = arena.flat and first.dim() == 0
-        for name, view in zip(
-            arena.parameters, state.unbind() if numbers else arena_views(arena, state), strict=True
-        ):
-            entry = self._optimizer.state[self._parameters[name]]
-            if key in entry and isinstance(entry[key], torch.Tensor):
-                view.copy_(entry[key])
-            else:
-                view.fill_(first.flatten()[0])
-            entry[key] = view
-
-    def _bind_rest(self) -> None:
-        for slot in self.step.slots.values():
-            if slot.name in self._state:
-                continue
-            if slot.role in (Role.BUFFER, Role.CONSTANT):
-                self._state[slot.name] = self._parameters[slot.name].detach()
-            elif slot.role in (Role.SCALE, Role.TRACKER, Role.COUNTER, Role.HYPER):
-                first = self._rule.initial if slot.role is Role.SCALE else 0
-                self._state[slot.name] = torch.full(
-                    slot.shape, first, dtype=slot.dtype, device=self._device
-                )

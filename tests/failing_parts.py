@@ -10,7 +10,7 @@ from torch import nn
 
 from mpcompile import LossScale, Policy, Workload
 from mpcompile.lockstep import Moment, moment
-from mpcompile.node_errors import TOLERANCE, node_errors
+from mpcompile.node_errors import TOLERANCE, check
 from mpcompile.nonfinite import first_nonfinite
 from mpcompile.pipeline import to_step, transform
 from mpcompile.reduce import Reduced, failing_node, reduce
@@ -146,7 +146,7 @@ def moment_of(case: Planted) -> tuple[Moment, str]:
         step(*workload.batch)
         if step.taken:
             break
-    rows, now = node_errors(step, *workload.batch), moment(step, *workload.batch)
+    rows, now = check(step, *workload.batch), moment(step, *workload.batch)
     row = failing_node(rows, first_nonfinite(now), case.tolerance)
     assert row is not None
     return now, row.id

@@ -17,9 +17,9 @@ from mpcompile.eager_autocast import keys_of
 from mpcompile.node_errors import (
     TOLERANCE,
     NodeError,
+    check,
     failures,
     first_failure,
-    node_errors,
     relative_error,
     worst,
 )
@@ -38,7 +38,7 @@ def rows_of(
     step = compiled(made, "interpreter", policy, LossScale.static(scale))
     named = results(step.step.gradient.graph)
     gradients = {k.removeprefix("grad."): v.name for k, v in named.items() if "grad." in k}
-    return node_errors(step, *made.batch, autocast=plain), gradients
+    return check(step, *made.batch, autocast=plain), gradients
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -143,7 +143,7 @@ def test_the_worse_of_two_batches_counts() -> None:
     made = planted.program(nn.Identity)
     assert made.data is not None
     step = compiled(made, "interpreter", None, LossScale.static(SCALE))
-    first, second = (node_errors(step, *batch) for batch in list(made.data)[:2])
+    first, second = (check(step, *batch) for batch in list(made.data)[:2])
     for a, b, both in zip(first, second, worst(first, second), strict=True):
         assert both.error == max(a.error, b.error)
         assert both.headroom_bits == min(a.headroom_bits or 99, b.headroom_bits or 99)

@@ -1,0 +1,161 @@
+"""The tensors behind a step's slots, of which the user's parameters and optimizer are views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+
+import torch
+
+from mpcompile.errors import BadInput
+from mpcompile.loss_scale import LossScale
+from mpcompile.step import Arena, Role, StepGraph, arena_views
+from mpcompile.torch_graph import Forward
+from mpcompile.torch_private import version_of
+from mpcompile.workload import Workload
+
+
+class BoundState:
+    """All state of one step, in arenas.
+
+    The model's parameters become views of the masters, the optimizer's entries views of its state;
+    what is written to either by others is taken over.
+
+    Attributes:
+        tensors: by slot.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        forward: Forward,
+        step: StepGraph,
+        initial: dict[str, dict[str, torch.Tensor]],
+        scale: LossScale,
+    ) -> None:
+        assert workload.optimizer is not None
+        self._step, self._initial, self._rule = step, initial, scale
+        self._optimizer = workload.optimizer
+        self._device = next(iter(workload.model.parameters())).device
+        self._parameters = {item.name: item.tensor for item in forward.inputs}
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._trained: list[torch.Tensor] = []
+        self._first: list[tuple[torch.Tensor, int]] = []
+        self._bind_arenas(initial)
+        self._bind_rest()
+        self._optimizer.register_load_state_dict_post_hook(self._adopt)
+        self._written = self._versions()
+
+    def take_over(self) -> None:
+        """Write the working copies again if somebody has written to the parameters.
+
+        Raises:
+            BadInput: the parameters have moved.
+        """
+        if self._versions() != self._written:
+            self.refresh()
+
+    def masters(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Return, per slot among some that is a working copy, the FP32 masters it is a copy of."""
+        found = {}
+        for name in names:
+            slot = self._step.slots[name]
+            if slot.role is Role.WORKING:
+                first = self._step.members(name)[0]
+                arena = self._step.arena_of(first)
+                master = self.tensors[f"{arena.name}.master"]
+                start = arena.offset_of(first) if arena.flat else 0
+                found[name] = master.flatten()[start : start + prod(slot.shape)].view(slot.shape)
+        return found
+
+    def refresh(self) -> None:
+        """Write the working copies again from the masters."""
+        with torch.no_grad():
+            for arena in self._step.arenas:
+                working = self.tensors.get(f"{arena.name}.working")
+                if working is not None:
+                    master = self.tensors[f"{arena.name}.master"]
+                    working.copy_(master[: working.shape[0]] if arena.flat else master)
+        self._written = self._versions()
+
+    def _versions(self) -> int:
+        """Count the in-place writes to parameters; the step's own writes do not show here.
+
+        Raises BadInput if the parameters lie elsewhere by now.
+        """
+        for parameter, place in self._first:
+            if parameter.data_ptr() != place:
+                raise BadInput(
+                    "the model's parameters have moved since this step was compiled",
+                    "",
+                    "compile again after model.to(...), or use the step that was compiled last",
+                )
+        return sum(version_of(parameter) for parameter in self._trained)
+
+    def _bind_arenas(self, initial: dict[str, dict[str, torch.Tensor]]) -> None:
+        """Move parameters and optimizer state into arenas, and point the user's tensors there."""
+        for arena in self._step.arenas:
+            parameters = [self._parameters[name] for name in arena.parameters]
+            self._trained += parameters
+            master = torch.zeros(arena.shape, dtype=torch.float32, device=self._device)
+            self.tensors[f"{arena.name}.master"] = master
+            views = arena_views(arena, master)
+            for name, parameter, view in zip(arena.parameters, parameters, views, strict=True):
+                view.copy_(parameter.detach())
+                parameter.data = view
+                self.tensors[name] = view
+            self._first.append((parameters[0], parameters[0].data_ptr()))
+            for key, value in initial[arena.name].items():
+                self._bind_optimizer_state(arena, key, value)
+            working = self._step.slots.get(f"{arena.name}.working")
+            if working is not None:
+                copy = torch.empty(working.shape, dtype=working.dtype, device=self._device)
+                copy.copy_(master[: working.shape[0]] if arena.flat else master)
+                self.tensors[working.name] = copy
+                names = [name for name in arena.parameters if name in self._step.working]
+                for name, view in zip(names, arena_views(arena, copy), strict=False):
+                    self.tensors[f"{name}.working"] = view
+                for name, members in self._step.joined.items():
+                    if members[0] in names:
+                        slot, start = self._step.slots[name], arena.offset_of(members[0])
+                        view = copy[start : start + prod(slot.shape)].view(slot.shape)
+                        self.tensors[name] = view
+
+    def _adopt(self, _: torch.optim.Optimizer) -> None:
+        """Take over what ``optimizer.load_state_dict`` has put in place of the arenas' views."""
+        for arena in self._step.arenas:
+            for key, first in self._initial[arena.name].items():
+                self._bind_optimizer_state(arena, key, first)
+
+    def _bind_optimizer_state(self, arena: Arena, key: str, first: torch.Tensor) -> None:
+        """Take over one kind of optimizer state, or start it, and point the user's entries at it.
+
+        Each parameter gets memory of its own, so that a checkpoint can be loaded anywhere.
+        """
+        slot = self._step.slots[f"{arena.name}.{key}"]
+        state = self.tensors.get(slot.name)
+        if state is None:
+            state = torch.zeros(slot.shape, dtype=slot.dtype, device=self._device)
+            self.tensors[slot.name] = state
+        numbers = arena.flat and first.dim() == 0
+        for name, view in zip(
+            arena.parameters, state.unbind() if numbers else arena_views(arena, state), strict=True
+        ):
+            entry = self._optimizer.state[self._parameters[name]]
+            if key in entry and isinstance(entry[key], torch.Tensor):
+                view.copy_(entry[key])
+            else:
+                view.fill_(first.flatten()[0])
+            entry[key] = view
+
+    def _bind_rest(self) -> None:
+        for slot in self._step.slots.values():
+            if slot.name in self.tensors:
+                continue
+            if slot.role in (Role.BUFFER, Role.CONSTANT):
+                self.tensors[slot.name] = self._parameters[slot.name].detach()
+            elif slot.role in (Role.SCALE, Role.TRACKER, Role.COUNTER, Role.HYPER):
+                first = self._rule.initial if slot.role is Role.SCALE else 0
+                self.tensors[slot.name] = torch.full(
+                    slot.shape, first, dtype=slot.dtype, device=self._device
+                )
