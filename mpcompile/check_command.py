@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mpcompile.errors import BadInput, CheckFailed, printable
-from mpcompile.node_errors import NodeError, failures, worst
+from mpcompile.node_errors import NodeError, failures, origin, worst
 from mpcompile.node_errors import check as compare
 from mpcompile.plan_commands import write_json
 from mpcompile.ranges import Ranges
@@ -94,7 +94,9 @@ def check(
         },
     )
     if failed:
-        raise CheckFailed(_verdict(failed[0], tolerance), _place(failed[0]), _advice(failed[0]))
+        first, begins = failed[0], origin(rows, failed[0])
+        what = _verdict(first, tolerance) + _beginning(first, begins)
+        raise CheckFailed(what, _place(first), _advice(begins))
 
 
 def _print(
@@ -186,6 +188,14 @@ def _verdict(row: NodeError, tolerance: float) -> str:
         return f"{what}{row.nonfinite:,} of its numbers are not finite"
     lost = f", {row.vanished:.0%} of it rounded to zero" if row.vanished else ""
     return f"{what}its error is {row.error:.2g}, over {tolerance:g}{lost}; FP32's is {row.full:.2g}"
+
+
+def _beginning(row: NodeError, begins: NodeError) -> str:
+    if begins is row:
+        return ""
+    lost = f", {begins.vanished:.0%} of it rounded to zero" if begins.vanished else ""
+    place = str(begins.where).replace(f"{Path.cwd()}{os.sep}", "")
+    return f"; it begins with {begins.id} ({begins.op}, {begins.stage}) at {place}{lost}"
 
 
 def _place(row: NodeError) -> str:

@@ -7,6 +7,7 @@ It is an interpreter of its own: what is compiled is neither run nor changed.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,7 @@ class Seen:
         exact: in FP64.
         own: what FP64 makes of the tensors that the step itself reads here, so that what differs
             from it is this node's doing.
-        reads: what the node reads of float tensors, with their names, as the step has it.
+        reads: what the op behind it reads of float tensors, with their names, as the step has it.
     """
 
     node: fx.Node
@@ -104,7 +105,7 @@ def lockstep(moment: Moment) -> Iterator[Seen]:
                 if is_float(value):
                     made[named] = value
                     reads = tuple(
-                        (item.name, made[item]) for item in named.all_input_nodes if item in made
+                        (item.name, made[item]) for item in read_by(named) if item in made
                     )
                     full, exact, own = (run.values[node] for run in wide)
                     yield Seen(named, value, full, exact, own, reads)
@@ -240,12 +241,21 @@ def all_in(value: Any, dtype: torch.dtype) -> Any:
     return fx.node.map_aggregate(value, lambda item: _in(item, dtype))
 
 
+def read_by(node: fx.Node) -> list[fx.Node]:
+    """Return what the op reads that makes a tensor, also if it makes several."""
+    inputs = node.all_input_nodes
+    return inputs[0].all_input_nodes if node.target is operator.getitem else inputs
+
+
 def last_reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """Return per node the nodes that nothing reads after it."""
+    """Return per node the nodes that nothing reads after it, neither it nor an item of its results.
+
+    What an op read is kept for the items of its results, of which a person is told what made them.
+    """
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         last[node] = node
-        for item in node.all_input_nodes:
+        for item in {*node.all_input_nodes, *read_by(node)}:
             last[item] = node
     found: dict[fx.Node, list[fx.Node]] = {}
     for node, reader in last.items():

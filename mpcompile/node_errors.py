@@ -11,12 +11,11 @@ import torch
 from mpcompile.dataflow import Where
 from mpcompile.eager_autocast import Key, autocast_values, gradient_key, keys_of
 from mpcompile.graph_text import type_text
-from mpcompile.keep_in_full import kept_in_full
 from mpcompile.lockstep import Moment, Seen, lockstep, moment
+from mpcompile.naming import kept_in_full, made_by
 from mpcompile.precision import Precision
 from mpcompile.step import results
 from mpcompile.torch_graph import Forward, place_of
-from mpcompile.torch_private import op_name
 from mpcompile.train_step import TrainStep
 
 TOLERANCE = 0.25
@@ -36,9 +35,10 @@ class NodeError:
 
     Attributes:
         id: the node of the step.
-        op: its op, or the role of an input.
+        op: the op that makes it, or the name of an input's slot.
+        reads: ids of the float tensors it is made of.
         keep: ops of the plan that would have to be in FP32 for it, see
-            `mpcompile.keep_in_full`.
+            `mpcompile.naming`.
         stage: ``forward`` or ``backward``.
         type: ``f16[8,32]``.
         where: its place in the user's program.
@@ -55,6 +55,7 @@ class NodeError:
 
     id: str
     op: str
+    reads: tuple[str, ...]
     keep: tuple[str, ...]
     stage: str
     type: str
@@ -136,7 +137,6 @@ def _keys(now: Moment) -> dict[str, Key]:
 
 def _row(seen: Seen, peer: torch.Tensor | None) -> NodeError:
     node, ours = seen.node, seen.ours
-    slot = node.meta.get("slot")
     magnitudes = ours.detach().abs().float()
     finite = magnitudes.isfinite()
     largest = float(magnitudes.where(finite, 0.0).max()) if ours.numel() else 0.0
@@ -146,7 +146,8 @@ def _row(seen: Seen, peer: torch.Tensor | None) -> NodeError:
     fits = peer is not None and peer.shape == seen.exact.shape
     return NodeError(
         id=node.name,
-        op=str(slot) if slot else op_name(node),
+        op=made_by(node),
+        reads=tuple(name for name, _ in seen.reads),
         keep=kept_in_full(node),
         stage="backward" if node.meta.get("backward") else "forward",
         type=type_text(ours),
@@ -188,6 +189,22 @@ def explained_by(full: float) -> float:
 def first_failure(rows: list[NodeError], tolerance: float) -> NodeError | None:
     """Return the first node, in the order in which they run, that is over a tolerance."""
     return next(failures(rows, tolerance), None)
+
+
+def origin(rows: list[NodeError], row: NodeError) -> NodeError:
+    """Return the node that adds most to a node's error: itself or one that it is made of."""
+    by_id = {item.id: item for item in rows}
+    waiting, found = [row.id], {row.id}
+    while waiting:
+        more = [name for name in by_id[waiting.pop()].reads if name not in found]
+        found.update(more)
+        waiting += more
+    # Of equals the first: those after it may only repeat it.
+    return max((item for item in rows if item.id in found), key=_own)
+
+
+def _own(row: NodeError) -> float:
+    return row.own
 
 
 def failures(rows: list[NodeError], tolerance: float) -> Iterator[NodeError]:

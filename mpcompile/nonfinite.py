@@ -13,12 +13,12 @@ from torch import fx
 from mpcompile.dataflow import Where
 from mpcompile.errors import printable
 from mpcompile.graph_text import type_text
-from mpcompile.keep_in_full import kept_in_full
 from mpcompile.lockstep import Moment, Seen, lockstep
+from mpcompile.naming import kept_in_full, made_by
 from mpcompile.passes.scale_loss import SCALE
 from mpcompile.step import Role, results
 from mpcompile.torch_graph import place_of
-from mpcompile.torch_private import number_arguments, op_name
+from mpcompile.torch_private import number_arguments
 
 _LISTED = 4
 _NAMES = {torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32"}
@@ -183,7 +183,7 @@ def _cause(
     node = seen.node
     return Cause(
         node=node.name,
-        op=str(node.meta.get("slot") or op_name(node)),
+        op=made_by(node),
         stage="backward" if node.meta.get("backward") else "forward",
         where=_where(node),
         why=why,

@@ -1,10 +1,20 @@
-"""Which override would keep a node of a step out of 16 bits."""
+"""What a person calls a node of a step, and which override would keep it out of 16 bits."""
 
 from __future__ import annotations
+
+import operator
 
 from torch import fx
 
 from mpcompile.passes.clean_casts import is_cast
+from mpcompile.torch_private import op_name
+
+
+def made_by(node: fx.Node) -> str:
+    """Return the op that makes a tensor, also one of several; of an input its slot's name."""
+    source = node.args[0] if node.target is operator.getitem else node
+    assert isinstance(source, fx.Node)
+    return str(source.meta.get("slot") or op_name(source))
 
 
 def kept_in_full(node: fx.Node) -> tuple[str, ...]:
