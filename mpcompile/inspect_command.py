@@ -17,6 +17,7 @@ from mpcompile.artifacts import check_file, write_file
 from mpcompile.cost import Bound, Kernel, bound
 from mpcompile.devices import DEVICES, Device, this_cpu
 from mpcompile.errors import BadInput, printable
+from mpcompile.html_report.check_file import read_check
 from mpcompile.inspection.csv_rows import write_csv
 from mpcompile.inspection.model_explorer import model_explorer_files
 from mpcompile.inspection.sources import open_source
@@ -48,6 +49,7 @@ class Shown:
         everything: tables are not cut short.
         csv: rows of nodes, comma-separated, instead of tables.
         model_explorer: a folder to write for Model Explorer, perhaps.
+        check: what `mpcompile check` wrote, for an overlay of errors in that folder, perhaps.
         force: replace what is there.
     """
 
@@ -55,6 +57,7 @@ class Shown:
     everything: bool
     csv: bool
     model_explorer: Path | None = None
+    check: Path | None = None
     force: bool = False
 
 
@@ -84,7 +87,7 @@ def inspect(
     opened = open_source(source, settings, plan, ranges, console)
     view, made = opened.view, opened.made
     if shown.model_explorer is not None:
-        _write_for_model_explorer(view, ranges, shown.model_explorer, shown.force)
+        _write_for_model_explorer(view, ranges, shown)
         console.print(f"wrote {shown.model_explorer}", markup=False)
     nodes = shown.selection.of(view)
     bounds: list[Bound] = []
@@ -107,8 +110,12 @@ def inspect(
     write_json(json_to, document)
 
 
-def _write_for_model_explorer(view: View, ranges: Ranges | None, folder: Path, force: bool) -> None:
-    files = model_explorer_files(view, ranges)
+def _write_for_model_explorer(view: View, ranges: Ranges | None, shown: Shown) -> None:
+    folder, force = shown.model_explorer, shown.force
+    assert folder is not None
+    checked = read_check(shown.check).nodes if shown.check else {}
+    errors = {name: node.error for name, node in checked.items() if node.error is not None}
+    files = model_explorer_files(view, ranges, errors or None)
     for name in files:
         if folder.is_dir():
             check_file(folder / name, force)

@@ -89,6 +89,22 @@ def test_inspect_writes_them_and_replaces_nothing_unasked(
     assert exit_code([*arguments, "--force"]) == 0
 
 
+def test_what_check_measured_becomes_an_overlay_of_errors(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["check", "model.py", "--json", "check.json"]) == 0
+    arguments = ["inspect", "model.py", "--check", "check.json"]
+    assert exit_code(arguments) == 2
+    assert "give --model-explorer" in capsys.readouterr().err
+    assert exit_code([*arguments, "--model-explorer", "seen"]) == 0
+    checked = {row["id"]: row for row in json.loads(Path("check.json").read_text())["rows"]}
+    shown = json.loads((folder / "seen" / "error.json").read_text())["graph"]["results"]
+    assert shown.keys() <= checked.keys()
+    assert len(shown) > len(checked) / 2
+    for name, result in shown.items():
+        assert result["value"] == checked[name]["error"]
+
+
 def test_the_log_that_tlparse_reads_holds_graphs_and_decisions(folder: Path) -> None:
     environment = {**os.environ, "TORCH_TRACE": str(folder / "trace")}
     command = [sys.executable, "-m", "mpcompile", "model.py"]

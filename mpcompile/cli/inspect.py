@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from mpcompile.cli.app import NO_FLAGS, AnySource, Debug, Flags, Json, app
+from mpcompile.errors import BadInput
 
 
 @Parameter(name="*")
@@ -64,6 +65,9 @@ def inspect(
     model_explorer: Annotated[
         Path | None, Parameter(help="A folder for files that Model Explorer reads.")
     ] = None,
+    check: Annotated[
+        Path | None, Parameter(help="What `mpcompile check --json` wrote, for its errors there.")
+    ] = None,
     force: Annotated[bool, Parameter(help="Replace those files.", negative=())] = False,
     device: Annotated[
         Literal["h100", "h200", "a100", "v100", "cpu", "all"],
@@ -79,6 +83,8 @@ def inspect(
     device.
     """
     del debug
+    if check is not None and model_explorer is None:
+        raise BadInput("--check goes into files for Model Explorer", "", "give --model-explorer")
     command = import_module("mpcompile.inspect_command")
-    shown = command.Shown(filters.selection(), all, format == "csv", model_explorer, force)
+    shown = command.Shown(filters.selection(), all, format == "csv", model_explorer, check, force)
     command.inspect(source, device, flags.given(), flags.plan, flags.measured(), shown, json)
