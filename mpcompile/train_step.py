@@ -13,10 +13,12 @@ from mpcompile.cuda_graph import CapturedStep, Step
 from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, lower
+from mpcompile.optimizer_options import OptionInputs
 from mpcompile.passes.adjust_scale import TRACKER
 from mpcompile.passes.count_steps import SKIPPED, TAKEN
 from mpcompile.passes.scale_loss import SCALE
 from mpcompile.plan import Plan
+from mpcompile.start_of_state import BEGUN
 from mpcompile.step import Arena, Role, StepGraph, arena_views
 from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import note_step, version_of
@@ -80,15 +82,7 @@ class TrainStep:
             for place, name in enumerate(self._lowered.update_inputs)
             if name not in self._state
         ]
-        self._rates: dict[int, float] = {}
-        self._options = [
-            [
-                (k, v)
-                for k, v in group.items()
-                if isinstance(v, float | bool | tuple) and "lr" not in k
-            ]
-            for group in self._optimizer.param_groups
-        ]
+        self._options = OptionInputs(self._optimizer, step.guards, self._state)
         self._initial = initial
         self._optimizer.register_load_state_dict_post_hook(self._adopt)
         self._written = self._versions()
@@ -110,7 +104,7 @@ class TrainStep:
             BadInput: the batch does not fit the compiled shapes.
         """
         given = self._prepare(batch)
-        self._set_rates()
+        self._options.hand_over()
         loss = self._run(given)
         note_step(self._optimizer)
         return loss
@@ -312,24 +306,6 @@ class TrainStep:
                 )
         return sum(version_of(parameter) for parameter in self._trained)
 
-    def _set_rates(self) -> None:
-        """Hand the learning rates over; raise BadInput if another option has changed."""
-        for index, group in enumerate(self._optimizer.param_groups):
-            rate = float(group["lr"])
-            for option, value in self._options[index]:
-                if group[option] != value:
-                    raise BadInput(
-                        f"the optimizer's {option} changed from {value} to {group[option]}, which "
-                        "is a constant of the compiled step",
-                        "",
-                        "change lr only (with OneCycleLR: cycle_momentum=False), or compile again",
-                    )
-            if self._rates.get(index) != rate:
-                slot = self._state.get(f"group{index}.lr")
-                if slot is not None:
-                    slot.fill_(rate)
-                self._rates[index] = rate
-
     def _bind_arenas(self, initial: dict[str, dict[str, torch.Tensor]]) -> None:
         """Move parameters and optimizer state into arenas, and point the user's tensors there."""
         for arena in self.step.arenas:
@@ -343,8 +319,7 @@ class TrainStep:
                 parameter.data = view
                 self._state[name] = view
             self._first.append((parameters[0], parameters[0].data_ptr()))
-            for key, value in initial[arena.name].items():
-                self._bind_optimizer_state(arena, key, value)
+            self._bind_optimizer_states(arena, initial[arena.name])
             working = self.step.slots.get(f"{arena.name}.working")
             if working is not None:
                 copy = torch.empty(working.shape, dtype=working.dtype, device=self._device)
@@ -362,13 +337,21 @@ class TrainStep:
     def _adopt(self, _: torch.optim.Optimizer) -> None:
         """Take over what ``optimizer.load_state_dict`` has put in place of the arenas' views."""
         for arena in self.step.arenas:
-            for key, first in self._initial[arena.name].items():
-                self._bind_optimizer_state(arena, key, first)
+            self._bind_optimizer_states(arena, self._initial[arena.name])
 
-    def _bind_optimizer_state(self, arena: Arena, key: str, first: torch.Tensor) -> None:
+    def _bind_optimizer_states(self, arena: Arena, initial: Mapping[str, torch.Tensor]) -> None:
+        """Take over an arena's optimizer state; it has begun if it is not as before any step."""
+        begun = [self._bind_optimizer_state(arena, key, first) for key, first in initial.items()]
+        if f"{arena.name}.{BEGUN}" in self.step.slots:
+            self._state[f"{arena.name}.{BEGUN}"] = torch.tensor(
+                float(any(begun)), device=self._device
+            )
+
+    def _bind_optimizer_state(self, arena: Arena, key: str, first: torch.Tensor) -> bool:
         """Take over one kind of optimizer state, or start it, and point the user's entries at it.
 
-        Each parameter gets memory of its own, so that a checkpoint can be loaded anywhere.
+        Each parameter gets memory of its own, so that a checkpoint can be loaded anywhere. Returns
+        whether an entry holds another value than the first.
         """
         slot = self.step.slots[f"{arena.name}.{key}"]
         state = self._state.get(slot.name)
@@ -376,15 +359,18 @@ class TrainStep:
             state = torch.zeros(slot.shape, dtype=slot.dtype, device=self._device)
             self._state[slot.name] = state
         numbers = arena.flat and first.dim() == 0
+        begun = False
         for name, view in zip(
             arena.parameters, state.unbind() if numbers else arena_views(arena, state), strict=True
         ):
             entry = self._optimizer.state[self._parameters[name]]
             if key in entry and isinstance(entry[key], torch.Tensor):
                 view.copy_(entry[key])
+                begun = begun or bool((view != first.flatten()[0].to(view.device)).any())
             else:
                 view.fill_(first.flatten()[0])
             entry[key] = view
+        return begun
 
     def _bind_rest(self) -> None:
         for slot in self.step.slots.values():
