@@ -279,6 +279,7 @@ def join(gradient: fx.GraphModule, slots: dict[str, Slot], update: Update) -> St
         update.module,
         {**slots, **update.slots},
         update.arenas,
+        options=update.options,
         guards=update.guards,
     )
     graph = update.module.graph

@@ -153,7 +153,7 @@ class Numbers:
         for place in reversed(range(len(answers), len(path.asked))):
             other = self.explore(run, (*answers, *[True] * (place - len(answers)), False))
             device = next(iter(results.values())).device
-            chosen = torch.full((), path.asked[place], dtype=torch.float32, device=device) > 0
+            chosen = tensor_of(path.asked[place], torch.float32, device) > 0
             results = {k: torch.where(chosen, value, other[k]) for k, value in results.items()}
         return results
 
@@ -301,6 +301,12 @@ def is_known(number: torch.SymFloat) -> bool:
     return number.node.known is not None
 
 
+def tensor_of(number: torch.SymFloat, dtype: torch.dtype | None, device: Any) -> torch.Tensor:
+    """Return a recorded number as a 0-d tensor, by default of torch's default dtype."""
+    fill: Callable[..., torch.Tensor] = torch.full
+    return fill((), number, dtype=dtype or torch.get_default_dtype(), device=device)
+
+
 @contextmanager
 def python_takes_numbers(kind: type) -> Iterator[None]:
     """Let ``min``, ``max`` and ``torch.as_tensor`` in the code of a class take recorded numbers.
@@ -346,5 +352,5 @@ class _TensorsOfNumbers(TorchFunctionMode):
         kwargs = kwargs or {}
         made = func is torch.as_tensor or func is torch.tensor
         if made and args and isinstance(args[0], torch.SymFloat):
-            return torch.full((), args[0], **{"dtype": torch.get_default_dtype(), **kwargs})
+            return tensor_of(args[0], kwargs.get("dtype"), kwargs.get("device"))
         return func(*args, **kwargs)

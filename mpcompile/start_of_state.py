@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,9 @@ def start_of(optimizer: torch.optim.Optimizer, arena: Arena) -> Start:
     try:
         state = _first_state(optimizer, arena, {})
     except KeyError:  # Adagrad fills the state when it is made
-        made = next((s for p, s in optimizer.state.items() if not isinstance(p, str)), {})
+        made: Mapping[str, Any] = next(
+            (s for p, s in optimizer.state.items() if not isinstance(p, str)), {}
+        )
         return Start(_first_state(optimizer, arena, made), alike=True)
     moved = {
         name: value * 0.5
@@ -131,6 +133,16 @@ def _run(
             parameter.grad = gradient * (1 - place / 2)
         type(shell).step(shell)
     return parameters
+
+
+def has_begun(states: Iterable[Mapping[str, Any]], first: Mapping[str, torch.Tensor]) -> bool:
+    """Whether one of some parameters' states is another than before the first step."""
+    return any(
+        bool((state[key] != value.flatten()[0].to(state[key].device)).any())
+        for state in states
+        for key, value in first.items()
+        if isinstance(state.get(key), torch.Tensor)
+    )
 
 
 def acts_alone(optimizer: torch.optim.Optimizer, arena: Arena) -> bool:

@@ -184,7 +184,8 @@ class StepGraph:
         working: names of the parameters that have a 16-bit working copy.
         joined: per slot that is a view of several working copies, or of one and zeros behind it,
             the weights in their order.
-        guards: comparisons of the optimizer's options that the update graph rests on.
+        options: the value that each of the optimizer's options had when it was traced, by slot.
+        guards: comparisons of options that the update graph rests on.
     """
 
     gradient: fx.GraphModule
@@ -193,6 +194,7 @@ class StepGraph:
     arenas: tuple[Arena, ...]
     working: set[str] = field(default_factory=set)
     joined: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    options: dict[str, float] = field(default_factory=dict)
     guards: tuple[Guard, ...] = ()
 
     def arena_of(self, parameter: str) -> Arena:

@@ -18,7 +18,7 @@ from mpcompile.passes.adjust_scale import TRACKER
 from mpcompile.passes.count_steps import SKIPPED, TAKEN
 from mpcompile.passes.scale_loss import SCALE
 from mpcompile.plan import Plan
-from mpcompile.start_of_state import BEGUN
+from mpcompile.start_of_state import BEGUN, has_begun
 from mpcompile.step import Arena, Role, StepGraph, arena_views
 from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import note_step, version_of
@@ -341,17 +341,18 @@ class TrainStep:
 
     def _bind_optimizer_states(self, arena: Arena, initial: Mapping[str, torch.Tensor]) -> None:
         """Take over an arena's optimizer state; it has begun if it is not as before any step."""
-        begun = [self._bind_optimizer_state(arena, key, first) for key, first in initial.items()]
-        if f"{arena.name}.{BEGUN}" in self.step.slots:
-            self._state[f"{arena.name}.{BEGUN}"] = torch.tensor(
-                float(any(begun)), device=self._device
-            )
+        states = [self._optimizer.state.get(self._parameters[n], {}) for n in arena.parameters]
+        begun = f"{arena.name}.{BEGUN}"
+        if begun in self.step.slots:
+            self._state.setdefault(begun, torch.zeros((), device=self._device))
+            self._state[begun].fill_(has_begun(states, initial))
+        for key, first in initial.items():
+            self._bind_optimizer_state(arena, key, first)
 
-    def _bind_optimizer_state(self, arena: Arena, key: str, first: torch.Tensor) -> bool:
+    def _bind_optimizer_state(self, arena: Arena, key: str, first: torch.Tensor) -> None:
         """Take over one kind of optimizer state, or start it, and point the user's entries at it.
 
-        Each parameter gets memory of its own, so that a checkpoint can be loaded anywhere. Returns
-        whether an entry holds another value than the first.
+        Each parameter gets memory of its own, so that a checkpoint can be loaded anywhere.
         """
         slot = self.step.slots[f"{arena.name}.{key}"]
         state = self._state.get(slot.name)
@@ -359,18 +360,15 @@ class TrainStep:
             state = torch.zeros(slot.shape, dtype=slot.dtype, device=self._device)
             self._state[slot.name] = state
         numbers = arena.flat and first.dim() == 0
-        begun = False
         for name, view in zip(
             arena.parameters, state.unbind() if numbers else arena_views(arena, state), strict=True
         ):
             entry = self._optimizer.state[self._parameters[name]]
             if key in entry and isinstance(entry[key], torch.Tensor):
                 view.copy_(entry[key])
-                begun = begun or bool((view != first.flatten()[0].to(view.device)).any())
             else:
                 view.fill_(first.flatten()[0])
             entry[key] = view
-        return begun
 
     def _bind_rest(self) -> None:
         for slot in self.step.slots.values():

@@ -47,13 +47,14 @@ class Update:
     Attributes:
         module: the update graph. It reads, per arena, the master, the optimizer's state and one
             FP32 gradient of the master's shape, and the options of the parameter groups that its
-            arithmetic uses; it returns the next master and state. A number that the optimizer keeps per parameter (a
-            step counter) is one vector per arena, so that each parameter owns an element of it;
-            the graph computes one and writes it to all.
+            arithmetic uses; it returns the next master and state. A number that the optimizer
+            keeps per parameter (a step counter) is one vector per arena, so that each parameter
+            owns an element of it; the graph computes one and writes it to all.
         slots: its slots.
         arenas: where the parameters lie.
         initial: per arena the value each state tensor starts with: a 0-d tensor, which fills the
             state tensor whatever its shape.
+        options: the value of each option that is an input, by slot.
         guards: comparisons of options by which ``step()`` decided in Python.
     """
 
@@ -61,6 +62,7 @@ class Update:
     slots: dict[str, Slot]
     arenas: tuple[Arena, ...]
     initial: dict[str, State]
+    options: dict[str, float]
     guards: tuple[Guard, ...]
 
 
@@ -75,7 +77,7 @@ def trained_parameters(
         origin: the user's place for error messages.
 
     Raises:
-        BadInput: the optimizer needs a closure, or holds a parameter that is not the model's.
+        BadInput: the optimizer needs a closure or sparse gradients, or holds a parameter that is not the model's.
     """
     kind = type(optimizer).__name__
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
@@ -84,6 +86,12 @@ def trained_parameters(
             f"{kind}.step() needs a closure, so one step is not one graph",
             origin,
             "use an optimizer whose step() takes none, for example AdamW",
+        )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise BadInput(
+            f"{kind} takes sparse gradients, and those of a compiled step are dense",
+            origin,
+            "use Adam, and Embedding(sparse=False)",
         )
     groups: list[list[str]] = []
     for index, group in enumerate(optimizer.param_groups):
@@ -262,7 +270,8 @@ class _Trace:
         begun: Mapping[str, Any],
     ) -> State:
         """Run ``step()`` over some arenas; return their next state by slot."""
-        counts, held = self.counts(), {}
+        counts = self.counts()
+        held: State = {}
         state: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
         groups = []
         for arena in arenas:
@@ -337,7 +346,9 @@ def _record(trace: _Trace) -> Update:
             del slots[node.meta["slot"]]
             graph.erase_node(node)
     initial = {name: start.state for name, start in trace.starts.items()}
-    return Update(module, slots, trace.arenas, initial, tuple(dict.fromkeys(known.guards)))
+    values = {name: float(value) for name, value in trace.options().items() if name in slots}
+    guards = tuple(dict.fromkeys(known.guards))
+    return Update(module, slots, trace.arenas, initial, values, guards)
 
 
 def _join_sides(graph: fx.Graph) -> None:

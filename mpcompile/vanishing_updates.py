@@ -16,8 +16,8 @@ from torch import fx
 
 from mpcompile.calibration import batch_by_node, same_random_numbers
 from mpcompile.errors import BadInput
-from mpcompile.torch_graph import Forward, Kind
 from mpcompile.start_of_state import optimizer_around
+from mpcompile.torch_graph import Forward, Kind
 from mpcompile.update import trained_parameters
 from mpcompile.workload import Workload
 
