@@ -15,12 +15,17 @@ KERNELS = ("foreach", "fused", "capturable", "differentiable")
 
 
 def parts(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the options of a group by name, each part of a tuple apart: ``betas.0``."""
+    """Yield the options of a group by name, each part of a tuple apart: ``betas.0``.
+
+    A whole number beside a float is one: ``(1e-6, 50)``.
+    """
     for key, value in options.items():
         if key == "params" or key in KERNELS:
             continue
         if isinstance(value, tuple | list):
-            yield from ((f"{key}.{place}", item) for place, item in enumerate(value))
+            floats = any(isinstance(item, float) for item in value)
+            for place, item in enumerate(value):
+                yield f"{key}.{place}", float(item) if floats and type(item) is int else item
         else:
             yield key, value
 

@@ -77,7 +77,8 @@ def trained_parameters(
         origin: the user's place for error messages.
 
     Raises:
-        BadInput: the optimizer needs a closure or sparse gradients, or holds a parameter that is not the model's.
+        BadInput: the optimizer needs a closure or sparse gradients, or holds a parameter that is
+            not the model's.
     """
     kind = type(optimizer).__name__
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")

@@ -30,7 +30,7 @@ OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
     ("Adam", {"weight_decay": 0.01, "decoupled_weight_decay": True, "eps": 1e-3}),
     ("AdamW", {}),
     ("AdamW", {"amsgrad": True, "maximize": True}),
-    ("AdamW", {"betas": (0, 0.99), "weight_decay": 0}),
+    ("AdamW", {"betas": (0.0, 0.99), "weight_decay": 0}),
     ("NAdam", {}),
     ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True, "momentum_decay": 0.1}),
     ("NAdam", {"weight_decay": 0.1, "maximize": True}),
