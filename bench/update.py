@@ -86,7 +86,7 @@ def our_update(model: nn.Sequential, device: str, backend: Backend) -> Callable[
     x = torch.randn(8, width, device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     step = mpcompile.compile(model, loss, optimizer, (x,), backend=backend)
-    step._set_rates()
+    step._options.hand_over()
     inputs = list(step._update_inputs)
     names = step._lowered.gradient_results
     for place, position in step._passed:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 
 import torch
 
 from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
+from mpcompile.start_of_state import BEGUN, has_begun
 from mpcompile.step import Arena, Role, StepGraph, arena_views
 from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import version_of
@@ -105,8 +106,7 @@ class BoundState:
                 parameter.data = view
                 self.tensors[name] = view
             self._first.append((parameters[0], parameters[0].data_ptr()))
-            for key, value in initial[arena.name].items():
-                self._bind_optimizer_state(arena, key, value)
+            self._bind_optimizer_states(arena, initial[arena.name])
             working = self._step.slots.get(f"{arena.name}.working")
             if working is not None:
                 copy = torch.empty(working.shape, dtype=working.dtype, device=self._device)
@@ -124,8 +124,17 @@ class BoundState:
     def _adopt(self, _: torch.optim.Optimizer) -> None:
         """Take over what ``optimizer.load_state_dict`` has put in place of the arenas' views."""
         for arena in self._step.arenas:
-            for key, first in self._initial[arena.name].items():
-                self._bind_optimizer_state(arena, key, first)
+            self._bind_optimizer_states(arena, self._initial[arena.name])
+
+    def _bind_optimizer_states(self, arena: Arena, initial: Mapping[str, torch.Tensor]) -> None:
+        """Take over an arena's optimizer state; it has begun if it is not as before any step."""
+        states = [self._optimizer.state.get(self._parameters[n], {}) for n in arena.parameters]
+        begun = f"{arena.name}.{BEGUN}"
+        if begun in self._step.slots:
+            self.tensors.setdefault(begun, torch.zeros((), device=self._device))
+            self.tensors[begun].fill_(has_begun(states, initial))
+        for key, first in initial.items():
+            self._bind_optimizer_state(arena, key, first)
 
     def _bind_optimizer_state(self, arena: Arena, key: str, first: torch.Tensor) -> None:
         """Take over one kind of optimizer state, or start it, and point the user's entries at it.

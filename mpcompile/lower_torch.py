@@ -93,8 +93,7 @@ def lower(
         separate_operands(gradient.graph)
     write_in_place(step, update)
     if backend == "interpreter" and device.type == "cpu":
-        emulate_half(gradient)
-        emulate_half(update)
+        emulate_half(gradient)  # what the optimizer does in 16 bits, as Muon, is its own
     for module in (gradient, update):
         module.graph.lint()
         module.recompile()

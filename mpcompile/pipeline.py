@@ -274,7 +274,14 @@ def constants_of(forward: Forward) -> dict[str, torch.Tensor]:
 
 def join(gradient: fx.GraphModule, slots: dict[str, Slot], update: Update) -> StepGraph:
     """Put gradient graph and update graph together; updated buffers become results."""
-    step = StepGraph(gradient, update.module, {**slots, **update.slots}, update.arenas)
+    step = StepGraph(
+        gradient,
+        update.module,
+        {**slots, **update.slots},
+        update.arenas,
+        options=update.options,
+        guards=update.guards,
+    )
     graph = update.module.graph
     values = results(graph)
     like = next(iter(graph.find_nodes(op="placeholder")))

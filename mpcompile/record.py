@@ -19,7 +19,14 @@ from torch import fx
 
 from mpcompile.control_flow import with_graphs
 from mpcompile.errors import CannotCapture
-from mpcompile.recorded_number import node_of_number, number_of
+from mpcompile.recorded_number import (
+    TAKE_TENSORS,
+    Numbers,
+    is_known,
+    node_of_number,
+    number_of,
+    truth_of,
+)
 from mpcompile.torch_private import (
     DataDependent,
     DispatchMode,
@@ -39,7 +46,10 @@ Results = tuple[torch.Tensor, ...]
 
 
 def record(
-    function: Callable[..., Results], inputs: Sequence[torch.Tensor], mode: FakeTensorMode
+    function: Callable[..., Results],
+    inputs: Sequence[torch.Tensor],
+    mode: FakeTensorMode,
+    numbers: Numbers | None = None,
 ) -> fx.GraphModule:
     """Run a function once and return what it did as a graph without mutation.
 
@@ -53,22 +63,27 @@ def record(
             in place must be one it made itself.
         inputs: fake tensors.
         mode: theirs.
+        numbers: what is known of the numbers that the function reads from tensors.
 
     Raises:
         CannotCapture: the function uses a tensor that is neither an input nor made by it.
     """
-    module = _record(function, inputs, mode)
+    numbers = numbers or Numbers()
+    module = _record(function, inputs, mode, numbers)
     if any(mutated_inputs(node) or _is_fused_dropout(node) for node in module.graph.nodes):
         # Functionalization wraps each tensor, so it is paid for only where it is needed.
-        module = _record(functionalized(function), inputs, mode)
+        module = _record(functionalized(function), inputs, mode, numbers)
     return module
 
 
 def _record(
-    function: Callable[..., Results], inputs: Sequence[torch.Tensor], mode: FakeTensorMode
+    function: Callable[..., Results],
+    inputs: Sequence[torch.Tensor],
+    mode: FakeTensorMode,
+    numbers: Numbers,
 ) -> fx.GraphModule:
     graph = fx.Graph()
-    recorder = _Recorder(graph)
+    recorder = _Recorder(graph, numbers)
     for position, value in enumerate(inputs):
         node = graph.placeholder(f"arg{position}")
         recorder.note(value, node)
@@ -90,14 +105,19 @@ def _plain(value: Any) -> Any:
     return 1.0 if isinstance(value, torch.SymFloat) else value
 
 
+def _constant(value: Any) -> Any:
+    return float(value) if isinstance(value, torch.SymFloat) and is_known(value) else value
+
+
 class _Recorder(DispatchMode):
     """Sees each op below autograd and functionalization."""
 
     supports_higher_order_operators = True
 
-    def __init__(self, graph: fx.Graph) -> None:
+    def __init__(self, graph: fx.Graph, numbers: Numbers) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._graph = graph
+        self._numbers = numbers
         # The tensor is kept so that its id stays its own.
         self._nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         self._origins = Origins()
@@ -140,6 +160,8 @@ class _Recorder(DispatchMode):
         args = with_graphs(func, args)
         if self._is_foreign((*args, *kwargs.values())):
             return func(*args, **kwargs)
+        if getattr(func, "overloadpacket", func).__name__ not in TAKE_TENSORS:
+            args, kwargs = fx.node.map_aggregate((args, kwargs), _constant)
         # No shape depends on a number, so the fake result is that of any other number.
         result = func(*fx.node.map_aggregate(args, _plain), **fx.node.map_aggregate(kwargs, _plain))
         values = result if isinstance(result, list | tuple) else (result,)
@@ -191,13 +213,15 @@ class _Recorder(DispatchMode):
         self.constants.add_module(name, copy_graph(graph))
         return self._graph.get_attr(name)
 
-    def _number(self, func: Any, tensor: torch.Tensor) -> torch.SymFloat:
-        if not tensor.is_floating_point():
+    def _number(self, func: Any, tensor: torch.Tensor) -> torch.SymFloat | torch.SymBool:
+        truth = tensor.dtype is torch.bool
+        if not (truth or tensor.is_floating_point()):
             raise DataDependent("an integer read from a tensor")
         node = self._graph.create_node(
             "call_function", func, (self.node_of(tensor),), name="_local_scalar_dense"
         )
-        node.meta["val"] = number = number_of(self._graph, node)
+        make = truth_of if truth else number_of
+        node.meta["val"] = number = make(self._numbers, self._graph, node)
         return number
 
 

@@ -14,6 +14,7 @@ from torch import fx
 
 from mpcompile.errors import CompileError
 from mpcompile.graph_text import graph_text, type_text
+from mpcompile.recorded_number import Guard
 from mpcompile.torch_private import fake_like, module_of, rename
 
 ALIGNMENT = 32
@@ -183,6 +184,8 @@ class StepGraph:
         working: names of the parameters that have a 16-bit working copy.
         joined: per slot that is a view of several working copies, or of one and zeros behind it,
             the weights in their order.
+        options: the value that each of the optimizer's options had when it was traced, by slot.
+        guards: comparisons of options that the update graph rests on.
     """
 
     gradient: fx.GraphModule
@@ -191,6 +194,8 @@ class StepGraph:
     arenas: tuple[Arena, ...]
     working: set[str] = field(default_factory=set)
     joined: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    options: dict[str, float] = field(default_factory=dict)
+    guards: tuple[Guard, ...] = ()
 
     def arena_of(self, parameter: str) -> Arena:
         """Return the arena a trained parameter lies in."""

@@ -13,6 +13,7 @@ from mpcompile.cuda_graph import CapturedStep, Step
 from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, lower
+from mpcompile.optimizer_options import OptionInputs
 from mpcompile.passes.adjust_scale import TRACKER
 from mpcompile.passes.count_steps import SKIPPED, TAKEN
 from mpcompile.passes.scale_loss import SCALE
@@ -76,15 +77,7 @@ class TrainStep:
             for place, name in enumerate(self._lowered.update_inputs)
             if name not in self._state
         ]
-        self._rates: dict[int, float] = {}
-        self._options = [
-            [
-                (k, v)
-                for k, v in group.items()
-                if isinstance(v, float | bool | tuple) and "lr" not in k
-            ]
-            for group in self._optimizer.param_groups
-        ]
+        self._options = OptionInputs(self._optimizer, step.guards, self._state)
         self._run: Step = self._run_once
         if cuda_graph and backend == "inductor" and self._device.type == "cuda":
             self._run = CapturedStep(self._run_once, self._lowered.obstacle)
@@ -103,7 +96,7 @@ class TrainStep:
             BadInput: the batch does not fit the compiled shapes.
         """
         given = self._prepare(batch)
-        self._set_rates()
+        self._options.hand_over()
         loss = self._run(given)
         note_step(self._optimizer)
         return loss
@@ -274,21 +267,3 @@ class TrainStep:
                     "",
                     "compile another step for these shapes, or drop the last, smaller batch",
                 )
-
-    def _set_rates(self) -> None:
-        """Hand the learning rates over; raise BadInput if another option has changed."""
-        for index, group in enumerate(self._optimizer.param_groups):
-            rate = float(group["lr"])
-            for option, value in self._options[index]:
-                if group[option] != value:
-                    raise BadInput(
-                        f"the optimizer's {option} changed from {value} to {group[option]}, which "
-                        "is a constant of the compiled step",
-                        "",
-                        "change lr only (with OneCycleLR: cycle_momentum=False), or compile again",
-                    )
-            if self._rates.get(index) != rate:
-                slot = self._state.get(f"group{index}.lr")
-                if slot is not None:
-                    slot.fill_(rate)
-                self._rates[index] = rate

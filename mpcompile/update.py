@@ -7,14 +7,27 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture
+from mpcompile.optimizer_options import is_input, parts, replaced
 from mpcompile.record import record
-from mpcompile.step import ALIGNMENT, Arena, Role, Slot, results
+from mpcompile.recorded_number import Guard, Numbers, python_takes_numbers
+from mpcompile.start_of_state import (
+    BEGUN,
+    Start,
+    State,
+    acts_alone,
+    group_of,
+    keeps_zeros,
+    optimizer_around,
+    start_of,
+)
+from mpcompile.step import Arena, Role, Slot, results
 from mpcompile.torch_private import (
     DataDependent,
     drop_profiler_nodes,
@@ -26,8 +39,6 @@ from mpcompile.torch_private import (
     rename,
 )
 
-State = dict[str, torch.Tensor]
-
 
 @dataclass(frozen=True, slots=True)
 class Update:
@@ -35,20 +46,24 @@ class Update:
 
     Attributes:
         module: the update graph. It reads, per arena, the master, the optimizer's state and one
-            FP32 gradient of the master's shape, and per parameter group its learning rate; it
-            returns the next master and state. A number that the optimizer keeps per parameter (a
-            step counter) is one vector per arena, so that each parameter owns an element of it;
-            the graph computes one and writes it to all.
+            FP32 gradient of the master's shape, and the options of the parameter groups that its
+            arithmetic uses; it returns the next master and state. A number that the optimizer
+            keeps per parameter (a step counter) is one vector per arena, so that each parameter
+            owns an element of it; the graph computes one and writes it to all.
         slots: its slots.
         arenas: where the parameters lie.
         initial: per arena the value each state tensor starts with: a 0-d tensor, which fills the
             state tensor whatever its shape.
+        options: the value of each option that is an input, by slot.
+        guards: comparisons of options by which ``step()`` decided in Python.
     """
 
     module: fx.GraphModule
     slots: dict[str, Slot]
     arenas: tuple[Arena, ...]
     initial: dict[str, State]
+    options: dict[str, float]
+    guards: tuple[Guard, ...]
 
 
 def trained_parameters(
@@ -62,7 +77,8 @@ def trained_parameters(
         origin: the user's place for error messages.
 
     Raises:
-        BadInput: the optimizer needs a closure, or holds a parameter that is not the model's.
+        BadInput: the optimizer needs a closure or sparse gradients, or holds a parameter that is
+            not the model's.
     """
     kind = type(optimizer).__name__
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
@@ -71,6 +87,12 @@ def trained_parameters(
             f"{kind}.step() needs a closure, so one step is not one graph",
             origin,
             "use an optimizer whose step() takes none, for example AdamW",
+        )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise BadInput(
+            f"{kind} takes sparse gradients, and those of a compiled step are dense",
+            origin,
+            "use Adam, and Embedding(sparse=False)",
         )
     groups: list[list[str]] = []
     for index, group in enumerate(optimizer.param_groups):
@@ -140,7 +162,7 @@ def trace_update(
             return replace(
                 update,
                 arenas=tuple(
-                    replace(arena, zeros=_keeps_zeros(optimizer, arena, update.initial[arena.name]))
+                    replace(arena, zeros=keeps_zeros(optimizer, arena, update.initial[arena.name]))
                     for arena in flat
                 ),
             )
@@ -162,165 +184,149 @@ def trace_update(
         ) from error
 
 
-class _Recorded(dict[str, Any]):
-    """An optimizer state that remembers the first value of each entry."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first: State = {}
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        if key not in self.first and isinstance(value, torch.Tensor):
-            self.first[key] = value.detach().clone()
-        super().__setitem__(key, value)
-
-
-def optimizer_around(
-    optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], state: Mapping[Any, Any]
-) -> torch.optim.Optimizer:
-    """Return the user's optimizer around other parameters and state.
-
-    Step it with ``type(it).step(it)``: a schedule may have put another ``step`` on the user's own.
-    """
-    shell: torch.optim.Optimizer = object.__new__(type(optimizer))
-    shell.__dict__.update(optimizer.__dict__)
-    shell.param_groups = groups
-    shell.state = state  # type: ignore[assignment]
-    return shell
-
-
-def _group(optimizer: torch.optim.Optimizer, arena: Arena, **changes: Any) -> dict[str, Any]:
-    """Return the options of an arena's group, without those that pick a special kernel."""
-    group = {**optimizer.param_groups[arena.group]}
-    for option in ("foreach", "fused", "capturable", "differentiable"):
-        if option in group:
-            group[option] = False
-    return {**group, **changes}
-
-
-def initial_state(optimizer: torch.optim.Optimizer, arena: Arena) -> State:
-    """Return what the optimizer's state holds before the first step, as small tensors.
-
-    Found by letting ``step()`` fill an empty state on a small parameter (the parameter's own shape
-    where it matters) and noting the first value of each entry.
-
-    Raises:
-        CannotCapture: the first step is not the others with that state, as in SGD with dampening.
-    """
-    shape = (ALIGNMENT,) if arena.flat else arena.shape
-    generator = torch.Generator().manual_seed(0)
-    weight, *gradients = (torch.randn(shape, generator=generator) for _ in range(3))
-
-    def run(state: dict[str, Any]) -> torch.Tensor:
-        parameter = weight.clone()
-        shell = optimizer_around(
-            optimizer,
-            [_group(optimizer, arena, params=[parameter])],
-            defaultdict(dict, {parameter: state}),
-        )
-        for gradient in gradients:
-            parameter.grad = gradient.clone()
-            type(shell).step(shell)
-        return parameter
-
-    zeros = torch.zeros(shape)
-    zeros.grad = torch.zeros(shape)
-    recorded = _Recorded()
-    # Adagrad and others fill the state when they are made, so start from what there is.
-    template: dict[str, Any] = next(
-        (s for p, s in optimizer.state.items() if not isinstance(p, str)), {}
-    )
-    for key, value in template.items():
-        if isinstance(value, torch.Tensor):
-            whole = value.dim() == 0
-            recorded[key] = torch.zeros(()) if whole else torch.zeros(shape, dtype=value.dtype)
-    shell = optimizer_around(
-        optimizer,
-        [_group(optimizer, arena, params=[zeros])],
-        defaultdict(dict, {zeros: recorded}),
-    )
-    type(shell).step(shell)
-    if not template and not torch.equal(
-        run({}), run({key: value.clone() for key, value in recorded.first.items()})
-    ):
-        raise CannotCapture(
-            f"the first step of {type(optimizer).__name__} differs from its later ones",
-            "",
-            "with SGD, set dampening=0",
-        )
-    return recorded.first
-
-
-def _keeps_zeros(optimizer: torch.optim.Optimizer, arena: Arena, initial: State) -> bool:
-    """Whether weights of 0 with a state and gradients of 0 stay 0: two steps are run on some."""
-    zeros = torch.zeros(ALIGNMENT)
-    state = {
-        key: torch.zeros(ALIGNMENT, dtype=value.dtype) if value.dim() else value.clone()
-        for key, value in initial.items()
-    }
-    shell = optimizer_around(
-        optimizer, [_group(optimizer, arena, params=[zeros])], defaultdict(dict, {zeros: state})
-    )
-    for _ in range(2):
-        zeros.grad = torch.zeros(ALIGNMENT)
-        type(shell).step(shell)
-    return not zeros.any()
-
-
 def _trace(
     optimizer: torch.optim.Optimizer, arenas: tuple[Arena, ...], device: torch.device
 ) -> Update:
-    by_group: dict[int, State] = {}
-    initial: dict[str, State] = {}
+    """Trace over some arenas: all in one ``step()`` if that has no branches, else one at a time."""
+    starts: dict[str, Start] = {}
+    by_group: dict[int, Start] = {}
     for arena in arenas:
-        if arena.flat and arena.group in by_group:
-            initial[arena.name] = by_group[arena.group]
-        else:
-            initial[arena.name] = by_group[arena.group] = initial_state(optimizer, arena)
-    used = sorted({arena.group for arena in arenas})
-    reads: list[Slot] = []
-    counts: dict[str, int] = {}
-    for arena in arenas:
-        reads.append(Slot(f"{arena.name}.master", Role.MASTER, arena.shape, torch.float32))
-        for key, value in initial[arena.name].items():
-            shape = state_shape(arena, value)
-            reads.append(Slot(f"{arena.name}.{key}", Role.OPTIMIZER, shape, value.dtype))
-            if arena.flat and value.dim() == 0:
-                counts[f"{arena.name}.{key}"] = shape[0]
-    writes = [slot.name for slot in reads]
-    reads += [
-        Slot(f"{arena.name}.grad", Role.PACKED, arena.shape, torch.float32) for arena in arenas
-    ]
-    reads += [Slot(f"group{index}.lr", Role.HYPER, (), torch.float64) for index in used]
-    slots = {slot.name: slot for slot in reads}
+        if not (arena.flat and arena.group in by_group):
+            by_group[arena.group] = start_of(optimizer, arena)
+        starts[arena.name] = by_group[arena.group]
+    if all(start.alike for start in starts.values()):
+        try:
+            return _record(_Trace(optimizer, arenas, starts, device, apart=False))
+        except DataDependent:
+            pass
+    if not all(acts_alone(optimizer, arena) for arena in arenas):
+        raise DataDependent("a branch of a step in which parameters meet")
+    return _record(_Trace(optimizer, arenas, starts, device, apart=True))
 
-    def update(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        given = {slot.name: value for slot, value in zip(reads, values, strict=True)}
-        held = {
-            name: (given[name].select(0, 0) if name in counts else given[name]).clone()
-            for name in writes
+
+@dataclass(frozen=True)
+class _Trace:
+    """What is traced.
+
+    Attributes:
+        optimizer: the user's.
+        arenas: its parameters.
+        starts: the state's start per arena.
+        device: where the update runs.
+        apart: whether ``step()`` is called an arena at a time, both sides of its branches recorded.
+    """
+
+    optimizer: torch.optim.Optimizer
+    arenas: tuple[Arena, ...]
+    starts: dict[str, Start]
+    device: torch.device
+    apart: bool
+
+    def state(self) -> list[Slot]:
+        """Return the slots that the update reads and writes."""
+        slots = []
+        for arena in self.arenas:
+            start = self.starts[arena.name]
+            slots.append(Slot(f"{arena.name}.master", Role.MASTER, arena.shape, torch.float32))
+            for key, value in start.state.items():
+                shape = state_shape(arena, value)
+                slots.append(Slot(f"{arena.name}.{key}", Role.OPTIMIZER, shape, value.dtype))
+            if not start.alike:
+                slots.append(Slot(f"{arena.name}.{BEGUN}", Role.OPTIMIZER, (), torch.float32))
+        return slots
+
+    def options(self) -> dict[str, Any]:
+        """Return the options that are inputs, by slot."""
+        return {
+            f"group{index}.{name}": value
+            for index in sorted({arena.group for arena in self.arenas})
+            for name, value in parts(self.optimizer.param_groups[index])
+            if is_input(name, value)
         }
+
+    def counts(self) -> dict[str, int]:
+        """Return how many parameters share a number, per slot of such a number."""
+        return {
+            f"{arena.name}.{key}": len(arena.parameters)
+            for arena in self.arenas
+            for key, value in self.starts[arena.name].state.items()
+            if arena.flat and value.dim() == 0
+        }
+
+    def numbers(self, given: Mapping[str, torch.Tensor], known: Numbers) -> dict[str, Any]:
+        """Return the options as the traced ``step()`` gets them: numbers, or tensors of theirs."""
+        found: dict[str, Any] = {}
+        for name, value in self.options().items():
+            if isinstance(value, torch.Tensor):
+                found[name] = given[name].to(value.dtype)
+            else:
+                found[name] = known.option(given[name].item(), name, value)  # type: ignore[arg-type]
+        return found
+
+    def step(
+        self,
+        arenas: Sequence[Arena],
+        given: Mapping[str, torch.Tensor],
+        options: Mapping[str, Any],
+        begun: Mapping[str, Any],
+    ) -> State:
+        """Run ``step()`` over some arenas; return their next state by slot."""
+        counts = self.counts()
+        held: State = {}
         state: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
         groups = []
-        rates = {index: given[f"group{index}.lr"].item() for index in used}
         for arena in arenas:
+            keys = [f"{arena.name}.{key}" for key in ("master", *self.starts[arena.name].state)]
+            held |= {
+                key: (given[key].select(0, 0) if key in counts else given[key]).clone()
+                for key in keys
+            }
             master = held[f"{arena.name}.master"]
             master.grad = given[f"{arena.name}.grad"]
-            state[master] = {key: held[f"{arena.name}.{key}"] for key in initial[arena.name]}
-            groups.append(_group(optimizer, arena, params=[master], lr=rates[arena.group]))
-        shell = optimizer_around(optimizer, groups, defaultdict(dict, state))
+            state[master] = {}
+            if arena.name not in begun or begun[arena.name] > 0:
+                state[master] = {key.partition(".")[2]: held[key] for key in keys[1:]}
+            prefix = f"group{arena.group}."
+            mine = {k.removeprefix(prefix): v for k, v in options.items() if k.startswith(prefix)}
+            groups.append(replaced(group_of(self.optimizer, arena, params=[master]), mine))
+        shell = optimizer_around(self.optimizer, groups, defaultdict(dict, state))
         type(shell).step(shell)
         for arena in arenas:
             after = shell.state[held[f"{arena.name}.master"]]
-            held |= {f"{arena.name}.{key}": after[key] for key in initial[arena.name]}
+            held |= {f"{arena.name}.{key}": after[key] for key in self.starts[arena.name].state}
+        return held
+
+
+def _record(trace: _Trace) -> Update:
+    writes = trace.state()
+    grads = [Slot(f"{a.name}.grad", Role.PACKED, a.shape, torch.float32) for a in trace.arenas]
+    options = [Slot(name, Role.HYPER, (), torch.float64) for name in trace.options()]
+    reads = [*writes, *grads, *options]
+    counts, known = trace.counts(), Numbers()
+
+    def update(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = {slot.name: value for slot, value in zip(reads, values, strict=True)}
+        numbers = trace.numbers(given, known)
+        begun = {
+            arena.name: given[f"{arena.name}.{BEGUN}"].item()
+            for arena in trace.arenas
+            if not trace.starts[arena.name].alike
+        }
+        held = {f"{name}.{BEGUN}": torch.ones_like(given[f"{name}.{BEGUN}"]) for name in begun}
+        if trace.apart:
+            for arena in trace.arenas:
+                held |= known.explore(partial(trace.step, [arena], given, numbers, begun))
+        else:
+            held |= trace.step(trace.arenas, given, numbers, begun)
         return tuple(
-            held[name].expand(counts[name]) if name in counts else held[name] for name in writes
+            held[slot.name].expand(counts[slot.name]) if slot.name in counts else held[slot.name]
+            for slot in writes
         )
 
     mode = fake_mode()
-    with torch.no_grad():
-        inputs = [fake_like(mode, slot.shape, slot.dtype, device) for slot in reads]
-        module = record(functionalized(update), inputs, mode)
+    with torch.no_grad(), python_takes_numbers(type(trace.optimizer)):
+        inputs = [fake_like(mode, slot.shape, slot.dtype, trace.device) for slot in reads]
+        module = record(functionalized(update), inputs, mode, known)
     graph = module.graph
     drop_profiler_nodes(graph)
     for node, slot in zip(list(graph.find_nodes(op="placeholder")), reads, strict=True):
@@ -331,9 +337,34 @@ def _trace(
         if op_name(node) == "clone" and isinstance(source, fx.Node) and source.op == "placeholder":
             node.replace_all_uses_with(source)
             graph.erase_node(node)
-    graph.output_node().meta["slots"] = tuple(writes)
+    if trace.apart:
+        _join_sides(graph)
+    graph.output_node().meta["slots"] = tuple(slot.name for slot in writes)
     graph.eliminate_dead_code()
-    return Update(module, slots, arenas, initial)
+    slots = {slot.name: slot for slot in reads}
+    for node in graph.find_nodes(op="placeholder"):
+        if slots[node.meta["slot"]].role is Role.HYPER and not node.users:
+            del slots[node.meta["slot"]]
+            graph.erase_node(node)
+    initial = {name: start.state for name, start in trace.starts.items()}
+    values = {name: float(value) for name, value in trace.options().items() if name in slots}
+    guards = tuple(dict.fromkeys(known.guards))
+    return Update(module, slots, trace.arenas, initial, values, guards)
+
+
+def _join_sides(graph: fx.Graph) -> None:
+    """Let what the sides of a branch have in common be computed once."""
+    seen: dict[tuple[object, str, str], fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        key = (node.target, repr(node.args), repr(node.kwargs))
+        same = seen.setdefault(key, node)
+        if op_name(node) == "where" and node.args[1] is node.args[2]:
+            same = node.args[1]
+        if same is not node:
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
 
 
 def state_shape(arena: Arena, first: torch.Tensor) -> tuple[int, ...]:

@@ -16,8 +16,9 @@ from torch import fx
 
 from mpcompile.calibration import batch_by_node, same_random_numbers
 from mpcompile.errors import BadInput
+from mpcompile.start_of_state import optimizer_around
 from mpcompile.torch_graph import Forward, Kind
-from mpcompile.update import optimizer_around, trained_parameters
+from mpcompile.update import trained_parameters
 from mpcompile.workload import Workload
 
 _EXPONENT, _MANTISSA, _BIAS = 10, 0x3FF, 15  # of the bits of an FP16 number

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
 
 from mpcompile.errors import CompileError
+from mpcompile.recorded_number import power, truediv
 from mpcompile.step import call
 from mpcompile.torch_private import op_name
 
@@ -65,7 +67,9 @@ def _rewrite(graph: fx.Graph, node: fx.Node, tensors: dict[fx.Node, fx.Node]) ->
             "",
             "report this optimizer; it runs on a CPU with backend='interpreter'",
         )
-    return rewrite(graph, *args, **kwargs)
+    made = rewrite(graph, *args, **kwargs)
+    assert isinstance(made, fx.Node)
+    return made
 
 
 def _binary(
@@ -94,12 +98,54 @@ def _power(graph: fx.Graph, left: object, right: object) -> fx.Node:
     return call(graph, getattr(_ATEN.pow, overload), left, right)
 
 
+def _extreme(compare: Callable[..., object]) -> Callable[..., fx.Node]:
+    """Return a rewrite of ``max`` or ``min``, which take the first unless the second is beyond."""
+
+    def rewrite(graph: fx.Graph, first: object, second: object) -> fx.Node:
+        if isinstance(second, fx.Node):
+            beyond = _COMPARE[compare](graph, second, first)
+            return call(graph, _ATEN.where.self, beyond, second, _tensor(graph, first, second))
+        beyond = _COMPARE[compare](graph, _tensor(graph, second, first), first)
+        return call(graph, _ATEN.where.self, beyond, _tensor(graph, second, first), first)
+
+    return rewrite
+
+
+def _tensor(graph: fx.Graph, value: object, like: object) -> fx.Node:
+    """Return a number as a 0-d tensor like another."""
+    if isinstance(value, fx.Node):
+        return value
+    return call(graph, _ATEN.full_like.default, like, value)
+
+
+def _comparison(name: str, reflected: str) -> Callable[..., fx.Node]:
+    def rewrite(graph: fx.Graph, left: object, right: object) -> fx.Node:
+        if not isinstance(left, fx.Node):
+            return call(graph, getattr(_ATEN, reflected).Scalar, right, left)
+        overload = "Tensor" if isinstance(right, fx.Node) else "Scalar"
+        return call(graph, getattr(getattr(_ATEN, name), overload), left, right)
+
+    return rewrite
+
+
+_COMPARE: dict[object, Callable[..., fx.Node]] = {
+    operator.eq: _comparison("eq", "eq"),
+    operator.ne: _comparison("ne", "ne"),
+    operator.lt: _comparison("lt", "gt"),
+    operator.le: _comparison("le", "ge"),
+    operator.gt: _comparison("gt", "lt"),
+    operator.ge: _comparison("ge", "le"),
+}
+
 _ON_NUMBERS: dict[object, Callable[..., fx.Node]] = {
     operator.add: _binary(_ATEN.add.Tensor, _ATEN.add.Tensor),
     operator.sub: _binary(_ATEN.sub.Tensor, _ATEN.rsub.Scalar),
     operator.mul: _binary(_ATEN.mul.Tensor, _ATEN.mul.Tensor),
-    operator.truediv: _quotient,
-    operator.pow: _power,
+    truediv: _quotient,
+    power: _power,
+    max: _extreme(operator.gt),
+    min: _extreme(operator.lt),
+    **_COMPARE,
     operator.neg: lambda graph, value: call(graph, _ATEN.neg.default, value),
     torch.sym_float: lambda _graph, value: value,
 }
@@ -136,7 +182,31 @@ def _lerp(graph: fx.Graph, start: object, end: object, weight: object) -> fx.Nod
     return call(graph, _ATEN.add.Tensor, start, _times(graph, distance, weight))
 
 
-_ON_TENSORS: dict[str, Callable[..., fx.Node]] = {
+def _clamp(graph: fx.Graph, value: object, low: object = None, high: object = None) -> object:
+    for name, bound in (("min", low), ("max", high)):
+        overload = _ATEN.clamp.Tensor if isinstance(bound, fx.Node) else _ATEN.clamp.default
+        if bound is not None:
+            value = call(graph, overload, value, **{name: bound})
+    return value
+
+
+def _full(
+    graph: fx.Graph, size: list[int], number: object, dtype: torch.dtype | None = None, **_: object
+) -> fx.Node:
+    one = call(graph, _ATEN._to_copy.default, number, dtype=dtype or torch.get_default_dtype())
+    return call(graph, _ATEN.expand.default, one, size) if size else one
+
+
+def _full_like(graph: fx.Graph, like: fx.Node, number: object, **_: object) -> fx.Node:
+    value = like.meta["val"]
+    return _full(graph, list(value.shape), number, value.dtype)
+
+
+def _scalar_tensor(graph: fx.Graph, number: object, **options: Any) -> fx.Node:
+    return _full(graph, [], number, **options)
+
+
+_ON_TENSORS: dict[str, Callable[..., object]] = {
     "add": _add,
     "sub": _sub,
     "mul": lambda graph, left, right: call(graph, _ATEN.mul.Tensor, left, right),
@@ -145,4 +215,9 @@ _ON_TENSORS: dict[str, Callable[..., fx.Node]] = {
     "addcdiv": _addcdiv,
     "lerp": _lerp,
     "pow": _power,
+    "clamp": _clamp,
+    "full": _full,
+    "full_like": _full_like,
+    "scalar_tensor": _scalar_tensor,
+    **{name: _COMPARE[getattr(operator, name)] for name in ("eq", "ne", "lt", "le", "gt", "ge")},
 }

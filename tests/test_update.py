@@ -1,9 +1,8 @@
-"""Every optimizer that can be captured, against itself in plain PyTorch."""
+"""How an optimizer is traced, frozen parameters, and what is refused."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,23 +12,6 @@ from torch import nn
 
 import mpcompile
 from mpcompile import FULL_PRECISION, BadInput, CannotCapture
-
-OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
-    ("SGD", {}),
-    ("SGD", {"momentum": 0.9}),
-    ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
-    ("SGD", {"weight_decay": 0.1, "maximize": True}),
-    ("Adam", {"weight_decay": 0.01}),
-    ("Adam", {"amsgrad": True}),
-    ("AdamW", {}),
-    ("AdamW", {"amsgrad": True, "maximize": True}),
-    ("Adagrad", {"lr_decay": 0.1, "initial_accumulator_value": 0.2}),
-    ("RMSprop", {"momentum": 0.9, "centered": True}),
-    ("NAdam", {}),
-    ("Adamax", {}),
-    ("Adadelta", {}),
-    ("Rprop", {}),
-]
 
 
 def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,19 +49,6 @@ def check_equal(
             assert torch.equal(mine[index][key], theirs[index][key]), key
 
 
-@pytest.mark.parametrize(("name", "options"), OPTIMIZERS)
-def test_twenty_steps_in_fp32_are_bitwise_those_of_plain_pytorch(
-    name: str, options: dict[str, Any]
-) -> None:
-    left, right = pair()
-    make = getattr(torch.optim, name)
-    mine, theirs = (make(model.parameters(), lr=0.01, **options) for model in (left, right))
-    step = mpcompile.compile(left, cross_entropy, mine, batch(0), policy=FULL_PRECISION)
-    for seed in range(20):
-        assert torch.equal(step(*batch(seed)), eager_step(right, theirs, seed))
-    check_equal(left, right, (mine, theirs))
-
-
 def test_an_optimizer_that_mixes_elements_is_traced_a_parameter_at_a_time() -> None:
     left, right = pair()
     optimizers = [
@@ -88,7 +57,7 @@ def test_an_optimizer_that_mixes_elements_is_traced_a_parameter_at_a_time() -> N
     ]
     step = mpcompile.compile(left, cross_entropy, optimizers[0], batch(0), policy=FULL_PRECISION)
     assert all(not arena.flat for arena in step.step.arenas)
-    for seed in range(10):
+    for seed in range(50):
         assert torch.equal(step(*batch(seed)), eager_step(right, optimizers[1], seed))
     check_equal(left, right, (optimizers[0], optimizers[1]))
 
@@ -100,28 +69,6 @@ def groups(model: nn.Module) -> list[dict[str, Any]]:
         {"params": matrices, "lr": 0.02, "weight_decay": 0.1},
         {"params": vectors, "lr": 0.001, "weight_decay": 0.0},
     ]
-
-
-SCHEDULES: list[Callable[[torch.optim.Optimizer], Any]] = [
-    lambda o: torch.optim.lr_scheduler.StepLR(o, 3, gamma=0.5),
-    lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
-    lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=30, cycle_momentum=False),
-]
-
-
-@pytest.mark.filterwarnings("error:Detected call of")
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_groups_and_schedulers_work_as_always(schedule: Callable[..., Any]) -> None:
-    left, right = pair()
-    mine, theirs = (torch.optim.AdamW(groups(model)) for model in (left, right))
-    step = mpcompile.compile(left, cross_entropy, mine, batch(0), policy=FULL_PRECISION)
-    assert [arena.group for arena in step.step.arenas] == [0, 1]
-    schedulers = schedule(mine), schedule(theirs)
-    for seed in range(20):
-        assert torch.equal(step(*batch(seed)), eager_step(right, theirs, seed))
-        for scheduler in schedulers:
-            scheduler.step()
-    check_equal(left, right, (mine, theirs))
 
 
 def test_frozen_parameters_stay_and_are_not_in_an_arena() -> None:
@@ -142,21 +89,31 @@ def test_what_needs_a_closure_is_bad_input() -> None:
         mpcompile.compile(model, cross_entropy, torch.optim.LBFGS(model.parameters()), batch(0))
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "match"),
-    [
-        ("RAdam", {}, "RAdam.step\\(\\) decides in Python"),
-        ("ASGD", {}, "ASGD.step\\(\\) decides in Python"),
-        ("Adafactor", {}, "Adafactor.step\\(\\) decides in Python"),
-        ("SGD", {"momentum": 0.9, "dampening": 0.1}, "the first step of SGD differs"),
-    ],
-)
-def test_what_cannot_be_captured_yet_says_so(
-    name: str, options: dict[str, Any], match: str
-) -> None:
+def test_an_optimizer_for_sparse_gradients_is_bad_input() -> None:
     model, _ = pair()
-    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.01, **options)
+    optimizer = torch.optim.SparseAdam(list(model.parameters()))
+    with pytest.raises(BadInput, match="SparseAdam takes sparse gradients"):
+        mpcompile.compile(model, cross_entropy, optimizer, batch(0))
+
+
+class Meeting(torch.optim.SGD):
+    """Scales each gradient by all of them, and branches on the scale."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        del closure
+        for group in self.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            norm = torch.stack([g.norm() for g in gradients]).norm()
+            if norm.item() > 1e-3:
+                for p in group["params"]:
+                    p.add_(p.grad / norm, alpha=-group["lr"])
+
+
+def test_a_branch_in_a_step_where_parameters_meet_is_refused_and_nothing_is_changed() -> None:
+    model, _ = pair()
+    optimizer = Meeting(model.parameters(), lr=0.01)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(CannotCapture, match=match):
+    with pytest.raises(CannotCapture, match=r"Meeting\.step\(\) decides in Python"):
         mpcompile.compile(model, cross_entropy, optimizer, batch(0))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -8,6 +8,7 @@ from mpcompile.onnx.random_masks import PRIME
 from mpcompile.onnx.train_file import Piece
 from mpcompile.passes.scale_loss import SCALE
 from mpcompile.pipeline import Transformed
+from mpcompile.start_of_state import BEGUN, has_begun
 from mpcompile.step import Arena, Role, Slot, arena_views
 
 
@@ -75,8 +76,13 @@ def _fill(transformed: Transformed, arena: Arena, key: str, value: torch.Tensor)
     """Fill one kind of optimizer state of an arena, as `mpcompile.train_step.TrainStep` does."""
     optimizer = transformed.workload.optimizer
     assert optimizer is not None
-    first = transformed.initial[arena.name][key]
     named = {item.name: item.tensor for item in transformed.forward.inputs}
+    initial = transformed.initial[arena.name]
+    if key == BEGUN:
+        states = (optimizer.state.get(named[name], {}) for name in arena.parameters)
+        value.fill_(has_begun(states, initial))
+        return
+    first = initial[key]
     numbers = arena.flat and first.dim() == 0
     views = value.unbind() if numbers else arena_views(arena, value)
     for name, view in zip(arena.parameters, views, strict=True):

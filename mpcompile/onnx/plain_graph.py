@@ -14,6 +14,7 @@ from mpcompile.errors import CannotCapture
 from mpcompile.node_tensors import NARROW
 from mpcompile.onnx.plain_ops import PLAIN
 from mpcompile.onnx.random_masks import keep_mask, next_seed
+from mpcompile.passes.fix_options import FixOptions
 from mpcompile.passes.numbers_to_tensors import numbers_to_tensors
 from mpcompile.record import record
 from mpcompile.rules import TORCH_RULES, UNKNOWN, PrecisionClass
@@ -57,6 +58,7 @@ def plain_step(step: StepGraph) -> PlainStep:
         CannotCapture: it draws random numbers other than those of a dropout.
     """
     whole = step.whole()
+    FixOptions(step)(whole)
     numbers_to_tensors(whole)
     mode = fake_mode_of(whole.graph)
     nodes = list(whole.graph.find_nodes(op="placeholder"))

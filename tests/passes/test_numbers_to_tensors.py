@@ -24,6 +24,12 @@ OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
     ("NAdam", {}),
     ("Adamax", {}),
     ("Adadelta", {}),
+    ("SGD", {"momentum": 0.9, "dampening": 0.3}),
+    ("RAdam", {"weight_decay": 0.1}),
+    ("RAdam", {"betas": (0.5, 0.9), "decoupled_weight_decay": True, "weight_decay": 0.1}),
+    ("ASGD", {"t0": 1.0, "lambd": 0.1}),
+    ("Rprop", {}),
+    ("Adafactor", {"weight_decay": 0.1}),
 ]
 
 

@@ -39,6 +39,10 @@ arena1_step            f32[2]     input arena1.step
 arena1_exp_avg         f32[64]    input arena1.exp_avg
 arena1_exp_avg_sq      f32[64]    input arena1.exp_avg_sq
 group0_lr              f64[]      input group0.lr
+group0_betas_0         f64[]      input group0.betas.0
+group0_betas_1         f64[]      input group0.betas.1
+group0_eps             f64[]      input group0.eps
+group0_weight_decay    f64[]      input group0.weight_decay
 grad_words_weight      f16[10,8]  input grad.words.weight
 grad_gate_weight       f16[8,8]   input grad.gate.weight
 grad_gate_bias         f16[8]     input grad.gate.bias
@@ -55,47 +59,55 @@ reshape_default_2      f16[8]     reshape grad_gate_bias [-1]
 new_zeros_default_1    f16[24]    new_zeros grad_gate_bias [24]
 cat_default            f16[192]   cat [reshape_default,new_zeros_default,reshape_default_1,reshape_default_2,new_zeros_default_1]
 _to_copy_default_1     f32[192]   _to_copy cat_default dtype=f32
+_local_scalar_dense    number     _local_scalar_dense group0_lr
+_local_scalar_dense_1  number     _local_scalar_dense group0_betas_0
+_local_scalar_dense_2  number     _local_scalar_dense group0_betas_1
+_local_scalar_dense_3  number     _local_scalar_dense group0_eps
+_local_scalar_dense_4  number     _local_scalar_dense group0_weight_decay
 select                 f32[]      select arena0_step 0 0
 clone_1                f32[]      clone select
 select_1               f32[]      select arena1_step 0 0
 clone_5                f32[]      clone select_1
-_local_scalar_dense    number     _local_scalar_dense group0_lr
 add                    f32[]      add clone_1 1
-mul                    number     mul _local_scalar_dense 0.01
+mul                    number     mul _local_scalar_dense _local_scalar_dense_4
 sub                    number     sub 1 mul
 mul_1                  f32[192]   mul arena0_master sub
-lerp                   f32[192]   lerp arena0_exp_avg _to_copy_default_1 0.1
-mul_2                  f32[192]   mul arena0_exp_avg_sq 0.999
-addcmul                f32[192]   addcmul mul_2 _to_copy_default_1 _to_copy_default_1 value=0.001
-_local_scalar_dense_1  number     _local_scalar_dense add
-pow_1                  number     pow 0.9 _local_scalar_dense_1
-sub_1                  number     sub 1 pow_1
-pow_2                  number     pow 0.999 _local_scalar_dense_1
-sub_2                  number     sub 1 pow_2
-truediv                number     truediv _local_scalar_dense sub_1
-pow_3                  number     pow sub_2 0.5
+sub_1                  number     sub 1 _local_scalar_dense_1
+lerp                   f32[192]   lerp arena0_exp_avg _to_copy_default_1 sub_1
+mul_2                  f32[192]   mul arena0_exp_avg_sq _local_scalar_dense_2
+sub_2                  number     sub 1 _local_scalar_dense_2
+addcmul                f32[192]   addcmul mul_2 _to_copy_default_1 _to_copy_default_1 value=sub_2
+_local_scalar_dense_5  number     _local_scalar_dense add
+power                  number     power _local_scalar_dense_1 _local_scalar_dense_5
+sub_3                  number     sub 1 power
+power_1                number     power _local_scalar_dense_2 _local_scalar_dense_5
+sub_4                  number     sub 1 power_1
+truediv                number     truediv _local_scalar_dense sub_3
+power_2                number     power sub_4 0.5
 sqrt                   f32[192]   sqrt addcmul
-div                    f32[192]   div sqrt pow_3
-add_1                  f32[192]   add div 1e-08
+div                    f32[192]   div sqrt power_2
+add_1                  f32[192]   add div _local_scalar_dense_3
 neg                    number     neg truediv
 addcdiv                f32[192]   addcdiv mul_1 lerp add_1 value=neg
 add_2                  f32[]      add clone_5 1
-mul_3                  number     mul _local_scalar_dense 0.01
-sub_3                  number     sub 1 mul_3
-mul_4                  f32[64]    mul arena1_master sub_3
-lerp_1                 f32[64]    lerp arena1_exp_avg cat_default_1 0.1
-mul_5                  f32[64]    mul arena1_exp_avg_sq 0.999
-addcmul_1              f32[64]    addcmul mul_5 cat_default_1 cat_default_1 value=0.001
-_local_scalar_dense_2  number     _local_scalar_dense add_2
-pow_4                  number     pow 0.9 _local_scalar_dense_2
-sub_4                  number     sub 1 pow_4
-pow_5                  number     pow 0.999 _local_scalar_dense_2
-sub_5                  number     sub 1 pow_5
-truediv_1              number     truediv _local_scalar_dense sub_4
-pow_6                  number     pow sub_5 0.5
+mul_3                  number     mul _local_scalar_dense _local_scalar_dense_4
+sub_5                  number     sub 1 mul_3
+mul_4                  f32[64]    mul arena1_master sub_5
+sub_6                  number     sub 1 _local_scalar_dense_1
+lerp_1                 f32[64]    lerp arena1_exp_avg cat_default_1 sub_6
+mul_5                  f32[64]    mul arena1_exp_avg_sq _local_scalar_dense_2
+sub_7                  number     sub 1 _local_scalar_dense_2
+addcmul_1              f32[64]    addcmul mul_5 cat_default_1 cat_default_1 value=sub_7
+_local_scalar_dense_6  number     _local_scalar_dense add_2
+power_3                number     power _local_scalar_dense_1 _local_scalar_dense_6
+sub_8                  number     sub 1 power_3
+power_4                number     power _local_scalar_dense_2 _local_scalar_dense_6
+sub_9                  number     sub 1 power_4
+truediv_1              number     truediv _local_scalar_dense sub_8
+power_5                number     power sub_9 0.5
 sqrt_1                 f32[64]    sqrt addcmul_1
-div_1                  f32[64]    div sqrt_1 pow_6
-add_3                  f32[64]    add div_1 1e-08
+div_1                  f32[64]    div sqrt_1 power_5
+add_3                  f32[64]    add div_1 _local_scalar_dense_3
 neg_1                  number     neg truediv_1
 addcdiv_1              f32[64]    addcdiv mul_4 lerp_1 add_3 value=neg_1
 expand_2               f32[3]     expand add [3]
