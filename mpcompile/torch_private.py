@@ -344,3 +344,8 @@ def dynamo_constant(placeholder: fx.Node) -> torch.Tensor | None:
     value = placeholder.meta["grapharg"].example
     is_state = hasattr(value, "_dynamo_static_input_type")
     return value if is_state and not isinstance(value, torch.nn.Parameter) else None
+
+
+def uncompile(module: torch.nn.Module) -> None:
+    """Undo ``module.compile()``, for which torch has no word."""
+    module._compiled_call_impl = None
