@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from mpcompile.control_flow import is_control_flow
 from mpcompile.errors import BadInput
 from mpcompile.inductor_private import compile_under_autograd, composite
 from mpcompile.lower_torch import default_backend
@@ -22,7 +23,7 @@ from mpcompile.passes.emulate_half import emulate_half
 from mpcompile.pipeline import insert_casts
 from mpcompile.policy import Policy, UnmatchedOverride
 from mpcompile.settings import Settings, check_settings
-from mpcompile.torch_private import dynamo_constant, op_name
+from mpcompile.torch_private import dynamo_constant, is_higher_order, op_name
 
 _ATEN = torch.ops.aten
 _LOG = logging.getLogger("mpcompile")
@@ -98,17 +99,23 @@ def _refuse_autocast(module: fx.GraphModule) -> None:
 
 def _rewritten(
     module: fx.GraphModule, policy: Policy
-) -> tuple[fx.GraphModule, dict[str, bool]] | None:
+) -> tuple[fx.GraphModule, tuple[str, ...]] | None:
     """Return the graph with casts, in composite ops and without writes; None if it has no cast.
 
-    Its first results are the next values of inputs; with it come their placeholders, each with
-    whether autograd sees the write.
+    Its first results are the next values of the inputs whose placeholders come with it.
     """
+    for node in module.graph.nodes:
+        if is_higher_order(node) and not is_control_flow(node):
+            _say_left(f"calls {op_name(node)}, which has a backward of its own")
+            return None
     places = module.graph.find_nodes(op="placeholder")
     values = [node.meta["example_value"] for node in places]
     traced, written = composite(module, values)
     names = [node.name for node in traced.graph.find_nodes(op="placeholder")]
     parameters = [isinstance(value, torch.nn.Parameter) for value in values]
+    if any(name in written for name, mine in zip(names, parameters, strict=True) if mine):
+        _say_left("writes to a parameter")
+        return None
     constants = {
         name: constant
         for name, place in zip(names, places, strict=True)
@@ -134,8 +141,11 @@ def _rewritten(
         narrow,
         len(plan.casts),
     )
-    seen = dict(zip(names, parameters, strict=True))
-    return traced, {name: not seen[name] for name in written}
+    return traced, written
+
+
+def _say_left(reason: str) -> None:
+    _LOG.warning("a graph stays in FP32: it %s; do that outside of what is compiled", reason)
 
 
 def _name_modules(node: fx.Node) -> None:
@@ -171,25 +181,25 @@ def _detach_instead_of_switching(graph: fx.Graph) -> None:
                 user.replace_input_with(node, detached)
 
 
-def _write_back(module: fx.GraphModule, written: Mapping[str, bool]) -> None:
+def _write_back(module: fx.GraphModule, written: Sequence[str]) -> None:
     """Let the graph write the next values of inputs into them, and return the others only.
 
     It reads a copy of each, as autograd keeps what ops read, and that must not change.
     """
     graph = module.graph
     output = graph.output_node()
+    (returned,) = output.args
+    assert isinstance(returned, list | tuple)
     places = {node.name: node for node in graph.find_nodes(op="placeholder")}
     first = next(node for node in graph.nodes if node.op != "placeholder")
     for name in written:
         with graph.inserting_before(first):
             copied = graph.call_function(_ATEN.clone.default, (places[name],))
-        places[name].replace_all_uses_with(copied, delete_user_cb=lambda user: user is not copied)
+        places[name].replace_all_uses_with(copied)
+        copied.args = (places[name],)
     with graph.inserting_before(output):
-        for (name, seen), value in zip(written.items(), output.args[0], strict=False):
-            target = places[name]
-            if not seen:  # autograd lets no one write to a parameter
-                target = graph.call_function(_ATEN.detach.default, (target,))
-            graph.call_function(_ATEN.copy_.default, (target, value))
-    output.args = (tuple(output.args[0][len(written) :]),)
+        for name, value in zip(written, returned, strict=False):
+            graph.call_function(_ATEN.copy_.default, (places[name], value))
+    output.args = (tuple(returned[len(written) :]),)
     graph.lint()
     module.recompile()

@@ -134,6 +134,7 @@ def composite(
     from torch._functorch.aot_autograd import aot_export_module
 
     traced, signature = aot_export_module(module, inputs, trace_joint=False, pre_dispatch=True)
+    assert isinstance(traced, fx.GraphModule)
     return traced, tuple(signature.user_inputs_to_mutate.values())
 
 
@@ -150,7 +151,7 @@ def compile_under_autograd(
     from torch._inductor.compile_fx import compile_fx
 
     if module is None:
-        return compile_fx(dynamo, list(inputs))
+        module = dynamo
     module.meta.update(dynamo.meta)
     module._param_name_to_source = dynamo._param_name_to_source
     places = module.graph.find_nodes(op="placeholder")
@@ -158,4 +159,6 @@ def compile_under_autograd(
         new.meta.update(old.meta)
         if hasattr(old, "_dynamo_source"):
             new._dynamo_source = old._dynamo_source
-    return compile_fx(module, list(inputs))
+    made = compile_fx(module, list(inputs))
+    assert callable(made)
+    return made

@@ -115,9 +115,9 @@ class MPCompilePrecision(MixedPrecision):
             "full": policy.full,
             "half": policy.half,
             "free": policy.free,
-            "precision": {
-                Precision.FP16: "fp16", Precision.BF16: "bf16", Precision.FP32: "fp32"
-            }[policy.precision],
+            "precision": {Precision.FP16: "fp16", Precision.BF16: "bf16", Precision.FP32: "fp32"}[
+                policy.precision
+            ],
         }
         return options | ({"backend": self._backend} if self._backend else {})
 

@@ -1,4 +1,4 @@
-"""A classifier trained by Lightning in mixed precision."""
+"""A classifier, trained by Lightning."""
 
 import pytorch_lightning as pl
 import torch
@@ -36,10 +36,13 @@ def main():
     data = DataLoader(TensorDataset(x, x[:, :4].argmax(1)), batch_size=16)
     trainer = pl.Trainer(
         max_epochs=3,
-        plugins=MPCompilePrecision(),
         gradient_clip_val=1.0,
+        plugins=MPCompilePrecision(),
+        accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
     trainer.fit(Classifier(), data)
     return float(trainer.callback_metrics["loss"])

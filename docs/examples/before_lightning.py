@@ -1,4 +1,4 @@
-"""A classifier trained by Lightning in FP32."""
+"""A classifier, trained by Lightning."""
 
 import pytorch_lightning as pl
 import torch
@@ -35,8 +35,11 @@ def main():
     trainer = pl.Trainer(
         max_epochs=3,
         gradient_clip_val=1.0,
+        accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
     trainer.fit(Classifier(), data)
     return float(trainer.callback_metrics["loss"])
