@@ -33,7 +33,7 @@ def errors(
 
     Dropout is off: under other masks, which the three runs would draw, any error is in bounds.
     """
-    model = _without_dropout(model)
+    model = without_dropout(model)
     truth = [reference(model, loss, batch) for batch in batches]
     peer = [autocast(model, loss, batch) for batch in batches]
     mine = copy.deepcopy(model)
@@ -58,7 +58,7 @@ def errors(
     return compare(ours, truth), compare(peer, truth)
 
 
-def _without_dropout(model: torch.nn.Module) -> torch.nn.Module:
+def without_dropout(model: torch.nn.Module) -> torch.nn.Module:
     model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

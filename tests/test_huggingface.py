@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from oracle import errors
+from oracle import SCALE, autocast, compare, errors, gradients_of, reference
+
+from mpcompile.dynamo_backend import mpcompile
 
 transformers = pytest.importorskip("transformers")
 
@@ -63,18 +66,44 @@ def predict(
     return loss
 
 
-@pytest.mark.parametrize(
-    ("make", "loss"), [(classifier, classify), (gpt2, predict), (llama, predict)]
+each_model = pytest.mark.parametrize(
+    ("make", "loss"),
+    [(classifier, classify), (gpt2, predict), (llama, predict)],
+    ids=["bert", "gpt2", "llama"],
 )
-def test_it_is_as_near_fp64_as_autocast(
-    monkeypatch: pytest.MonkeyPatch, make: Any, loss: Any
-) -> None:
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     torch.manual_seed(0)
-    model = make().train()
+    torch.compiler.reset()
+
+
+def sentences() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     lengths = torch.randint(4, 17, (8, 1))
     tokens, labels = torch.randint(64, (8, 16)), torch.randint(4, (8,))
-    batch = (tokens, (torch.arange(16) < lengths).long(), labels)
-    found, allowed = errors(model, loss, [batch])
+    return tokens, (torch.arange(16) < lengths).long(), labels
+
+
+@each_model
+def test_a_step_is_as_near_fp64_as_autocast(make: Any, loss: Any) -> None:
+    found, allowed = errors(make().train(), loss, [sentences()])
+    assert 0 < found.gradient <= 3 * allowed.gradient
+    assert found.loss <= 3 * allowed.loss + 2**-12
+
+
+@each_model
+def test_the_backend_is_too(make: Any, loss: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model, batch = make().train(), sentences()
+    truth, peer = reference(model, loss, batch), autocast(model, loss, batch)
+    mine = copy.deepcopy(model)
+    with caplog.at_level("INFO", "mpcompile"):
+        value = loss(torch.compile(mine, backend=mpcompile), *batch)
+    assert "compute in 16 bits" in caplog.text
+    assert "stays in FP32" not in caplog.text
+    torch.autograd.backward(value * SCALE)
+    ours = float(value.detach()), gradients_of(mine, SCALE)
+    found, allowed = compare([ours], [truth]), compare([peer], [truth])
     assert 0 < found.gradient <= 3 * allowed.gradient
     assert found.loss <= 3 * allowed.loss + 2**-12
