@@ -117,3 +117,48 @@ def min_cut(
         return min_cut_rematerialization_partition(
             joint, None, num_fwd_outputs=results, static_lifetime_input_indices=static
         )
+
+
+def composite(
+    module: fx.GraphModule, inputs: Sequence[Any]
+) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    """Trace a graph of Dynamo into composite ATen ops, none of which writes to a tensor.
+
+    Returns the graph and the placeholders of the inputs that the given one writes to; the next
+    values of these are the graph's first results.
+
+    Args:
+        module: calls of torch functions.
+        inputs: fake tensors and symbols.
+    """
+    from torch._functorch.aot_autograd import aot_export_module
+
+    traced, signature = aot_export_module(module, inputs, trace_joint=False, pre_dispatch=True)
+    assert isinstance(traced, fx.GraphModule)
+    return traced, tuple(signature.user_inputs_to_mutate.values())
+
+
+def compile_under_autograd(
+    dynamo: fx.GraphModule, module: fx.GraphModule | None, inputs: Sequence[Any]
+) -> Callable[..., Any]:
+    """Compile a graph as ``torch.compile`` does: differentiable, guarded by Dynamo.
+
+    Args:
+        dynamo: what Dynamo made; it knows which inputs keep their place in memory.
+        module: what shall run in its stead, with the same inputs; None: what Dynamo made.
+        inputs: what Dynamo gave its backend.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    if module is None:
+        module = dynamo
+    module.meta.update(dynamo.meta)
+    module._param_name_to_source = dynamo._param_name_to_source
+    places = module.graph.find_nodes(op="placeholder")
+    for new, old in zip(places, dynamo.graph.find_nodes(op="placeholder"), strict=True):
+        new.meta.update(old.meta)
+        if hasattr(old, "_dynamo_source"):
+            new._dynamo_source = old._dynamo_source
+    made = compile_fx(module, list(inputs))
+    assert callable(made)
+    return made

@@ -329,13 +329,33 @@ def rewrite(
         ]
         if name not in signature.buffers_to_mutate.values() and name in held
     }
-    unfit = unfit_constants(module, buffers, plan.precision if plan else policy.precision)
+    insert_casts(module, fixed, buffers, policy, plan)
+    return new_program(program, module)
+
+
+def insert_casts(
+    module: fx.GraphModule,
+    fixed: dict[str, str],
+    constants: Mapping[str, torch.Tensor],
+    policy: Policy,
+    plan: Plan | None = None,
+) -> Plan:
+    """Plan a forward graph and put in the casts; return the plan.
+
+    Args:
+        module: FP32 composite ops that write to no tensor, with ``meta["val"]``; changed.
+        fixed: placeholder name to what it is (``"a parameter"``).
+        constants: per placeholder the buffer that is never written.
+        policy: gives each op its wish.
+        plan: decisions that hold before the policy.
+    """
+    unfit = unfit_constants(module, constants, plan.precision if plan else policy.precision)
     flow = dataflow(module, fixed, policy, unfit_reasons(module, unfit))
     plan = decide(flow, policy.precision, plan)
     run_passes(module, forward_passes(plan), _lint)
     for graph in all_graphs(module):
         graph.recompile()
-    return new_program(program, module)
+    return plan
 
 
 def _mark(module: fx.GraphModule, name: str) -> None:

@@ -111,7 +111,7 @@ class Settings(BaseModel):
             for name in _LISTS
         }
         lists["without"] = (*self.without, *flags.get("without", ()))
-        return _checked({**self.model_dump(), **flags, **lists}, "the command line")
+        return check_settings({**self.model_dump(), **flags, **lists}, "the command line")
 
 
 def find_settings(folder: Path) -> Settings:
@@ -126,7 +126,7 @@ def find_settings(folder: Path) -> Settings:
     for place in (folder, *folder.parents):
         path = place / "pyproject.toml"
         if path.is_file():
-            return _checked(_table(path), f"{path}: [{TABLE}]")
+            return check_settings(_table(path), f"{path}: [{TABLE}]")
     return Settings()
 
 
@@ -134,7 +134,7 @@ def read_settings(path: Path) -> Settings:
     """Read ``[tool.mpcompile]`` of a file; see `find_settings` for what it raises."""
     if not path.is_file():
         raise BadInput("there is no such file", str(path), f"give a .toml with [{TABLE}]")
-    return _checked(_table(path), f"{path}: [{TABLE}]")
+    return check_settings(_table(path), f"{path}: [{TABLE}]")
 
 
 def _table(path: Path) -> object:
@@ -146,7 +146,8 @@ def _table(path: Path) -> object:
     return tools.get("mpcompile", {}) if isinstance(tools, dict) else {}
 
 
-def _checked(values: object, where: str) -> Settings:
+def check_settings(values: object, where: str) -> Settings:
+    """Return what a document or a dict says; raises BadInput with its place if that is wrong."""
     known = Settings.model_fields
     try:
         return Settings.model_validate(values)

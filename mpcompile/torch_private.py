@@ -337,3 +337,15 @@ def note_step(optimizer: torch.optim.Optimizer) -> None:
 def version_of(tensor: torch.Tensor) -> int:
     """Return how often PyTorch's operations have written to the tensor in place."""
     return tensor._version
+
+
+def dynamo_constant(placeholder: fx.Node) -> torch.Tensor | None:
+    """Return the buffer that an input of a graph of Dynamo stands for; None for anything else."""
+    value = placeholder.meta["grapharg"].example
+    is_state = hasattr(value, "_dynamo_static_input_type")
+    return value if is_state and not isinstance(value, torch.nn.Parameter) else None
+
+
+def uncompile(module: torch.nn.Module) -> None:
+    """Undo ``module.compile()``, for which torch has no word."""
+    module._compiled_call_impl = None

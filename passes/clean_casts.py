@@ -91,7 +91,7 @@ def _share(cast: fx.Node) -> fx.Node | None:
 def _share_through_view(cast: fx.Node) -> fx.Node | None:
     """``cast(view(x))`` becomes ``view(cast(x))`` where ``cast(x)`` is there already."""
     view = source_of(cast)
-    if not is_view(view) or len(view.all_input_nodes) != 1:
+    if not _looks(view):
         return None
     twin = _twin(view.all_input_nodes[0], cast)
     return None if twin is None else _again(view, twin, cast)
@@ -101,7 +101,7 @@ def _cancel(cast: fx.Node) -> fx.Node | None:
     """``narrow(view(widen(x)))`` becomes ``view(x)``, for any number of views."""
     views: list[fx.Node] = []
     node = source_of(cast)
-    while is_view(node) and len(node.all_input_nodes) == 1:
+    while _looks(node):
         views.append(node)
         node = node.all_input_nodes[0]
     if not widens(node) or source_of(node).meta["val"].dtype is not cast.kwargs["dtype"]:
@@ -129,8 +129,23 @@ def _fill(cast: fx.Node) -> fx.Node | None:
     return source
 
 
+def _looks(node: fx.Node) -> bool:
+    """Whether the node shows one tensor of its own dtype, from the same place, in another way."""
+    if not is_view(node) or len(node.all_input_nodes) != 1:
+        return False
+    shown, value = node.all_input_nodes[0].meta["val"], node.meta["val"]
+    return (
+        isinstance(value, torch.Tensor)
+        and shown.dtype is value.dtype
+        and shown.device == value.device
+        and (op_name(node) != "to" or shown.stride() == value.stride())
+    )
+
+
 def _again(view: fx.Node, source: fx.Node, before: fx.Node) -> fx.Node:
-    """Repeat a view on another source."""
+    """Repeat a view on another source; what asks for the dtype that a tensor has is not needed."""
+    if op_name(view) == "to":
+        return source
     with before.graph.inserting_before(before):
         node = before.graph.node_copy(
             view, lambda item: source if item is view.all_input_nodes[0] else item

@@ -33,9 +33,9 @@ def errors(
 
     Dropout is off: under other masks, which the three runs would draw, any error is in bounds.
     """
-    model = _without_dropout(model)
-    truth = [_reference(model, loss, batch) for batch in batches]
-    peer = [_autocast(model, loss, batch) for batch in batches]
+    model = without_dropout(model)
+    truth = [reference(model, loss, batch) for batch in batches]
+    peer = [autocast(model, loss, batch) for batch in batches]
     mine = copy.deepcopy(model)
     step = mpcompile.compile(
         mine,
@@ -55,10 +55,10 @@ def errors(
             buffer.copy_(before)
         trained = [name for name, p in mine.named_parameters() if p.requires_grad]
         ours.append((float(value), _flat([gradients[name] for name in trained])))
-    return _compare(ours, truth), _compare(peer, truth)
+    return compare(ours, truth), compare(peer, truth)
 
 
-def _without_dropout(model: torch.nn.Module) -> torch.nn.Module:
+def without_dropout(model: torch.nn.Module) -> torch.nn.Module:
     model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -68,22 +68,22 @@ def _without_dropout(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def _reference(model: torch.nn.Module, loss: Loss, batch: Batch) -> tuple[float, torch.Tensor]:
+def reference(model: torch.nn.Module, loss: Loss, batch: Batch) -> tuple[float, torch.Tensor]:
     double = copy.deepcopy(model).double()
     value = loss(double, *[b.double() if b.is_floating_point() else b for b in batch])
     torch.autograd.backward(value)
-    return float(value.detach()), _gradients(double, 1.0)
+    return float(value.detach()), gradients_of(double, 1.0)
 
 
-def _autocast(model: torch.nn.Module, loss: Loss, batch: Batch) -> tuple[float, torch.Tensor]:
+def autocast(model: torch.nn.Module, loss: Loss, batch: Batch) -> tuple[float, torch.Tensor]:
     peer = copy.deepcopy(model)
     with torch.autocast("cpu", dtype=torch.float16):
         value = loss(peer, *batch)
     torch.autograd.backward(value.float() * SCALE)
-    return float(value.detach()), _gradients(peer, SCALE)
+    return float(value.detach()), gradients_of(peer, SCALE)
 
 
-def _gradients(model: torch.nn.Module, scale: float) -> torch.Tensor:
+def gradients_of(model: torch.nn.Module, scale: float) -> torch.Tensor:
     found = [p.grad for p in model.parameters()]
     return _flat([torch.zeros(0) if grad is None else grad / scale for grad in found])
 
@@ -92,7 +92,7 @@ def _flat(values: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([value.double().flatten() for value in values])
 
 
-def _compare(
+def compare(
     found: Sequence[tuple[float, torch.Tensor]], truth: Sequence[tuple[float, torch.Tensor]]
 ) -> Errors:
     losses = torch.tensor([a - b for (a, _), (b, _) in zip(found, truth, strict=True)]).double()

@@ -8,6 +8,7 @@ from graphs import graph_of, run
 
 from mpcompile.graph_text import graph_text
 from mpcompile.passes.clean_casts import clean_casts
+from mpcompile.step import call
 from mpcompile.torch_private import copy_graph
 
 X = torch.randn(4, 6)
@@ -132,3 +133,22 @@ def test_a_cast_to_the_dtype_it_has_is_nothing() -> None:
     module = graph_of(lambda x: torch.ops.aten._to_copy.default(x, dtype=torch.float32) + 1, x=X)
     assert clean_casts(module) == 1
     assert torch.equal(run(module, X)[0], X + 1)
+
+
+def test_a_question_for_the_dtype_that_a_tensor_has_is_not_put_to_a_narrow_one() -> None:
+    # Models say x.to(other.dtype), which in an FP32 program does nothing.
+    module = graph_of(lambda x: x.float().half().relu(), x=HALF)
+    wide = next(iter(module.graph.find_nodes(op="placeholder"))).next
+    with module.graph.inserting_after(wide):
+        asked = call(module.graph, torch.ops.aten.to.dtype, wide, torch.float32)
+    wide.replace_all_uses_with(asked, delete_user_cb=lambda user: user is not asked)
+    before = copy_graph(module)
+    assert clean_casts(module) == 1
+    assert_expected_inline(
+        graph_text(module.graph),
+        """\
+x       f16[4,6]  input
+relu    f16[4,6]  relu x
+return            relu""",
+    )
+    assert torch.equal(run(module, HALF)[0], run(before, HALF)[0])
