@@ -13,7 +13,7 @@ import torch
 
 from mpcompile.checkpoint_file import Checkpoint, Opened, write_checkpoint
 from mpcompile.checkpoint_folder import drop_old, folder_of, make_room, newest
-from mpcompile.errors import BadInput
+from mpcompile.errors import BadInput, DamagedCheckpoint
 from mpcompile.loss_scale import LossScale
 from mpcompile.plan import Plan
 from mpcompile.plan_diff import in_words, plan_diff
@@ -33,10 +33,6 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: Any, /) -> Any:
         """Take over a state."""
-
-
-class DamagedCheckpoint(UserWarning):
-    """A newer checkpoint was not complete, so an older one was loaded."""
 
 
 @dataclass(frozen=True, slots=True)

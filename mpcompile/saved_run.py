@@ -16,6 +16,7 @@ from rich.text import Text
 
 from mpcompile.artifacts import check_file, write_file
 from mpcompile.checkpoint_folder import checkpoints
+from mpcompile.command_line import warnings_on_one_line
 from mpcompile.data_position import Batches
 from mpcompile.errors import BadInput
 from mpcompile.run_log import read_run_log
@@ -100,7 +101,8 @@ class SavedRun:
         if not checkpoints(run):
             self._say(f"no checkpoint is in {run} yet; starting anew")
             return
-        found = self._step.load(run, data=self._data)
+        with warnings_on_one_line():
+            found = self._step.load(run, data=self._data)
         self._saved = self._step.taken + self._step.skipped
         self._say(f"going on from {found} after {self._saved:,} steps")
 

@@ -279,7 +279,7 @@ class TrainStep:
         """Take over a run's newest complete checkpoint, or the one that is named.
 
         Every byte is checked before anything is changed. If a newer one is damaged, it warns with
-        `mpcompile.checkpoint.DamagedCheckpoint`.
+        `mpcompile.errors.DamagedCheckpoint`.
 
         Args:
             run: the folder of the run, or one checkpoint.
