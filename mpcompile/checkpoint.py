@@ -15,6 +15,8 @@ from mpcompile.checkpoint_file import Checkpoint, Opened, write_checkpoint
 from mpcompile.checkpoint_folder import drop_old, folder_of, make_room, newest
 from mpcompile.errors import BadInput, DamagedCheckpoint
 from mpcompile.loss_scale import LossScale
+from mpcompile.passes.adjust_scale import TRACKER
+from mpcompile.passes.scale_loss import SCALE
 from mpcompile.plan import Plan
 from mpcompile.plan_diff import in_words, plan_diff
 from mpcompile.random_state import every_state, set_every_state
@@ -22,7 +24,7 @@ from mpcompile.state_tree import pack, unpack
 from mpcompile.validation import short
 
 _SHOWN = 3
-_OWN = "step."
+_SCALING = (f"step.{SCALE}", f"step.{TRACKER}")
 
 
 class Stateful(Protocol):
@@ -96,10 +98,10 @@ def load(held: Held, run: Path, any_plan: bool, also: Mapping[str, Stateful]) ->
     stored = opened.tensors()
     tensors = {n: v for n, v in stored.items() if not n.startswith(("also.", "random.", "group."))}
     wanted = dict(held.tensors)
-    if any_plan:  # another precision has another loss scale, or none
-        both = tensors.keys() & wanted.keys()
-        tensors = {n: v for n, v in tensors.items() if n in both or not n.startswith(_OWN)}
-        wanted = {n: v for n, v in wanted.items() if n in both or not n.startswith(_OWN)}
+    if any_plan and checkpoint.loss_scale != held.rule:
+        for name in _SCALING:
+            tensors.pop(name, None)
+            wanted.pop(name, None)
     _check_tensors(tensors, wanted, where)
     states = _states(checkpoint, stored, also, where)
     groups = [

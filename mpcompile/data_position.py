@@ -63,7 +63,8 @@ class Batches:
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the data."""
         if self._keeps_its_place:
-            return {"loader": self._data.state_dict()}  # type: ignore[attr-defined]
+            loader: Any = self._data
+            return {"loader": loader.state_dict(), "begun": self._left is not None}
         return {"epoch": self._epoch, "position": self._position, "start": self._start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -76,9 +77,10 @@ class Batches:
             what = "has a state_dict()" if self._keeps_its_place else "has no load_state_dict()"
             raise BadInput(f"the workload's data {what}, unlike before", self._origin, _ADVICE)
         if self._keeps_its_place:
-            self._data.load_state_dict(state["loader"])  # type: ignore[attr-defined]
-            self._left = iter(self._data)
-            self._may_be_empty = True
+            loader: Any = self._data
+            loader.load_state_dict(state["loader"])
+            if state.get("begun"):
+                self._left, self._may_be_empty = iter(loader), True
             return
         try:
             epoch, position, start = state["epoch"], state["position"], state["start"]

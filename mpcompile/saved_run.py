@@ -86,8 +86,6 @@ class SavedRun:
         """
         with self._noting_signals():
             for batch in islice(self._data, max(0, steps - self.done)):
-                if self.stopped is not None:
-                    break
                 yield batch
                 self.done += 1
                 every = self._saving.every
@@ -139,5 +137,7 @@ def cut_log(log: Path, done: int) -> None:
         BadInput: it is no log of a run.
     """
     if log.exists():
-        rows = [row.to_json() for row in read_run_log(log) if row.step < done]
-        write_file(log, "".join(rows), force=True)
+        rows = read_run_log(log)
+        if not rows and log.stat().st_size:
+            raise BadInput("no line of it is a step", str(log), "give another --log")
+        write_file(log, "".join(row.to_json() for row in rows if row.step < done), force=True)

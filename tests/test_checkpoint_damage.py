@@ -65,7 +65,9 @@ def test_one_flipped_bit_anywhere_is_found_and_the_older_one_taken(
     sizes = {name: 8 * (last / name).stat().st_size for name in FILES}
     for number in range(FLIPS):
         # Half of them anywhere, the others in each file in turn.
-        name = FILES[number // 2 % 4] if number % 2 else chance.choices(FILES, sizes.values())[0]
+        name = (
+            FILES[number // 2 % 4] if number % 2 else chance.choices(FILES, list(sizes.values()))[0]
+        )
         bit = chance.randrange(sizes[name])
         flip(last / name, bit)
         opened, wrong = newest(run, LIMIT)
@@ -210,7 +212,7 @@ def test_a_hostile_manifest(step: TrainStep, run: Path, text: str, why: str) -> 
     assert why in refused(step, folder)
 
 
-def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], object]:
     def act(folder: Path) -> None:
         document = json.loads((folder / CHECKPOINT).read_text())
         change(document)
@@ -219,11 +221,11 @@ def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     return act
 
 
-def replaced(text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / CHECKPOINT).write_text(text) and None
+def replaced(text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / CHECKPOINT).write_text(text)
 
 
-def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], object]:
     def act(folder: Path) -> None:
         state = load_file(folder / STATE)
         change(state)
@@ -243,7 +245,7 @@ def python_words(words: torch.Tensor) -> Callable[[dict[str, torch.Tensor]], Any
     return lambda state: state.update({"random.2": words})
 
 
-HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
+HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a field more": (edited(lambda d: d.update(more=1)), "there is no more"),
     "a field less": (edited(lambda d: d.pop("steps")), "steps is missing"),
     "negative": (edited(lambda d: d.update(steps=-1)), "steps"),
@@ -273,13 +275,13 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         tensors(lambda s: s.update({"step.steps_taken": torch.ones(())})),
         "float32[]",
     ),
-    "no safetensors": (lambda f: (f / STATE).write_bytes(b"x" * 100) and None, "not a safetensors"),
+    "no safetensors": (lambda f: (f / STATE).write_bytes(b"x" * 100), "not a safetensors"),
     "a pickle": (lambda f: torch.save({}, f / STATE), "not a safetensors"),
     "a huge header": (
-        lambda f: (f / STATE).write_bytes(b"\xff" * 8 + b"{}") and None,
+        lambda f: (f / STATE).write_bytes(b"\xff" * 8 + b"{}"),
         "not a safetensors",
     ),
-    "no plan": (lambda f: (f / PLAN).write_text("{}") and None, "not a plan"),
+    "no plan": (lambda f: (f / PLAN).write_text("{}"), "not a plan"),
     "python's words": (tensors(python_words(torch.zeros(3))), "no state of random"),
     "large words": (tensors(python_words(torch.full((624,), 1 << 40))), "no state of random"),
     "torch's state": (
@@ -291,7 +293,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize(("act", "why"), HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_checkpoint(
-    step: TrainStep, run: Path, act: Callable[[Path], None], why: str
+    step: TrainStep, run: Path, act: Callable[[Path], object], why: str
 ) -> None:
     folder = checkpoints(run)[0]
     act(folder)
