@@ -9,7 +9,7 @@ import torch
 
 from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
-from mpcompile.step import Arena, Role, StepGraph, arena_views
+from mpcompile.step import STATE, Arena, Role, StepGraph, arena_views
 from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import version_of
 from mpcompile.workload import Workload
@@ -75,7 +75,7 @@ class BoundState:
         ``optimizer.exp_avg.fc1.weight``, and of the step itself ``step.scale`` and its counters.
         """
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}
-        own = (Role.SCALE, Role.TRACKER, Role.COUNTER)
+        users = (Role.MASTER, Role.WORKING, Role.BUFFER, Role.OPTIMIZER)
         return {
             **{f"model.{name}": value for name, value in self._model.named_parameters()},
             **{f"model.{name}": value for name, value in self._model.named_buffers()},
@@ -88,7 +88,7 @@ class BoundState:
             **{
                 f"step.{slot.name}": self.tensors[slot.name]
                 for slot in self._step.slots.values()
-                if slot.role in own
+                if slot.role in STATE and slot.role not in users
             },
         }
 

@@ -73,6 +73,8 @@ class Batches:
         Raises:
             BadInput: the data has no such place.
         """
+        if not isinstance(state, dict):
+            raise BadInput("the place in the data is none", self._origin, _ADVICE)
         if self._keeps_its_place != ("loader" in state):
             what = "has a state_dict()" if self._keeps_its_place else "has no load_state_dict()"
             raise BadInput(f"the workload's data {what}, unlike before", self._origin, _ADVICE)
@@ -82,11 +84,9 @@ class Batches:
             if state.get("begun"):
                 self._left, self._may_be_empty = iter(loader), True
             return
-        try:
-            epoch, position, start = state["epoch"], state["position"], state["start"]
-        except KeyError as error:
-            what = f"the place in the data has no {error}"
-            raise BadInput(what, self._origin, _ADVICE) from error
+        epoch, position, start = (state.get(key) for key in ("epoch", "position", "start"))
+        if not isinstance(epoch, int) or not isinstance(position, int):
+            raise BadInput("the place in the data is none", self._origin, _ADVICE)
         # A generator of the data's own goes on from epoch to epoch, so each is iterated.
         for _ in range(epoch):
             for _ in self._data:

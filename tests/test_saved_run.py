@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,6 +148,17 @@ def test_a_damaged_checkpoint_is_said_and_passed_over(
     assert (checkpoints(folder / "out")[0] / MANIFEST).read_bytes() == undisturbed
 
 
+def test_scalars_of_steps_that_are_run_again_are_replaced(folder: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    options = ("--out", "out", "--checkpoint-every", "4", "--tensorboard", "events")
+    assert run("--steps", "6", *options) == 0
+    shutil.rmtree("out/step-00000006")
+    assert run("--steps", "9", *options, "--resume") == 0
+    found = accumulator.EventAccumulator("events")
+    found.Reload()
+    assert [event.step for event in found.Scalars("loss")] == list(range(9))
+
+
 def test_what_cannot_be_is_refused_before_anything_runs(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,5 +258,8 @@ def test_data_without_the_place_is_refused() -> None:
         batches_of(Keeping()).load_state_dict(place)
     with pytest.raises(BadInput, match=r"has no load_state_dict\(\), unlike before"):
         batches.load_state_dict({"loader": {}})
+    for state in (7, {}, {**place, "epoch": "0"}, {**place, "start": {"torch": 3}}):
+        with pytest.raises(BadInput):
+            batches.load_state_dict(state)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="gave no batch"):
         next(batches_of([]))
