@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -48,6 +49,22 @@ def write_folder(folder: Path, files: dict[str, str], force: bool) -> None:
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+
+
+def flush(path: Path) -> None:
+    """Wait until a file is on the disk, or the names in a folder are.
+
+    Raises:
+        OSError: as the system says.
+    """
+    if path.is_dir() and os.name != "posix":
+        return  # a folder cannot be opened there
+    # Windows flushes only what is opened for writing.
+    opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def check_file(file: Path, force: bool) -> None:

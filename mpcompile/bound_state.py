@@ -10,7 +10,7 @@ import torch
 from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
 from mpcompile.start_of_state import BEGUN, has_begun
-from mpcompile.step import Arena, Role, StepGraph, arena_views
+from mpcompile.step import STATE, Arena, Role, StepGraph, arena_views
 from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import version_of
 from mpcompile.workload import Workload
@@ -36,7 +36,7 @@ class BoundState:
     ) -> None:
         assert workload.optimizer is not None
         self._step, self._initial, self._rule = step, initial, scale
-        self._optimizer = workload.optimizer
+        self._model, self._optimizer = workload.model, workload.optimizer
         self._device = next(iter(workload.model.parameters())).device
         self._parameters = {item.name: item.tensor for item in forward.inputs}
         self.tensors: dict[str, torch.Tensor] = {}
@@ -68,6 +68,30 @@ class BoundState:
                 start = arena.offset_of(first) if arena.flat else 0
                 found[name] = master.flatten()[start : start + prod(slot.shape)].view(slot.shape)
         return found
+
+    def named(self) -> dict[str, torch.Tensor]:
+        """Return all that lives from step to step by the user's own names, not copied.
+
+        Neither names nor shapes depend on the plan: ``model.fc1.weight``,
+        ``optimizer.exp_avg.fc1.weight``, and of the step itself ``step.scale`` and its counters.
+        """
+        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
+        users = (Role.MASTER, Role.WORKING, Role.BUFFER, Role.OPTIMIZER)
+        return {
+            **{f"model.{name}": value for name, value in self._model.named_parameters()},
+            **{f"model.{name}": value for name, value in self._model.named_buffers()},
+            **{
+                f"optimizer.{key}.{names[id(parameter)]}": value
+                for parameter, entries in self._optimizer.state.items()
+                for key, value in entries.items()
+                if isinstance(value, torch.Tensor)
+            },
+            **{
+                f"step.{slot.name}": self.tensors[slot.name]
+                for slot in self._step.slots.values()
+                if slot.role in STATE and slot.role not in users
+            },
+        }
 
     def refresh(self) -> None:
         """Write the working copies again from the masters."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from mpcompile.errors import BadInput, printable
+from mpcompile.errors import BadInput, DamagedCheckpoint, printable
 from mpcompile.measured import MeasuredOverflow
 from mpcompile.policy import UnmatchedOverride
 from mpcompile.ranges import Ranges, read_ranges
@@ -31,7 +31,7 @@ def given_ranges(path: Path | None, margin: int | None, release: bool) -> Ranges
 
 @contextmanager
 def warnings_on_one_line() -> Iterator[None]:
-    """Say of overrides that match nothing or overflow in one line each; leave other warnings."""
+    """Say each warning of ours in one line; leave those of others."""
     show = warnings.showwarning
 
     def say(
@@ -42,7 +42,7 @@ def warnings_on_one_line() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, (UnmatchedOverride, MeasuredOverflow)):
+        if issubclass(category, (UnmatchedOverride, MeasuredOverflow, DamagedCheckpoint)):
             sys.stderr.write(f"mpcompile: warning: {printable(str(message))}.\n")
         else:
             show(message, category, filename, lineno, file, line)
@@ -50,5 +50,6 @@ def warnings_on_one_line() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("always", UnmatchedOverride)
         warnings.simplefilter("always", MeasuredOverflow)
+        warnings.simplefilter("always", DamagedCheckpoint)
         warnings.showwarning = say
         yield

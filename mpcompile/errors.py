@@ -48,6 +48,10 @@ class CannotCapture(CompileError):
     exit_code = 3
 
 
+class DamagedCheckpoint(UserWarning):
+    """A newer checkpoint was not complete, so an older one was loaded."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` with the nearest of the known words, or ``""``."""
     near = get_close_matches(word, sorted(known), n=1)

@@ -11,17 +11,20 @@ from mpcompile.errors import BadInput
 
 
 @contextmanager
-def event_files(folder: Path) -> Iterator[Callable[[str, float, int], None]]:
+def event_files(folder: Path, first: int = 0) -> Iterator[Callable[[str, float, int], None]]:
     """Yield a function that writes a scalar under a name at a step.
 
     Args:
         folder: made if it is not there; what lies in it stays.
+        first: the first step that is written; TensorBoard drops what lies there from it on.
 
     Raises:
         BadInput: TensorBoard is not installed; it is no dependency.
     """
     try:
-        writer = import_module("torch.utils.tensorboard").SummaryWriter(str(folder))
+        writer = import_module("torch.utils.tensorboard").SummaryWriter(
+            str(folder), purge_step=first or None
+        )
     except ImportError as error:
         raise BadInput(
             "TensorBoard is not installed", "--tensorboard", "pip install tensorboard"

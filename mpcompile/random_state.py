@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+
+from mpcompile.errors import BadInput
+
+_WORDS = 624
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +56,76 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
+
+
+def every_state(device: torch.device) -> dict[str, Any]:
+    """Return the state of Python's, NumPy's and torch's global generators, to be saved.
+
+    Args:
+        device: whose generator is saved beside the CPU's.
+
+    Raises:
+        BadInput: NumPy's global generator is not the Mersenne Twister that it is unless replaced.
+    """
+    now = random_state(device)
+    numpy = np.random.get_state(legacy=False)
+    if numpy["bit_generator"] != "MT19937":
+        raise BadInput(
+            f"NumPy's global generator is {numpy['bit_generator']}, which a checkpoint cannot hold",
+            "",
+            "leave the global one as NumPy has it, and draw from a generator of your own",
+        )
+    _, words, gauss = random.getstate()
+    return {
+        "torch": now.cpu,
+        "cuda": now.cuda,
+        "numpy": {
+            "words": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+            "position": int(numpy["state"]["pos"]),
+            "has_gauss": int(numpy["has_gauss"]),
+            "gauss": float(numpy["gauss"]),
+        },
+        "python": {
+            "words": torch.tensor(words[:_WORDS]),
+            "position": words[_WORDS],
+            "gauss": gauss,
+        },
+    }
+
+
+def set_every_state(state: Any, device: torch.device) -> None:
+    """Draw from now on what was drawn after `every_state`.
+
+    Args:
+        state: what it returned; may come from anyone.
+        device: whose generator is set beside the CPU's, if both runs have one.
+
+    Raises:
+        BadInput: it is no such state; some generators may be set already.
+    """
+    try:
+        numpy, python = state["numpy"], state["python"]
+        words = [_words_of(generator) for generator in (numpy, python)]
+        key = np.array(words[0], dtype=np.uint32)
+        gauss = int(numpy["has_gauss"]), float(numpy["gauss"])
+        np.random.set_state(("MT19937", key, numpy["position"], *gauss))
+        random.setstate((3, (*words[1], python["position"]), python["gauss"]))
+        torch.set_rng_state(state["torch"])
+        if device.type == "cuda" and state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"], device)
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        what = f"this is no state of random numbers ({' '.join(str(error).split())[:200]})"
+        raise BadInput(what, "", "take another checkpoint") from error
+
+
+def _words_of(generator: Any) -> list[int]:
+    """Return the words of a Mersenne Twister whose numbers are in their ranges."""
+    words = generator["words"].tolist()
+    position = generator["position"]
+    if len(words) != _WORDS or not all(0 <= word < 1 << 32 for word in words):
+        raise ValueError(f"a Mersenne Twister has {_WORDS} words of 32 bits")
+    if not isinstance(position, int) or not 0 <= position <= _WORDS:
+        raise ValueError(f"the position of a Mersenne Twister is not {position!r}")
+    if generator["gauss"] is not None and not math.isfinite(generator["gauss"]):
+        raise ValueError("a number drawn from a normal distribution is finite")
+    return words  # type: ignore[no-any-return]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
+from mpcompile import checkpoint
 from mpcompile.bound_state import BoundState
 from mpcompile.cuda_graph import CapturedStep, Step
 from mpcompile.errors import BadInput
@@ -244,6 +246,58 @@ class TrainStep:
             self._state[SCALE].fill_(state["scale"])
         if TRACKER in self._state:
             self._state[TRACKER].fill_(state["_growth_tracker"])
+
+    def save(
+        self, run: Path | str, *, keep: int | None = None, **also: checkpoint.Stateful
+    ) -> Path:
+        """Write a checkpoint into the folder of a run: a new folder, complete or not there.
+
+        Weights, buffers, optimizer state and options, loss scale and counters, the global random
+        generators, and the plan.
+
+        Args:
+            run: made if it is not there; one process writes to it.
+            keep: how many checkpoints stay; None: all.
+            also: what else has a ``state_dict()`` and shall go on: schedulers, loaders.
+
+        Returns:
+            The checkpoint, such as ``run/step-00000120``.
+
+        Raises:
+            BadInput: it cannot be written, or another one after so many steps is there.
+        """
+        return checkpoint.save(self._held(), Path(run), keep, also)
+
+    def load(self, run: Path | str, *, any_plan: bool = False, **also: checkpoint.Stateful) -> Path:
+        """Take over a run's newest complete checkpoint, or the one that is named.
+
+        Every byte is checked before anything is changed. If a newer one is damaged, it warns with
+        `mpcompile.errors.DamagedCheckpoint`.
+
+        Args:
+            run: the folder of the run, or one checkpoint.
+            any_plan: load also what was trained with another plan, loss scaling or options of the
+                optimizer; the step's own stay.
+            also: as for `save`, under the same names.
+
+        Returns:
+            The checkpoint that was loaded.
+
+        Raises:
+            BadInput: no checkpoint is complete, or it is of another model, optimizer or plan.
+        """
+        return checkpoint.load(self._held(), Path(run), any_plan, also)
+
+    def _held(self) -> checkpoint.Held:
+        return checkpoint.Held(
+            self._bound.named(),
+            self._optimizer,
+            self.plan,
+            self._rule,
+            self._device,
+            self.taken + self.skipped,
+            self.refresh,
+        )
 
     def _check(self, batch: Sequence[torch.Tensor]) -> None:
         if len(batch) != len(self._batch):

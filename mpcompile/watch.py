@@ -51,7 +51,7 @@ class Watch:
         scalars: Callable[[str, float, int], None] | None = None,
     ) -> None:
         self._step, self._console, self._log, self._scalars = step, console, log, scalars
-        self._count = 0
+        self._count = step.taken + step.skipped
         self._skipped = step.skipped
         self._good_scale = 0.0
         self._streak = 0

@@ -18,7 +18,7 @@ app = App(
     "`mpcompile model.py` transforms and explains; `mpcompile run model.py` trains. The file is "
     "your own code: it is executed. Settings stand in `[tool.mpcompile]` of `pyproject.toml`. Exit "
     "codes: 0 done, 1 a check failed, 2 bad input, 3 the model cannot be captured, 70 a defect of "
-    "mpcompile.",
+    "mpcompile, 130 or 143 stopped by a signal.",
     help_format="markdown",
 )
 

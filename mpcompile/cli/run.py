@@ -31,7 +31,25 @@ class TrainFlags:
     force: Annotated[bool, Parameter(help="Replace that file.", negative=())] = False
 
 
-_NO_TRAIN_FLAGS = TrainFlags()
+@Parameter(name="*")
+@dataclass(frozen=True)
+class CheckpointFlags:
+    """When a run is saved, so that it can go on."""
+
+    out: Annotated[
+        Path | None, Parameter(help="A folder for checkpoints, one at the end at least.")
+    ] = None
+    checkpoint_every: Annotated[
+        int | None, Parameter(help="Save a checkpoint to --out every so many steps.")
+    ] = None
+    resume: Annotated[
+        bool,
+        Parameter(help="Go on from the newest complete checkpoint in --out.", negative=()),
+    ] = False
+    keep: Annotated[int, Parameter(help="Checkpoints that stay in --out.")] = 3
+
+
+_NO_TRAIN_FLAGS, _NO_CHECKPOINTS = TrainFlags(), CheckpointFlags()
 
 
 @app.command
@@ -50,13 +68,15 @@ def run(
     tensorboard: Annotated[
         Path | None, Parameter(help="A folder for the same, as TensorBoard reads it.")
     ] = None,
+    checkpoints: CheckpointFlags = _NO_CHECKPOINTS,
     onnx: TrainFlags = _NO_TRAIN_FLAGS,
     json: Json = None,
     debug: Debug = False,
-) -> None:
+) -> int:
     """Train a program in mixed precision on its own data, or a train.onnx on --data.
 
-    If a step has to be skipped, it says which node made the first number that is not finite.
+    If a step has to be skipped, it says which node made the first number that is not finite. With
+    --out, SIGTERM and Ctrl-C finish the step and save it; it then exits with 143 or 130.
     """
     del debug
     if source.endswith(".onnx"):
@@ -64,12 +84,18 @@ def run(
             raise BadInput(f"{source} was planned when it was exported", "", "leave out its flags")
         if log or tensorboard:
             raise BadInput(f"{source} keeps no log", "", "leave out --log and --tensorboard")
+        if checkpoints != _NO_CHECKPOINTS:
+            raise BadInput(f"{source} keeps no checkpoints", "", "leave out --out and the like")
         command = import_module("mpcompile.onnx_run_command")
         command.run(Path(source), onnx.data, steps, onnx.device, onnx.output, onnx.force, json)
-        return
+        return 0
     if onnx != _NO_TRAIN_FLAGS:
         raise BadInput(f"{source} is no .onnx file", "", "leave out --data, --output and the like")
     given = {**flags.given(), **({"backend": backend} if backend else {})}
-    import_module("mpcompile.commands").run(
-        source, steps, given, flags.plan, flags.measured(), log, tensorboard, json
+    saving = import_module("mpcompile.saved_run").Saving(
+        checkpoints.out, checkpoints.checkpoint_every, checkpoints.resume, checkpoints.keep
     )
+    code: int = import_module("mpcompile.commands").run(
+        source, steps, given, flags.plan, flags.measured(), log, tensorboard, saving, json
+    )
+    return code

@@ -5,7 +5,6 @@ Source: the format, huggingface.co/docs/safetensors. Nothing is unpickled.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mpcompile.artifacts import flush
 from mpcompile.errors import BadInput
 from mpcompile.onnx.device_memory import Array, dtype_of
 from mpcompile.onnx.train_file import StateSlot
@@ -72,22 +72,12 @@ def write_state(path: Path, state: Mapping[str, Array]) -> None:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as place:
             fresh = Path(place) / path.name
             save_file(dict(state), fresh)
-            _to_disk(fresh)
+            flush(fresh)
             fresh.replace(path)
-        if os.name == "posix":
-            _to_disk(path.parent)  # the name too
+        flush(path.parent)  # the name too
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"the state cannot be written ({reason})", str(path), "") from error
-
-
-def _to_disk(path: Path) -> None:
-    # Windows flushes only what is opened for writing; a folder cannot be opened so anywhere.
-    opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 _DTYPES = {
