@@ -50,9 +50,7 @@ def power(base: float, exponent: float) -> float:
     """Return a power as IEEE 754 says: NaN for a root of a negative number."""
     try:
         result = base**exponent
-    except ZeroDivisionError:
-        return math.inf
-    except OverflowError:
+    except (ZeroDivisionError, OverflowError):
         return math.copysign(math.inf, base if exponent % 2 == 1 else 1.0)
     return math.nan if isinstance(result, complex) else result
 

@@ -295,7 +295,7 @@ def test_a_step_whose_weights_were_taken_over_says_so() -> None:
         step(*batch())
 
 
-def test_the_learning_rate_may_change_and_nothing_else() -> None:
+def test_the_learning_rate_may_change() -> None:
     model, peer = net(), net()
     step = compiled(model, policy=FULL_PRECISION)
     optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-2)
@@ -307,9 +307,6 @@ def test_the_learning_rate_may_change_and_nothing_else() -> None:
         optimizer.step()
     for left, right in zip(model.parameters(), peer.parameters(), strict=True):
         assert torch.equal(left, right)
-    step._optimizer.param_groups[0]["betas"] = (0.5, 0.9)
-    with pytest.raises(BadInput, match="betas changed"):
-        step(*batch())
 
 
 def test_bf16_has_no_scale_nodes() -> None:

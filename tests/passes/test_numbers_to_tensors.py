@@ -10,8 +10,10 @@ from expecttest import assert_expected_inline
 from graphs import inputs_of, linear, run, step_of
 
 from mpcompile.graph_text import graph_text
+from mpcompile.passes import numbers_to_tensors as rewrites
 from mpcompile.passes.numbers_to_tensors import numbers_to_tensors
 from mpcompile.policy import FULL_PRECISION
+from mpcompile.recorded_number import TAKE_TENSORS
 from mpcompile.torch_private import copy_graph, op_name
 from mpcompile.workload import Workload
 
@@ -77,3 +79,7 @@ def test_a_graph_without_numbers_is_left_alone() -> None:
     text = graph_text(step.gradient.graph)
     assert numbers_to_tensors(step.gradient) == 0
     assert graph_text(step.gradient.graph) == text
+
+
+def test_numbers_stay_inputs_only_where_a_tensor_can_stand() -> None:
+    assert rewrites._ON_TENSORS.keys() == TAKE_TENSORS
