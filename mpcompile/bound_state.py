@@ -154,7 +154,7 @@ class BoundState:
                 continue
             if slot.role in (Role.BUFFER, Role.CONSTANT):
                 self.tensors[slot.name] = self._parameters[slot.name].detach()
-            elif slot.role in (Role.SCALE, Role.TRACKER, Role.COUNTER, Role.HYPER):
+            elif slot.role in (Role.SCALE, Role.TRACKER, Role.COUNTER, Role.HYPER, Role.REPORT):
                 first = self._rule.initial if slot.role is Role.SCALE else 0
                 self.tensors[slot.name] = torch.full(
                     slot.shape, first, dtype=slot.dtype, device=self._device

@@ -18,6 +18,7 @@ from mpcompile.describe import dataflow
 from mpcompile.differentiate import differentiate
 from mpcompile.errors import BadInput, did_you_mean
 from mpcompile.graph_text import graph_text
+from mpcompile.loop import PLAIN, Loop
 from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, default_backend
 from mpcompile.measured import MeasuredOverflow, overruled
@@ -82,6 +83,8 @@ def compile(
     plan: Plan | None = None,
     ranges: Ranges | None = None,
     loss_scale: LossScale | None = None,
+    max_grad_norm: float | None = None,
+    max_grad_value: float | None = None,
     backend: Backend | None = None,
     memory_budget: float = 1.0,
     cuda_graph: bool = True,
@@ -101,6 +104,8 @@ def compile(
             that was edited; it must be of this very program and batch shape.
         ranges: what `calibrate` measured on this very program and batch shape.
         loss_scale: default: dynamic from 2**16 with FP16, none otherwise.
+        max_grad_norm: clip the unscaled gradients as ``torch.nn.utils.clip_grad_norm_`` does.
+        max_grad_value: clip them as ``torch.nn.utils.clip_grad_value_`` does; one of the two.
         backend: default: ``"inductor"`` on CUDA, ``"interpreter"`` elsewhere.
         memory_budget: with inductor, the part of the activations that backward may keep, in
             (0, 1]; at 1 only what is cheap is computed again, below also what is not.
@@ -114,7 +119,8 @@ def compile(
         CannotCapture: the program cannot become one graph.
     """
     workload = Workload(model, batch, loss, optimizer)
-    transformed = transform(workload, policy, loss_scale, plan, ranges, without)
+    loop = Loop(max_grad_norm, max_grad_value)
+    transformed = transform(workload, policy, loss_scale, plan, ranges, without, loop)
     return to_step(transformed, backend, memory_budget, cuda_graph, options)
 
 
@@ -153,6 +159,7 @@ def transform(
     plan: Plan | None = None,
     ranges: Ranges | None = None,
     without: Collection[str] = (),
+    loop: Loop = PLAIN,
 ) -> Transformed:
     """Run every stage before lowering; nothing of the user's is changed.
 
@@ -197,7 +204,7 @@ def transform(
     for name, count in run_passes(gradient, GRADIENT, _lint, _mark).items():
         changes[name] = changes.get(name, 0) + count
     step = join(gradient, slots, update)
-    changes |= run_passes(step, training_passes(loss_scale), StepGraph.check, _mark_step)
+    changes |= run_passes(step, training_passes(loss_scale, loop), StepGraph.check, _mark_step)
     trace("mpcompile_step", lambda: str(step))
     return Transformed(
         workload, policy, loss_scale, forward, flow, plan, step, update.initial, changes, unfit

@@ -43,6 +43,8 @@ class Role(Enum):
     TRACKER = "tracker"
     """Clean steps since the scale last changed."""
     COUNTER = "counter"
+    REPORT = "report"
+    """What a step tells its caller: written by the update graph and never read."""
     GRADIENT = "gradient"
     """Passed from the gradient graph to the update graph."""
     PACKED = "packed"
@@ -52,10 +54,10 @@ class Role(Enum):
     LOSS = "loss"
 
 
-_OUTER = frozenset(Role) - {Role.GRADIENT, Role.PACKED, Role.UPDATED, Role.LOSS}
+_OUTER = frozenset(Role) - {Role.GRADIENT, Role.PACKED, Role.UPDATED, Role.LOSS, Role.REPORT}
 
 STATE = (Role.MASTER, Role.WORKING, Role.BUFFER, Role.OPTIMIZER, Role.SCALE, Role.TRACKER,
-         Role.COUNTER)  # fmt: skip
+         Role.COUNTER, Role.REPORT)  # fmt: skip
 """Roles whose slots live from one step to the next and are written by the update graph."""
 
 
@@ -276,9 +278,12 @@ class StepGraph:
         made = dict(zip(self.gradient.graph.output_node().meta["slots"], passed, strict=True))  # type: ignore[arg-type]
         for name, node in placeholders(self.update.graph).items():
             copied[node] = made[name] if name in made else outer[name]
-        written = graph.graph_copy(self.update.graph, copied)
-        output = graph.output((made["loss"], *written))  # type: ignore[misc]
-        output.meta["slots"] = ("loss", *self.update.graph.output_node().meta["slots"])
+        names = self.update.graph.output_node().meta["slots"]
+        values = graph.graph_copy(self.update.graph, copied)
+        written = dict(zip(names, values, strict=True))  # type: ignore[arg-type]
+        state = [name for name in names if self.slots[name].role is not Role.REPORT]
+        output = graph.output((made["loss"], *(written[name] for name in state)))
+        output.meta["slots"] = ("loss", *state)
         graph.lint()
         return module_of(graph, self.gradient, self.update)
 

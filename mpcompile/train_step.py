@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.optim.lr_scheduler import LRScheduler
 
 from mpcompile.bound_state import BoundState
 from mpcompile.cuda_graph import CapturedStep, Step
@@ -15,8 +16,10 @@ from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, lower
 from mpcompile.passes.adjust_scale import TRACKER
 from mpcompile.passes.count_steps import SKIPPED, TAKEN
+from mpcompile.passes.report_outcome import APPLIED, GRADIENT_NORM
 from mpcompile.passes.scale_loss import SCALE
 from mpcompile.plan import Plan
+from mpcompile.schedules import Schedules
 from mpcompile.step import Role, StepGraph
 from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import note_step
@@ -33,7 +36,7 @@ class TrainStep:
 
     Attributes:
         plan: what runs in which precision, and why.
-        forward: the forward graph with its casts.
+        captured: the forward graph with its casts.
         step: gradient graph, update graph and slots.
         backend: ``"interpreter"`` or ``"inductor"``.
     """
@@ -52,7 +55,7 @@ class TrainStep:
         options: Mapping[str, Any] | None = None,
     ) -> None:
         assert workload.optimizer is not None
-        self.plan, self.forward, self.step, self.backend = plan, forward, step, backend
+        self.plan, self.captured, self.step, self.backend = plan, forward, step, backend
         self._model, self._optimizer, self._rule = workload.model, workload.optimizer, scale
         self._device = next(iter(workload.model.parameters())).device
         self._lowered = lower(step, backend, self._device, memory_budget, options)
@@ -76,6 +79,7 @@ class TrainStep:
             for place, name in enumerate(self._lowered.update_inputs)
             if name not in self._state
         ]
+        self._schedules = Schedules(self._optimizer, scale.gated)
         self._rates: dict[int, float] = {}
         self._options = [
             [
@@ -103,9 +107,11 @@ class TrainStep:
             BadInput: the batch does not fit the compiled shapes.
         """
         given = self._prepare(batch)
+        self._schedules.settle()
         self._set_rates()
         loss = self._run(given)
         note_step(self._optimizer)
+        self._schedules.note(self.applied)
         return loss
 
     def _run_once(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -120,6 +126,25 @@ class TrainStep:
             inputs[place] = None
         loss: torch.Tensor = results[0]
         return loss
+
+    def scheduler(self, schedule: LRScheduler) -> None:
+        """Let the step call ``schedule.step()`` after each update that was applied.
+
+        It does so right before the next step, or when `settle` is called. Then the host waits until
+        the last update is done, if that can be skipped at all. Do not step the schedule yourself.
+
+        Args:
+            schedule: of this step's optimizer, counting updates; for one that counts epochs call
+                ``schedule.step()`` yourself.
+
+        Raises:
+            BadInput: it is of another optimizer, needs a measured number, or was given before.
+        """
+        self._schedules.add(schedule)
+
+    def settle(self) -> None:
+        """Step the schedules for the last update now, for example before their state is saved."""
+        self._schedules.settle()
 
     def gradients(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """Run forward and backward only, and return each weight's unscaled FP32 gradient.
@@ -203,9 +228,32 @@ class TrainStep:
         return int(self._state[SKIPPED])
 
     @property
+    def applied(self) -> torch.Tensor:
+        """Whether the last step's update was applied: 0-d bool on the device, not copied.
+
+        The next step writes to the same tensor.
+        """
+        return self._state[APPLIED]
+
+    @property
+    def gradient_norm(self) -> torch.Tensor:
+        """The 2-norm of all unscaled gradients of the last step before clipping: 0-d FP32.
+
+        It stays on the device, and the next step writes to the same tensor.
+
+        Raises:
+            BadInput: the step does not clip by norm, so it computes none.
+        """
+        if GRADIENT_NORM not in self._state:
+            raise BadInput(
+                "the step computes no norm of the gradients", "", "compile with max_grad_norm"
+            )
+        return self._state[GRADIENT_NORM]
+
+    @property
     def forward_graph(self) -> fx.GraphModule:
         """The forward graph with its casts."""
-        return self.forward.module
+        return self.captured.module
 
     @property
     def step_graph(self) -> fx.GraphModule:
