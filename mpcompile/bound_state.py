@@ -9,6 +9,7 @@ import torch
 
 from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
+from mpcompile.passes.accumulate_gradients import BEFORE
 from mpcompile.step import Arena, Role, StepGraph, arena_views
 from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import version_of
@@ -67,6 +68,12 @@ class BoundState:
                 start = arena.offset_of(first) if arena.flat else 0
                 found[name] = master.flatten()[start : start + prod(slot.shape)].view(slot.shape)
         return found
+
+    def keep_buffers(self) -> None:
+        """Note the buffers as they are before the first micro-batch of an update."""
+        for name, kept in self.tensors.items():
+            if name.startswith(BEFORE):
+                kept.copy_(self.tensors[name.removeprefix(BEFORE)])
 
     def refresh(self) -> None:
         """Write the working copies again from the masters."""
@@ -154,7 +161,14 @@ class BoundState:
                 continue
             if slot.role in (Role.BUFFER, Role.CONSTANT):
                 self.tensors[slot.name] = self._parameters[slot.name].detach()
-            elif slot.role in (Role.SCALE, Role.TRACKER, Role.COUNTER, Role.HYPER, Role.REPORT):
+            elif slot.role in (
+                Role.SCALE,
+                Role.TRACKER,
+                Role.COUNTER,
+                Role.HYPER,
+                Role.PENDING,
+                Role.REPORT,
+            ):
                 first = self._rule.initial if slot.role is Role.SCALE else 0
                 self.tensors[slot.name] = torch.full(
                     slot.shape, first, dtype=slot.dtype, device=self._device

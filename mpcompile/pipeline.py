@@ -59,6 +59,7 @@ class Transformed:
         initial: per arena the optimizer state before the first step.
         changes: per pass how many changes it made.
         unfit: constants of the program that the 16-bit format cannot hold.
+        loop: what was asked for between backward and the optimizer.
     """
 
     workload: Workload
@@ -71,6 +72,7 @@ class Transformed:
     initial: dict[str, dict[str, torch.Tensor]]
     changes: dict[str, int]
     unfit: tuple[UnfitConstant, ...]
+    loop: Loop = PLAIN
 
 
 def compile(
@@ -85,6 +87,7 @@ def compile(
     loss_scale: LossScale | None = None,
     max_grad_norm: float | None = None,
     max_grad_value: float | None = None,
+    accumulate: int = 1,
     backend: Backend | None = None,
     memory_budget: float = 1.0,
     cuda_graph: bool = True,
@@ -106,6 +109,7 @@ def compile(
         loss_scale: default: dynamic from 2**16 with FP16, none otherwise.
         max_grad_norm: clip the unscaled gradients as ``torch.nn.utils.clip_grad_norm_`` does.
         max_grad_value: clip them as ``torch.nn.utils.clip_grad_value_`` does; one of the two.
+        accumulate: calls of the step an update, which reads the FP32 mean of their gradients.
         backend: default: ``"inductor"`` on CUDA, ``"interpreter"`` elsewhere.
         memory_budget: with inductor, the part of the activations that backward may keep, in
             (0, 1]; at 1 only what is cheap is computed again, below also what is not.
@@ -119,7 +123,7 @@ def compile(
         CannotCapture: the program cannot become one graph.
     """
     workload = Workload(model, batch, loss, optimizer)
-    loop = Loop(max_grad_norm, max_grad_value)
+    loop = Loop(max_grad_norm, max_grad_value, accumulate)
     transformed = transform(workload, policy, loss_scale, plan, ranges, without, loop)
     return to_step(transformed, backend, memory_budget, cuda_graph, options)
 
@@ -149,6 +153,7 @@ def to_step(
         memory_budget,
         cuda_graph,
         options,
+        t.loop.accumulate,
     )
 
 
@@ -198,16 +203,26 @@ def transform(
     # The user is shown the graph of composite ops; autograd gets a copy.
     prepared = replace(forward, module=copy_graph(forward.module))
     passes = matmul_passes(places_of(forward, update), without)
-    changes |= run_passes(prepared.module, passes, _lint, _mark)
+    changes |= run_passes(prepared.module, passes, _lint, _mark_module)
     changes |= run_passes(prepared.module, BEFORE_AUTOGRAD, _lint)
     gradient, slots = differentiate(prepared, trained, workload.origin)
-    for name, count in run_passes(gradient, GRADIENT, _lint, _mark).items():
+    for name, count in run_passes(gradient, GRADIENT, _lint, _mark_module).items():
         changes[name] = changes.get(name, 0) + count
     step = join(gradient, slots, update)
     changes |= run_passes(step, training_passes(loss_scale, loop), StepGraph.check, _mark_step)
     trace("mpcompile_step", lambda: str(step))
     return Transformed(
-        workload, policy, loss_scale, forward, flow, plan, step, update.initial, changes, unfit
+        workload,
+        policy,
+        loss_scale,
+        forward,
+        flow,
+        plan,
+        step,
+        update.initial,
+        changes,
+        unfit,
+        loop,
     )
 
 
@@ -338,15 +353,19 @@ def rewrite(
     return new_program(program, module)
 
 
-def _mark(module: fx.GraphModule, name: str) -> None:
+def _mark(graph: fx.Graph, name: str) -> None:
     """Note on each node the pass that has made it, and on all others that none has."""
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         node.meta.setdefault("pass", name)
 
 
+def _mark_module(module: fx.GraphModule, name: str) -> None:
+    _mark(module.graph, name)
+
+
 def _mark_step(step: StepGraph, name: str) -> None:
-    _mark(step.gradient, name)
-    _mark(step.update, name)
+    for graph in step.graphs().values():
+        _mark(graph, name)
 
 
 def _lint(module: fx.GraphModule) -> None:

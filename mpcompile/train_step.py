@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from torch.optim.lr_scheduler import LRScheduler
 
+from mpcompile.bound_graphs import BoundGradient, BoundWrites
 from mpcompile.bound_state import BoundState
 from mpcompile.cuda_graph import CapturedStep, Step
 from mpcompile.errors import BadInput
@@ -23,6 +24,7 @@ from mpcompile.schedules import Schedules
 from mpcompile.step import Role, StepGraph
 from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import note_step
+from mpcompile.whole_step import whole_step
 from mpcompile.workload import Workload
 
 
@@ -53,6 +55,7 @@ class TrainStep:
         memory_budget: float = 1.0,
         cuda_graph: bool = True,
         options: Mapping[str, Any] | None = None,
+        accumulate: int = 1,
     ) -> None:
         assert workload.optimizer is not None
         self.plan, self.captured, self.step, self.backend = plan, forward, step, backend
@@ -61,24 +64,17 @@ class TrainStep:
         self._lowered = lower(step, backend, self._device, memory_budget, options)
         self._bound = BoundState(workload, forward, step, initial, scale)
         self._state = self._bound.tensors
-        self._batch = [slot for slot in step.slots.values() if slot.role is Role.BATCH]
-        self._layouts = [(value.device, value.stride()) for value in workload.batch]
-        wanted = {slot.name: position for position, slot in enumerate(self._batch)}
-        self._inputs: list[Any] = [self._state.get(name) for name in self._lowered.gradient_inputs]
-        self._places = [
-            (place, wanted[name])
-            for place, name in enumerate(self._lowered.gradient_inputs)
-            if name in wanted
-        ]
-        self._update_inputs: list[Any] = [
-            self._state.get(name) for name in self._lowered.update_inputs
-        ]
-        made = {name: place for place, name in enumerate(self._lowered.gradient_results)}
-        self._passed = [
-            (place, made[name])
-            for place, name in enumerate(self._lowered.update_inputs)
-            if name not in self._state
-        ]
+        self._gradient = BoundGradient(step, self._lowered, self._state, workload.batch)
+        made = self._gradient.results
+        self._update = BoundWrites(
+            self._lowered.update, self._lowered.update_inputs, self._state, made
+        )
+        self._gather: BoundWrites | None = None
+        if self._lowered.accumulate is not None:
+            self._gather = BoundWrites(
+                self._lowered.accumulate, self._lowered.accumulate_inputs, self._state, made
+            )
+        self._every, self._gathered = accumulate, 0
         self._schedules = Schedules(self._optimizer, scale.gated)
         self._rates: dict[int, float] = {}
         self._options = [
@@ -94,7 +90,7 @@ class TrainStep:
             self._run = CapturedStep(self._run_once, self._lowered.obstacle)
 
     def __call__(self, *batch: torch.Tensor) -> torch.Tensor:
-        """Run one step.
+        """Run one step; with ``accumulate=k`` each k-th call updates.
 
         Args:
             batch: tensors of the shapes and dtypes of the example batch.
@@ -108,22 +104,26 @@ class TrainStep:
         """
         given = self._prepare(batch)
         self._schedules.settle()
-        self._set_rates()
+        if self._gather is not None and self._gathered == 0:
+            self._bound.keep_buffers()
+            self.applied.zero_()
+        self._gathered += 1
+        due = self._gathered == self._every
+        if due:
+            self._gathered = 0
+            self._set_rates()
         loss = self._run(given)
-        note_step(self._optimizer)
-        self._schedules.note(self.applied)
+        if due:
+            if self._gather is not None:
+                self._update()
+            note_step(self._optimizer)
+            self._schedules.note(self.applied)
         return loss
 
     def _run_once(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Run gradient graph and update graph."""
-        results = self._differentiate(batch)
-        inputs = self._update_inputs
-        for place, position in self._passed:
-            inputs[place] = results[position]
-        with torch.no_grad():
-            self._lowered.update(*inputs)
-        for place, _ in self._passed:
-            inputs[place] = None
+        """Run gradient graph and update graph, or what gathers for a later update."""
+        results = self._gradient(batch)
+        (self._gather or self._update)(results)
         loss: torch.Tensor = results[0]
         return loss
 
@@ -154,8 +154,8 @@ class TrainStep:
         Args:
             batch: as for a step.
         """
-        results = self._differentiate(self._prepare(batch))
-        named = zip(self._lowered.gradient_results, results, strict=True)
+        results = self._gradient(self._prepare(batch))
+        named = zip(self._gradient.results, results, strict=True)
         scale = self._state.get(SCALE)
         inverse = 1.0 if scale is None else scale.double().reciprocal().float()
         return {
@@ -170,10 +170,7 @@ class TrainStep:
         Args:
             batch: as for a step.
         """
-        given = self._prepare(batch)
-        named = dict(zip(self._lowered.gradient_inputs, self._inputs, strict=True))
-        names = self._lowered.gradient_inputs
-        return named | {names[place]: given[position].detach() for place, position in self._places}
+        return self._gradient.values(self._prepare(batch))
 
     def masters(self) -> dict[str, torch.Tensor]:
         """Return, per slot of the gradient graph that is a working copy, its FP32 masters."""
@@ -185,27 +182,9 @@ class TrainStep:
 
     def _prepare(self, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Take over what was written to the weights; return the batch, laid out as the example."""
-        self._check(batch)
+        given = self._gradient.prepare(batch)
         self._bound.take_over()
-        return [
-            value
-            if value.stride() == stride
-            else value.new_empty_strided(value.shape, stride).copy_(value)
-            for value, (_, stride) in zip(batch, self._layouts, strict=True)
-        ]
-
-    def _differentiate(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Run the gradient graph."""
-        inputs = self._inputs
-        for place, position in self._places:
-            inputs[place] = batch[position].detach()
-        # No input asks for a gradient, so none is recorded. Without grad mode oneDNN's LSTM would
-        # keep nothing for the backward that stands in the graph.
-        with torch.enable_grad():
-            results: Sequence[torch.Tensor] = self._lowered.gradient(*inputs)
-        for place, _ in self._places:
-            inputs[place] = None
-        return results
+        return given
 
     @property
     def device(self) -> torch.device:
@@ -258,7 +237,7 @@ class TrainStep:
     @property
     def step_graph(self) -> fx.GraphModule:
         """The whole step as one functional graph: state and batch in, next state and loss out."""
-        return self.step.whole()
+        return whole_step(self.step)
 
     def scaler_state(self) -> dict[str, float | int]:
         """Return the loss scale's state under the keys of ``torch.amp.GradScaler.state_dict``.
@@ -299,29 +278,6 @@ class TrainStep:
             self._state[SCALE].fill_(state["scale"])
         if TRACKER in self._state:
             self._state[TRACKER].fill_(state["_growth_tracker"])
-
-    def _check(self, batch: Sequence[torch.Tensor]) -> None:
-        if len(batch) != len(self._batch):
-            raise BadInput(
-                f"the step was called with {len(batch)} tensors",
-                "",
-                f"give {len(self._batch)}, as in the example batch",
-            )
-        for value, slot, (device, _) in zip(batch, self._batch, self._layouts, strict=True):
-            if value.device != device:
-                raise BadInput(
-                    f"{slot.name} is on {value.device}, the example batch was on {device}",
-                    "",
-                    f"move it there, for example {slot.name}.to({str(device)!r})",
-                )
-            if value.shape != slot.shape or value.dtype is not slot.dtype:
-                raise BadInput(
-                    f"{slot.name} is {str(value.dtype).removeprefix('torch.')}"
-                    f"{list(value.shape)}, the step was compiled for "
-                    f"{str(slot.dtype).removeprefix('torch.')}{list(slot.shape)}",
-                    "",
-                    "compile another step for these shapes, or drop the last, smaller batch",
-                )
 
     def _set_rates(self) -> None:
         """Hand the learning rates over; raise BadInput if another option has changed."""

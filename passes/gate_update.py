@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from mpcompile.loss_scale import LossScale
+from mpcompile.passes.accumulate_gradients import BEFORE
 from mpcompile.passes.clip_gradients import NORM
 from mpcompile.step import Role, StepGraph, add_input, call, placeholders, results, set_results
 
@@ -59,7 +60,7 @@ class GateUpdate:
             if slot.role not in _GATED:
                 continue
             new = values[name]
-            old = inputs.get(name) or add_input(graph, slot, new)
+            old = inputs.get(BEFORE + name) or inputs.get(name) or add_input(graph, slot, new)
             with graph.inserting_before(output):
                 chosen = call(graph, _ATEN.where.self, finite, new, old)
             if slot.role is Role.MASTER:

@@ -9,6 +9,7 @@ from torch import fx
 from mpcompile.loop import PLAIN, Loop
 from mpcompile.loss_scale import LossScale
 from mpcompile.pass_runner import Pass, pass_name
+from mpcompile.passes.accumulate_gradients import AccumulateGradients
 from mpcompile.passes.adjust_scale import AdjustScale
 from mpcompile.passes.chunk_head import ChunkHead
 from mpcompile.passes.clean_casts import clean_casts
@@ -82,6 +83,7 @@ def training_passes(scale: LossScale, loop: Loop = PLAIN) -> tuple[Pass[StepGrap
         hoist_weight_casts,  # decides which weights have a working copy, so which lie first
         lay_out_copies,  # moves weights within the arenas
         pack_gradients,  # in the order of the arenas
+        AccumulateGradients(loop, scale),  # what is packed
         ScaleLoss(scale),  # unscales the packed FP32 gradients
         ClipGradients(loop),  # what is unscaled
         GateUpdate(

@@ -15,6 +15,7 @@ from mpcompile.passes.pack_gradients import pack_gradients
 from mpcompile.passes.report_outcome import report_outcome
 from mpcompile.policy import FULL_PRECISION
 from mpcompile.step import results
+from mpcompile.whole_step import whole_step
 
 
 @pytest.mark.parametrize("gated", [True, False])
@@ -32,7 +33,7 @@ def test_a_gated_step_tells_whether_it_was_applied(gradient: float, gated: bool)
     named = dict(zip(results(step.update.graph), values, strict=True))
     assert named["step_applied"].dtype is torch.bool
     assert bool(named["step_applied"]) == (gradient == 1.0 or not gated)
-    assert "step_applied" not in results(step.whole().graph)
+    assert "step_applied" not in results(whole_step(step).graph)
 
 
 def test_the_norm_is_that_before_clipping() -> None:
