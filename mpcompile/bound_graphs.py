@@ -15,6 +15,10 @@ from mpcompile.step import Role, StepGraph
 class BoundGradient:
     """A gradient graph on a step's state, for batches of one shape.
 
+    Attributes:
+        results: the slots of what it returns, the loss first.
+        returned: places among them of the loss and of what the caller gets beside it.
+
     Args:
         step: the step graph.
         lowered: the same step.
@@ -30,6 +34,11 @@ class BoundGradient:
         batch: Sequence[torch.Tensor],
     ) -> None:
         self.results = lowered.gradient_results
+        self.returned = [
+            place
+            for place, name in enumerate(self.results)
+            if step.slots[name].role in (Role.LOSS, Role.AUXILIARY)
+        ]
         self._function, self._names = lowered.gradient, lowered.gradient_inputs
         self._slots = [slot for slot in step.slots.values() if slot.role is Role.BATCH]
         self._layouts = [(value.device, value.stride()) for value in batch]

@@ -77,7 +77,7 @@ class Transformed:
 
 def compile(
     model: torch.nn.Module,
-    loss: Callable[..., torch.Tensor],
+    loss: Callable[..., Any],
     optimizer: torch.optim.Optimizer,
     batch: tuple[torch.Tensor, ...],
     *,
@@ -99,7 +99,7 @@ def compile(
     Args:
         model: FP32, in the mode it shall train in. Its parameters become views of the step's
             arenas; their values and identity stay.
-        loss: ``loss(model, *batch)`` returns a 0-d FP32 tensor.
+        loss: ``loss(model, *batch)`` returns a 0-d FP32 tensor, or ``(loss, anything)``.
         optimizer: any optimizer of ``torch.optim`` whose ``step()`` takes no closure.
         batch: example tensors; every later batch has their shapes and dtypes.
         policy: default: FP16 by the op table.

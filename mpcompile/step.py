@@ -54,6 +54,8 @@ class Role(Enum):
     UPDATED = "updated"
     """A buffer's next value, passed from the gradient graph to the update graph."""
     LOSS = "loss"
+    AUXILIARY = "auxiliary"
+    """A tensor that the loss function returns beside the loss."""
 
 
 STATE = (Role.MASTER, Role.WORKING, Role.BUFFER, Role.OPTIMIZER, Role.SCALE, Role.TRACKER,

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_unflatten
 
 
 class DispatchMode(TorchDispatchMode):
@@ -337,3 +338,8 @@ def note_step(optimizer: torch.optim.Optimizer) -> None:
 def version_of(tensor: torch.Tensor) -> int:
     """Return how often PyTorch's operations have written to the tensor in place."""
     return tensor._version
+
+
+def unflatten(leaves: list[Any], structure: Any) -> Any:
+    """Return a nest of a structure that `torch.export` has noted, around other leaves."""
+    return tree_unflatten(leaves, structure)

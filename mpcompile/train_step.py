@@ -89,7 +89,7 @@ class TrainStep:
         if cuda_graph and backend == "inductor" and self._device.type == "cuda":
             self._run = CapturedStep(self._run_once, self._lowered.obstacle)
 
-    def __call__(self, *batch: torch.Tensor) -> torch.Tensor:
+    def __call__(self, *batch: torch.Tensor) -> Any:
         """Run one step; with ``accumulate=k`` each k-th call updates.
 
         Args:
@@ -97,7 +97,8 @@ class TrainStep:
 
         Returns:
             The unscaled loss before the update: 0-d FP32, on the model's device, not copied to the
-            host.
+            host. If the loss function returns ``(loss, anything)`` so does the step, with tensors
+            that need no gradient.
 
         Raises:
             BadInput: the batch does not fit the compiled shapes.
@@ -112,20 +113,22 @@ class TrainStep:
         if due:
             self._gathered = 0
             self._set_rates()
-        loss = self._run(given)
+        loss, *beside = self._run(given)
         if due:
             if self._gather is not None:
                 self._update()
             note_step(self._optimizer)
             self._schedules.note(self.applied)
-        return loss
+        return loss if self.captured.beside is None else (loss, self.captured.beside(beside))
 
-    def _run_once(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Run gradient graph and update graph, or what gathers for a later update."""
+    def _run_once(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Run gradient graph and update graph, or what gathers for a later update.
+
+        Returns the loss and the tensors beside it.
+        """
         results = self._gradient(batch)
         (self._gather or self._update)(results)
-        loss: torch.Tensor = results[0]
-        return loss
+        return [results[place] for place in self._gradient.returned]
 
     def scheduler(self, schedule: LRScheduler) -> None:
         """Let the step call ``schedule.step()`` after each update that was applied.

@@ -11,7 +11,7 @@ from torch import fx
 from mpcompile.step import Role, Slot, StepGraph, add_input, call, placeholders
 from mpcompile.torch_private import module_of
 
-_INNER = (Role.GRADIENT, Role.PACKED, Role.UPDATED, Role.LOSS, Role.REPORT)
+_INNER = (Role.GRADIENT, Role.PACKED, Role.UPDATED, Role.LOSS, Role.AUXILIARY, Role.REPORT)
 
 
 def whole_step(step: StepGraph) -> fx.GraphModule:
