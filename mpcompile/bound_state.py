@@ -69,6 +69,13 @@ class BoundState:
                 found[name] = master.flatten()[start : start + prod(slot.shape)].view(slot.shape)
         return found
 
+    def working_copies(self) -> dict[int, torch.Tensor]:
+        """Return the working copies by the ``id`` of their parameters."""
+        return {
+            id(self._parameters[name]): self.tensors[f"{name}.working"]
+            for name in self._step.working
+        }
+
     def keep_buffers(self) -> None:
         """Note the buffers as they are before the first micro-batch of an update."""
         for name, kept in self.tensors.items():

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from mpcompile.auxiliary import PREFIX
 from mpcompile.control_flow import all_graphs, called_graphs, is_control_flow
 from mpcompile.errors import BadInput, CannotCapture, CompileError
+from mpcompile.nest import PREFIX
 from mpcompile.record import record
 from mpcompile.step import Role, Slot, call
 from mpcompile.torch_graph import Forward, Kind, place_of

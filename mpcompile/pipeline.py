@@ -154,6 +154,7 @@ def to_step(
         cuda_graph,
         options,
         t.loop.accumulate,
+        replace(t.policy, precision=t.plan.precision),
     )
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from mpcompile.auxiliary import Auxiliary, auxiliary, loss_last
 from mpcompile.dataflow import Where
 from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.functional import make_functional
+from mpcompile.nest import Nest, loss_last, nest_of_results, stands_alone
 from mpcompile.stack_lines import users_line
 from mpcompile.torch_private import DataDependent, op_name
 from mpcompile.workload import Workload
@@ -63,13 +63,14 @@ class Forward:
             loss function returns beside the loss, then the loss.
         inputs: its placeholders in order, a tied weight once.
         written: names of the buffers that the forward pass updates.
-        beside: what the loss function returns beside the loss; None: nothing.
+        returns: what the loss function returns if that is more than the loss; without a loss
+            function what the model returns.
     """
 
     module: fx.GraphModule
     inputs: tuple[Input, ...]
     written: tuple[str, ...]
-    beside: Auxiliary | None = None
+    returns: Nest | None = None
 
 
 class _Program(torch.nn.Module):
@@ -100,14 +101,14 @@ def capture(workload: Workload) -> Forward:
                 "make the batch a flat tuple of tensors",
             )
     program = export(_Program(workload), workload)
-    beside = None if workload.loss is None else _beside_loss(program, workload)
+    returns = _returns(program, workload)
     _refuse_hidden_writes(program.graph, workload)
     program, module, written = make_functional(program)
     _place_loss(module, workload)
     if workload.loss is not None:
         loss_last(module.graph, len(written))
     names = tuple(name.removeprefix("model.") for name in written)
-    return Forward(module, _inputs(program, module, workload), names, beside)
+    return Forward(module, _inputs(program, module, workload), names, returns)
 
 
 def export(module: torch.nn.Module, workload: Workload) -> torch.export.ExportedProgram:
@@ -194,8 +195,8 @@ def user_place(error: BaseException) -> str:
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
-def _beside_loss(program: torch.export.ExportedProgram, workload: Workload) -> Auxiliary | None:
-    """Check the loss, and return what the loss function returns beside it."""
+def _returns(program: torch.export.ExportedProgram, workload: Workload) -> Nest | None:
+    """Return what a program returns; check the loss, which alone needs no nest."""
     outputs = program.graph.output_node().args[0]
     assert isinstance(outputs, list | tuple)
     place = definition(workload.loss) or workload.origin
@@ -204,9 +205,12 @@ def _beside_loss(program: torch.export.ExportedProgram, workload: Workload) -> A
         for item, spec in zip(outputs, program.graph_signature.output_specs, strict=True)
         if spec.kind.name == "USER_OUTPUT"
     ]
+    found = nest_of_results(program.call_spec.out_spec, users)
+    if workload.loss is None:
+        return found
     advice = "return one 0-d FP32 tensor, or a pair of it and anything"
     try:
-        found = auxiliary(program.call_spec.out_spec, users)
+        alone = stands_alone(found)
     except ValueError as error:
         raise BadInput(f"the loss returns {error}", place, advice) from None
     value = users[0].meta.get("val") if isinstance(users[0], fx.Node) else None
@@ -219,7 +223,7 @@ def _beside_loss(program: torch.export.ExportedProgram, workload: Workload) -> A
             place,
             "reduce it to one FP32 number, for example with .mean()",
         )
-    return found
+    return None if alone else found
 
 
 def _refuse_hidden_writes(graph: fx.Graph, workload: Workload) -> None:

@@ -13,6 +13,7 @@ from mpcompile.bound_graphs import BoundGradient, BoundWrites
 from mpcompile.bound_state import BoundState
 from mpcompile.cuda_graph import CapturedStep, Step
 from mpcompile.errors import BadInput
+from mpcompile.evaluation import MixedForward
 from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, lower
 from mpcompile.passes.adjust_scale import TRACKER
@@ -20,6 +21,7 @@ from mpcompile.passes.count_steps import SKIPPED, TAKEN
 from mpcompile.passes.report_outcome import APPLIED, GRADIENT_NORM
 from mpcompile.passes.scale_loss import SCALE
 from mpcompile.plan import Plan
+from mpcompile.policy import Policy
 from mpcompile.schedules import Schedules
 from mpcompile.step import Role, StepGraph
 from mpcompile.torch_graph import Forward
@@ -56,6 +58,7 @@ class TrainStep:
         cuda_graph: bool = True,
         options: Mapping[str, Any] | None = None,
         accumulate: int = 1,
+        policy: Policy | None = None,
     ) -> None:
         assert workload.optimizer is not None
         self.plan, self.captured, self.step, self.backend = plan, forward, step, backend
@@ -64,6 +67,7 @@ class TrainStep:
         self._lowered = lower(step, backend, self._device, memory_budget, options)
         self._bound = BoundState(workload, forward, step, initial, scale)
         self._state = self._bound.tensors
+        self._forward = MixedForward(workload.model, policy or Policy(), backend, options)
         self._gradient = BoundGradient(step, self._lowered, self._state, workload.batch)
         made = self._gradient.results
         self._update = BoundWrites(
@@ -119,7 +123,8 @@ class TrainStep:
                 self._update()
             note_step(self._optimizer)
             self._schedules.note(self.applied)
-        return loss if self.captured.beside is None else (loss, self.captured.beside(beside))
+        nest = self.captured.returns
+        return loss if nest is None else nest([loss, *beside])
 
     def _run_once(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Run gradient graph and update graph, or what gathers for a later update.
@@ -129,6 +134,25 @@ class TrainStep:
         results = self._gradient(batch)
         (self._gather or self._update)(results)
         return [results[place] for place in self._gradient.returned]
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """Run ``model(*inputs)`` in mixed precision as in evaluation mode, without gradients.
+
+        It reads the working copies that training reads. The model's own mode stays; the first call
+        for each shape captures and plans a graph, by the policy alone. For FP32 on the masters call
+        ``model.eval()(*inputs)``.
+
+        Args:
+            inputs: tensors, of any shape that the model takes.
+
+        Returns:
+            What the model returns; what is FP32 there is FP32 here.
+
+        Raises:
+            BadInput, CannotCapture: see `mpcompile.compile`.
+        """
+        self._bound.take_over()
+        return self._forward(inputs, self._bound.working_copies())
 
     def scheduler(self, schedule: LRScheduler) -> None:
         """Let the step call ``schedule.step()`` after each update that was applied.

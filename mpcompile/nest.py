@@ -1,4 +1,4 @@
-"""What a loss function returns beside the loss."""
+"""What a captured function returns: tensors and constants in a nest, of which a graph knows none."""
 
 from __future__ import annotations
 
@@ -15,42 +15,48 @@ PREFIX = "aux."
 """Of the slots of tensors that a loss returns beside the loss: ``aux.0``."""
 
 
+TENSOR = object()
+"""Stands for a tensor among the leaves of a `Nest`."""
+
+
 @dataclass(frozen=True, slots=True)
-class Auxiliary:
+class Nest:
     """A nest of tensors and constants, as `torch.export` flattens it.
 
     Attributes:
-        structure: of ``(loss, anything)``.
-        leaves: what is in ``anything``; a constant itself, `TENSOR` for a tensor.
+        structure: of the nest.
+        leaves: what is in it; a constant itself, `TENSOR` for a tensor.
     """
 
     structure: Any
     leaves: tuple[Any, ...]
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> Any:
-        """Return ``anything`` around these tensors."""
+        """Return the nest around these tensors."""
         given = iter(tensors)
         leaves = [next(given) if leaf is TENSOR else leaf for leaf in self.leaves]
-        return unflatten([None, *leaves], self.structure)[1]
+        return unflatten(leaves, self.structure)
 
 
-TENSOR = object()
-"""Stands for a tensor among the leaves of an `Auxiliary`."""
+def nest_of_results(structure: Any, outputs: Sequence[Any]) -> Nest:
+    """Return the nest that an exported program's own outputs make."""
+    leaves = tuple(TENSOR if isinstance(item, fx.Node) else item for item in outputs)
+    return Nest(structure, leaves)
 
 
-def auxiliary(structure: Any, outputs: Sequence[Any]) -> Auxiliary | None:
-    """Return what stands beside the loss in an exported program's own outputs; None: nothing.
+def stands_alone(found: Nest) -> bool:
+    """Whether a loss function returns the loss and nothing beside it.
 
     Raises:
-        ValueError: the outputs are neither ``loss`` nor ``(loss, anything)``.
+        ValueError: it returns neither ``loss`` nor ``(loss, anything)``.
     """
-    whole = unflatten(list(range(len(outputs))), structure)
-    if len(outputs) == 1 and whole in (0, (0,)):
-        return None
+    count = len(found.leaves)
+    whole = unflatten(list(range(count)), found.structure)
+    if count == 1 and whole in (0, (0,)):
+        return True
     if not isinstance(whole, tuple) or len(whole) != 2 or whole[0] != 0:
-        raise ValueError(f"{len(outputs)} values")
-    leaves = tuple(TENSOR if isinstance(item, fx.Node) else item for item in outputs[1:])
-    return Auxiliary(structure, leaves)
+        raise ValueError(f"{count} values")
+    return False
 
 
 def loss_last(graph: fx.Graph, written: int) -> None:
