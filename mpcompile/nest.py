@@ -1,4 +1,4 @@
-"""What a captured function returns: tensors and constants in a nest, of which a graph knows none."""
+"""What a captured function returns: tensors and constants in a nest, which graphs know not of."""
 
 from __future__ import annotations
 
