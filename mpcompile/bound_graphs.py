@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from mpcompile.errors import BadInput
 from mpcompile.lower_torch import Lowered
 from mpcompile.step import Role, StepGraph
 
@@ -23,7 +22,7 @@ class BoundGradient:
         step: the step graph.
         lowered: the same step.
         state: by slot.
-        batch: an example, which gives devices and strides.
+        batch: an example, which gives strides.
     """
 
     def __init__(
@@ -40,22 +39,21 @@ class BoundGradient:
             if step.slots[name].role in (Role.LOSS, Role.AUXILIARY)
         ]
         self._function, self._names = lowered.gradient, lowered.gradient_inputs
-        self._slots = [slot for slot in step.slots.values() if slot.role is Role.BATCH]
-        self._layouts = [(value.device, value.stride()) for value in batch]
-        wanted = {slot.name: position for position, slot in enumerate(self._slots)}
+        self._strides = [value.stride() for value in batch]
+        slots = [slot.name for slot in step.slots.values() if slot.role is Role.BATCH]
+        wanted = {name: position for position, name in enumerate(slots)}
         self._inputs: list[Any] = [state.get(name) for name in self._names]
         self._places = [
             (place, wanted[name]) for place, name in enumerate(self._names) if name in wanted
         ]
 
     def prepare(self, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return a batch laid out as the example; raise BadInput if it does not fit."""
-        self._check(batch)
+        """Return a batch of the example's shapes laid out as the example."""
         return [
             value
             if value.stride() == stride
             else value.new_empty_strided(value.shape, stride).copy_(value)
-            for value, (_, stride) in zip(batch, self._layouts, strict=True)
+            for value, stride in zip(batch, self._strides, strict=True)
         ]
 
     def __call__(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -75,29 +73,6 @@ class BoundGradient:
         """Return what it reads for a prepared batch, by slot."""
         named = dict(zip(self._names, self._inputs, strict=True))
         return named | {self._names[place]: batch[at].detach() for place, at in self._places}
-
-    def _check(self, batch: Sequence[torch.Tensor]) -> None:
-        if len(batch) != len(self._slots):
-            raise BadInput(
-                f"the step was called with {len(batch)} tensors",
-                "",
-                f"give {len(self._slots)}, as in the example batch",
-            )
-        for value, slot, (device, _) in zip(batch, self._slots, self._layouts, strict=True):
-            if value.device != device:
-                raise BadInput(
-                    f"{slot.name} is on {value.device}, the example batch was on {device}",
-                    "",
-                    f"move it there, for example {slot.name}.to({str(device)!r})",
-                )
-            if value.shape != slot.shape or value.dtype is not slot.dtype:
-                raise BadInput(
-                    f"{slot.name} is {str(value.dtype).removeprefix('torch.')}"
-                    f"{list(value.shape)}, the step was compiled for "
-                    f"{str(slot.dtype).removeprefix('torch.')}{list(slot.shape)}",
-                    "",
-                    "compile another step for these shapes, or drop the last, smaller batch",
-                )
 
 
 class BoundWrites:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from math import prod
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
 from mpcompile.passes.accumulate_gradients import BEFORE
-from mpcompile.step import Arena, Role, StepGraph, arena_views
+from mpcompile.step import Arena, Role, StepGraph, arena_views, placeholders
 from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import version_of
 from mpcompile.workload import Workload
@@ -56,14 +55,39 @@ class BoundState:
         if self._versions() != self._written:
             self.refresh()
 
-    def masters(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Return, per slot among some that is a working copy, the FP32 masters it is a copy of."""
+    def admit(self, step: StepGraph) -> None:
+        """Let another gradient graph of the same program read the state.
+
+        Raises:
+            BadInput: it would have the state laid out otherwise.
+        """
+        mine = self._step
+        own = (Role.BATCH, Role.AUXILIARY)
+        alike = (
+            step.arenas == mine.arenas
+            and step.working == mine.working
+            and all(
+                name in step.joined or slot.role in own or mine.slots.get(name) == slot
+                for name, slot in step.slots.items()
+            )
+        )
+        if not alike:
+            raise BadInput(
+                "a batch of this shape would have the weights laid out otherwise",
+                "",
+                "drop the last, smaller batch, or compile another step for it",
+            )
+        for arena in step.arenas:
+            self._bind_joined(step, arena)
+
+    def masters(self, step: StepGraph) -> dict[str, torch.Tensor]:
+        """Return, per working copy that a gradient graph reads, the FP32 masters it is one of."""
         found = {}
-        for name in names:
-            slot = self._step.slots[name]
+        for name in placeholders(step.gradient.graph):
+            slot = step.slots[name]
             if slot.role is Role.WORKING:
-                first = self._step.members(name)[0]
-                arena = self._step.arena_of(first)
+                first = step.members(name)[0]
+                arena = step.arena_of(first)
                 master = self.tensors[f"{arena.name}.master"]
                 start = arena.offset_of(first) if arena.flat else 0
                 found[name] = master.flatten()[start : start + prod(slot.shape)].view(slot.shape)
@@ -129,11 +153,15 @@ class BoundState:
                 names = [name for name in arena.parameters if name in self._step.working]
                 for name, view in zip(names, arena_views(arena, copy), strict=False):
                     self.tensors[f"{name}.working"] = view
-                for name, members in self._step.joined.items():
-                    if members[0] in names:
-                        slot, start = self._step.slots[name], arena.offset_of(members[0])
-                        view = copy[start : start + prod(slot.shape)].view(slot.shape)
-                        self.tensors[name] = view
+                self._bind_joined(self._step, arena)
+
+    def _bind_joined(self, step: StepGraph, arena: Arena) -> None:
+        """Bind the slots that are views of several of an arena's working copies."""
+        for name, members in step.joined.items():
+            if members[0] in arena.parameters:
+                slot, start = step.slots[name], arena.offset_of(members[0])
+                copy = self.tensors[f"{arena.name}.working"]
+                self.tensors[name] = copy[start : start + prod(slot.shape)].view(slot.shape)
 
     def _adopt(self, _: torch.optim.Optimizer) -> None:
         """Take over what ``optimizer.load_state_dict`` has put in place of the arenas' views."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from mpcompile.control_flow import all_graphs
 from mpcompile.describe import dataflow
 from mpcompile.inductor_private import compiled
 from mpcompile.lower_torch import Backend, full_accumulation
+from mpcompile.module_modes import evaluation_modes, in_modes
 from mpcompile.nest import Nest
 from mpcompile.pass_runner import run_passes
 from mpcompile.passes.clean_casts import is_cast
@@ -61,7 +61,7 @@ class MixedForward:
         else:
             key = tuple((value.shape, value.dtype, value.device) for value in inputs)
         if key not in self._made:
-            with _evaluating(self._model):
+            with in_modes(evaluation_modes(self._model)):
                 forward = capture(Workload(self._model, tuple(inputs)))
             self._made[key] = self._lower(self._planned(forward), working)
         return self._made[key](inputs)
@@ -166,15 +166,3 @@ class _Compiled:
         if self._code is None:
             [(_, self._code)] = compiled(self._module, inputs, options=self._options)
         return self._code(list(inputs))
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode for a while, and each of its modules back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

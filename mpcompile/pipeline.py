@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from mpcompile.apply_plan import decide
+from mpcompile.apply_plan import decide, for_other_shapes
 from mpcompile.constants import UnfitConstant, unfit_constants, unfit_reasons
 from mpcompile.control_flow import all_graphs
 from mpcompile.dataflow import Dataflow
@@ -22,6 +22,7 @@ from mpcompile.loop import PLAIN, Loop
 from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, default_backend
 from mpcompile.measured import MeasuredOverflow, overruled
+from mpcompile.module_modes import in_modes, modes_of
 from mpcompile.pass_runner import run_passes
 from mpcompile.passes.clean_casts import is_cast
 from mpcompile.passes.order import (
@@ -38,7 +39,7 @@ from mpcompile.precision import Precision
 from mpcompile.ranges import Ranges
 from mpcompile.step import Place, Role, Slot, StepGraph, add_inputs, results, set_results
 from mpcompile.torch_graph import Forward, Kind, capture
-from mpcompile.torch_private import copy_graph, mutated_inputs, new_program, trace_artifact
+from mpcompile.torch_private import copy_graph, trace_artifact
 from mpcompile.train_step import TrainStep
 from mpcompile.update import Update, trace_update, trained_parameters
 from mpcompile.workload import Workload
@@ -60,6 +61,7 @@ class Transformed:
         changes: per pass how many changes it made.
         unfit: constants of the program that the 16-bit format cannot hold.
         loop: what was asked for between backward and the optimizer.
+        without: names of the passes left out.
     """
 
     workload: Workload
@@ -73,6 +75,7 @@ class Transformed:
     changes: dict[str, int]
     unfit: tuple[UnfitConstant, ...]
     loop: Loop = PLAIN
+    without: tuple[str, ...] = ()
 
 
 def compile(
@@ -101,7 +104,7 @@ def compile(
             arenas; their values and identity stay.
         loss: ``loss(model, *batch)`` returns a 0-d FP32 tensor, or ``(loss, anything)``.
         optimizer: any optimizer of ``torch.optim`` whose ``step()`` takes no closure.
-        batch: example tensors; every later batch has their shapes and dtypes.
+        batch: example tensors; a later batch of other shapes is one more graph.
         policy: default: FP16 by the op table.
         plan: decisions that hold before the policy, such as ``Plan.from_json(text)`` of a file
             that was edited; it must be of this very program and batch shape.
@@ -142,6 +145,17 @@ def to_step(
             "the workload has no loss and no optimizer", t.workload.origin, "add both to train it"
         )
     device = next(iter(t.workload.model.parameters())).device
+    modes = modes_of(t.workload.model)
+
+    def for_batch(batch: tuple[torch.Tensor, ...]) -> tuple[Forward, StepGraph]:
+        workload = replace(t.workload, batch=batch)
+        with in_modes(modes):
+            made = transform(
+                workload, t.policy, t.scale, without=t.without, loop=t.loop, like=t.plan
+            )
+        assert made.step is not None
+        return made.forward, made.step
+
     return TrainStep(
         t.workload,
         t.forward,
@@ -155,6 +169,7 @@ def to_step(
         options,
         t.loop.accumulate,
         replace(t.policy, precision=t.plan.precision),
+        for_batch,
     )
 
 
@@ -166,9 +181,11 @@ def transform(
     ranges: Ranges | None = None,
     without: Collection[str] = (),
     loop: Loop = PLAIN,
+    like: Plan | None = None,
 ) -> Transformed:
     """Run every stage before lowering; nothing of the user's is changed.
 
+    With ``like``, the plan of the same program with another batch shape, it decides as that does.
     Warns with `MeasuredOverflow` of each tensor that the user wants in FP16 though it was measured
     to be too large for it.
 
@@ -188,6 +205,8 @@ def transform(
     trace("mpcompile_before", lambda: graph_text(forward.module.graph))
     unfit = unfit_constants(forward.module, constants_of(forward), precision)
     flow = describe(forward, policy, unfit)
+    if like is not None:
+        plan = for_other_shapes(like, flow)
     plan = decide(flow, policy.precision, plan, ranges)
     trace("mpcompile_decisions.json", plan.to_json)
     for sentence in overruled(plan, ranges) if ranges is not None else ():
@@ -224,6 +243,7 @@ def transform(
         changes,
         unfit,
         loop,
+        tuple(without),
     )
 
 
@@ -306,52 +326,6 @@ def join(gradient: fx.GraphModule, slots: dict[str, Slot], update: Update) -> St
         values[slot.name.removeprefix("next.")] = node
     set_results(graph, values)
     return step
-
-
-def rewrite(
-    program: torch.export.ExportedProgram,
-    policy: Policy | None = None,
-    plan: Plan | None = None,
-) -> torch.export.ExportedProgram:
-    """Rewrite an exported forward graph into mixed precision.
-
-    Inputs, outputs and parameters keep their dtypes; the casts are nodes of the graph.
-
-    Args:
-        program: from `torch.export.export`; not changed.
-        policy: default: FP16 by the op table.
-        plan: decisions that hold before the policy; it must be of this very program.
-
-    Raises:
-        BadInput: the plan is of another graph, or overrides of the policy contradict each other.
-    """
-    policy = policy or Policy()
-    if any(
-        mutated_inputs(node)
-        for graph in all_graphs(program.graph_module)
-        for node in graph.graph.nodes
-    ):
-        program = program.run_decompositions({})  # makes it functional, decomposes nothing
-    module = copy_graph(program.graph_module)
-    signature = program.graph_signature
-    fixed = dict.fromkeys(signature.inputs_to_parameters, "a parameter")
-    fixed |= dict.fromkeys(signature.inputs_to_buffers, "a buffer")
-    held = {**program.state_dict, **program.constants}
-    buffers = {
-        node: held[name]
-        for node, name in [
-            *signature.inputs_to_buffers.items(),
-            *signature.inputs_to_lifted_tensor_constants.items(),
-        ]
-        if name not in signature.buffers_to_mutate.values() and name in held
-    }
-    unfit = unfit_constants(module, buffers, plan.precision if plan else policy.precision)
-    flow = dataflow(module, fixed, policy, unfit_reasons(module, unfit))
-    plan = decide(flow, policy.precision, plan)
-    run_passes(module, forward_passes(plan), _lint)
-    for graph in all_graphs(module):
-        graph.recompile()
-    return new_program(program, module)
 
 
 def _mark(graph: fx.Graph, name: str) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 from torch.optim.lr_scheduler import LRScheduler
 
+from mpcompile.batch_graphs import BatchGraph, BatchGraphs
 from mpcompile.bound_graphs import BoundGradient, BoundWrites
 from mpcompile.bound_state import BoundState
-from mpcompile.cuda_graph import CapturedStep, Step
+from mpcompile.cuda_graph import CapturedStep
 from mpcompile.errors import BadInput
 from mpcompile.evaluation import MixedForward
 from mpcompile.loss_scale import LossScale
-from mpcompile.lower_torch import Backend, lower
+from mpcompile.lower_torch import Backend, Lowered, lower
 from mpcompile.passes.adjust_scale import TRACKER
 from mpcompile.passes.count_steps import SKIPPED, TAKEN
 from mpcompile.passes.report_outcome import APPLIED, GRADIENT_NORM
@@ -59,6 +60,7 @@ class TrainStep:
         options: Mapping[str, Any] | None = None,
         accumulate: int = 1,
         policy: Policy | None = None,
+        for_batch: Callable[[tuple[torch.Tensor, ...]], tuple[Forward, StepGraph]] | None = None,
     ) -> None:
         assert workload.optimizer is not None
         self.plan, self.captured, self.step, self.backend = plan, forward, step, backend
@@ -68,8 +70,7 @@ class TrainStep:
         self._bound = BoundState(workload, forward, step, initial, scale)
         self._state = self._bound.tensors
         self._forward = MixedForward(workload.model, policy or Policy(), backend, options)
-        self._gradient = BoundGradient(step, self._lowered, self._state, workload.batch)
-        made = self._gradient.results
+        made = self._lowered.gradient_results
         self._update = BoundWrites(
             self._lowered.update, self._lowered.update_inputs, self._state, made
         )
@@ -89,15 +90,25 @@ class TrainStep:
             ]
             for group in self._optimizer.param_groups
         ]
-        self._run: Step = self._run_once
-        if cuda_graph and backend == "inductor" and self._device.type == "cuda":
-            self._run = CapturedStep(self._run_once, self._lowered.obstacle)
+        self._replays = cuda_graph and backend == "inductor" and self._device.type == "cuda"
+
+        def another(batch: tuple[torch.Tensor, ...]) -> BatchGraph:
+            assert for_batch is not None
+            captured, graph = for_batch(batch)
+            self._bound.admit(graph)
+            lowered = lower(graph, backend, self._device, memory_budget, options)
+            return self._batch_graph(captured, graph, lowered, batch)
+
+        first = self._batch_graph(forward, step, self._lowered, workload.batch)
+        self._graphs = BatchGraphs(first, workload.batch, another)
 
     def __call__(self, *batch: torch.Tensor) -> Any:
         """Run one step; with ``accumulate=k`` each k-th call updates.
 
         Args:
-            batch: tensors of the shapes and dtypes of the example batch.
+            batch: tensors of the dtypes of the example batch. The first one of other shapes than
+                before, such as the last of an epoch, is captured, planned and lowered, on the same
+                weights; the log ``mpcompile`` says so.
 
         Returns:
             The unscaled loss before the update: 0-d FP32, on the model's device, not copied to the
@@ -105,9 +116,9 @@ class TrainStep:
             that need no gradient.
 
         Raises:
-            BadInput: the batch does not fit the compiled shapes.
+            BadInput: the batch does not fit the program.
         """
-        given = self._prepare(batch)
+        graph, given = self._prepare(batch)
         self._schedules.settle()
         if self._gather is not None and self._gathered == 0:
             self._bound.keep_buffers()
@@ -117,23 +128,32 @@ class TrainStep:
         if due:
             self._gathered = 0
             self._set_rates()
-        loss, *beside = self._run(given)
+        loss, *beside = graph.run(given)
         if due:
             if self._gather is not None:
                 self._update()
             note_step(self._optimizer)
             self._schedules.note(self.applied)
-        nest = self.captured.returns
-        return loss if nest is None else nest([loss, *beside])
+        return loss if graph.returns is None else graph.returns([loss, *beside])
 
-    def _run_once(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Run gradient graph and update graph, or what gathers for a later update.
+    def _batch_graph(
+        self,
+        captured: Forward,
+        step: StepGraph,
+        lowered: Lowered,
+        batch: Sequence[torch.Tensor],
+    ) -> BatchGraph:
+        """Bind a gradient graph, with what runs after it: the update, or what gathers for it."""
+        gradient = BoundGradient(step, lowered, self._state, batch)
+        after = self._gather or self._update
 
-        Returns the loss and the tensors beside it.
-        """
-        results = self._gradient(batch)
-        (self._gather or self._update)(results)
-        return [results[place] for place in self._gradient.returned]
+        def run(batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+            results = gradient(batch)
+            after(results)
+            return [results[place] for place in gradient.returned]
+
+        replayed = CapturedStep(run, lowered.obstacle) if self._replays else run
+        return BatchGraph(step, gradient, captured.returns, replayed)
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         """Run ``model(*inputs)`` in mixed precision as in evaluation mode, without gradients.
@@ -181,8 +201,9 @@ class TrainStep:
         Args:
             batch: as for a step.
         """
-        results = self._gradient(self._prepare(batch))
-        named = zip(self._gradient.results, results, strict=True)
+        graph, given = self._prepare(batch)
+        results = graph.gradient(given)
+        named = zip(graph.gradient.results, results, strict=True)
         scale = self._state.get(SCALE)
         inverse = 1.0 if scale is None else scale.double().reciprocal().float()
         return {
@@ -197,21 +218,26 @@ class TrainStep:
         Args:
             batch: as for a step.
         """
-        return self._gradient.values(self._prepare(batch))
+        graph, given = self._prepare(batch)
+        return graph.gradient.values(given)
 
-    def masters(self) -> dict[str, torch.Tensor]:
-        """Return, per slot of the gradient graph that is a working copy, its FP32 masters."""
-        return self._bound.masters(self._lowered.gradient_inputs)
+    def graph_of(self, *batch: torch.Tensor) -> StepGraph:
+        """Return the step graph for a batch: `step` itself for one of the example's shapes."""
+        return self._graphs(batch).step
+
+    def masters(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return, per working copy that the gradient graph for a batch reads, its FP32 masters."""
+        return self._bound.masters(self.graph_of(*batch))
 
     def refresh(self) -> None:
         """Write the working copies again from the masters."""
         self._bound.refresh()
 
-    def _prepare(self, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Take over what was written to the weights; return the batch, laid out as the example."""
-        given = self._gradient.prepare(batch)
+    def _prepare(self, batch: Sequence[torch.Tensor]) -> tuple[BatchGraph, list[torch.Tensor]]:
+        """Take over what was written to the weights; return graph and batch, laid out for it."""
+        graph = self._graphs(batch)
         self._bound.take_over()
-        return given
+        return graph, graph.gradient.prepare(batch)
 
     @property
     def device(self) -> torch.device:
