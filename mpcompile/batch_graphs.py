@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from mpcompile.bound_graphs import BoundGradient
-from mpcompile.cuda_graph import Step
+from mpcompile.cuda_graph import CapturedStep, Step
 from mpcompile.errors import BadInput
 from mpcompile.nest import Nest
 from mpcompile.step import Role, StepGraph
@@ -53,6 +53,13 @@ class BatchGraphs:
         self._devices = [value.device for value in batch]
         self._graphs = {tuple(value.shape for value in batch): first}
         self._another = another
+
+    def bind(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Let all graphs read the state where it lies now."""
+        for graph in self._graphs.values():
+            graph.gradient.bind(state)
+            if isinstance(graph.run, CapturedStep):
+                graph.run.forget()
 
     def __call__(self, batch: Sequence[torch.Tensor]) -> BatchGraph:
         """Return the graph for a batch; raise BadInput if none can be for it."""

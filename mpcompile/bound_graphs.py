@@ -42,10 +42,15 @@ class BoundGradient:
         self._strides = [value.stride() for value in batch]
         slots = [slot.name for slot in step.slots.values() if slot.role is Role.BATCH]
         wanted = {name: position for position, name in enumerate(slots)}
-        self._inputs: list[Any] = [state.get(name) for name in self._names]
+        self._inputs: list[Any] = []
+        self.bind(state)
         self._places = [
             (place, wanted[name]) for place, name in enumerate(self._names) if name in wanted
         ]
+
+    def bind(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Read the state where it lies now."""
+        self._inputs = [state.get(name) for name in self._names]
 
     def prepare(self, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return a batch of the example's shapes laid out as the example."""

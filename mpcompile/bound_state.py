@@ -41,19 +41,33 @@ class BoundState:
         self.tensors: dict[str, torch.Tensor] = {}
         self._trained: list[torch.Tensor] = []
         self._first: list[tuple[torch.Tensor, int]] = []
+        self._read_only: dict[str, torch.Tensor] = {}
         self._bind_arenas(initial)
         self._bind_rest()
         self._optimizer.register_load_state_dict_post_hook(self._adopt)
         self._written = self._versions()
 
-    def take_over(self) -> None:
+    def take_over(self) -> bool:
         """Write the working copies again if somebody has written to the parameters.
 
+        A parameter that is read only may have moved, when another step was compiled that trains it.
+
+        Returns:
+            Whether one has, so that slots have other tensors now.
+
         Raises:
-            BadInput: the parameters have moved.
+            BadInput: trained parameters have moved.
         """
         if self._versions() != self._written:
             self.refresh()
+        moved = [
+            slot
+            for slot, parameter in self._read_only.items()
+            if parameter.data_ptr() != self.tensors[slot].data_ptr()
+        ]
+        for slot in moved:
+            self.tensors[slot] = self._read_only[slot].detach()
+        return bool(moved)
 
     def admit(self, step: StepGraph) -> None:
         """Let another gradient graph of the same program read the state.
@@ -196,6 +210,8 @@ class BoundState:
                 continue
             if slot.role in (Role.BUFFER, Role.CONSTANT):
                 self.tensors[slot.name] = self._parameters[slot.name].detach()
+                if slot.role is Role.CONSTANT:
+                    self._read_only[slot.name] = self._parameters[slot.name]
             elif slot.role in (
                 Role.SCALE,
                 Role.TRACKER,

@@ -79,6 +79,10 @@ class CapturedStep:
         self._graph.replay()
         return [value.clone() for value in self._results]
 
+    def forget(self) -> None:
+        """Capture again at the next call: what the graph reads has moved."""
+        self._graph = None
+
     def _capture(self, batch: Sequence[torch.Tensor]) -> None:
         cuda = torch.cuda
         stream: Any = cuda.current_stream()

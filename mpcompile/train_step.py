@@ -171,7 +171,8 @@ class TrainStep:
         Raises:
             BadInput, CannotCapture: see `mpcompile.compile`.
         """
-        self._bound.take_over()
+        if self._bound.take_over():
+            self._graphs.bind(self._state)
         return self._forward(inputs, self._bound.working_copies())
 
     def scheduler(self, schedule: LRScheduler) -> None:
@@ -236,7 +237,8 @@ class TrainStep:
     def _prepare(self, batch: Sequence[torch.Tensor]) -> tuple[BatchGraph, list[torch.Tensor]]:
         """Take over what was written to the weights; return graph and batch, laid out for it."""
         graph = self._graphs(batch)
-        self._bound.take_over()
+        if self._bound.take_over():
+            self._graphs.bind(self._state)
         return graph, graph.gradient.prepare(batch)
 
     @property
