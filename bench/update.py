@@ -87,12 +87,15 @@ def our_update(model: nn.Sequential, device: str, backend: Backend) -> Callable[
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     step = mpcompile.compile(model, loss, optimizer, (x,), backend=backend)
     step._options.hand_over()
-    inputs = list(step._update_inputs)
-    names = step._lowered.gradient_results
-    for place, position in step._passed:
-        slot = step.step.slots[names[position]]
-        assert slot.role is Role.GRADIENT, slot
-        inputs[place] = torch.randn(slot.shape, dtype=slot.dtype, device=device)
+    inputs = []
+    for name in step._lowered.update_inputs:
+        slot = step.step.slots[name]
+        random = slot.role is Role.GRADIENT
+        inputs.append(
+            torch.randn(slot.shape, dtype=slot.dtype, device=device)
+            if random
+            else step._state[name]
+        )
     done = torch.zeros(())
 
     def update() -> Tensor:

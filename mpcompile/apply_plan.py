@@ -49,6 +49,17 @@ def decide(
     return replace(plan, graph=graph_of(flow))
 
 
+def for_other_shapes(plan: Plan, flow: Dataflow) -> Plan:
+    """Return a program's plan as one of the same program with a batch of other shapes.
+
+    Decisions about ops that it has not there are left out.
+    """
+    graph = graph_of(flow)
+    same = {op for op, what in graph.ops.items() if plan.graph.ops.get(op) == what and what.writes}
+    decisions = tuple(decision for decision in plan.decisions if decision.op in same)
+    return replace(plan, graph=graph, decisions=decisions)
+
+
 def _pinned(flow: Dataflow, given: Plan, own: Plan) -> Dataflow:
     """Return the graph with each op's wish as the plan decides."""
     different = differences(given.graph, graph_of(flow), "the plan", "this program")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import prod
 
 import torch
 
 from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
+from mpcompile.passes.accumulate_gradients import BEFORE
 from mpcompile.start_of_state import BEGUN, has_begun
-from mpcompile.step import STATE, Arena, Role, StepGraph, arena_views
+from mpcompile.step import STATE, Arena, Role, StepGraph, arena_views, placeholders
 from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import version_of
 from mpcompile.workload import Workload
@@ -42,28 +43,67 @@ class BoundState:
         self.tensors: dict[str, torch.Tensor] = {}
         self._trained: list[torch.Tensor] = []
         self._first: list[tuple[torch.Tensor, int]] = []
+        self._read_only: dict[str, torch.Tensor] = {}
         self._bind_arenas(initial)
         self._bind_rest()
         self._optimizer.register_load_state_dict_post_hook(self._adopt)
         self._written = self._versions()
 
-    def take_over(self) -> None:
+    def take_over(self) -> bool:
         """Write the working copies again if somebody has written to the parameters.
 
+        A parameter that is read only may have moved, when another step was compiled that trains it.
+
+        Returns:
+            Whether one has, so that slots have other tensors now.
+
         Raises:
-            BadInput: the parameters have moved.
+            BadInput: trained parameters have moved.
         """
         if self._versions() != self._written:
             self.refresh()
+        moved = [
+            slot
+            for slot, parameter in self._read_only.items()
+            if parameter.data_ptr() != self.tensors[slot].data_ptr()
+        ]
+        for slot in moved:
+            self.tensors[slot] = self._read_only[slot].detach()
+        return bool(moved)
 
-    def masters(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Return, per slot among some that is a working copy, the FP32 masters it is a copy of."""
+    def admit(self, step: StepGraph) -> None:
+        """Let another gradient graph of the same program read the state.
+
+        Raises:
+            BadInput: it would have the state laid out otherwise.
+        """
+        mine = self._step
+        own = (Role.BATCH, Role.AUXILIARY)
+        alike = (
+            step.arenas == mine.arenas
+            and step.working == mine.working
+            and all(
+                name in step.joined or slot.role in own or mine.slots.get(name) == slot
+                for name, slot in step.slots.items()
+            )
+        )
+        if not alike:
+            raise BadInput(
+                "a batch of this shape would have the weights laid out otherwise",
+                "",
+                "drop the last, smaller batch, or compile another step for it",
+            )
+        for arena in step.arenas:
+            self._bind_joined(step, arena)
+
+    def masters(self, step: StepGraph) -> dict[str, torch.Tensor]:
+        """Return, per working copy that a gradient graph reads, the FP32 masters it is one of."""
         found = {}
-        for name in names:
-            slot = self._step.slots[name]
+        for name in placeholders(step.gradient.graph):
+            slot = step.slots[name]
             if slot.role is Role.WORKING:
-                first = self._step.members(name)[0]
-                arena = self._step.arena_of(first)
+                first = step.members(name)[0]
+                arena = step.arena_of(first)
                 master = self.tensors[f"{arena.name}.master"]
                 start = arena.offset_of(first) if arena.flat else 0
                 found[name] = master.flatten()[start : start + prod(slot.shape)].view(slot.shape)
@@ -92,6 +132,19 @@ class BoundState:
                 if slot.role in STATE and slot.role not in users
             },
         }
+
+    def working_copies(self) -> dict[int, torch.Tensor]:
+        """Return the working copies by the ``id`` of their parameters."""
+        return {
+            id(self._parameters[name]): self.tensors[f"{name}.working"]
+            for name in self._step.working
+        }
+
+    def keep_buffers(self) -> None:
+        """Note the buffers as they are before the first micro-batch of an update."""
+        for name, kept in self.tensors.items():
+            if name.startswith(BEFORE):
+                kept.copy_(self.tensors[name.removeprefix(BEFORE)])
 
     def refresh(self) -> None:
         """Write the working copies again from the masters."""
@@ -139,11 +192,15 @@ class BoundState:
                 names = [name for name in arena.parameters if name in self._step.working]
                 for name, view in zip(names, arena_views(arena, copy), strict=False):
                     self.tensors[f"{name}.working"] = view
-                for name, members in self._step.joined.items():
-                    if members[0] in names:
-                        slot, start = self._step.slots[name], arena.offset_of(members[0])
-                        view = copy[start : start + prod(slot.shape)].view(slot.shape)
-                        self.tensors[name] = view
+                self._bind_joined(self._step, arena)
+
+    def _bind_joined(self, step: StepGraph, arena: Arena) -> None:
+        """Bind the slots that are views of several of an arena's working copies."""
+        for name, members in step.joined.items():
+            if members[0] in arena.parameters:
+                slot, start = step.slots[name], arena.offset_of(members[0])
+                copy = self.tensors[f"{arena.name}.working"]
+                self.tensors[name] = copy[start : start + prod(slot.shape)].view(slot.shape)
 
     def _adopt(self, _: torch.optim.Optimizer) -> None:
         """Take over what ``optimizer.load_state_dict`` has put in place of the arenas' views."""
@@ -187,7 +244,16 @@ class BoundState:
                 continue
             if slot.role in (Role.BUFFER, Role.CONSTANT):
                 self.tensors[slot.name] = self._parameters[slot.name].detach()
-            elif slot.role in (Role.SCALE, Role.TRACKER, Role.COUNTER, Role.HYPER):
+                if slot.role is Role.CONSTANT:
+                    self._read_only[slot.name] = self._parameters[slot.name]
+            elif slot.role in (
+                Role.SCALE,
+                Role.TRACKER,
+                Role.COUNTER,
+                Role.HYPER,
+                Role.PENDING,
+                Role.REPORT,
+            ):
                 first = self._rule.initial if slot.role is Role.SCALE else 0
                 self.tensors[slot.name] = torch.full(
                     slot.shape, first, dtype=slot.dtype, device=self._device

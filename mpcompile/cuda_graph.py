@@ -24,7 +24,7 @@ WARM_UP = 3
 
 _WAITING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
-Step: TypeAlias = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+Step: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 _log = logging.getLogger("mpcompile")
 
 
@@ -50,8 +50,8 @@ class CapturedStep:
     before, which is said once in the log ``mpcompile``.
 
     Args:
-        run: one step: takes the batch, returns the loss; all else it reads and writes stays in
-            place.
+        run: one step: takes the batch, returns the loss and what stands beside it; all else it
+            reads and writes stays in place.
         obstacle: why it shall not be captured, or "".
     """
 
@@ -61,12 +61,12 @@ class CapturedStep:
         self._plain = False
         self._graph: Any = None
         self._batch: list[torch.Tensor] = []
-        self._loss = torch.empty(())
+        self._results: Sequence[torch.Tensor] = []
         if obstacle:
             self._run_plainly(obstacle)
 
-    def __call__(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Run one step; the loss is a tensor of its own."""
+    def __call__(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Run one step; its results are tensors of their own."""
         if self._plain or self._left:
             self._left = max(0, self._left - 1)
             return self._run(batch)
@@ -77,7 +77,11 @@ class CapturedStep:
         for copy, value in zip(self._batch, batch, strict=True):
             copy.copy_(value, non_blocking=True)
         self._graph.replay()
-        return self._loss.clone()
+        return [value.clone() for value in self._results]
+
+    def forget(self) -> None:
+        """Capture again at the next call: what the graph reads has moved."""
+        self._graph = None
 
     def _capture(self, batch: Sequence[torch.Tensor]) -> None:
         cuda = torch.cuda
@@ -89,7 +93,7 @@ class CapturedStep:
         try:
             # Other threads (a data loader that pins memory) may go on meanwhile.
             with cuda.graph(graph, capture_error_mode="thread_local"):
-                self._loss = self._run(self._batch)
+                self._results = self._run(self._batch)
         except RuntimeError as error:
             # A capture that broke off leaves its stream current and the generator recording.
             cuda.set_stream(stream)

@@ -19,6 +19,7 @@ from mpcompile.policy import Policy, Resolution, Row, resolve
 from mpcompile.rules import TORCH_RULES, Rule, Wish
 from mpcompile.torch_graph import place_of
 from mpcompile.torch_private import arguments_of, is_view, op_name
+from mpcompile.weight_terms import keep_weight_terms
 
 
 def dataflow(
@@ -71,7 +72,7 @@ def dataflow(
                     output=node in outputs,
                 )
             )
-    return Dataflow(tuple(ops), tuple(tensors))
+    return keep_weight_terms(Dataflow(tuple(ops), tuple(tensors)))
 
 
 def _visited(nest: Nest, prefix: str, caller: Where) -> Iterator[tuple[fx.Node, str, Where]]:

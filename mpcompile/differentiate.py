@@ -9,6 +9,7 @@ from torch import fx
 
 from mpcompile.control_flow import all_graphs, called_graphs, is_control_flow
 from mpcompile.errors import BadInput, CannotCapture, CompileError
+from mpcompile.nest import PREFIX
 from mpcompile.record import record
 from mpcompile.step import Role, Slot, call
 from mpcompile.torch_graph import Forward, Kind, place_of
@@ -26,8 +27,9 @@ def differentiate(
 ) -> tuple[fx.GraphModule, dict[str, Slot]]:
     """Return the gradient graph and its slots.
 
-    Its results are the loss, one FP32 gradient per trained parameter (``grad.NAME``) and the next
-    value of each buffer that the forward pass writes (``next.NAME``). Casts are differentiated
+    Its results are the loss, one FP32 gradient per trained parameter (``grad.NAME``), the next
+    value of each buffer that the forward pass writes (``next.NAME``) and the tensors that the loss
+    function returns beside the loss (``aux.0``). Casts are differentiated
     like any other op, so backward inherits the precision of forward. Nodes of backward carry
     ``meta["backward"]``; those of both carry in ``meta["planned"]`` the id of the op or cast of the
     plan they come from.
@@ -52,7 +54,7 @@ def differentiate(
             value.requires_grad_(role is Role.MASTER)
         by_name = {item.name: value for item, value in zip(inputs, state, strict=True)}
         with torch.enable_grad():
-            *written, loss = fx.Interpreter(module).run(*state, enable_io_processing=False)
+            *others, loss = fx.Interpreter(module).run(*state, enable_io_processing=False)
         # The next op recorded is the seed: everything from there on is backward.
         seed = torch.ones_like(loss)
         with torch.enable_grad():
@@ -60,7 +62,7 @@ def differentiate(
                 loss, [by_name[name] for name in trained], seed, allow_unused=True
             )
         _refuse_unreached(trained, gradients, origin)
-        return (loss, *gradients, *written)
+        return (loss, *gradients, *others)
 
     for node in module.graph.nodes:
         node.meta.setdefault("planned", node.name)
@@ -89,6 +91,8 @@ def differentiate(
         slots[item.name] = _slot(item.name, role, node)
     made = [("loss", Role.LOSS), *((f"grad.{name}", Role.GRADIENT) for name in trained)]
     made += [(f"next.{name}", Role.UPDATED) for name in forward.written]
+    beside = len(module.graph.output_node().args[0]) - 1 - len(forward.written)  # type: ignore[arg-type]
+    made += [(f"{PREFIX}{place}", Role.AUXILIARY) for place in range(beside)]
     _plain_casts(graph)
     _draw_in_memory_order(graph)
     _name_results(graph, made, slots)

@@ -52,7 +52,7 @@ def moment(step: TrainStep, *batch: torch.Tensor) -> Moment:
     """Return what a step is about to read; the state is not copied."""
     values = step.values(*batch)
     device = next(iter(values.values())).device
-    return Moment(step.step, values, step.masters(), random_state(device))
+    return Moment(step.graph_of(*batch), values, step.masters(*batch), random_state(device))
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,17 +31,22 @@ class Lowered:
     Attributes:
         gradient: takes the tensors of `gradient_inputs`, returns those of `gradient_results`.
         update: takes the tensors of `update_inputs`, writes state in place, returns nothing.
+        accumulate: takes those of `accumulate_inputs` and does the same; None if there is no such
+            graph.
         gradient_inputs: slot names in order.
         gradient_results: slot names in order; the loss is first.
         update_inputs: slot names in order.
+        accumulate_inputs: slot names in order.
         obstacle: why a CUDA graph cannot hold both, or "".
     """
 
     gradient: Callable[..., Any]
     update: Callable[..., Any]
+    accumulate: Callable[..., Any] | None
     gradient_inputs: tuple[str, ...]
     gradient_results: tuple[str, ...]
     update_inputs: tuple[str, ...]
+    accumulate_inputs: tuple[str, ...]
     obstacle: str
 
 
@@ -85,30 +90,54 @@ def lower(
         )
     if options:
         _check_options(options)
-    gradient, update = copy_graph(step.gradient), copy_graph(step.update)
-    if backend == "inductor" or device.type != "cpu":
-        numbers_to_tensors(update)
+    gradient = copy_graph(step.gradient)
     if backend == "inductor":
         _refuse_unknown_sizes(gradient.graph)
         separate_operands(gradient.graph)
-    write_in_place(step, update)
     if backend == "interpreter" and device.type == "cpu":
         emulate_half(gradient)  # what the optimizer does in 16 bits, as Muon, is its own
-    for module in (gradient, update):
-        module.graph.lint()
-        module.recompile()
+    gradient.graph.lint()
+    gradient.recompile()
     inputs = tuple(placeholders(gradient.graph))
     made = tuple(results(gradient.graph))
-    update_inputs = tuple(placeholders(update.graph))
     forward: Callable[..., Any] = gradient.forward
-    write: Callable[..., Any] = update.forward
     if backend == "inductor":
         forward = Recomputing(gradient, step.slots, memory_budget, options=options)
-        write = _Compiled(update, options)
     if device.type == "cuda":
-        forward, write = full_accumulation()(forward), full_accumulation()(write)
-    stops = obstacle(gradient.graph, update.graph)
-    return Lowered(forward, write, inputs, made, update_inputs, stops)
+        forward = full_accumulation()(forward)
+    update, write = _lower_writes(step, step.update, backend, device, options)
+    gather: Callable[..., Any] | None = None
+    gathered: tuple[str, ...] = ()
+    after = update
+    if step.accumulation is not None:
+        after, gather = _lower_writes(step, step.accumulation, backend, device, options)
+        gathered = tuple(placeholders(after))
+    stops = obstacle(gradient.graph, after)
+    return Lowered(
+        forward, write, gather, inputs, made, tuple(placeholders(update)), gathered, stops
+    )
+
+
+def _lower_writes(
+    step: StepGraph,
+    module: fx.GraphModule,
+    backend: Backend,
+    device: torch.device,
+    options: Mapping[str, Any] | None,
+) -> tuple[fx.Graph, Callable[..., Any]]:
+    """Lower a graph whose results are state, which it then writes in place."""
+    module = copy_graph(module)
+    if backend == "inductor" or device.type != "cpu":
+        numbers_to_tensors(module)
+    write_in_place(step, module)
+    module.graph.lint()
+    module.recompile()
+    write: Callable[..., Any] = module.forward
+    if backend == "inductor":
+        write = _Compiled(module, options)
+    if device.type == "cuda":
+        write = full_accumulation()(write)
+    return module.graph, write
 
 
 @contextmanager
@@ -204,9 +233,16 @@ class _Compiled:
         read = [inputs[place] for place in self._read]
         if self._code is None:
             options = self._options
-            [(_, first)] = compiled(self._numbers, read, options=options)
+            first: Code = _nothing
+            if read:
+                [(_, first)] = compiled(self._numbers, read, options=options)
             given = [*inputs, *first(list(read))]
             [(_, rest)] = compiled(self._rest, given, options=options)
             self._code = first, rest
         first, rest = self._code
         rest([*inputs, *first(read)])
+
+
+def _nothing(_: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Stand for a graph without numbers."""
+    return []

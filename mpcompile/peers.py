@@ -121,7 +121,8 @@ def peer(workload: Workload, variant: Variant, dtype: torch.dtype, device: str) 
 
     def step() -> torch.Tensor:
         with torch.autocast(device, dtype, enabled=variant.cast):
-            value = loss(model, *batch)
+            returned = loss(model, *batch)
+        value: torch.Tensor = returned[0] if isinstance(returned, tuple) else returned
         torch.autograd.backward(scaler.scale(value))
         scaler.step(optimizer)
         scaler.update()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from mpcompile.apply_plan import decide
+from mpcompile.apply_plan import decide, for_other_shapes
 from mpcompile.constants import UnfitConstant, unfit_constants, unfit_reasons
 from mpcompile.control_flow import all_graphs
 from mpcompile.dataflow import Dataflow
@@ -18,9 +18,11 @@ from mpcompile.describe import dataflow
 from mpcompile.differentiate import differentiate
 from mpcompile.errors import BadInput, did_you_mean
 from mpcompile.graph_text import graph_text
+from mpcompile.loop import PLAIN, Loop
 from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, default_backend
 from mpcompile.measured import MeasuredOverflow, overruled
+from mpcompile.module_modes import in_modes, modes_of
 from mpcompile.pass_runner import run_passes
 from mpcompile.passes.clean_casts import is_cast
 from mpcompile.passes.order import (
@@ -37,7 +39,7 @@ from mpcompile.precision import Precision
 from mpcompile.ranges import Ranges
 from mpcompile.step import Place, Role, Slot, StepGraph, add_inputs, results, set_results
 from mpcompile.torch_graph import Forward, Kind, capture
-from mpcompile.torch_private import copy_graph, mutated_inputs, new_program, trace_artifact
+from mpcompile.torch_private import copy_graph, trace_artifact
 from mpcompile.train_step import TrainStep
 from mpcompile.update import Update, trace_update, trained_parameters
 from mpcompile.workload import Workload
@@ -58,6 +60,8 @@ class Transformed:
         initial: per arena the optimizer state before the first step.
         changes: per pass how many changes it made.
         unfit: constants of the program that the 16-bit format cannot hold.
+        loop: what was asked for between backward and the optimizer.
+        without: names of the passes left out.
     """
 
     workload: Workload
@@ -70,11 +74,13 @@ class Transformed:
     initial: dict[str, dict[str, torch.Tensor]]
     changes: dict[str, int]
     unfit: tuple[UnfitConstant, ...]
+    loop: Loop = PLAIN
+    without: tuple[str, ...] = ()
 
 
 def compile(
     model: torch.nn.Module,
-    loss: Callable[..., torch.Tensor],
+    loss: Callable[..., Any],
     optimizer: torch.optim.Optimizer,
     batch: tuple[torch.Tensor, ...],
     *,
@@ -82,6 +88,9 @@ def compile(
     plan: Plan | None = None,
     ranges: Ranges | None = None,
     loss_scale: LossScale | None = None,
+    max_grad_norm: float | None = None,
+    max_grad_value: float | None = None,
+    accumulate: int = 1,
     backend: Backend | None = None,
     memory_budget: float = 1.0,
     cuda_graph: bool = True,
@@ -93,14 +102,17 @@ def compile(
     Args:
         model: FP32, in the mode it shall train in. Its parameters become views of the step's
             arenas; their values and identity stay.
-        loss: ``loss(model, *batch)`` returns a 0-d FP32 tensor.
+        loss: ``loss(model, *batch)`` returns a 0-d FP32 tensor, or ``(loss, anything)``.
         optimizer: any optimizer of ``torch.optim`` whose ``step()`` takes no closure.
-        batch: example tensors; every later batch has their shapes and dtypes.
+        batch: example tensors; a later batch of other shapes is one more graph.
         policy: default: FP16 by the op table.
         plan: decisions that hold before the policy, such as ``Plan.from_json(text)`` of a file
             that was edited; it must be of this very program and batch shape.
         ranges: what `calibrate` measured on this very program and batch shape.
         loss_scale: default: dynamic from 2**16 with FP16, none otherwise.
+        max_grad_norm: clip the unscaled gradients as ``torch.nn.utils.clip_grad_norm_`` does.
+        max_grad_value: clip them as ``torch.nn.utils.clip_grad_value_`` does; one of the two.
+        accumulate: calls of the step an update, which reads the FP32 mean of their gradients.
         backend: default: ``"inductor"`` on CUDA, ``"interpreter"`` elsewhere.
         memory_budget: with inductor, the part of the activations that backward may keep, in
             (0, 1]; at 1 only what is cheap is computed again, below also what is not.
@@ -114,7 +126,8 @@ def compile(
         CannotCapture: the program cannot become one graph.
     """
     workload = Workload(model, batch, loss, optimizer)
-    transformed = transform(workload, policy, loss_scale, plan, ranges, without)
+    loop = Loop(max_grad_norm, max_grad_value, accumulate)
+    transformed = transform(workload, policy, loss_scale, plan, ranges, without, loop)
     return to_step(transformed, backend, memory_budget, cuda_graph, options)
 
 
@@ -132,6 +145,17 @@ def to_step(
             "the workload has no loss and no optimizer", t.workload.origin, "add both to train it"
         )
     device = next(iter(t.workload.model.parameters())).device
+    modes = modes_of(t.workload.model)
+
+    def for_batch(batch: tuple[torch.Tensor, ...]) -> tuple[Forward, StepGraph]:
+        workload = replace(t.workload, batch=batch)
+        with in_modes(modes):
+            made = transform(
+                workload, t.policy, t.scale, without=t.without, loop=t.loop, like=t.plan
+            )
+        assert made.step is not None
+        return made.forward, made.step
+
     return TrainStep(
         t.workload,
         t.forward,
@@ -143,6 +167,9 @@ def to_step(
         memory_budget,
         cuda_graph,
         options,
+        t.loop.accumulate,
+        replace(t.policy, precision=t.plan.precision),
+        for_batch,
     )
 
 
@@ -153,9 +180,12 @@ def transform(
     plan: Plan | None = None,
     ranges: Ranges | None = None,
     without: Collection[str] = (),
+    loop: Loop = PLAIN,
+    like: Plan | None = None,
 ) -> Transformed:
     """Run every stage before lowering; nothing of the user's is changed.
 
+    With ``like``, the plan of the same program with another batch shape, it decides as that does.
     Warns with `MeasuredOverflow` of each tensor that the user wants in FP16 though it was measured
     to be too large for it.
 
@@ -175,6 +205,8 @@ def transform(
     trace("mpcompile_before", lambda: graph_text(forward.module.graph))
     unfit = unfit_constants(forward.module, constants_of(forward), precision)
     flow = describe(forward, policy, unfit)
+    if like is not None:
+        plan = for_other_shapes(like, flow)
     plan = decide(flow, policy.precision, plan, ranges)
     trace("mpcompile_decisions.json", plan.to_json)
     for sentence in overruled(plan, ranges) if ranges is not None else ():
@@ -191,16 +223,27 @@ def transform(
     # The user is shown the graph of composite ops; autograd gets a copy.
     prepared = replace(forward, module=copy_graph(forward.module))
     passes = matmul_passes(places_of(forward, update), without)
-    changes |= run_passes(prepared.module, passes, _lint, _mark)
+    changes |= run_passes(prepared.module, passes, _lint, _mark_module)
     changes |= run_passes(prepared.module, BEFORE_AUTOGRAD, _lint)
     gradient, slots = differentiate(prepared, trained, workload.origin)
-    for name, count in run_passes(gradient, GRADIENT, _lint, _mark).items():
+    for name, count in run_passes(gradient, GRADIENT, _lint, _mark_module).items():
         changes[name] = changes.get(name, 0) + count
     step = join(gradient, slots, update)
-    changes |= run_passes(step, training_passes(loss_scale), StepGraph.check, _mark_step)
+    changes |= run_passes(step, training_passes(loss_scale, loop), StepGraph.check, _mark_step)
     trace("mpcompile_step", lambda: str(step))
     return Transformed(
-        workload, policy, loss_scale, forward, flow, plan, step, update.initial, changes, unfit
+        workload,
+        policy,
+        loss_scale,
+        forward,
+        flow,
+        plan,
+        step,
+        update.initial,
+        changes,
+        unfit,
+        loop,
+        tuple(without),
     )
 
 
@@ -292,81 +335,19 @@ def join(gradient: fx.GraphModule, slots: dict[str, Slot], update: Update) -> St
     return step
 
 
-def rewrite(
-    program: torch.export.ExportedProgram,
-    policy: Policy | None = None,
-    plan: Plan | None = None,
-) -> torch.export.ExportedProgram:
-    """Rewrite an exported forward graph into mixed precision.
-
-    Inputs, outputs and parameters keep their dtypes; the casts are nodes of the graph.
-
-    Args:
-        program: from `torch.export.export`; not changed.
-        policy: default: FP16 by the op table.
-        plan: decisions that hold before the policy; it must be of this very program.
-
-    Raises:
-        BadInput: the plan is of another graph, or overrides of the policy contradict each other.
-    """
-    policy = policy or Policy()
-    if any(
-        mutated_inputs(node)
-        for graph in all_graphs(program.graph_module)
-        for node in graph.graph.nodes
-    ):
-        program = program.run_decompositions({})  # makes it functional, decomposes nothing
-    module = copy_graph(program.graph_module)
-    signature = program.graph_signature
-    fixed = dict.fromkeys(signature.inputs_to_parameters, "a parameter")
-    fixed |= dict.fromkeys(signature.inputs_to_buffers, "a buffer")
-    held = {**program.state_dict, **program.constants}
-    buffers = {
-        node: held[name]
-        for node, name in [
-            *signature.inputs_to_buffers.items(),
-            *signature.inputs_to_lifted_tensor_constants.items(),
-        ]
-        if name not in signature.buffers_to_mutate.values() and name in held
-    }
-    insert_casts(module, fixed, buffers, policy, plan)
-    return new_program(program, module)
-
-
-def insert_casts(
-    module: fx.GraphModule,
-    fixed: dict[str, str],
-    constants: Mapping[str, torch.Tensor],
-    policy: Policy,
-    plan: Plan | None = None,
-) -> Plan:
-    """Plan a forward graph and put in the casts; return the plan.
-
-    Args:
-        module: FP32 composite ops that write to no tensor, with ``meta["val"]``; changed.
-        fixed: placeholder name to what it is (``"a parameter"``).
-        constants: per placeholder the buffer that is never written.
-        policy: gives each op its wish.
-        plan: decisions that hold before the policy.
-    """
-    unfit = unfit_constants(module, constants, plan.precision if plan else policy.precision)
-    flow = dataflow(module, fixed, policy, unfit_reasons(module, unfit))
-    plan = decide(flow, policy.precision, plan)
-    run_passes(module, forward_passes(plan), _lint)
-    for graph in all_graphs(module):
-        graph.recompile()
-    return plan
-
-
-def _mark(module: fx.GraphModule, name: str) -> None:
+def _mark(graph: fx.Graph, name: str) -> None:
     """Note on each node the pass that has made it, and on all others that none has."""
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         node.meta.setdefault("pass", name)
 
 
+def _mark_module(module: fx.GraphModule, name: str) -> None:
+    _mark(module.graph, name)
+
+
 def _mark_step(step: StepGraph, name: str) -> None:
-    _mark(step.gradient, name)
-    _mark(step.update, name)
+    for graph in step.graphs().values():
+        _mark(graph, name)
 
 
 def _lint(module: fx.GraphModule) -> None:

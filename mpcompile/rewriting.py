@@ -62,7 +62,7 @@ def rewrite(
     # Only now, so that a tool that rewrites ONNX files does not wait for torch.
     from torch.onnx import ONNXProgram
 
-    from mpcompile.pipeline import rewrite as rewrite_exported
+    from mpcompile.exported_program import rewrite as rewrite_exported
 
     if isinstance(program, ONNXProgram):
         done = onnx_rewrite.rewrite(program.model, policy, plan=plan, **options)

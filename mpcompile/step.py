@@ -15,7 +15,7 @@ from torch import fx
 from mpcompile.errors import CompileError
 from mpcompile.graph_text import graph_text, type_text
 from mpcompile.recorded_number import Guard
-from mpcompile.torch_private import fake_like, module_of, rename
+from mpcompile.torch_private import fake_like, rename
 
 ALIGNMENT = 32
 """Elements to which each parameter starts in its arena: 64 bytes of FP16, 128 of FP32."""
@@ -44,6 +44,10 @@ class Role(Enum):
     TRACKER = "tracker"
     """Clean steps since the scale last changed."""
     COUNTER = "counter"
+    PENDING = "pending"
+    """What an update over several micro-batches keeps between them."""
+    REPORT = "report"
+    """What a step tells its caller: written by the update graph and never read."""
     GRADIENT = "gradient"
     """Passed from the gradient graph to the update graph."""
     PACKED = "packed"
@@ -51,12 +55,12 @@ class Role(Enum):
     UPDATED = "updated"
     """A buffer's next value, passed from the gradient graph to the update graph."""
     LOSS = "loss"
+    AUXILIARY = "auxiliary"
+    """A tensor that the loss function returns beside the loss."""
 
-
-_OUTER = frozenset(Role) - {Role.GRADIENT, Role.PACKED, Role.UPDATED, Role.LOSS}
 
 STATE = (Role.MASTER, Role.WORKING, Role.BUFFER, Role.OPTIMIZER, Role.SCALE, Role.TRACKER,
-         Role.COUNTER)  # fmt: skip
+         Role.COUNTER, Role.PENDING, Role.REPORT)  # fmt: skip
 """Roles whose slots live from one step to the next and are written by the update graph."""
 
 
@@ -176,6 +180,9 @@ class StepGraph:
     results in ``meta["slots"]``. The update graph's results are the next values of state slots;
     the gradient graph's are the loss, gradients and updated buffers.
 
+    Where an update gathers several micro-batches, a third graph runs after each gradient graph. Its
+    results are next values of state too.
+
     Attributes:
         gradient: forward and backward.
         update: optimizer, loss scale, counters.
@@ -186,6 +193,8 @@ class StepGraph:
             the weights in their order.
         options: the value that each of the optimizer's options had when it was traced, by slot.
         guards: comparisons of options that the update graph rests on.
+        accumulation: adds the gradients of a micro-batch to those before it; None: each gradient
+            graph is followed by an update.
     """
 
     gradient: fx.GraphModule
@@ -196,6 +205,14 @@ class StepGraph:
     joined: dict[str, tuple[str, ...]] = field(default_factory=dict)
     options: dict[str, float] = field(default_factory=dict)
     guards: tuple[Guard, ...] = ()
+    accumulation: fx.GraphModule | None = None
+
+    def graphs(self) -> dict[str, fx.Graph]:
+        """Return the graphs by name, in the order in which they run."""
+        found = {"gradient": self.gradient.graph}
+        if self.accumulation is not None:
+            found["accumulation"] = self.accumulation.graph
+        return {**found, "update": self.update.graph}
 
     def arena_of(self, parameter: str) -> Arena:
         """Return the arena a trained parameter lies in."""
@@ -207,7 +224,7 @@ class StepGraph:
 
     def check(self) -> None:
         """Raise CompileError if the two graphs and the slots do not fit together."""
-        for name, graph in (("gradient", self.gradient.graph), ("update", self.update.graph)):
+        for name, graph in self.graphs().items():
             graph.lint()
             for node in graph.find_nodes(op="placeholder"):
                 self._check_slot(name, node.meta.get("slot"), node)
@@ -218,13 +235,14 @@ class StepGraph:
             for slot, node in zip(names, results, strict=True):
                 self._check_slot(name, slot, node)
         made = set(self.gradient.graph.output_node().meta["slots"])
-        for node in self.update.graph.find_nodes(op="placeholder"):
-            slot = self.slots[node.meta["slot"]]
-            if slot.role in (Role.GRADIENT, Role.UPDATED) and slot.name not in made:
-                raise CompileError(f"the update reads {slot.name}, which nothing makes", "", "")
-        for name in self.update.graph.output_node().meta["slots"]:
-            if self.slots[name].role not in STATE:
-                raise CompileError(f"the update writes {name}, which is not state", "", "")
+        for graph in list(self.graphs().values())[1:]:
+            for node in graph.find_nodes(op="placeholder"):
+                slot = self.slots[node.meta["slot"]]
+                if slot.role in (Role.GRADIENT, Role.UPDATED) and slot.name not in made:
+                    raise CompileError(f"the update reads {slot.name}, which nothing makes", "", "")
+            for name in graph.output_node().meta["slots"]:
+                if self.slots[name].role not in STATE:
+                    raise CompileError(f"the update writes {name}, which is not state", "", "")
         for name, members in self.joined.items():
             arena = self.arena_of(members[0])
             start = arena.parameters.index(members[0])
@@ -251,72 +269,10 @@ class StepGraph:
 
     def __str__(self) -> str:
         parts = []
-        for name, graph in (("gradient", self.gradient.graph), ("update", self.update.graph)):
+        for name, graph in self.graphs().items():
             lines = graph_text(graph).splitlines()
             parts.append("\n".join([name, *(f"  {line}" for line in lines)]))
         return "\n".join(parts)
-
-    def whole(self) -> fx.GraphModule:
-        """Return the step as one functional graph.
-
-        Its inputs are the state slots (parameters as arenas), the hyper-parameters and the batch;
-        its results are the loss and the next value of each state slot that changes.
-        """
-        graph = fx.Graph()
-        lies = self._places()
-        outer: dict[str, fx.Node] = {}
-        copied: dict[fx.Node, fx.Node] = {}
-        inputs = [
-            *placeholders(self.gradient.graph).items(),
-            *placeholders(self.update.graph).items(),
-        ]
-        for name, node in inputs:
-            owner = lies[name].memory if name in lies else name
-            if owner not in outer and self.slots[owner].role in _OUTER:
-                last = next(reversed(outer.values()), None)
-                outer[owner] = _input(graph, self.slots[owner], node, last)
-        for name, node in placeholders(self.gradient.graph).items():
-            copied[node] = _view(graph, self.slots[name], lies.get(name), outer)
-        passed = graph.graph_copy(self.gradient.graph, copied)
-        made = dict(zip(self.gradient.graph.output_node().meta["slots"], passed, strict=True))  # type: ignore[arg-type]
-        for name, node in placeholders(self.update.graph).items():
-            copied[node] = made[name] if name in made else outer[name]
-        written = graph.graph_copy(self.update.graph, copied)
-        output = graph.output((made["loss"], *written))  # type: ignore[misc]
-        output.meta["slots"] = ("loss", *self.update.graph.output_node().meta["slots"])
-        graph.lint()
-        return module_of(graph, self.gradient, self.update)
-
-    def _places(self) -> dict[str, _Piece]:
-        """Return where each trained weight and each working copy lies."""
-        places = {
-            f"{name}{suffix}": _Piece(f"{arena.name}.{memory}", start if arena.flat else None)
-            for arena in self.arenas
-            for name, start in zip(arena.parameters, arena.offsets, strict=False)
-            for suffix, memory in (("", "master"), (".working", "working"))
-        }
-        joined = {name: places[f"{first}.working"] for name, (first, *_) in self.joined.items()}
-        return places | joined
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Where a slot lies: the slot whose memory it is, and its first element; None: all of it."""
-
-    memory: str
-    start: int | None
-
-
-def _view(graph: fx.Graph, slot: Slot, place: _Piece | None, outer: dict[str, fx.Node]) -> fx.Node:
-    """Return a gradient graph's input as a view of its arena, or as it is."""
-    if place is None:
-        return outer[slot.name]
-    whole = outer[place.memory]
-    if place.start is None:
-        return whole
-    end = place.start + prod(slot.shape)
-    piece = call(graph, torch.ops.aten.slice.Tensor, whole, 0, place.start, end)
-    return call(graph, torch.ops.aten.view.default, piece, list(slot.shape))
 
 
 def placeholders(graph: fx.Graph) -> dict[str, fx.Node]:
@@ -352,7 +308,9 @@ def add_input(graph: fx.Graph, slot: Slot, like: fx.Node) -> fx.Node:
 
 def add_inputs(graph: fx.Graph, slots: Iterable[Slot], like: fx.Node) -> list[fx.Node]:
     """Add placeholders for several slots in order; see `add_input`."""
-    *_, last = takewhile(lambda node: node.op == "placeholder", graph.nodes)
+    last = None
+    for node in takewhile(lambda node: node.op == "placeholder", graph.nodes):
+        last = node
     added = []
     for slot in slots:
         last = _input(graph, slot, like, last)

@@ -20,6 +20,7 @@ from torch import fx
 from mpcompile.dataflow import Where
 from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.functional import make_functional
+from mpcompile.nest import Nest, loss_last, nest_of_results, stands_alone
 from mpcompile.stack_lines import users_line
 from mpcompile.torch_private import DataDependent, op_name
 from mpcompile.workload import Workload
@@ -58,14 +59,18 @@ class Forward:
     """A captured forward pass: composite ATen ops, without mutation.
 
     Attributes:
-        module: the graph; its results are the next values of `written`, then the loss.
+        module: the graph; its results are the next values of `written`, then the tensors that the
+            loss function returns beside the loss, then the loss.
         inputs: its placeholders in order, a tied weight once.
         written: names of the buffers that the forward pass updates.
+        returns: what the loss function returns if that is more than the loss; without a loss
+            function what the model returns.
     """
 
     module: fx.GraphModule
     inputs: tuple[Input, ...]
     written: tuple[str, ...]
+    returns: Nest | None = None
 
 
 class _Program(torch.nn.Module):
@@ -85,7 +90,7 @@ def capture(workload: Workload) -> Forward:
 
     Raises:
         BadInput: the program itself fails on the example batch, or its loss is not a 0-d FP32
-            tensor.
+            tensor or a pair of one and anything.
         CannotCapture: it runs, but not as one graph.
     """
     for position, value in enumerate(workload.batch):
@@ -96,13 +101,14 @@ def capture(workload: Workload) -> Forward:
                 "make the batch a flat tuple of tensors",
             )
     program = export(_Program(workload), workload)
-    if workload.loss is not None:
-        _check_loss(program, workload)
+    returns = _returns(program, workload)
     _refuse_hidden_writes(program.graph, workload)
     program, module, written = make_functional(program)
     _place_loss(module, workload)
+    if workload.loss is not None:
+        loss_last(module.graph, len(written))
     names = tuple(name.removeprefix("model.") for name in written)
-    return Forward(module, _inputs(program, module, workload), names)
+    return Forward(module, _inputs(program, module, workload), names, returns)
 
 
 def export(module: torch.nn.Module, workload: Workload) -> torch.export.ExportedProgram:
@@ -189,14 +195,27 @@ def user_place(error: BaseException) -> str:
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
-def _check_loss(program: torch.export.ExportedProgram, workload: Workload) -> None:
+def _returns(program: torch.export.ExportedProgram, workload: Workload) -> Nest | None:
+    """Return what a program returns; check the loss, which alone needs no nest."""
     outputs = program.graph.output_node().args[0]
     assert isinstance(outputs, list | tuple)
     place = definition(workload.loss) or workload.origin
-    value = outputs[-1].meta.get("val") if isinstance(outputs[-1], fx.Node) else None
-    users = [s for s in program.graph_signature.output_specs if s.kind.name == "USER_OUTPUT"]
-    if len(users) != 1 or not isinstance(value, torch.Tensor):
-        raise BadInput(f"the loss returns {len(users)} values", place, "return one 0-d FP32 tensor")
+    users = [
+        item
+        for item, spec in zip(outputs, program.graph_signature.output_specs, strict=True)
+        if spec.kind.name == "USER_OUTPUT"
+    ]
+    found = nest_of_results(program.call_spec.out_spec, users)
+    if workload.loss is None:
+        return found
+    advice = "return one 0-d FP32 tensor, or a pair of it and anything"
+    try:
+        alone = stands_alone(found)
+    except ValueError as error:
+        raise BadInput(f"the loss returns {error}", place, advice) from None
+    value = users[0].meta.get("val") if isinstance(users[0], fx.Node) else None
+    if not isinstance(value, torch.Tensor):
+        raise BadInput("the loss is no tensor", place, advice)
     if value.dim() != 0 or value.dtype is not torch.float32:
         raise BadInput(
             f"the loss is a {str(value.dtype).removeprefix('torch.')} tensor of shape "
@@ -204,6 +223,7 @@ def _check_loss(program: torch.export.ExportedProgram, workload: Workload) -> No
             place,
             "reduce it to one FP32 number, for example with .mean()",
         )
+    return None if alone else found
 
 
 def _refuse_hidden_writes(graph: fx.Graph, workload: Workload) -> None:

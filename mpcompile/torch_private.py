@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_unflatten
 
 
 class DispatchMode(TorchDispatchMode):
@@ -349,3 +350,8 @@ def dynamo_constant(placeholder: fx.Node) -> torch.Tensor | None:
 def uncompile(module: torch.nn.Module) -> None:
     """Undo ``module.compile()``, for which torch has no word."""
     module._compiled_call_impl = None
+
+
+def unflatten(leaves: list[Any], structure: Any) -> Any:
+    """Return a nest of a structure that `torch.export` has noted, around other leaves."""
+    return tree_unflatten(leaves, structure)

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
+from torch.optim.lr_scheduler import LRScheduler
 
 from mpcompile import checkpoint
+from mpcompile.batch_graphs import BatchGraph, BatchGraphs
+from mpcompile.bound_graphs import BoundGradient, BoundWrites
 from mpcompile.bound_state import BoundState
-from mpcompile.cuda_graph import CapturedStep, Step
+from mpcompile.cuda_graph import CapturedStep
 from mpcompile.errors import BadInput
+from mpcompile.evaluation import MixedForward
 from mpcompile.loss_scale import LossScale
-from mpcompile.lower_torch import Backend, lower
+from mpcompile.lower_torch import Backend, Lowered, lower
 from mpcompile.optimizer_options import OptionInputs
 from mpcompile.passes.adjust_scale import TRACKER
 from mpcompile.passes.count_steps import SKIPPED, TAKEN
+from mpcompile.passes.report_outcome import APPLIED, GRADIENT_NORM
 from mpcompile.passes.scale_loss import SCALE
 from mpcompile.plan import Plan
+from mpcompile.policy import Policy
+from mpcompile.schedules import Schedules
 from mpcompile.step import Role, StepGraph
 from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import note_step
+from mpcompile.whole_step import whole_step
 from mpcompile.workload import Workload
 
 
@@ -36,7 +44,7 @@ class TrainStep:
 
     Attributes:
         plan: what runs in which precision, and why.
-        forward: the forward graph with its casts.
+        captured: the forward graph with its casts.
         step: gradient graph, update graph and slots.
         backend: ``"interpreter"`` or ``"inductor"``.
     """
@@ -53,68 +61,133 @@ class TrainStep:
         memory_budget: float = 1.0,
         cuda_graph: bool = True,
         options: Mapping[str, Any] | None = None,
+        accumulate: int = 1,
+        policy: Policy | None = None,
+        for_batch: Callable[[tuple[torch.Tensor, ...]], tuple[Forward, StepGraph]] | None = None,
     ) -> None:
         assert workload.optimizer is not None
-        self.plan, self.forward, self.step, self.backend = plan, forward, step, backend
+        self.plan, self.captured, self.step, self.backend = plan, forward, step, backend
         self._model, self._optimizer, self._rule = workload.model, workload.optimizer, scale
         self._device = next(iter(workload.model.parameters())).device
         self._lowered = lower(step, backend, self._device, memory_budget, options)
         self._bound = BoundState(workload, forward, step, initial, scale)
         self._state = self._bound.tensors
-        self._batch = [slot for slot in step.slots.values() if slot.role is Role.BATCH]
-        self._layouts = [(value.device, value.stride()) for value in workload.batch]
-        wanted = {slot.name: position for position, slot in enumerate(self._batch)}
-        self._inputs: list[Any] = [self._state.get(name) for name in self._lowered.gradient_inputs]
-        self._places = [
-            (place, wanted[name])
-            for place, name in enumerate(self._lowered.gradient_inputs)
-            if name in wanted
-        ]
-        self._update_inputs: list[Any] = [
-            self._state.get(name) for name in self._lowered.update_inputs
-        ]
-        made = {name: place for place, name in enumerate(self._lowered.gradient_results)}
-        self._passed = [
-            (place, made[name])
-            for place, name in enumerate(self._lowered.update_inputs)
-            if name not in self._state
-        ]
+        self._forward = MixedForward(workload.model, policy or Policy(), backend, options)
+        made = self._lowered.gradient_results
+        self._update = BoundWrites(
+            self._lowered.update, self._lowered.update_inputs, self._state, made
+        )
+        self._gather: BoundWrites | None = None
+        if self._lowered.accumulate is not None:
+            self._gather = BoundWrites(
+                self._lowered.accumulate, self._lowered.accumulate_inputs, self._state, made
+            )
+        self._every, self._gathered = accumulate, 0
+        self._schedules = Schedules(self._optimizer, scale.gated)
         self._options = OptionInputs(self._optimizer, step.guards, self._state)
-        self._run: Step = self._run_once
-        if cuda_graph and backend == "inductor" and self._device.type == "cuda":
-            self._run = CapturedStep(self._run_once, self._lowered.obstacle)
+        self._replays = cuda_graph and backend == "inductor" and self._device.type == "cuda"
 
-    def __call__(self, *batch: torch.Tensor) -> torch.Tensor:
-        """Run one step.
+        def another(batch: tuple[torch.Tensor, ...]) -> BatchGraph:
+            assert for_batch is not None
+            captured, graph = for_batch(batch)
+            self._bound.admit(graph)
+            lowered = lower(graph, backend, self._device, memory_budget, options)
+            return self._batch_graph(captured, graph, lowered, batch)
+
+        first = self._batch_graph(forward, step, self._lowered, workload.batch)
+        self._graphs = BatchGraphs(first, workload.batch, another)
+
+    def __call__(self, *batch: torch.Tensor) -> Any:
+        """Run one step; with ``accumulate=k`` each k-th call updates.
 
         Args:
-            batch: tensors of the shapes and dtypes of the example batch.
+            batch: tensors of the dtypes of the example batch. The first one of other shapes than
+                before, such as the last of an epoch, is captured, planned and lowered, on the same
+                weights; the log ``mpcompile`` says so.
 
         Returns:
             The unscaled loss before the update: 0-d FP32, on the model's device, not copied to the
-            host.
+            host. If the loss function returns ``(loss, anything)`` so does the step, with tensors
+            that need no gradient.
 
         Raises:
-            BadInput: the batch does not fit the compiled shapes.
+            BadInput: the batch does not fit the program.
         """
-        given = self._prepare(batch)
-        self._options.hand_over()
-        loss = self._run(given)
-        note_step(self._optimizer)
-        return loss
+        graph, given = self._prepare(batch)
+        self._schedules.settle()
+        if self._gather is not None and self._gathered == 0:
+            self._bound.keep_buffers()
+            self.applied.zero_()
+        self._gathered += 1
+        due = self._gathered == self._every
+        if due:
+            self._gathered = 0
+            self._options.hand_over()
+        loss, *beside = graph.run(given)
+        if due:
+            if self._gather is not None:
+                self._update()
+            note_step(self._optimizer)
+            self._schedules.note(self.applied)
+        return loss if graph.returns is None else graph.returns([loss, *beside])
 
-    def _run_once(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Run gradient graph and update graph."""
-        results = self._differentiate(batch)
-        inputs = self._update_inputs
-        for place, position in self._passed:
-            inputs[place] = results[position]
-        with torch.no_grad():
-            self._lowered.update(*inputs)
-        for place, _ in self._passed:
-            inputs[place] = None
-        loss: torch.Tensor = results[0]
-        return loss
+    def _batch_graph(
+        self,
+        captured: Forward,
+        step: StepGraph,
+        lowered: Lowered,
+        batch: Sequence[torch.Tensor],
+    ) -> BatchGraph:
+        """Bind a gradient graph, with what runs after it: the update, or what gathers for it."""
+        gradient = BoundGradient(step, lowered, self._state, batch)
+        after = self._gather or self._update
+
+        def run(batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+            results = gradient(batch)
+            after(results)
+            return [results[place] for place in gradient.returned]
+
+        replayed = CapturedStep(run, lowered.obstacle) if self._replays else run
+        return BatchGraph(step, gradient, captured.returns, replayed)
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """Run ``model(*inputs)`` in mixed precision as in evaluation mode, without gradients.
+
+        It reads the working copies that training reads. The model's own mode stays; the first call
+        for each shape captures and plans a graph, by the policy alone. For FP32 on the masters call
+        ``model.eval()(*inputs)``.
+
+        Args:
+            inputs: tensors, of any shape that the model takes.
+
+        Returns:
+            What the model returns; what is FP32 there is FP32 here.
+
+        Raises:
+            BadInput, CannotCapture: see `mpcompile.compile`.
+        """
+        if self._bound.take_over():
+            self._graphs.bind(self._state)
+        return self._forward(inputs, self._bound.working_copies())
+
+    def scheduler(self, schedule: LRScheduler) -> None:
+        """Let the step call ``schedule.step()`` after each update that was applied.
+
+        It does so right before the next step, or when `settle` is called. Then the host waits until
+        the last update is done, if that can be skipped at all. Do not step the schedule yourself.
+
+        Args:
+            schedule: of this step's optimizer, counting updates; for one that counts epochs call
+                ``schedule.step()`` yourself.
+
+        Raises:
+            BadInput: it is of another optimizer, needs a measured number, or was given before.
+        """
+        self._schedules.add(schedule)
+
+    def settle(self) -> None:
+        """Step the schedules for the last update now, for example before their state is saved."""
+        self._schedules.settle()
 
     def gradients(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """Run forward and backward only, and return each weight's unscaled FP32 gradient.
@@ -124,8 +197,9 @@ class TrainStep:
         Args:
             batch: as for a step.
         """
-        results = self._differentiate(self._prepare(batch))
-        named = zip(self._lowered.gradient_results, results, strict=True)
+        graph, given = self._prepare(batch)
+        results = graph.gradient(given)
+        named = zip(graph.gradient.results, results, strict=True)
         scale = self._state.get(SCALE)
         inverse = 1.0 if scale is None else scale.double().reciprocal().float()
         return {
@@ -140,42 +214,27 @@ class TrainStep:
         Args:
             batch: as for a step.
         """
-        given = self._prepare(batch)
-        named = dict(zip(self._lowered.gradient_inputs, self._inputs, strict=True))
-        names = self._lowered.gradient_inputs
-        return named | {names[place]: given[position].detach() for place, position in self._places}
+        graph, given = self._prepare(batch)
+        return graph.gradient.values(given)
 
-    def masters(self) -> dict[str, torch.Tensor]:
-        """Return, per slot of the gradient graph that is a working copy, its FP32 masters."""
-        return self._bound.masters(self._lowered.gradient_inputs)
+    def graph_of(self, *batch: torch.Tensor) -> StepGraph:
+        """Return the step graph for a batch: `step` itself for one of the example's shapes."""
+        return self._graphs(batch).step
+
+    def masters(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return, per working copy that the gradient graph for a batch reads, its FP32 masters."""
+        return self._bound.masters(self.graph_of(*batch))
 
     def refresh(self) -> None:
         """Write the working copies again from the masters."""
         self._bound.refresh()
 
-    def _prepare(self, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Take over what was written to the weights; return the batch, laid out as the example."""
-        self._check(batch)
-        self._bound.take_over()
-        return [
-            value
-            if value.stride() == stride
-            else value.new_empty_strided(value.shape, stride).copy_(value)
-            for value, (_, stride) in zip(batch, self._layouts, strict=True)
-        ]
-
-    def _differentiate(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Run the gradient graph."""
-        inputs = self._inputs
-        for place, position in self._places:
-            inputs[place] = batch[position].detach()
-        # No input asks for a gradient, so none is recorded. Without grad mode oneDNN's LSTM would
-        # keep nothing for the backward that stands in the graph.
-        with torch.enable_grad():
-            results: Sequence[torch.Tensor] = self._lowered.gradient(*inputs)
-        for place, _ in self._places:
-            inputs[place] = None
-        return results
+    def _prepare(self, batch: Sequence[torch.Tensor]) -> tuple[BatchGraph, list[torch.Tensor]]:
+        """Take over what was written to the weights; return graph and batch, laid out for it."""
+        graph = self._graphs(batch)
+        if self._bound.take_over():
+            self._graphs.bind(self._state)
+        return graph, graph.gradient.prepare(batch)
 
     @property
     def device(self) -> torch.device:
@@ -198,14 +257,37 @@ class TrainStep:
         return int(self._state[SKIPPED])
 
     @property
+    def applied(self) -> torch.Tensor:
+        """Whether the last step's update was applied: 0-d bool on the device, not copied.
+
+        The next step writes to the same tensor.
+        """
+        return self._state[APPLIED]
+
+    @property
+    def gradient_norm(self) -> torch.Tensor:
+        """The 2-norm of all unscaled gradients of the last step before clipping: 0-d FP32.
+
+        It stays on the device, and the next step writes to the same tensor.
+
+        Raises:
+            BadInput: the step does not clip by norm, so it computes none.
+        """
+        if GRADIENT_NORM not in self._state:
+            raise BadInput(
+                "the step computes no norm of the gradients", "", "compile with max_grad_norm"
+            )
+        return self._state[GRADIENT_NORM]
+
+    @property
     def forward_graph(self) -> fx.GraphModule:
         """The forward graph with its casts."""
-        return self.forward.module
+        return self.captured.module
 
     @property
     def step_graph(self) -> fx.GraphModule:
         """The whole step as one functional graph: state and batch in, next state and loss out."""
-        return self.step.whole()
+        return whole_step(self.step)
 
     def scaler_state(self) -> dict[str, float | int]:
         """Return the loss scale's state under the keys of ``torch.amp.GradScaler.state_dict``.
@@ -298,26 +380,3 @@ class TrainStep:
             self.taken + self.skipped,
             self.refresh,
         )
-
-    def _check(self, batch: Sequence[torch.Tensor]) -> None:
-        if len(batch) != len(self._batch):
-            raise BadInput(
-                f"the step was called with {len(batch)} tensors",
-                "",
-                f"give {len(self._batch)}, as in the example batch",
-            )
-        for value, slot, (device, _) in zip(batch, self._batch, self._layouts, strict=True):
-            if value.device != device:
-                raise BadInput(
-                    f"{slot.name} is on {value.device}, the example batch was on {device}",
-                    "",
-                    f"move it there, for example {slot.name}.to({str(device)!r})",
-                )
-            if value.shape != slot.shape or value.dtype is not slot.dtype:
-                raise BadInput(
-                    f"{slot.name} is {str(value.dtype).removeprefix('torch.')}"
-                    f"{list(value.shape)}, the step was compiled for "
-                    f"{str(slot.dtype).removeprefix('torch.')}{list(slot.shape)}",
-                    "",
-                    "compile another step for these shapes, or drop the last, smaller batch",
-                )

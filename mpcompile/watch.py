@@ -101,7 +101,12 @@ class Watch:
         values = self._step.values(*self._batch)
         if SCALE in values:
             values[SCALE] = torch.full_like(values[SCALE], self._scale)
-        moment = Moment(self._step.step, values, self._step.masters(), self._random)
+        moment = Moment(
+            self._step.graph_of(*self._batch),
+            values,
+            self._step.masters(*self._batch),
+            self._random,
+        )
         cause = first_nonfinite(moment)
         if cause is None:
             self._say(

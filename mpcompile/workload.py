@@ -26,8 +26,8 @@ class Workload:
     Attributes:
         model: the module to train, in the mode (train or eval) it shall be captured in.
         batch: an example batch; its shapes are those of every step.
-        loss: ``loss(model, *batch)`` returns a 0-d FP32 tensor; None: only the forward graph of
-            ``model(*batch)`` is of interest.
+        loss: ``loss(model, *batch)`` returns a 0-d FP32 tensor, or ``(loss, anything)``; None:
+            only the forward graph of ``model(*batch)`` is of interest.
         optimizer: over the model's parameters; None goes with no loss.
         data: batches, an epoch an iteration; needed by ``mpcompile run`` only.
         origin: ``file:line`` where it was defined, for error messages.
@@ -35,7 +35,7 @@ class Workload:
 
     model: torch.nn.Module
     batch: tuple[Any, ...]
-    loss: Callable[..., torch.Tensor] | None = None
+    loss: Callable[..., Any] | None = None
     optimizer: torch.optim.Optimizer | None = None
     data: Iterable[tuple[Any, ...]] | None = None
     origin: str = ""

@@ -11,8 +11,7 @@ def drop_dead(step: StepGraph) -> int:
     Batch slots stay even if unread, so that a step is called with what the loss is called with.
     """
     removed = 0
-    for module in (step.gradient, step.update):
-        graph = module.graph
+    for graph in step.graphs().values():
         before = len(graph.nodes)
         graph.eliminate_dead_code()
         for node in list(graph.find_nodes(op="placeholder")):
@@ -21,10 +20,10 @@ def drop_dead(step: StepGraph) -> int:
         removed += before - len(graph.nodes)
     used = {
         name
-        for module in (step.gradient, step.update)
+        for graph in step.graphs().values()
         for name in (
-            *(node.meta["slot"] for node in module.graph.find_nodes(op="placeholder")),
-            *module.graph.output_node().meta["slots"],
+            *(node.meta["slot"] for node in graph.find_nodes(op="placeholder")),
+            *graph.output_node().meta["slots"],
         )
     }
     for name in set(step.slots) - used:

@@ -8,6 +8,8 @@ import torch
 from torch import fx
 
 from mpcompile.loss_scale import LossScale
+from mpcompile.passes.accumulate_gradients import BEFORE
+from mpcompile.passes.clip_gradients import NORM
 from mpcompile.step import Role, StepGraph, add_input, call, placeholders, results, set_results
 
 FINITE = "finite"
@@ -29,8 +31,8 @@ class GateUpdate:
         """Return the number of gated writes, or 0 if they are gated already.
 
         The flag is one read of the unscaled FP32 gradients: their largest magnitude is below
-        infinity (a NaN is not). Working copies need no selection: they are cast from the gated
-        master.
+        infinity (a NaN is not). Where they are clipped by norm, that norm is looked at instead.
+        Working copies need no selection: they are cast from the gated master.
         """
         graph = step.update.graph
         if not self.scale.gated or any(node.meta.get(FINITE) for node in graph.nodes):
@@ -39,11 +41,14 @@ class GateUpdate:
         values = results(graph)
         infinity = float("inf")
         flags = []
-        for node in [node for node in graph.nodes if node.meta.get("packed")]:
-            with graph.inserting_before(node.next):
-                largest = call(graph, _ATEN.linalg_vector_norm.default, node, infinity)
-            with graph.inserting_before(largest.next):
-                flags.append(call(graph, _ATEN.lt.Scalar, largest, infinity))
+        measures = [node for node in graph.nodes if node.meta.get(NORM) == "total"]
+        if not measures:
+            for node in [node for node in graph.nodes if node.meta.get("packed")]:
+                with graph.inserting_before(node.next):
+                    measures.append(call(graph, _ATEN.linalg_vector_norm.default, node, infinity))
+        for measure in measures:
+            with graph.inserting_before(measure.next):
+                flags.append(call(graph, _ATEN.lt.Scalar, measure, infinity))
         with graph.inserting_before(output):
             finite = flags[0]
             for flag in flags[1:]:
@@ -55,7 +60,7 @@ class GateUpdate:
             if slot.role not in _GATED:
                 continue
             new = values[name]
-            old = inputs.get(name) or add_input(graph, slot, new)
+            old = inputs.get(BEFORE + name) or inputs.get(name) or add_input(graph, slot, new)
             with graph.inserting_before(output):
                 chosen = call(graph, _ATEN.where.self, finite, new, old)
             if slot.role is Role.MASTER:

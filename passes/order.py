@@ -6,11 +6,14 @@ from collections.abc import Collection, Mapping
 
 from torch import fx
 
+from mpcompile.loop import PLAIN, Loop
 from mpcompile.loss_scale import LossScale
 from mpcompile.pass_runner import Pass, pass_name
+from mpcompile.passes.accumulate_gradients import AccumulateGradients
 from mpcompile.passes.adjust_scale import AdjustScale
 from mpcompile.passes.chunk_head import ChunkHead
 from mpcompile.passes.clean_casts import clean_casts
+from mpcompile.passes.clip_gradients import ClipGradients
 from mpcompile.passes.count_steps import count_steps
 from mpcompile.passes.drop_dead import drop_dead
 from mpcompile.passes.gate_update import GateUpdate
@@ -22,6 +25,7 @@ from mpcompile.passes.lay_out_copies import lay_out_copies
 from mpcompile.passes.pack_gradients import pack_gradients
 from mpcompile.passes.pad_vocabulary import PadVocabulary
 from mpcompile.passes.recompute_casts import recompute_casts
+from mpcompile.passes.report_outcome import report_outcome
 from mpcompile.passes.save_narrow import save_narrow
 from mpcompile.passes.scale_loss import ScaleLoss
 from mpcompile.plan import Plan
@@ -73,15 +77,20 @@ GRADIENT: tuple[Pass[fx.GraphModule], ...] = (
 """What runs on the gradient graph, before state is bound to it."""
 
 
-def training_passes(scale: LossScale) -> tuple[Pass[StepGraph], ...]:
+def training_passes(scale: LossScale, loop: Loop = PLAIN) -> tuple[Pass[StepGraph], ...]:
     """Return what runs on the step graph."""
     return (
         hoist_weight_casts,  # decides which weights have a working copy, so which lie first
         lay_out_copies,  # moves weights within the arenas
         pack_gradients,  # in the order of the arenas
+        AccumulateGradients(loop, scale),  # what is packed
         ScaleLoss(scale),  # unscales the packed FP32 gradients
-        GateUpdate(scale),  # looks at them unscaled; gates what the passes above write
+        ClipGradients(loop),  # what is unscaled
+        GateUpdate(
+            scale
+        ),  # looks at them unscaled and unclipped; gates what the passes above write
         AdjustScale(scale),  # its own writes are not gated
         count_steps,
+        report_outcome,
         drop_dead,
     )

@@ -11,6 +11,7 @@ from graphs import linear, step_of, tied
 from mpcompile.errors import CompileError
 from mpcompile.passes.pack_gradients import pack_gradients
 from mpcompile.step import Arena, Role, Slot, StepGraph, arena_views, results
+from mpcompile.whole_step import whole_step
 
 
 def packed() -> StepGraph:
@@ -84,7 +85,7 @@ def test_views_of_the_beginning_of_an_arena() -> None:
 def test_the_whole_step_reads_state_and_writes_it_back() -> None:
     step = step_of(tied())
     pack_gradients(step)
-    whole = step.whole().graph
+    whole = whole_step(step).graph
     reads = [node.meta["slot"] for node in whole.find_nodes(op="placeholder")]
     writes = whole.output_node().meta["slots"]
     assert writes[0] == "loss"

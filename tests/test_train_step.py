@@ -337,11 +337,13 @@ def test_the_whole_step_as_one_graph_computes_the_step() -> None:
     assert moved <= 2 * 1e-2  # one AdamW step moves a weight by lr at most
 
 
-def test_a_batch_of_another_shape_is_refused_with_both_shapes() -> None:
+def test_a_batch_of_another_kind_is_refused_with_both_shapes() -> None:
     step = compiled(net())
     x, y = batch()
-    with pytest.raises(BadInput, match=r"batch\.0 is float32\[11, 8\].*float32\[12, 8\]"):
-        step(x[1:], y[1:])
+    with pytest.raises(BadInput, match=r"batch\.0 is float32\[96\].*float32\[12, 8\]"):
+        step(x.flatten(), y)
+    with pytest.raises(BadInput, match=r"batch\.0 is float64\[12, 8\].*float32\[12, 8\]"):
+        step(x.double(), y)
     with pytest.raises(BadInput, match="called with 1 tensors"):
         step(x)
 

@@ -20,6 +20,7 @@ from mpcompile.record import record
 from mpcompile.rules import TORCH_RULES, UNKNOWN, PrecisionClass
 from mpcompile.step import Slot, StepGraph, placeholders
 from mpcompile.torch_private import draws, fake_like, fake_mode_of, is_view, op_name
+from mpcompile.whole_step import whole_step
 
 SEED = "random_seed"
 """Name of the state that random masks depend on."""
@@ -57,7 +58,7 @@ def plain_step(step: StepGraph) -> PlainStep:
     Raises:
         CannotCapture: it draws random numbers other than those of a dropout.
     """
-    whole = step.whole()
+    whole = whole_step(step)
     FixOptions(step)(whole)
     numbers_to_tensors(whole)
     mode = fake_mode_of(whole.graph)

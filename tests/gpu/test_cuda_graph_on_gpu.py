@@ -68,8 +68,9 @@ def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def graph_of(step: TrainStep) -> CapturedStep:
-    assert isinstance(step._run, CapturedStep)
-    return step._run
+    run = step._graphs(batch(0)).run
+    assert isinstance(run, CapturedStep)
+    return run
 
 
 def test_a_replay_equals_a_plain_run_bit_for_bit() -> None:

@@ -1,0 +1,160 @@
+"""Two steps on one model: a GAN, and a loss that touches a part of the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import mpcompile
+from mpcompile import FULL_PRECISION, LossScale, Policy, TrainStep
+
+GATED = LossScale(2.0**8, 2.0, 0.5, 3)
+
+
+class Gan(nn.Module):
+    """Batch norm in both halves: each step runs both, so each writes the statistics of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = nn.Sequential(
+            nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8)
+        )
+        self.discriminator = nn.Sequential(
+            nn.Linear(8, 16), nn.BatchNorm1d(16), nn.LeakyReLU(0.2), nn.Linear(16, 1)
+        )
+
+
+def gan() -> Gan:
+    torch.manual_seed(0)
+    return Gan()
+
+
+def judge(model: Gan, x: torch.Tensor, real: bool) -> torch.Tensor:
+    logits = model.discriminator(x)
+    wanted = torch.ones_like(logits) if real else torch.zeros_like(logits)
+    return functional.binary_cross_entropy_with_logits(logits, wanted)
+
+
+def discriminate(model: Gan, real: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    return judge(model, real, True) + judge(model, model.generator(noise).detach(), False)
+
+
+def generate(model: Gan, noise: torch.Tensor) -> torch.Tensor:
+    return judge(model, model.generator(noise), True)
+
+
+def optimizers(model: Gan) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    return (
+        torch.optim.Adam(model.discriminator.parameters(), lr=1e-2, betas=(0.5, 0.999)),
+        torch.optim.Adam(model.generator.parameters(), lr=1e-2, betas=(0.5, 0.999)),
+    )
+
+
+def data(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(6, 8, generator=generator), torch.randn(6, 4, generator=generator)
+
+
+def steps(model: Gan, **options: Any) -> tuple[TrainStep, TrainStep]:
+    one, two = optimizers(model)
+    real, noise = data(0)
+    return (
+        mpcompile.compile(model, discriminate, one, (real, noise), **options),
+        mpcompile.compile(model, generate, two, (noise,), **options),
+    )
+
+
+@pytest.mark.parametrize("scale", [LossScale.none(), GATED], ids=["plain", "scaled"])
+def test_a_gan_in_fp32_is_the_eager_gan_to_the_last_bit(scale: LossScale) -> None:
+    model, peer = gan(), gan()
+    first, second = steps(model, policy=FULL_PRECISION, loss_scale=scale)
+    one, two = optimizers(peer)
+    for seed in range(10):
+        real, noise = data(seed)
+        one.zero_grad()
+        expected = discriminate(peer, real, noise)
+        torch.autograd.backward(expected)
+        one.step()
+        assert torch.equal(first(real, noise), expected.detach())
+        two.zero_grad()
+        expected = generate(peer, noise)
+        torch.autograd.backward(expected)
+        two.step()
+        assert torch.equal(second(noise), expected.detach())
+    for name, held in peer.state_dict().items():
+        assert torch.equal(model.state_dict()[name], held), name
+
+
+@pytest.mark.parametrize("backend", ["interpreter", "inductor"])
+def test_in_mixed_precision_both_see_what_the_other_has_trained(backend: Any) -> None:
+    """Each loss is near that of FP32 on the weights of that moment."""
+    model, peer = gan(), gan()
+    first, second = steps(model, policy=Policy(), loss_scale=GATED, backend=backend)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    for seed in range(10):
+        real, noise = data(seed)
+        peer.load_state_dict(model.state_dict())
+        expected = discriminate(peer, real, noise)
+        torch.testing.assert_close(first(real, noise), expected.detach(), rtol=5e-3, atol=5e-3)
+        peer.load_state_dict(model.state_dict())
+        expected = generate(peer, noise)
+        torch.testing.assert_close(second(noise), expected.detach(), rtol=5e-3, atol=5e-3)
+    moved = [
+        name for name, value in model.named_parameters() if not torch.equal(value, start[name])
+    ]
+    assert len(moved) == len(list(model.parameters()))
+
+
+def test_each_step_has_a_scale_of_its_own() -> None:
+    model = gan()
+    first, second = steps(model, loss_scale=GATED)
+    real, noise = data(0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first(real * float("inf"), noise)
+    assert (first.loss_scale, second.loss_scale) == (2.0**7, 2.0**8)
+    assert (first.skipped, second.skipped) == (1, 0)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    second(noise)
+    assert (second.taken, second.skipped) == (1, 0)
+
+
+def test_a_loss_that_touches_a_part_of_the_model_trains_that_part() -> None:
+    model, peer = gan(), gan()
+    noise = data(0)[1]
+
+    def size(model: Gan, noise: torch.Tensor) -> torch.Tensor:
+        value: torch.Tensor = model.generator(noise).square().mean()
+        return value
+
+    step = mpcompile.compile(model, size, optimizers(model)[1], (noise,), policy=FULL_PRECISION)
+    assert not any(name.startswith("discriminator") for name in step.step.slots)
+    optimizer = optimizers(peer)[1]
+    for _ in range(3):
+        step(noise)
+        optimizer.zero_grad()
+        torch.autograd.backward(size(peer, noise))
+        optimizer.step()
+    for name, held in peer.state_dict().items():
+        assert torch.equal(model.state_dict()[name], held), name
+
+
+def test_loading_a_checkpoint_reaches_both_steps() -> None:
+    model, other = gan(), gan()
+    first, second = steps(model)
+    real, noise = data(0)
+    first(real, noise)
+    second(noise)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.125)
+    model.load_state_dict(other.state_dict())
+    fresh = steps(other)
+    for mine, theirs, given in ((first, fresh[0], (real, noise)), (second, fresh[1], (noise,))):
+        expected = theirs.gradients(*given)
+        for name, gradient in mine.gradients(*given).items():
+            assert torch.equal(gradient, expected[name]), name
