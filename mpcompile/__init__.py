@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mpcompile.calibration import calibrate
-    from mpcompile.errors import BadInput, CannotCapture, CheckFailed, CompileError
+    from mpcompile.errors import (
+        BadInput,
+        CannotCapture,
+        CheckFailed,
+        CompileError,
+        DamagedCheckpoint,
+    )
     from mpcompile.loss_scale import LossScale
     from mpcompile.measured import MeasuredOverflow
     from mpcompile.node_errors import check
@@ -31,6 +37,7 @@ __all__ = [
     "CannotCapture",
     "CheckFailed",
     "CompileError",
+    "DamagedCheckpoint",
     "Level",
     "LossScale",
     "MeasuredOverflow",
@@ -53,6 +60,7 @@ _HOME = {
     "CannotCapture": "errors",
     "CheckFailed": "errors",
     "CompileError": "errors",
+    "DamagedCheckpoint": "errors",
     "Level": "policy",
     "LossScale": "loss_scale",
     "MeasuredOverflow": "measured",
