@@ -74,14 +74,14 @@ CASES = {
         r"model\.py:24: a recurrent layer reads a packed sequence",
         "give it the padded tensor",
     ),
-    "two losses": (
+    "three losses": (
         HEAD + "def bad(model, x, y):\n"
-        "    return loss(model, x, y), loss(model, x, y)\n"
+        "    return loss(model, x, y), loss(model, x, y), loss(model, x, y)\n"
         "def workload():\n"
         "    m = Net()\n"
         "    return Workload(m, batch(), bad, torch.optim.SGD(m.parameters(), lr=0.1))\n",
         2,
-        r"model\.py:18: the loss returns 2 values",
+        r"model\.py:18: the loss returns 3 values",
         "0-d",
     ),
     "shapes refused": (
