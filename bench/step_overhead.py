@@ -1,8 +1,8 @@
 """Time the Python call of a step: everything but the graphs, which do nothing here.
 
 ``PYTHONPATH=. python bench/step_overhead.py`` prints microseconds a call for models of 2, 20 and
-200 weights, the median of seven rounds, and beside it that of ``optimizer.zero_grad()`` with nothing to
-set to zero, which eager PyTorch calls in each step.
+200 weights, the median of seven rounds, and beside it that of ``optimizer.zero_grad()`` with
+nothing to set to zero, which eager PyTorch calls in each step.
 """
 
 from __future__ import annotations
