@@ -46,7 +46,7 @@ class BoundState:
         self._read_only: dict[str, torch.Tensor] = {}
         self._bind_arenas(initial)
         self._bind_rest()
-        self._optimizer.register_load_state_dict_post_hook(self._adopt)
+        self._optimizer.register_load_state_dict_post_hook(lambda _: self.adopt())
         self._written = self._versions()
 
     def take_over(self) -> bool:
@@ -202,10 +202,11 @@ class BoundState:
                 copy = self.tensors[f"{arena.name}.working"]
                 self.tensors[name] = copy[start : start + prod(slot.shape)].view(slot.shape)
 
-    def _adopt(self, _: torch.optim.Optimizer) -> None:
-        """Take over what ``optimizer.load_state_dict`` has put in place of the arenas' views."""
+    def adopt(self) -> None:
+        """Take over what somebody has put in place of the arenas' views, or written to them."""
         for arena in self._step.arenas:
             self._bind_optimizer_states(arena, self._initial[arena.name])
+        self.refresh()
 
     def _bind_optimizer_states(self, arena: Arena, initial: Mapping[str, torch.Tensor]) -> None:
         """Take over an arena's optimizer state; it has begun if it is not as before any step."""

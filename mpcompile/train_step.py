@@ -378,5 +378,5 @@ class TrainStep:
             self._rule,
             self._device,
             self.taken + self.skipped,
-            self.refresh,
+            self._bound.adopt,
         )

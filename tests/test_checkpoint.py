@@ -68,6 +68,11 @@ def stepped(
 OPTIMIZERS: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {}),
     ("SGD", {"momentum": 0.9, "nesterov": True}),
+    ("SGD", {"momentum": 0.9, "dampening": 0.5}),
+    ("RAdam", {}),
+    ("ASGD", {}),
+    ("Rprop", {}),
+    ("Adafactor", {}),
     ("AdamW", {"amsgrad": True}),
     ("NAdam", {}),
     ("Adagrad", {"lr_decay": 0.1}),

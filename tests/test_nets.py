@@ -47,7 +47,9 @@ def test_a_net_becomes_a_step_with_tensor_core_ops_in_16_bits(name: str) -> None
 def test_a_plan_stays_within_three_times_the_error_of_autocast(name: str) -> None:
     workload = NETS[name]()
     assert workload.loss is not None
-    ours, peer = errors(workload.model, workload.loss, [workload.batch])
+    # The rounding of one loss is a matter of luck, that of several is not.
+    batches = [tuple(value.roll(k, -1) for value in workload.batch) for k in range(4)]
+    ours, peer = errors(workload.model, workload.loss, batches)
     assert ours.loss <= FACTOR * peer.loss + 2.0**-14, (ours, peer)
     assert ours.gradient <= FACTOR * peer.gradient, (ours, peer)
 
