@@ -59,4 +59,5 @@ class GatherSlices:
 
 def _read(step: StepGraph, arena: Arena) -> bool:
     """Whether forward or backward reads one of an arena's masters."""
-    return any(name in placeholders(step.gradient.graph) for name in arena.parameters)
+    inputs = placeholders(step.gradient.graph)
+    return any(name in inputs and inputs[name].users for name in arena.parameters)
