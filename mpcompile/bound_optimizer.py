@@ -119,5 +119,6 @@ class BoundOptimizer:
             self._tensors[slot.name] = own.clone()
         else:
             held.copy_(own)
-        for entry, _ in entries:
-            del entry[key]
+        for entry, parameter in entries:  # a state_dict() that somebody holds has the old ones
+            kept = {name: value for name, value in entry.items() if name != key}
+            self._optimizer.state[parameter] = kept

@@ -1,19 +1,17 @@
 """Operations between processes as nodes of a graph.
 
-They are torch's functional collectives (``torch.ops._c10d_functional``, checked on 2.13). The first
-node starts one, a second waits for it, and what stands between them overlaps with it.
+They are torch's functional collectives. The first node starts one, a second waits for it, and what stands between them overlaps with it.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.distributed._functional_collectives  # their shapes on fake tensors
 from torch import fx
 
 from mpcompile.processes import DataParallel
 from mpcompile.step import call
+from mpcompile.torch_private import COLLECTIVES
 
-_OPS = torch.ops._c10d_functional
 _ATEN = torch.ops.aten
 
 
@@ -47,13 +45,13 @@ def started(graph: fx.Graph, node: fx.Node, parallel: DataParallel) -> fx.Node:
     if node.meta["val"].dtype is not parallel.dtype:
         node = call(graph, _ATEN._to_copy.default, node, dtype=parallel.dtype)
     if parallel.shard:
-        return call(graph, _OPS.reduce_scatter_tensor.default, node, "sum", ranks, name)
-    return call(graph, _OPS.all_reduce.default, node, "sum", name)
+        return call(graph, COLLECTIVES.reduce_scatter_tensor.default, node, "sum", ranks, name)
+    return call(graph, COLLECTIVES.all_reduce.default, node, "sum", name)
 
 
 def finished(graph: fx.Graph, started: fx.Node, parallel: DataParallel) -> fx.Node:
     """Wait for `started`; return the mean over the processes, in the dtype that travelled."""
-    node = call(graph, _OPS.wait_tensor.default, started)
+    node = call(graph, COLLECTIVES.wait_tensor.default, started)
     if parallel.dtype is not torch.float32:
         return node
     return call(graph, _ATEN.div.Tensor, node, parallel.ranks)
@@ -61,19 +59,21 @@ def finished(graph: fx.Graph, started: fx.Node, parallel: DataParallel) -> fx.No
 
 def mean(graph: fx.Graph, node: fx.Node, parallel: DataParallel) -> fx.Node:
     """Return the mean of a tensor over the processes, whole, in its own dtype."""
-    summed = call(graph, _OPS.all_reduce.default, node, "sum", parallel.name)
-    summed = call(graph, _OPS.wait_tensor.default, summed)
+    summed = call(graph, COLLECTIVES.all_reduce.default, node, "sum", parallel.name)
+    summed = call(graph, COLLECTIVES.wait_tensor.default, summed)
     return call(graph, _ATEN.div.Tensor, summed, parallel.ranks)
 
 
 def gathered(graph: fx.Graph, node: fx.Node, parallel: DataParallel) -> fx.Node:
     """Return the tensors of all processes one after another along the first dimension."""
-    whole = call(graph, _OPS.all_gather_into_tensor.default, node, parallel.ranks, parallel.name)
-    return call(graph, _OPS.wait_tensor.default, whole)
+    whole = call(
+        graph, COLLECTIVES.all_gather_into_tensor.default, node, parallel.ranks, parallel.name
+    )
+    return call(graph, COLLECTIVES.wait_tensor.default, whole)
 
 
 def put_together(own: torch.Tensor, parallel: DataParallel) -> torch.Tensor:
     """Gather the tensors of all processes now, one after another; each of them must call this."""
-    whole = _OPS.all_gather_into_tensor(own.contiguous(), parallel.ranks, parallel.name)
-    result: torch.Tensor = _OPS.wait_tensor(whole)
+    whole = COLLECTIVES.all_gather_into_tensor(own.contiguous(), parallel.ranks, parallel.name)
+    result: torch.Tensor = COLLECTIVES.wait_tensor(whole)
     return result

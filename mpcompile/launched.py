@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from mpcompile.processes import DataParallel, data_parallel, meeting_place
+from mpcompile.processes import DataParallel, data_parallel, lost, meeting_place
 
 
 @contextmanager
@@ -22,16 +22,36 @@ def launched(*, shard: bool, reduce: str) -> Iterator[DataParallel | None]:
     Args:
         shard: see `mpcompile.data_parallel`.
         reduce: see there.
+
+    Raises:
+        LostProcess: another process is gone.
     """
     if not distributed.is_available() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield None
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.init_process_group()
-    yield data_parallel(shard=shard, reduce=reduce)
+    try:
+        _join()
+        yield data_parallel(shard=shard, reduce=reduce)
+    except RuntimeError as error:
+        raise lost(error) or error from error
     # Not after an error: then others may be gone, and this would wait for them.
     distributed.destroy_process_group()
+
+
+def _join() -> None:
+    """Make the process group.
+
+    When torchrun starts its processes again it may keep the store by which they find each other,
+    and they would find the addresses of those that are gone. On one machine all of them know how
+    often that has happened.
+    """
+    store, rank, ranks = next(distributed.rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = distributed.PrefixStore(f"attempt{attempt}", store)
+    distributed.init_process_group(store=store, rank=rank, world_size=ranks)
 
 
 def is_first(parallel: DataParallel | None) -> bool:

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.distributed._functional_collectives  # the shapes of collective ops
 from torch import fx
 from torch._higher_order_ops.utils import materialize_as_graph
 from torch._logging._internal import trace_structured_artifact
@@ -34,6 +35,9 @@ class DispatchMode(TorchDispatchMode):
         """Keep torch from guarding each dispatch against dynamo, which never runs here."""
         return False
 
+
+COLLECTIVES: Any = torch.ops._c10d_functional
+"""Operations between processes as ops of a graph; checked on 2.13."""
 
 DataDependent: type[Exception] = GuardOnDataDependentSymNode
 """What tracing raises when Python control flow asks for a tensor's value."""

@@ -93,8 +93,8 @@ def run(
 
     If a step has to be skipped, it says which node made the first number that is not finite. With
     --out, SIGTERM and Ctrl-C finish the step and save it; it then exits with 143 or 130. On many
-    processes: ``torchrun --nproc-per-node 4 -m mpcompile run model.py``, each taking every fourth
-    batch.
+    processes: ``torchrun --nproc-per-node 4 -m -- mpcompile run model.py``, where each takes every
+    fourth batch.
     """
     del debug
     if source.endswith(".onnx"):
