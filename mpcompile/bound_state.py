@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from math import prod
 
@@ -14,6 +15,7 @@ from mpcompile.start_of_state import BEGUN, has_begun
 from mpcompile.step import STATE, Arena, Role, StepGraph, arena_views, placeholders
 from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import version_of
+from mpcompile.weight_copies import ReadWeights, claim
 from mpcompile.workload import Workload
 
 
@@ -40,13 +42,17 @@ class BoundState:
         self._model, self._optimizer = workload.model, workload.optimizer
         self._device = next(iter(workload.model.parameters())).device
         self._parameters = {item.name: item.tensor for item in forward.inputs}
+        self._names = {id(item.tensor): item.name for item in forward.inputs}
         self.tensors: dict[str, torch.Tensor] = {}
         self._trained: list[torch.Tensor] = []
         self._first: list[tuple[torch.Tensor, int]] = []
-        self._read_only: dict[str, torch.Tensor] = {}
+        self._lost = ""
+        self._read = ReadWeights(self.tensors)
         self._bind_arenas(initial)
+        claim(self._trained, self)
         self._bind_rest()
-        self._optimizer.register_load_state_dict_post_hook(lambda _: self.adopt())
+        self._read.follow()
+        self._adopt_what_is_loaded()
         self._written = self._versions()
 
     def take_over(self) -> bool:
@@ -55,21 +61,14 @@ class BoundState:
         A parameter that is read only may have moved, when another step was compiled that trains it.
 
         Returns:
-            Whether one has, so that slots have other tensors now.
+            Whether one or its copy has, so that slots have other tensors now.
 
         Raises:
-            BadInput: trained parameters have moved.
+            BadInput: trained parameters have moved, or another step trains them.
         """
-        if self._versions() != self._written:
-            self.refresh()
-        moved = [
-            slot
-            for slot, parameter in self._read_only.items()
-            if parameter.data_ptr() != self.tensors[slot].data_ptr()
-        ]
-        for slot in moved:
-            self.tensors[slot] = self._read_only[slot].detach()
-        return bool(moved)
+        self._check_places()
+        self.catch_up()
+        return self._read.follow()
 
     def admit(self, step: StepGraph) -> None:
         """Let another gradient graph of the same program read the state.
@@ -78,7 +77,7 @@ class BoundState:
             BadInput: it would have the state laid out otherwise.
         """
         mine = self._step
-        own = (Role.BATCH, Role.AUXILIARY)
+        own = (Role.BATCH, Role.AUXILIARY, Role.SHARED)
         alike = (
             step.arenas == mine.arenas
             and step.working == mine.working
@@ -95,6 +94,7 @@ class BoundState:
             )
         for arena in step.arenas:
             self._bind_joined(step, arena)
+        self._read_weights(step)
 
     def masters(self, step: StepGraph) -> dict[str, torch.Tensor]:
         """Return, per working copy that a gradient graph reads, the FP32 masters it is one of."""
@@ -107,6 +107,8 @@ class BoundState:
                 master = self.tensors[f"{arena.name}.master"]
                 start = arena.offset_of(first) if arena.flat else 0
                 found[name] = master.flatten()[start : start + prod(slot.shape)].view(slot.shape)
+            elif slot.role is Role.SHARED:
+                found[name] = self.tensors[step.members(name)[0]]
         return found
 
     def named(self) -> dict[str, torch.Tensor]:
@@ -134,11 +136,24 @@ class BoundState:
         }
 
     def working_copies(self) -> dict[int, torch.Tensor]:
-        """Return the working copies by the ``id`` of their parameters."""
-        return {
+        """Return the 16-bit copies by the ``id`` of their parameters."""
+        mine = {
             id(self._parameters[name]): self.tensors[f"{name}.working"]
             for name in self._step.working
         }
+        return mine | self._read.copies()
+
+    def copy_of(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+        """See `mpcompile.weight_copies.Trainer`."""
+        name = self._names[id(parameter)]
+        copy = self.tensors.get(f"{name}.working")
+        if copy is None or copy.dtype is not dtype:
+            return None
+        return copy if parameter.data_ptr() == self.tensors[name].data_ptr() else None
+
+    def lose(self, parameter: torch.Tensor) -> None:
+        """See `mpcompile.weight_copies.Trainer`."""
+        self._lost = self._lost or self._names[id(parameter)]
 
     def keep_buffers(self) -> None:
         """Note the buffers as they are before the first micro-batch of an update."""
@@ -147,7 +162,18 @@ class BoundState:
                 kept.copy_(self.tensors[name.removeprefix(BEFORE)])
 
     def refresh(self) -> None:
-        """Write the working copies again from the masters."""
+        """Write the working copies again from the masters, also those of weights that are read."""
+        self._check_places()
+        self.rewrite()
+        self._read.rewrite()
+
+    def catch_up(self) -> None:
+        """See `mpcompile.weight_copies.Trainer`."""
+        if self._versions() != self._written:
+            self.rewrite()
+
+    def rewrite(self) -> None:
+        """Write the step's own working copies again from the masters."""
         with torch.no_grad():
             for arena in self._step.arenas:
                 working = self.tensors.get(f"{arena.name}.working")
@@ -157,18 +183,25 @@ class BoundState:
         self._written = self._versions()
 
     def _versions(self) -> int:
-        """Count the in-place writes to parameters; the step's own writes do not show here.
+        """Count the in-place writes to parameters; the step's own writes do not show here."""
+        return sum(version_of(parameter) for parameter in self._trained)
 
-        Raises BadInput if the parameters lie elsewhere by now.
-        """
+    def _check_places(self) -> None:
+        """Raise BadInput if another step trains the parameters, or they lie elsewhere by now."""
+        if self._lost:
+            raise BadInput(
+                f"{self._lost} has moved to a step that was compiled later and trains it too",
+                "",
+                "use that step, or leave the parameter out of one of the two optimizers and "
+                "compile both again",
+            )
         for parameter, place in self._first:
             if parameter.data_ptr() != place:
                 raise BadInput(
                     "the model's parameters have moved since this step was compiled",
                     "",
-                    "compile again after model.to(...), or use the step that was compiled last",
+                    "compile again after model.to(...)",
                 )
-        return sum(version_of(parameter) for parameter in self._trained)
 
     def _bind_arenas(self, initial: dict[str, dict[str, torch.Tensor]]) -> None:
         """Move parameters and optimizer state into arenas, and point the user's tensors there."""
@@ -201,6 +234,22 @@ class BoundState:
                 slot, start = step.slots[name], arena.offset_of(members[0])
                 copy = self.tensors[f"{arena.name}.working"]
                 self.tensors[name] = copy[start : start + prod(slot.shape)].view(slot.shape)
+
+    def _adopt_what_is_loaded(self) -> None:
+        """Let the optimizer's ``load_state_dict`` call `adopt`, without keeping this alive."""
+        method = weakref.WeakMethod(self._adopt_unless_lost)
+
+        def adopt(_: torch.optim.Optimizer) -> None:
+            held = method()
+            if held is not None:
+                held()
+
+        hook = self._optimizer.register_load_state_dict_post_hook(adopt)
+        weakref.finalize(self, hook.remove)
+
+    def _adopt_unless_lost(self) -> None:
+        if not self._lost:
+            self.adopt()
 
     def adopt(self) -> None:
         """Take over what somebody has put in place of the arenas' views, or written to them."""
@@ -239,14 +288,19 @@ class BoundState:
                 view.fill_(first.flatten()[0])
             entry[key] = view
 
+    def _read_weights(self, step: StepGraph) -> None:
+        for slot in step.slots.values():
+            if slot.role in (Role.CONSTANT, Role.SHARED):
+                parameter = self._parameters[step.members(slot.name)[0]]
+                self._read.add(slot.name, parameter, slot.dtype)
+
     def _bind_rest(self) -> None:
+        self._read_weights(self._step)
         for slot in self._step.slots.values():
             if slot.name in self.tensors:
                 continue
-            if slot.role in (Role.BUFFER, Role.CONSTANT):
+            if slot.role is Role.BUFFER:
                 self.tensors[slot.name] = self._parameters[slot.name].detach()
-                if slot.role is Role.CONSTANT:
-                    self._read_only[slot.name] = self._parameters[slot.name]
             elif slot.role in (
                 Role.SCALE,
                 Role.TRACKER,
