@@ -62,7 +62,7 @@ def main():
     generator, discriminator = nets = nn.ModuleList((Generator(), Discriminator()))
     critic = torch.optim.Adam(discriminator.parameters(), lr=0.002, betas=(0.5, 0.999))
     artist = torch.optim.Adam(generator.parameters(), lr=0.002, betas=(0.5, 0.999))
-    real, noise = next(batches(1))
+    [(real, noise)] = batches(1)
     criticize = mpcompile.compile(nets, discriminator_loss, critic, (real, noise))
     make = mpcompile.compile(nets, generator_loss, artist, (noise,))
     for real, noise in batches(40):
