@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         CheckFailed,
         CompileError,
         DamagedCheckpoint,
+        LostProcess,
     )
     from mpcompile.loss_scale import LossScale
     from mpcompile.measured import MeasuredOverflow
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mpcompile.plan import Plan
     from mpcompile.policy import FULL_PRECISION, Level, Policy, UnmatchedOverride
     from mpcompile.precision import Precision
+    from mpcompile.processes import data_parallel
     from mpcompile.ranges import Ranges
     from mpcompile.rewriting import rewrite
     from mpcompile.train_step import TrainStep
@@ -40,6 +42,7 @@ __all__ = [
     "DamagedCheckpoint",
     "Level",
     "LossScale",
+    "LostProcess",
     "MeasuredOverflow",
     "Plan",
     "Policy",
@@ -51,6 +54,7 @@ __all__ = [
     "calibrate",
     "check",
     "compile",
+    "data_parallel",
     "rewrite",
 ]
 
@@ -63,6 +67,7 @@ _HOME = {
     "DamagedCheckpoint": "errors",
     "Level": "policy",
     "LossScale": "loss_scale",
+    "LostProcess": "errors",
     "MeasuredOverflow": "measured",
     "Plan": "plan",
     "Policy": "policy",
@@ -74,6 +79,7 @@ _HOME = {
     "calibrate": "calibration",
     "check": "node_errors",
     "compile": "pipeline",
+    "data_parallel": "processes",
     "rewrite": "rewriting",
 }
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
+from typing import Any
 
 import torch
 
+from mpcompile.bound_optimizer import BoundOptimizer, when_loaded
+from mpcompile.collectives import put_together
 from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
 from mpcompile.passes.accumulate_gradients import BEFORE
-from mpcompile.start_of_state import BEGUN, has_begun
+from mpcompile.processes import DataParallel
+from mpcompile.slices import absent, is_absent, own_slice
 from mpcompile.step import STATE, Arena, Role, StepGraph, arena_views, placeholders
 from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import version_of
@@ -23,7 +27,9 @@ class BoundState:
     """All state of one step, in arenas.
 
     The model's parameters become views of the masters, the optimizer's entries views of its state;
-    what is written to either by others is taken over.
+    what is written to either by others is taken over. Of a sharded arena this process holds a
+    slice: weights that forward reads in 16 bits alone are then absent from the model, and the state
+    from the optimizer, but for `whole`.
 
     Attributes:
         tensors: by slot.
@@ -36,23 +42,31 @@ class BoundState:
         step: StepGraph,
         initial: dict[str, dict[str, torch.Tensor]],
         scale: LossScale,
+        parallel: DataParallel | None = None,
     ) -> None:
         assert workload.optimizer is not None
-        self._step, self._initial, self._rule = step, initial, scale
+        self._parallel = parallel
+        self._step, self._rule = step, scale
+        self._is_whole = False
         self._model, self._optimizer = workload.model, workload.optimizer
         self._device = next(iter(workload.model.parameters())).device
         self._parameters = {item.name: item.tensor for item in forward.inputs}
         self._names = {id(item.tensor): item.name for item in forward.inputs}
         self.tensors: dict[str, torch.Tensor] = {}
+        self._entries = BoundOptimizer(
+            self._optimizer, step, initial, self._parameters, self.tensors, parallel
+        )
         self._trained: list[torch.Tensor] = []
         self._first: list[tuple[torch.Tensor, int]] = []
         self._lost = ""
         self._read = ReadWeights(self.tensors)
-        self._bind_arenas(initial)
+        for arena in step.arenas:
+            self._bind_arena(arena)
         claim(self._trained, self)
         self._bind_rest()
         self._read.follow()
-        self._adopt_what_is_loaded()
+        self._refuse_to_save_slices()
+        when_loaded(self._optimizer, self.adopt)
         self._written = self._versions()
 
     def take_over(self) -> bool:
@@ -94,22 +108,33 @@ class BoundState:
             )
         for arena in step.arenas:
             self._bind_joined(step, arena)
-        self._read_weights(step)
+        self._read.add(step, self._parameters)
 
     def masters(self, step: StepGraph) -> dict[str, torch.Tensor]:
-        """Return, per working copy that a gradient graph reads, the FP32 masters it is one of."""
+        """Return, per working copy that a gradient graph reads, the FP32 masters it is one of.
+
+        If they are in slices, all processes must ask.
+        """
         found = {}
         for name in placeholders(step.gradient.graph):
             slot = step.slots[name]
             if slot.role is Role.WORKING:
                 first = step.members(name)[0]
                 arena = step.arena_of(first)
-                master = self.tensors[f"{arena.name}.master"]
+                master = self._whole_master(arena)
                 start = arena.offset_of(first) if arena.flat else 0
                 found[name] = master.flatten()[start : start + prod(slot.shape)].view(slot.shape)
             elif slot.role is Role.SHARED:
                 found[name] = self.tensors[step.members(name)[0]]
         return found
+
+    def _whole_master(self, arena: Arena) -> torch.Tensor:
+        own = self.tensors[f"{arena.name}.master"]
+        if arena.ranks == 1:
+            return own
+        assert self._parallel is not None
+        whole = self.tensors.get(f"{arena.name}.whole")
+        return put_together(own, self._parallel) if whole is None else whole
 
     def named(self) -> dict[str, torch.Tensor]:
         """Return all that lives from step to step by the user's own names, not copied.
@@ -146,10 +171,11 @@ class BoundState:
     def copy_of(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
         """See `mpcompile.weight_copies.Trainer`."""
         name = self._names[id(parameter)]
-        copy = self.tensors.get(f"{name}.working")
+        copy, master = self.tensors.get(f"{name}.working"), self.tensors.get(name)
         if copy is None or copy.dtype is not dtype:
             return None
-        return copy if parameter.data_ptr() == self.tensors[name].data_ptr() else None
+        here = is_absent(parameter) if master is None else parameter.data_ptr() == master.data_ptr()
+        return copy if here else None
 
     def lose(self, parameter: torch.Tensor) -> None:
         """See `mpcompile.weight_copies.Trainer`."""
@@ -177,8 +203,14 @@ class BoundState:
         with torch.no_grad():
             for arena in self._step.arenas:
                 working = self.tensors.get(f"{arena.name}.working")
+                name = "whole" if arena.ranks > 1 else "master"
+                master = self.tensors.get(f"{arena.name}.{name}")
+                if master is None:
+                    continue  # absent weights cannot be written to
+                if arena.ranks > 1:
+                    own = own_slice(arena, master, self._parallel)
+                    self.tensors[f"{arena.name}.master"].copy_(own)
                 if working is not None:
-                    master = self.tensors[f"{arena.name}.master"]
                     working.copy_(master[: working.shape[0]] if arena.flat else master)
         self._written = self._versions()
 
@@ -203,29 +235,63 @@ class BoundState:
                     "compile again after model.to(...)",
                 )
 
-    def _bind_arenas(self, initial: dict[str, dict[str, torch.Tensor]]) -> None:
-        """Move parameters and optimizer state into arenas, and point the user's tensors there."""
-        for arena in self._step.arenas:
-            parameters = [self._parameters[name] for name in arena.parameters]
-            self._trained += parameters
-            master = torch.zeros(arena.shape, dtype=torch.float32, device=self._device)
-            self.tensors[f"{arena.name}.master"] = master
-            views = arena_views(arena, master)
-            for name, parameter, view in zip(arena.parameters, parameters, views, strict=True):
-                view.copy_(parameter.detach())
-                parameter.data = view
+    def _bind_arena(self, arena: Arena) -> None:
+        """Move parameters and optimizer state into an arena, and point the user's tensors there."""
+        parameters = [self._parameters[name] for name in arena.parameters]
+        self._trained += parameters
+        self._bind_weights(arena, self._laid_out(arena))
+        self._first.append((parameters[0], parameters[0].data_ptr()))
+        self._entries.bind(arena)
+        working = self._step.slots.get(f"{arena.name}.working")
+        if working is not None:
+            copy = self.tensors[working.name]
+            names = [name for name in arena.parameters if name in self._step.working]
+            for name, view in zip(names, arena_views(arena, copy), strict=False):
+                self.tensors[f"{name}.working"] = view
+            self._bind_joined(self._step, arena)
+
+    def _laid_out(self, arena: Arena) -> torch.Tensor:
+        """Return an arena's weights as they stand in the model, as one new tensor."""
+        shape = (arena.length,) if arena.flat else arena.shape
+        whole = torch.zeros(shape, device=self._device)
+        for name, view in zip(arena.parameters, arena_views(arena, whole), strict=True):
+            if is_absent(self._parameters[name]):
+                raise BadInput(
+                    f"the weight {name} is held in slices by another step",
+                    "",
+                    "compile inside `with step.whole():` of that step",
+                )
+            view.copy_(self._parameters[name].detach())
+        return whole
+
+    def _bind_weights(self, arena: Arena, whole: torch.Tensor) -> None:
+        """Keep of the weights what this process has to hold, and point the parameters there."""
+        kept = self._keeps_weights(arena)
+        if kept and arena.ranks > 1:
+            self.tensors[f"{arena.name}.whole"] = whole
+        own = own_slice(arena, whole, self._parallel)
+        # Apart from the whole: inductor takes no inputs that share memory and are written to.
+        self._hold(f"{arena.name}.master", own if arena.ranks == 1 else own.clone())
+        for name, view in zip(arena.parameters, arena_views(arena, whole), strict=True):
+            parameter = self._parameters[name]
+            parameter.data = view if kept else absent(parameter)
+            if kept:
                 self.tensors[name] = view
-            self._first.append((parameters[0], parameters[0].data_ptr()))
-            self._bind_optimizer_states(arena, initial[arena.name])
-            working = self._step.slots.get(f"{arena.name}.working")
-            if working is not None:
-                copy = torch.empty(working.shape, dtype=working.dtype, device=self._device)
-                copy.copy_(master[: working.shape[0]] if arena.flat else master)
-                self.tensors[working.name] = copy
-                names = [name for name in arena.parameters if name in self._step.working]
-                for name, view in zip(names, arena_views(arena, copy), strict=False):
-                    self.tensors[f"{name}.working"] = view
-                self._bind_joined(self._step, arena)
+        working = self._step.slots.get(f"{arena.name}.working")
+        if working is not None:
+            copied = whole[: working.shape[0]] if arena.flat else whole
+            self._hold(working.name, copied.to(working.dtype))
+
+    def _keeps_weights(self, arena: Arena) -> bool:
+        """Whether this process holds all of an arena's masters, as forward reads some in FP32."""
+        return arena.ranks == 1 or f"{arena.name}.whole" in self._step.slots
+
+    def _hold(self, name: str, value: torch.Tensor) -> None:
+        """Write a slot where it lies, or let it lie here from now on."""
+        if name in self.tensors:
+            self.tensors[name].copy_(value)
+        else:
+            self.tensors[name] = value
 
     def _bind_joined(self, step: StepGraph, arena: Arena) -> None:
         """Bind the slots that are views of several of an arena's working copies."""
@@ -235,80 +301,95 @@ class BoundState:
                 copy = self.tensors[f"{arena.name}.working"]
                 self.tensors[name] = copy[start : start + prod(slot.shape)].view(slot.shape)
 
-    def _adopt_what_is_loaded(self) -> None:
-        """Let the optimizer's ``load_state_dict`` call `adopt`, without keeping this alive."""
-        method = weakref.WeakMethod(self._adopt_unless_lost)
-
-        def adopt(_: torch.optim.Optimizer) -> None:
-            held = method()
-            if held is not None:
-                held()
-
-        hook = self._optimizer.register_load_state_dict_post_hook(adopt)
-        weakref.finalize(self, hook.remove)
-
-    def _adopt_unless_lost(self) -> None:
-        if not self._lost:
-            self.adopt()
-
     def adopt(self) -> None:
         """Take over what somebody has put in place of the arenas' views, or written to them."""
+        if self._is_whole or self._lost:
+            return  # until it is cut into slices again; or it is another step's
         for arena in self._step.arenas:
-            self._bind_optimizer_states(arena, self._initial[arena.name])
+            self._entries.bind(arena)
         self.refresh()
 
-    def _bind_optimizer_states(self, arena: Arena, initial: Mapping[str, torch.Tensor]) -> None:
-        """Take over an arena's optimizer state; it has begun if it is not as before any step."""
-        states = [self._optimizer.state.get(self._parameters[n], {}) for n in arena.parameters]
-        begun = f"{arena.name}.{BEGUN}"
-        if begun in self._step.slots:
-            self.tensors.setdefault(begun, torch.zeros((), device=self._device))
-            self.tensors[begun].fill_(has_begun(states, initial))
-        for key, first in initial.items():
-            self._bind_optimizer_state(arena, key, first)
+    @contextmanager
+    def whole(self, device: torch.device | None = None) -> Iterator[None]:
+        """Put weights and optimizer state together, and cut them into slices again at the end.
 
-    def _bind_optimizer_state(self, arena: Arena, key: str, first: torch.Tensor) -> None:
-        """Take over one kind of optimizer state, or start it, and point the user's entries at it.
+        All processes must do so, and must leave the same in them.
 
-        Each parameter gets memory of its own, so that a checkpoint can be loaded anywhere.
+        Args:
+            device: where to; default: the model's.
         """
-        slot = self._step.slots[f"{arena.name}.{key}"]
-        state = self.tensors.get(slot.name)
-        if state is None:
-            state = torch.zeros(slot.shape, dtype=slot.dtype, device=self._device)
-            self.tensors[slot.name] = state
-        numbers = arena.flat and first.dim() == 0
-        for name, view in zip(
-            arena.parameters, state.unbind() if numbers else arena_views(arena, state), strict=True
-        ):
-            entry = self._optimizer.state[self._parameters[name]]
-            if key in entry and isinstance(entry[key], torch.Tensor):
-                view.copy_(entry[key])
-            else:
-                view.fill_(first.flatten()[0])
-            entry[key] = view
+        sharded = [arena for arena in self._step.arenas if arena.ranks > 1]
+        if not sharded or self._is_whole:
+            yield
+            return
+        self._is_whole = True
+        for arena in sharded:
+            self._put_together(arena, device or self._device)
+        try:
+            yield
+        finally:
+            self._is_whole = False
+            for arena in sharded:
+                if not self._keeps_weights(arena):
+                    self._bind_weights(arena, self._laid_out(arena))
+                self._entries.bind(arena)
+            self._note_places()
+            self.refresh()
 
-    def _read_weights(self, step: StepGraph) -> None:
-        for slot in step.slots.values():
-            if slot.role in (Role.CONSTANT, Role.SHARED):
-                parameter = self._parameters[step.members(slot.name)[0]]
-                self._read.add(slot.name, parameter, slot.dtype)
+    def _put_together(self, arena: Arena, device: torch.device) -> None:
+        assert self._parallel is not None
+        parameters = [self._parameters[name] for name in arena.parameters]
+        if is_absent(parameters[0]):
+            whole = self._whole_master(arena).to(device)
+            for parameter, view in zip(parameters, arena_views(arena, whole), strict=True):
+                parameter.data = view
+        self._entries.put_together(arena, device)
+
+    @contextmanager
+    def stood_in(self) -> Iterator[None]:
+        """Let weights that are absent have memory, though no values: to capture the model again."""
+        missing = [parameter for parameter in self._trained if is_absent(parameter)]
+        for parameter in missing:
+            parameter.data = torch.empty(parameter.shape, device=self._device)
+        try:
+            yield
+        finally:
+            for parameter in missing:
+                parameter.data = absent(parameter)
+            self._note_places()
+
+    def _note_places(self) -> None:
+        """Note where the absent weights are now."""
+        self._first = [
+            (parameter, parameter.data_ptr() if is_absent(parameter) else place)
+            for parameter, place in self._first
+        ]
+
+    def _refuse_to_save_slices(self) -> None:
+        """Let nobody save a model or an optimizer by hand of which there are slices only."""
+
+        def check(*_: Any) -> None:
+            if any(map(is_absent, self._trained)) or self._entries.are_sliced():
+                raise BadInput(
+                    "this process holds slices of the weights and of the optimizer's state",
+                    "",
+                    "call step.save, or state_dict() inside `with step.whole():`",
+                )
+
+        if any(arena.ranks > 1 for arena in self._step.arenas):
+            self._optimizer.register_state_dict_pre_hook(check)
+            for module in self._model.modules():
+                module.register_state_dict_pre_hook(check)
 
     def _bind_rest(self) -> None:
-        self._read_weights(self._step)
+        self._read.add(self._step, self._parameters)
         for slot in self._step.slots.values():
             if slot.name in self.tensors:
                 continue
             if slot.role is Role.BUFFER:
                 self.tensors[slot.name] = self._parameters[slot.name].detach()
-            elif slot.role in (
-                Role.SCALE,
-                Role.TRACKER,
-                Role.COUNTER,
-                Role.HYPER,
-                Role.PENDING,
-                Role.REPORT,
-            ):
+            elif slot.role in (Role.SCALE, Role.TRACKER, Role.COUNTER, Role.HYPER, Role.PENDING,
+                               Role.REPORT):  # fmt: skip
                 first = self._rule.initial if slot.role is Role.SCALE else 0
                 self.tensors[slot.name] = torch.full(
                     slot.shape, first, dtype=slot.dtype, device=self._device

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from mpcompile.checkpoint_file import Checkpoint, Opened, write_checkpoint
+from mpcompile.checkpoint_file import Checkpoint, Opened, ProcessState, write_checkpoint
 from mpcompile.checkpoint_folder import drop_old, folder_of, make_room, newest
 from mpcompile.errors import BadInput, DamagedCheckpoint
 from mpcompile.loss_scale import LossScale
@@ -19,11 +19,12 @@ from mpcompile.passes.adjust_scale import TRACKER
 from mpcompile.passes.scale_loss import SCALE
 from mpcompile.plan import Plan
 from mpcompile.plan_diff import in_words, plan_diff
-from mpcompile.random_state import every_state, set_every_state
+from mpcompile.random_state import every_state, seed_all, set_every_state
 from mpcompile.state_tree import pack, unpack
 from mpcompile.validation import short
 
 _SHOWN = 3
+_BESIDE = ("also.", "random.", "group.", "process.")
 _SCALING = (f"step.{SCALE}", f"step.{TRACKER}")
 
 
@@ -65,8 +66,22 @@ class Held:
         return 16 * sum(value.nbytes for value in self.tensors.values()) + (1 << 30)
 
 
-def save(held: Held, run: Path, keep: int | None, also: Mapping[str, Stateful]) -> Path:
-    """Write a checkpoint; see `mpcompile.TrainStep.save`."""
+def save(
+    held: Held,
+    run: Path,
+    keep: int | None,
+    also: Mapping[str, Stateful],
+    others: Sequence[ProcessState] = (),
+) -> Path:
+    """Write a checkpoint; see `mpcompile.TrainStep.save`.
+
+    Args:
+        held: what is saved.
+        run: the folder of the run.
+        keep: how many checkpoints stay.
+        also: what else is saved.
+        others: as they are, what other processes have of their own.
+    """
     if keep is not None and keep < 1:
         raise BadInput(f"keep is {keep}", "", "keep at least 1 checkpoint")
     more: dict[str, torch.Tensor] = {}
@@ -78,6 +93,13 @@ def save(held: Held, run: Path, keep: int | None, also: Mapping[str, Stateful]) 
         groups=tuple(_options(group, more) for group in held.optimizer.param_groups),
         random=pack(every_state(held.device), "random", more),
         also={name: pack(item.state_dict(), f"also.{name}", more) for name, item in also.items()},
+        others=tuple(
+            ProcessState(
+                pack(one.random, f"process.{place}.random", more),
+                {name: pack(v, f"process.{place}.{name}", more) for name, v in one.also.items()},
+            )
+            for place, one in enumerate(others, start=1)
+        ),
     )
     folder = folder_of(run, held.steps)
     make_room(folder, held.largest)
@@ -87,16 +109,39 @@ def save(held: Held, run: Path, keep: int | None, also: Mapping[str, Stateful]) 
     return folder
 
 
-def load(held: Held, run: Path, any_plan: bool, also: Mapping[str, Stateful]) -> Path:
-    """Take over a checkpoint; see `mpcompile.TrainStep.load`."""
+def load(
+    held: Held,
+    run: Path,
+    any_plan: bool,
+    also: Mapping[str, Stateful],
+    rank: int = 0,
+    ranks: int = 1,
+) -> Path:
+    """Take over a checkpoint; see `mpcompile.TrainStep.load`.
+
+    A process gets back what it had of its own if there were as many; else what the first one had,
+    and random numbers that no other has.
+
+    Args:
+        held: what is written to.
+        run: the folder of the run, or one checkpoint.
+        any_plan: whether it may be of another plan.
+        also: what else takes a state.
+        rank: which process this is.
+        ranks: how many there are.
+    """
     opened, damaged = newest(run, held.largest)
     for what in damaged:
         warnings.warn(f"{what}; {opened.folder} is loaded", DamagedCheckpoint, stacklevel=3)
     where, checkpoint = str(opened.folder), opened.checkpoint
+    same = len(checkpoint.others) == ranks - 1
+    if rank and same:
+        own = checkpoint.others[rank - 1]
+        checkpoint = replace(checkpoint, random=own.random, also=own.also)
     if not any_plan:
         _check_step(held, opened)
     stored = opened.tensors()
-    tensors = {n: v for n, v in stored.items() if not n.startswith(("also.", "random.", "group."))}
+    tensors = {n: v for n, v in stored.items() if not n.startswith(_BESIDE)}
     wanted = dict(held.tensors)
     if any_plan and checkpoint.loss_scale != held.rule:
         for name in _SCALING:
@@ -124,6 +169,8 @@ def load(held: Held, run: Path, any_plan: bool, also: Mapping[str, Stateful]) ->
                 group[name] = value
     # Last: a loader may have drawn random numbers to find its place.
     set_every_state(random, held.device)
+    if rank and not same:
+        seed_all(int(torch.randint(2**31, ())) + rank)
     return opened.folder
 
 

@@ -46,6 +46,19 @@ _Name = Annotated[str, Field(max_length=256)]
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessState:
+    """What of a run each process has of its own.
+
+    Attributes:
+        random: the state of random numbers, see `mpcompile.state_tree`.
+        also: what else has a state, too.
+    """
+
+    random: Any
+    also: dict[_Name, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """What a checkpoint holds beside tensors and plan.
 
@@ -57,6 +70,7 @@ class Checkpoint:
         groups: per parameter group of the optimizer its options, see `mpcompile.state_tree`.
         random: the state of random numbers, too.
         also: what else has a state, too.
+        others: of a run on many processes, what those behind the first have of their own.
     """
 
     steps: _Count
@@ -66,6 +80,7 @@ class Checkpoint:
     groups: tuple[dict[_Name, Any], ...]
     random: Any
     also: dict[_Name, Any]
+    others: tuple[ProcessState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

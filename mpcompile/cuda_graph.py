@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from mpcompile.collectives import is_collective
 from mpcompile.control_flow import is_control_flow
 from mpcompile.torch_private import op_name
 
@@ -33,6 +34,8 @@ def obstacle(*graphs: fx.Graph) -> str:
     for graph in graphs:
         for node in graph.nodes:
             tags = getattr(node.target, "tags", ())
+            if is_collective(node):
+                return f"{op_name(node)} talks to other processes"
             waits = (
                 torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
             )

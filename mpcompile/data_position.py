@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.utils.data import DistributedSampler
 
 from mpcompile.errors import BadInput
 from mpcompile.random_state import every_state, set_every_state
@@ -22,13 +23,25 @@ class Batches:
     the same batch if what it gives depends on these, on its own generators and on the file that
     made it, and no batch on how many random numbers the training has drawn before.
 
+    On many processes each takes the batches in turn: all of them draw the same ones, with random
+    numbers apart from those of the training, and each gives one of as many as there are processes.
+    Data with a ``DistributedSampler`` is taken as it is.
+
     Args:
         workload: its data is iterated.
         device: whose random numbers count beside the CPU's.
+        rank: which process this is.
+        ranks: how many there are.
     """
 
-    def __init__(self, workload: Workload, device: torch.device) -> None:
+    def __init__(
+        self, workload: Workload, device: torch.device, rank: int = 0, ranks: int = 1
+    ) -> None:
         assert workload.data is not None
+        if isinstance(getattr(workload.data, "sampler", None), DistributedSampler):
+            rank, ranks = 0, 1
+        self._rank, self._ranks = rank, ranks
+        self._random = every_state(device) if ranks > 1 else None
         self._data, self._origin, self._device = workload.data, workload.origin, device
         self._epoch = self._position = 0
         self._start: dict[str, Any] | None = None
@@ -45,10 +58,22 @@ class Batches:
         Raises:
             BadInput: an epoch holds no batch.
         """
+        if self._random is None:
+            return self._next()
+        outside = every_state(self._device)
+        set_every_state(self._random, self._device)
+        try:
+            dealt = [self._next() for _ in range(self._ranks)]
+            self._random = every_state(self._device)
+        finally:
+            set_every_state(outside, self._device)
+        return dealt[self._rank]
+
+    def _next(self) -> tuple[Any, ...]:
         while True:
             if self._left is None:
                 self._start = every_state(self._device)
-                self._left = iter(self._data)
+                self._left = self._begun()
             for batch in self._left:
                 self._position += 1
                 self._may_be_empty = False
@@ -60,8 +85,17 @@ class Batches:
             self._epoch, self._position, self._left = self._epoch + 1, 0, None
             self._may_be_empty = False
 
+    def _begun(self) -> Iterator[Any]:
+        """Begin the epoch."""
+        if isinstance(sampler := getattr(self._data, "sampler", None), DistributedSampler):
+            sampler.set_epoch(self._epoch)
+        return iter(self._data)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the data."""
+        return {**self._place(), **({} if self._random is None else {"random": self._random})}
+
+    def _place(self) -> dict[str, Any]:
         if self._keeps_its_place:
             loader: Any = self._data
             return {"loader": loader.state_dict(), "begun": self._left is not None}
@@ -75,6 +109,11 @@ class Batches:
         """
         if not isinstance(state, dict):
             raise BadInput("the place in the data is none", self._origin, _ADVICE)
+        self._go_to_epoch(state)
+        if self._random is not None:
+            self._random = state.get("random") or every_state(self._device)
+
+    def _go_to_epoch(self, state: dict[str, Any]) -> None:
         if self._keeps_its_place != ("loader" in state):
             what = "has a state_dict()" if self._keeps_its_place else "has no load_state_dict()"
             raise BadInput(f"the workload's data {what}, unlike before", self._origin, _ADVICE)
@@ -92,10 +131,13 @@ class Batches:
             for _ in self._data:
                 pass
         self._epoch, self._position, self._start, self._left = epoch, position, start, None
-        if start is None:
-            return
+        if start is not None:
+            self._go_to(position, start)
+
+    def _go_to(self, position: int, start: dict[str, Any]) -> None:
+        """Iterate an epoch up to a place."""
         set_every_state(start, self._device)
-        self._left = iter(self._data)
+        self._left = self._begun()
         for taken in range(position):
             if next(self._left, self) is self:
                 what = f"the workload's data ends after {taken} batches, before batch {position}"

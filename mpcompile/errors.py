@@ -48,6 +48,12 @@ class CannotCapture(CompileError):
     exit_code = 3
 
 
+class LostProcess(CompileError):
+    """Another process of the run is gone or no longer answers (exit code 4)."""
+
+    exit_code = 4
+
+
 class DamagedCheckpoint(UserWarning):
     """A newer checkpoint was not complete, so an older one was loaded."""
 

@@ -12,6 +12,7 @@ from mpcompile.apply_plan import decide
 from mpcompile.constants import unfit_constants, unfit_reasons
 from mpcompile.control_flow import all_graphs
 from mpcompile.describe import dataflow
+from mpcompile.errors import BadInput
 from mpcompile.inductor_private import compiled
 from mpcompile.lower_torch import Backend, full_accumulation
 from mpcompile.module_modes import evaluation_modes, in_modes
@@ -21,6 +22,7 @@ from mpcompile.passes.clean_casts import is_cast
 from mpcompile.passes.emulate_half import emulate_half
 from mpcompile.passes.order import forward_passes
 from mpcompile.policy import Policy
+from mpcompile.slices import is_absent
 from mpcompile.torch_graph import Forward, Kind, capture
 from mpcompile.torch_private import fake_like
 from mpcompile.workload import Workload
@@ -135,6 +137,13 @@ def read_working_copies(forward: Forward, working: Mapping[int, torch.Tensor]) -
             cast.replace_all_uses_with(last)
             graph.erase_node(cast)
         copied.append(id(item.tensor))
+    for item, node in zip(forward.inputs, nodes, strict=True):
+        if is_absent(item.tensor) and node.users:
+            raise BadInput(
+                f"in evaluation mode {item.name} is read in FP32, and this process holds a slice",
+                "",
+                "call the model itself inside `with step.whole():`",
+            )
     return copied
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from mpcompile.collectives import drop_collectives
 from mpcompile.control_flow import all_graphs
 from mpcompile.passes.emulate_half import emulate_half
 from mpcompile.random_state import RandomState, drawn_again, random_state
@@ -80,11 +81,13 @@ class Seen:
 def lockstep(moment: Moment) -> Iterator[Seen]:
     """Run a gradient graph and yield its float tensors in the order in which they are made.
 
+    Nothing is averaged over processes: each can look at what it has made itself.
     Random numbers are drawn once, for all three runs. An op without a kernel for FP64 runs in FP32.
     A tensor is freed after the last node that reads it.
     """
     shown = {node.name: node for node in moment.step.gradient.graph.nodes}
     graph = copy_graph(moment.step.gradient)
+    drop_collectives(graph.graph)
     if all(value.device.type == "cpu" for value in moment.values.values()):
         emulate_half(graph)
     ours = AsIs(graph)

@@ -1,10 +1,11 @@
-"""What a training loop does between backward and the optimizer: clip gradients, or gather them."""
+"""What a training loop does between backward and the optimizer: gather gradients, or clip them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from mpcompile.errors import BadInput
+from mpcompile.processes import DataParallel
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,7 @@ class Loop:
         max_grad_norm: as ``torch.nn.utils.clip_grad_norm_`` with the 2-norm; None: no clipping.
         max_grad_value: as ``torch.nn.utils.clip_grad_value_``; None: no clipping.
         accumulate: micro-batches an update; the optimizer reads the mean of their gradients.
+        parallel: the processes over whose gradients it is a mean, too; None: this one alone.
 
     Raises:
         BadInput: a number out of its range, or both ways of clipping.
@@ -23,6 +25,7 @@ class Loop:
     max_grad_norm: float | None = None
     max_grad_value: float | None = None
     accumulate: int = 1
+    parallel: DataParallel | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_grad_norm", "max_grad_value"):

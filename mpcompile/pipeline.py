@@ -36,7 +36,9 @@ from mpcompile.passes.order import (
 from mpcompile.plan import Plan
 from mpcompile.policy import Level, Policy
 from mpcompile.precision import Precision
+from mpcompile.processes import DataParallel
 from mpcompile.ranges import Ranges
+from mpcompile.same_start import check_same_step, spread
 from mpcompile.step import Place, Role, Slot, StepGraph, add_inputs, results, set_results
 from mpcompile.torch_graph import Forward, Kind, capture
 from mpcompile.torch_private import copy_graph, trace_artifact
@@ -91,6 +93,7 @@ def compile(
     max_grad_norm: float | None = None,
     max_grad_value: float | None = None,
     accumulate: int = 1,
+    parallel: DataParallel | None = None,
     backend: Backend | None = None,
     memory_budget: float = 1.0,
     cuda_graph: bool = True,
@@ -113,6 +116,7 @@ def compile(
         max_grad_norm: clip the unscaled gradients as ``torch.nn.utils.clip_grad_norm_`` does.
         max_grad_value: clip them as ``torch.nn.utils.clip_grad_value_`` does; one of the two.
         accumulate: calls of the step an update, which reads the FP32 mean of their gradients.
+        parallel: share the step with other processes, see `mpcompile.data_parallel`.
         backend: default: ``"inductor"`` on CUDA, ``"interpreter"`` elsewhere.
         memory_budget: with inductor, the part of the activations that backward may keep, in
             (0, 1]; at 1 only what is cheap is computed again, below also what is not.
@@ -126,7 +130,7 @@ def compile(
         CannotCapture: the program cannot become one graph.
     """
     workload = Workload(model, batch, loss, optimizer)
-    loop = Loop(max_grad_norm, max_grad_value, accumulate)
+    loop = Loop(max_grad_norm, max_grad_value, accumulate, parallel)
     transformed = transform(workload, policy, loss_scale, plan, ranges, without, loop)
     return to_step(transformed, backend, memory_budget, cuda_graph, options)
 
@@ -156,6 +160,11 @@ def to_step(
         assert made.step is not None
         return made.forward, made.step
 
+    parallel = t.loop.parallel
+    if parallel is not None:
+        check_same_step(t.step, t.scale, parallel)
+        assert t.workload.optimizer is not None
+        spread(t.workload.model, t.workload.optimizer, parallel)
     return TrainStep(
         t.workload,
         t.forward,
@@ -170,6 +179,7 @@ def to_step(
         t.loop.accumulate,
         replace(t.policy, precision=t.plan.precision),
         for_batch,
+        parallel,
     )
 
 
@@ -219,7 +229,7 @@ def transform(
         return Transformed(
             workload, policy, loss_scale, forward, flow, plan, None, {}, changes, unfit
         )
-    trained, update = update_of(workload, workload.optimizer, forward)
+    trained, update = update_of(workload, workload.optimizer, forward, loop.parallel)
     # The user is shown the graph of composite ops; autograd gets a copy.
     prepared = replace(forward, module=copy_graph(forward.module))
     passes = matmul_passes(places_of(forward, update), without)
@@ -254,7 +264,10 @@ def describe(forward: Forward, policy: Policy, unfit: tuple[UnfitConstant, ...] 
 
 
 def update_of(
-    workload: Workload, optimizer: torch.optim.Optimizer, forward: Forward
+    workload: Workload,
+    optimizer: torch.optim.Optimizer,
+    forward: Forward,
+    parallel: DataParallel | None = None,
 ) -> tuple[list[str], Update]:
     """Trace the optimizer's step for a forward graph in which casts stand.
 
@@ -266,7 +279,15 @@ def update_of(
     shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
     device = next(iter(workload.model.parameters())).device
     cast = weights_cast(forward)
-    update = trace_update(optimizer, groups, cast, shapes, device, workload.origin)
+    ranks = parallel.ranks if parallel is not None and parallel.shard else 1
+    update = trace_update(optimizer, groups, cast, shapes, device, workload.origin, ranks)
+    if ranks > 1 and not all(arena.flat for arena in update.arenas):
+        raise BadInput(
+            f"{type(optimizer).__name__} looks at a whole weight at a time, so its state cannot be "
+            "cut into slices",
+            workload.origin,
+            "leave out shard=True, or use an optimizer that works element by element",
+        )
     return [name for group in groups for name in group], update
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.text import Text
 
@@ -19,6 +20,8 @@ from mpcompile.checkpoint_folder import checkpoints
 from mpcompile.command_line import warnings_on_one_line
 from mpcompile.data_position import Batches
 from mpcompile.errors import BadInput
+from mpcompile.launched import first_says, largest
+from mpcompile.random_state import seed_all
 from mpcompile.run_log import read_run_log
 from mpcompile.train_step import TrainStep
 from mpcompile.workload import Workload
@@ -71,7 +74,12 @@ class SavedRun:
 
     def __init__(self, step: TrainStep, workload: Workload, saving: Saving, out: Console) -> None:
         self._step, self._saving, self._console = step, saving, out
-        self._data = Batches(workload, step.device)
+        together = step.parallel
+        self._data = Batches(
+            workload, step.device, *((together.rank, together.ranks) if together else ())
+        )
+        if together is not None and together.rank:
+            seed_all(torch.initial_seed() + together.rank)  # what dropout draws is each one's own
         self._saved: int | None = None
         self.stopped: signal.Signals | None = None
         if saving.resume and saving.out is not None:
@@ -88,6 +96,7 @@ class SavedRun:
             for batch in islice(self._data, max(0, steps - self.done)):
                 yield batch
                 self.done += 1
+                self._agree_to_stop()
                 every = self._saving.every
                 if self.stopped is not None or (every is not None and self.done % every == 0):
                     self._save()
@@ -95,8 +104,13 @@ class SavedRun:
                     return
             self._save()
 
+    def _agree_to_stop(self) -> None:
+        """Stop after the same step as the other processes, whichever of them was told to."""
+        number = largest(self.stopped or 0, self._step.parallel)
+        self.stopped = signal.Signals(number) if number else None
+
     def _resume(self, run: Path) -> None:
-        if not checkpoints(run):
+        if not first_says(bool(checkpoints(run)), self._step.parallel):
             self._say(f"no checkpoint is in {run} yet; starting anew")
             return
         with warnings_on_one_line():

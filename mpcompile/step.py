@@ -33,7 +33,7 @@ class Role(Enum):
     MASTER = "master"
     """An FP32 weight: the parameter itself."""
     WORKING = "working"
-    """The 16-bit copy of a master that forward and backward read."""
+    """The 16-bit copy of a master that forward and backward read, or an arena put together."""
     BUFFER = "buffer"
     CONSTANT = "constant"
     """A parameter that the step only reads."""
@@ -105,6 +105,7 @@ class Arena:
         flat: whether it is one dimension with each parameter aligned to `ALIGNMENT`. Behind a
             matrix of more than 1024 rows there is room for rows up to a multiple of `TILE`.
         zeros: whether the update leaves gaps zero as they are.
+        ranks: processes of which each holds a slice of the masters and of their state, all as long.
     """
 
     name: str
@@ -113,11 +114,20 @@ class Arena:
     shapes: tuple[tuple[int, ...], ...]
     flat: bool
     zeros: bool = False
+    ranks: int = 1
 
     @property
     def offsets(self) -> tuple[int, ...]:
         """First element of each parameter, and the end of the arena."""
-        return (0, *accumulate(_length(s) if self.flat else prod(s) for s in self.shapes))
+        ends = list(accumulate(_length(s) if self.flat else prod(s) for s in self.shapes))
+        if self.ranks > 1:
+            ends[-1] = _up(ends[-1], ALIGNMENT * self.ranks)
+        return (0, *ends)
+
+    @property
+    def length(self) -> int:
+        """Elements of the masters of all processes."""
+        return self.offsets[-1]
 
     def offset_of(self, parameter: str) -> int:
         """First element of a parameter."""
@@ -133,8 +143,8 @@ class Arena:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the master buffer."""
-        return (self.offsets[-1],) if self.flat else self.shapes[0]
+        """Shape of the master buffer, which of a sharded arena is one slice."""
+        return (self.length // self.ranks,) if self.flat else self.shapes[0]
 
 
 def _length(shape: tuple[int, ...]) -> int:

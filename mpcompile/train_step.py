@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,20 @@ from mpcompile import checkpoint
 from mpcompile.batch_graphs import BatchGraph, BatchGraphs
 from mpcompile.bound_graphs import BoundGradient, BoundWrites
 from mpcompile.bound_state import BoundState
+from mpcompile.checkpoint_of_all import load, save
 from mpcompile.cuda_graph import CapturedStep
 from mpcompile.errors import BadInput
 from mpcompile.evaluation import MixedForward
 from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, Lowered, lower
 from mpcompile.optimizer_options import OptionInputs
-from mpcompile.passes.adjust_scale import TRACKER
 from mpcompile.passes.count_steps import SKIPPED, TAKEN
 from mpcompile.passes.report_outcome import APPLIED, GRADIENT_NORM
 from mpcompile.passes.scale_loss import SCALE
 from mpcompile.plan import Plan
 from mpcompile.policy import Policy
+from mpcompile.processes import DataParallel, lost
+from mpcompile.scaler_state import load_scaler_state, scaler_state
 from mpcompile.schedules import Schedules
 from mpcompile.step import Role, StepGraph
 from mpcompile.torch_graph import Forward
@@ -47,6 +50,7 @@ class TrainStep:
         captured: the forward graph with its casts.
         step: gradient graph, update graph and slots.
         backend: ``"interpreter"`` or ``"inductor"``.
+        parallel: the processes that share the step; None: this one alone.
     """
 
     def __init__(
@@ -64,13 +68,15 @@ class TrainStep:
         accumulate: int = 1,
         policy: Policy | None = None,
         for_batch: Callable[[tuple[torch.Tensor, ...]], tuple[Forward, StepGraph]] | None = None,
+        parallel: DataParallel | None = None,
     ) -> None:
         assert workload.optimizer is not None
         self.plan, self.captured, self.step, self.backend = plan, forward, step, backend
         self._model, self._optimizer, self._rule = workload.model, workload.optimizer, scale
         self._device = next(iter(workload.model.parameters())).device
         self._lowered = lower(step, backend, self._device, memory_budget, options)
-        self._bound = BoundState(workload, forward, step, initial, scale)
+        self.parallel = parallel
+        self._bound = BoundState(workload, forward, step, initial, scale, parallel)
         self._state = self._bound.tensors
         self._forward = MixedForward(workload.model, policy or Policy(), backend, options)
         made = self._lowered.gradient_results
@@ -89,7 +95,8 @@ class TrainStep:
 
         def another(batch: tuple[torch.Tensor, ...]) -> BatchGraph:
             assert for_batch is not None
-            captured, graph = for_batch(batch)
+            with self._bound.stood_in():
+                captured, graph = for_batch(batch)
             self._bound.admit(graph)
             lowered = lower(graph, backend, self._device, memory_budget, options)
             return self._batch_graph(captured, graph, lowered, batch)
@@ -123,10 +130,14 @@ class TrainStep:
         if due:
             self._gathered = 0
             self._options.hand_over()
-        loss, *beside = graph.run(given)
-        if due:
-            if self._gather is not None:
+        try:
+            loss, *beside = graph.run(given)
+            if due and self._gather is not None:
                 self._update()
+        except RuntimeError as error:
+            gone = None if self.parallel is None else lost(error)
+            raise gone or error from error
+        if due:
             note_step(self._optimizer)
             self._schedules.note(self.applied)
         return loss if graph.returns is None else graph.returns([loss, *beside])
@@ -229,6 +240,15 @@ class TrainStep:
         """Write the working copies again from the masters."""
         self._bound.refresh()
 
+    def whole(self) -> AbstractContextManager[None]:
+        """Put weights and optimizer state together of which each process holds a slice.
+
+        Inside ``with step.whole():`` model and optimizer are as on one process; at its end what
+        stands there is cut into slices again. All processes must enter it, and none may step
+        inside. Without ``shard=True`` nothing is in slices.
+        """
+        return self._bound.whole()
+
     def _prepare(self, batch: Sequence[torch.Tensor]) -> tuple[BatchGraph, list[torch.Tensor]]:
         """Take over what was written to the weights; return graph and batch, laid out for it."""
         graph = self._graphs(batch)
@@ -294,15 +314,7 @@ class TrainStep:
 
         Without loss scaling it is empty, as that of a disabled scaler.
         """
-        if not self._rule.active:
-            return {}
-        return {
-            "scale": self.loss_scale,
-            "growth_factor": self._rule.growth,
-            "backoff_factor": self._rule.backoff,
-            "growth_interval": self._rule.interval,
-            "_growth_tracker": int(self._state[TRACKER]) if TRACKER in self._state else 0,
-        }
+        return scaler_state(self._rule, self._state)
 
     def load_scaler_state(self, state: dict[str, Any]) -> None:
         """Take over scale and tracker from a ``GradScaler.state_dict()``.
@@ -312,22 +324,7 @@ class TrainStep:
         Raises:
             BadInput: a key is missing, or a factor differs.
         """
-        mine = self.scaler_state()
-        if set(state) != set(mine):
-            raise BadInput(
-                f"the scaler state has the keys {sorted(state)}", "", f"give {sorted(mine)}"
-            )
-        for key in ("growth_factor", "backoff_factor", "growth_interval"):
-            if key in mine and state[key] != mine[key]:
-                raise BadInput(
-                    f"{key} is {state[key]} in the state and {mine[key]} in this step",
-                    "",
-                    "compile with a LossScale of the same factors",
-                )
-        if mine:
-            self._state[SCALE].fill_(state["scale"])
-        if TRACKER in self._state:
-            self._state[TRACKER].fill_(state["_growth_tracker"])
+        load_scaler_state(self._rule, self._state, state)
 
     def save(
         self, run: Path | str, *, keep: int | None = None, **also: checkpoint.Stateful
@@ -349,7 +346,7 @@ class TrainStep:
             BadInput: it cannot be written, or another one after so many steps is there.
         """
         self._schedules.settle()
-        return checkpoint.save(self._held(), Path(run), keep, also)
+        return save(self._held, Path(run), keep, also, self.parallel, self._bound.whole)
 
     def load(self, run: Path | str, *, any_plan: bool = False, **also: checkpoint.Stateful) -> Path:
         """Take over a run's newest complete checkpoint, or the one that is named.
@@ -370,7 +367,7 @@ class TrainStep:
             BadInput: no checkpoint is complete, or it is of another model, optimizer or plan.
         """
         self._schedules.settle()  # else what is loaded would be stepped for an update before it
-        return checkpoint.load(self._held(), Path(run), any_plan, also)
+        return load(self._held, Path(run), any_plan, also, self.parallel, self._bound.whole)
 
     def _held(self) -> checkpoint.Held:
         return checkpoint.Held(

@@ -128,6 +128,7 @@ def trace_update(
     shapes: Mapping[str, tuple[int, ...]],
     device: torch.device,
     origin: str,
+    ranks: int = 1,
 ) -> Update:
     """Trace ``optimizer.step()``.
 
@@ -143,6 +144,7 @@ def trace_update(
         shapes: their shapes.
         device: where the update runs.
         origin: the user's place for error messages.
+        ranks: processes of which each updates a slice of each flat arena.
 
     Raises:
         CannotCapture: ``step()`` depends on values in a way a graph cannot express.
@@ -152,10 +154,13 @@ def trace_update(
         for index, names in enumerate(groups)
         for narrow in (True, False)
     ]
-    flat = tuple(
-        Arena(f"arena{number}", index, tuple(names), tuple(shapes[n] for n in names), flat=True)
-        for number, (index, names) in enumerate((index, names) for index, names in parts if names)
-    )
+
+    def arena(number: int, part: tuple[int, Sequence[str]], flat: bool, ranks: int) -> Arena:
+        each = tuple(shapes[name] for name in part[1])
+        return Arena(f"arena{number}", part[0], tuple(part[1]), each, flat, ranks=ranks)
+
+    filled = [part for part in parts if part[1]]
+    flat = tuple(arena(k, part, True, ranks) for k, part in enumerate(filled))
     try:
         update = _trace(optimizer, flat, device)
         if _elementwise(update):
@@ -168,12 +173,8 @@ def trace_update(
             )
     except (RuntimeError, ValueError):
         pass  # it refuses flat parameters (Muon); tried again with their own shapes below
-    single = tuple(
-        Arena(f"arena{number}", index, (name,), (shapes[name],), flat=False)
-        for number, (index, name) in enumerate(
-            (index, name) for index, names in enumerate(groups) for name in names
-        )
-    )
+    alone = [(index, [name]) for index, names in enumerate(groups) for name in names]
+    single = tuple(arena(k, part, False, 1) for k, part in enumerate(alone))
     try:
         return _trace(optimizer, single, device)
     except DataDependent as error:

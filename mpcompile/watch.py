@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from mpcompile.errors import printable
+from mpcompile.launched import all_say
 from mpcompile.lockstep import Moment
 from mpcompile.nonfinite import Cause, first_nonfinite
 from mpcompile.passes.scale_loss import SCALE
@@ -107,20 +108,23 @@ class Watch:
             self._step.masters(*self._batch),
             self._random,
         )
-        cause = first_nonfinite(moment)
-        if cause is None:
+        causes = all_say(first_nonfinite(moment), self._step.parallel)
+        found = next(((rank, cause) for rank, cause in enumerate(causes) if cause), None)
+        if found is None:
             self._say(
                 "none",
                 f"step {self._count} was skipped, but in the interpreter, which rounds after each "
                 "op, every number of it is finite",
             )
             return None
+        rank, cause = found
         fits_at = cause.fits_at or 0.0
         search = self._scale > self._good_scale or fits_at >= _EDGE * self._scale
         expected = cause.fits_at is not None and search
         if not expected:
             head, *rest = cause.sentences()
-            self._say(cause.node, f"step {self._count} was skipped: {head.rstrip('.')}", *rest)
+            by = f" by process {rank}" if len(causes) > 1 else ""
+            self._say(cause.node, f"step {self._count} was skipped{by}: {head.rstrip('.')}", *rest)
         return _logged(cause, expected)
 
     def _say(self, about: str, head: str, *details: str) -> None:

@@ -8,12 +8,13 @@ has one copy beside, for all who read it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Protocol
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from mpcompile.step import Role, StepGraph
 from mpcompile.torch_private import version_of
 
 
@@ -125,11 +126,13 @@ class ReadWeights:
         self._beside: list[tuple[_Beside, bool]] = []
         self._changes = -1
 
-    def add(self, slot: str, parameter: torch.Tensor, dtype: torch.dtype) -> None:
-        """Read a weight too: itself if that is its dtype, else a copy; bound by `follow`."""
-        if slot not in self._read:
-            self._read[slot] = parameter, dtype
-            self._changes = -1
+    def add(self, step: StepGraph, parameters: Mapping[str, torch.Tensor]) -> None:
+        """Read what a step graph reads of the parameters, by name; it is bound by `follow`."""
+        for slot in step.slots.values():
+            reads = slot.role in (Role.CONSTANT, Role.SHARED) and slot.name not in self._read
+            if reads:
+                self._read[slot.name] = parameters[step.members(slot.name)[0]], slot.dtype
+                self._changes = -1
 
     def copies(self) -> dict[int, torch.Tensor]:
         """Return the 16-bit copies by the ``id`` of their parameters."""

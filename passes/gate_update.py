@@ -12,7 +12,7 @@ from mpcompile.passes.accumulate_gradients import BEFORE
 from mpcompile.passes.clip_gradients import NORM
 from mpcompile.step import Role, StepGraph, add_input, call, placeholders, results, set_results
 
-FINITE = "finite"
+FINITE, MEASURE = "finite", "measure"
 _ATEN = torch.ops.aten
 _GATED = (Role.MASTER, Role.OPTIMIZER, Role.BUFFER)
 
@@ -46,6 +46,7 @@ class GateUpdate:
             for node in [node for node in graph.nodes if node.meta.get("packed")]:
                 with graph.inserting_before(node.next):
                     measures.append(call(graph, _ATEN.linalg_vector_norm.default, node, infinity))
+                    measures[-1].meta[MEASURE] = True
         for measure in measures:
             with graph.inserting_before(measure.next):
                 flags.append(call(graph, _ATEN.lt.Scalar, measure, infinity))

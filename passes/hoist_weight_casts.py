@@ -82,13 +82,16 @@ def _working_first(arena: Arena, working: set[str]) -> Arena:
 
 
 def _write_working(step: StepGraph, arena: Arena) -> None:
-    """Let the update write the arena's working copies from the next master."""
+    """Let the update write the arena's working copies from the next master.
+
+    Of a sharded arena that is this process's slice, until `passes.gather_slices`.
+    """
     names = [name for name in arena.parameters if name in step.working]
     if not names:
         return
     graph = step.update.graph
     dtype = step.slots[f"{names[0]}.working"].dtype
-    length = arena.offsets[len(names)]
+    length = arena.offsets[len(names)] if arena.ranks == 1 else arena.shape[0]
     shape = (length,) if arena.flat else arena.shape
     slot = Slot(f"{arena.name}.working", Role.WORKING, shape, dtype)
     step.slots[slot.name] = slot
@@ -96,7 +99,7 @@ def _write_working(step: StepGraph, arena: Arena) -> None:
     master: fx.Node = results(graph)[f"{arena.name}.master"]
     with graph.inserting_before(output):
         node = master
-        if arena.flat and length < arena.offsets[-1]:
+        if arena.flat and length < arena.shape[0]:
             node = graph.call_function(torch.ops.aten.slice.Tensor, (master, 0, 0, length))
             node.meta["val"] = master.meta["val"][:length]
         cast = graph.call_function(CAST, (node,), {"dtype": dtype})

@@ -11,12 +11,14 @@ from mpcompile.loss_scale import LossScale
 from mpcompile.pass_runner import Pass, pass_name
 from mpcompile.passes.accumulate_gradients import AccumulateGradients
 from mpcompile.passes.adjust_scale import AdjustScale
+from mpcompile.passes.average_buffers import AverageBuffers
 from mpcompile.passes.chunk_head import ChunkHead
 from mpcompile.passes.clean_casts import clean_casts
 from mpcompile.passes.clip_gradients import ClipGradients
 from mpcompile.passes.count_steps import count_steps
 from mpcompile.passes.drop_dead import drop_dead
 from mpcompile.passes.gate_update import GateUpdate
+from mpcompile.passes.gather_slices import GatherSlices
 from mpcompile.passes.hoist_read_casts import hoist_read_casts
 from mpcompile.passes.hoist_weight_casts import hoist_weight_casts
 from mpcompile.passes.insert_casts import InsertCasts
@@ -26,9 +28,12 @@ from mpcompile.passes.lay_out_copies import lay_out_copies
 from mpcompile.passes.pack_gradients import pack_gradients
 from mpcompile.passes.pad_vocabulary import PadVocabulary
 from mpcompile.passes.recompute_casts import recompute_casts
+from mpcompile.passes.reduce_in_backward import ReduceInBackward
+from mpcompile.passes.reduce_packed import ReducePacked
 from mpcompile.passes.report_outcome import report_outcome
 from mpcompile.passes.save_narrow import save_narrow
 from mpcompile.passes.scale_loss import ScaleLoss
+from mpcompile.passes.share_norms import ShareNorms
 from mpcompile.plan import Plan
 from mpcompile.step import Place, StepGraph
 
@@ -84,15 +89,18 @@ def training_passes(scale: LossScale, loop: Loop = PLAIN) -> tuple[Pass[StepGrap
         hoist_weight_casts,  # decides which weights have a working copy, so which lie first
         hoist_read_casts,
         lay_out_copies,  # moves weights within the arenas
+        ReduceInBackward(loop),  # in the gradient graph, each gradient for itself
         pack_gradients,  # in the order of the arenas
         AccumulateGradients(loop, scale),  # what is packed
+        ReducePacked(loop),  # once an update
+        AverageBuffers(loop),
         ScaleLoss(scale),  # unscales the packed FP32 gradients
         ClipGradients(loop),  # what is unscaled
-        GateUpdate(
-            scale
-        ),  # looks at them unscaled and unclipped; gates what the passes above write
+        GateUpdate(scale),  # looks at them unscaled and unclipped; gates what was written above
+        ShareNorms(loop),  # what clipping and the gate look at
         AdjustScale(scale),  # its own writes are not gated
         count_steps,
         report_outcome,
+        GatherSlices(loop),  # what is gated
         drop_dead,
     )

@@ -165,7 +165,7 @@ def forward_of(workload: Workload, policy: Policy | None = None) -> Forward:
     return forward
 
 
-def raw_step_of(workload: Workload, policy: Policy | None = None) -> StepGraph:
+def raw_step_of(workload: Workload, policy: Policy | None = None, ranks: int = 1) -> StepGraph:
     """Return the step graph as autograd made it, before any pass on the gradient graph."""
     assert workload.optimizer is not None
     forward = forward_of(workload, policy)
@@ -175,13 +175,13 @@ def raw_step_of(workload: Workload, policy: Policy | None = None) -> StepGraph:
     gradient, slots = differentiate(forward, trained, "")
     shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
     cast = weights_cast(forward)
-    update = trace_update(workload.optimizer, groups, cast, shapes, torch.device("cpu"), "")
+    update = trace_update(workload.optimizer, groups, cast, shapes, torch.device("cpu"), "", ranks)
     return join(gradient, slots, update)
 
 
-def step_of(workload: Workload, policy: Policy | None = None) -> StepGraph:
+def step_of(workload: Workload, policy: Policy | None = None, ranks: int = 1) -> StepGraph:
     """Return the step graph before its training passes."""
-    step = raw_step_of(workload, policy)
+    step = raw_step_of(workload, policy, ranks)
     run_passes(step.gradient, GRADIENT, lambda module: module.graph.lint())
     return step
 

@@ -49,7 +49,22 @@ class CheckpointFlags:
     keep: Annotated[int, Parameter(help="Checkpoints that stay in --out.")] = 3
 
 
-_NO_TRAIN_FLAGS, _NO_CHECKPOINTS = TrainFlags(), CheckpointFlags()
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ProcessFlags:
+    """How the processes that torchrun has started share a step."""
+
+    shard: Annotated[
+        bool,
+        Parameter(help="Of torchrun: a slice of masters and optimizer each (ZeRO-1).", negative=()),
+    ] = False
+    reduce: Annotated[
+        Literal["float32", "float16", "bfloat16"],
+        Parameter(help="Of torchrun: the precision in which gradients travel."),
+    ] = "float32"
+
+
+_NO_TRAIN_FLAGS, _NO_CHECKPOINTS, _NO_PROCESSES = TrainFlags(), CheckpointFlags(), ProcessFlags()
 
 
 @app.command
@@ -69,6 +84,7 @@ def run(
         Path | None, Parameter(help="A folder for the same, as TensorBoard reads it.")
     ] = None,
     checkpoints: CheckpointFlags = _NO_CHECKPOINTS,
+    processes: ProcessFlags = _NO_PROCESSES,
     onnx: TrainFlags = _NO_TRAIN_FLAGS,
     json: Json = None,
     debug: Debug = False,
@@ -76,7 +92,9 @@ def run(
     """Train a program in mixed precision on its own data, or a train.onnx on --data.
 
     If a step has to be skipped, it says which node made the first number that is not finite. With
-    --out, SIGTERM and Ctrl-C finish the step and save it; it then exits with 143 or 130.
+    --out, SIGTERM and Ctrl-C finish the step and save it; it then exits with 143 or 130. On many
+    processes: ``torchrun --nproc-per-node 4 -m mpcompile run model.py``, each taking every fourth
+    batch.
     """
     del debug
     if source.endswith(".onnx"):
@@ -86,6 +104,8 @@ def run(
             raise BadInput(f"{source} keeps no log", "", "leave out --log and --tensorboard")
         if checkpoints != _NO_CHECKPOINTS:
             raise BadInput(f"{source} keeps no checkpoints", "", "leave out --out and the like")
+        if processes != _NO_PROCESSES:
+            raise BadInput(f"{source} runs alone", "", "leave out --shard and --reduce")
         command = import_module("mpcompile.onnx_run_command")
         command.run(Path(source), onnx.data, steps, onnx.device, onnx.output, onnx.force, json)
         return 0
@@ -95,7 +115,16 @@ def run(
     saving = import_module("mpcompile.saved_run").Saving(
         checkpoints.out, checkpoints.checkpoint_every, checkpoints.resume, checkpoints.keep
     )
-    code: int = import_module("mpcompile.commands").run(
-        source, steps, given, flags.plan, flags.measured(), log, tensorboard, saving, json
+    command = import_module("mpcompile.run_command")
+    code: int = command.run(
+        source,
+        steps,
+        given,
+        flags.plan,
+        flags.measured(),
+        saving,
+        command.Told(log, tensorboard, json),
+        shard=processes.shard,
+        reduce=processes.reduce,
     )
     return code

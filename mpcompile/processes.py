@@ -1,0 +1,111 @@
+"""One training step on many processes, each with a batch of its own (`torch.distributed`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed
+
+from mpcompile.errors import BadInput, LostProcess
+from mpcompile.precision import Precision
+
+_LOST = ("gloo", "nccl", "connection", "timed out")
+
+
+@dataclass(frozen=True, slots=True)
+class DataParallel:
+    """How a step is shared by the processes of a group; made by `data_parallel`.
+
+    Attributes:
+        ranks: how many processes.
+        rank: which of them this is.
+        group: the process group.
+        shard: each process keeps and updates its own slice of masters and optimizer state
+            (ZeRO stage 1, arXiv 1910.02054 section 5.1).
+        reduce: the precision in which gradients travel and are added up.
+        bucket_bytes: bytes of gradients that travel together.
+    """
+
+    ranks: int
+    rank: int
+    group: Any
+    shard: bool = False
+    reduce: Precision = Precision.FP32
+    bucket_bytes: int = 25 << 20
+
+    @property
+    def name(self) -> str:
+        """The name by which the ops of a graph find the group."""
+        return str(self.group.group_name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which gradients travel."""
+        return getattr(torch, self.reduce.value)  # type: ignore[no-any-return]
+
+
+def data_parallel(
+    *,
+    shard: bool = False,
+    reduce: Precision | str = Precision.FP32,
+    bucket_bytes: int = 25 << 20,
+    group: Any = None,
+) -> DataParallel:
+    """Describe how the processes that `torch.distributed` has joined share a step.
+
+    Each process calls the step with rows of its own; the update reads the mean of their gradients,
+    so that equal batches and a mean as loss make the step of one process on all rows.
+
+    Args:
+        shard: each process keeps and updates its own slice of masters and optimizer state. For
+            optimizers that work element by element.
+        reduce: ``"float16"`` halves what is sent: each gradient is divided by the number of
+            processes before it is rounded, so that the sum overflows no sooner than its terms.
+        bucket_bytes: bytes of gradients that travel together, while backward goes on.
+        group: a process group; default: all processes.
+
+    Raises:
+        BadInput: no process group is there yet, or an argument is wrong.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        raise BadInput(
+            "torch.distributed has no process group yet",
+            "",
+            "start the script with torchrun and call torch.distributed.init_process_group() first",
+        )
+    try:
+        reduce = Precision(reduce)
+    except ValueError:
+        raise BadInput(
+            f"gradients cannot travel as {reduce!r}",
+            "",
+            "choose 'float32', 'float16' or 'bfloat16'",
+        ) from None
+    if bucket_bytes < 1:
+        raise BadInput(f"bucket_bytes is {bucket_bytes}", "", "give at least 1")
+    group = group or distributed.group.WORLD
+    rank = distributed.get_rank(group)
+    if rank < 0:
+        raise BadInput("this process is not one of the group", "", "compile only in those that are")
+    return DataParallel(distributed.get_world_size(group), rank, group, shard, reduce, bucket_bytes)
+
+
+def meeting_place(device: torch.device, parallel: DataParallel) -> torch.device:
+    """Return where a tensor of a device has to lie for the group to exchange it."""
+    backends = str(distributed.get_backend_config(parallel.group))
+    return device if f"{device.type}:" in backends else torch.device("cuda")
+
+
+def lost(error: RuntimeError) -> LostProcess | None:
+    """Return what to raise for an error of a collective operation; None for any other error."""
+    text = str(error)
+    backend = isinstance(error, distributed.DistError)
+    if not backend and not any(word in text.lower() for word in _LOST):
+        return None
+    return LostProcess(
+        f"another process of this run is gone or does not answer ({text.splitlines()[0][:160]})",
+        "",
+        "see what that one printed last, then start all again from the newest checkpoint",
+    )

@@ -1,0 +1,27 @@
+"""Masters and optimizer state in slices, one a process."""
+
+from __future__ import annotations
+
+import torch
+
+from mpcompile.processes import DataParallel
+from mpcompile.step import Arena
+
+
+def own_slice(arena: Arena, whole: torch.Tensor, parallel: DataParallel | None) -> torch.Tensor:
+    """Return what this process holds of a buffer laid out like an arena: a view."""
+    if arena.ranks == 1:
+        return whole
+    assert parallel is not None
+    length = arena.length // arena.ranks
+    return whole.narrow(0, parallel.rank * length, length)
+
+
+def absent(parameter: torch.Tensor) -> torch.Tensor:
+    """Return what stands for a weight of which this process holds a slice: NaN, without memory."""
+    return parameter.new_full((), float("nan")).expand(parameter.shape)
+
+
+def is_absent(parameter: torch.Tensor) -> bool:
+    """Whether a weight is held in slices."""
+    return parameter.dim() > 0 and not any(parameter.stride()) and parameter.numel() > 0
