@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,19 @@ from mpcompile.processes import DataParallel
 from mpcompile.slices import own_slice
 from mpcompile.start_of_state import BEGUN, has_begun
 from mpcompile.step import Arena, StepGraph, arena_views
+
+
+def when_loaded(optimizer: torch.optim.Optimizer, method: Callable[[], None]) -> None:
+    """Call a method after each ``load_state_dict``, as long as its object lives."""
+    reference = weakref.WeakMethod(method)
+
+    def call(_: torch.optim.Optimizer) -> None:
+        held = reference()
+        if held is not None:
+            held()
+
+    hook = optimizer.register_load_state_dict_post_hook(call)
+    weakref.finalize(method.__self__, hook.remove)  # type: ignore[attr-defined]
 
 
 class BoundOptimizer:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mpcompile.bound_optimizer import BoundOptimizer
+from mpcompile.bound_optimizer import BoundOptimizer, when_loaded
 from mpcompile.collectives import put_together
 from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
@@ -19,6 +19,7 @@ from mpcompile.slices import absent, is_absent, own_slice
 from mpcompile.step import STATE, Arena, Role, StepGraph, arena_views, placeholders
 from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import version_of
+from mpcompile.weight_copies import ReadWeights, claim
 from mpcompile.workload import Workload
 
 
@@ -50,18 +51,22 @@ class BoundState:
         self._model, self._optimizer = workload.model, workload.optimizer
         self._device = next(iter(workload.model.parameters())).device
         self._parameters = {item.name: item.tensor for item in forward.inputs}
+        self._names = {id(item.tensor): item.name for item in forward.inputs}
         self.tensors: dict[str, torch.Tensor] = {}
         self._entries = BoundOptimizer(
             self._optimizer, step, initial, self._parameters, self.tensors, parallel
         )
         self._trained: list[torch.Tensor] = []
         self._first: list[tuple[torch.Tensor, int]] = []
-        self._read_only: dict[str, torch.Tensor] = {}
+        self._lost = ""
+        self._read = ReadWeights(self.tensors)
         for arena in step.arenas:
             self._bind_arena(arena)
+        claim(self._trained, self)
         self._bind_rest()
+        self._read.follow()
         self._refuse_to_save_slices()
-        self._optimizer.register_load_state_dict_post_hook(lambda _: self.adopt())
+        when_loaded(self._optimizer, self.adopt)
         self._written = self._versions()
 
     def take_over(self) -> bool:
@@ -70,21 +75,14 @@ class BoundState:
         A parameter that is read only may have moved, when another step was compiled that trains it.
 
         Returns:
-            Whether one has, so that slots have other tensors now.
+            Whether one or its copy has, so that slots have other tensors now.
 
         Raises:
-            BadInput: trained parameters have moved.
+            BadInput: trained parameters have moved, or another step trains them.
         """
-        if self._versions() != self._written:
-            self.refresh()
-        moved = [
-            slot
-            for slot, parameter in self._read_only.items()
-            if parameter.data_ptr() != self.tensors[slot].data_ptr()
-        ]
-        for slot in moved:
-            self.tensors[slot] = self._read_only[slot].detach()
-        return bool(moved)
+        self._check_places()
+        self.catch_up()
+        return self._read.follow()
 
     def admit(self, step: StepGraph) -> None:
         """Let another gradient graph of the same program read the state.
@@ -93,7 +91,7 @@ class BoundState:
             BadInput: it would have the state laid out otherwise.
         """
         mine = self._step
-        own = (Role.BATCH, Role.AUXILIARY)
+        own = (Role.BATCH, Role.AUXILIARY, Role.SHARED)
         alike = (
             step.arenas == mine.arenas
             and step.working == mine.working
@@ -110,6 +108,7 @@ class BoundState:
             )
         for arena in step.arenas:
             self._bind_joined(step, arena)
+        self._read.add(step, self._parameters)
 
     def masters(self, step: StepGraph) -> dict[str, torch.Tensor]:
         """Return, per working copy that a gradient graph reads, the FP32 masters it is one of.
@@ -125,6 +124,8 @@ class BoundState:
                 master = self._whole_master(arena)
                 start = arena.offset_of(first) if arena.flat else 0
                 found[name] = master.flatten()[start : start + prod(slot.shape)].view(slot.shape)
+            elif slot.role is Role.SHARED:
+                found[name] = self.tensors[step.members(name)[0]]
         return found
 
     def _whole_master(self, arena: Arena) -> torch.Tensor:
@@ -160,11 +161,25 @@ class BoundState:
         }
 
     def working_copies(self) -> dict[int, torch.Tensor]:
-        """Return the working copies by the ``id`` of their parameters."""
-        return {
+        """Return the 16-bit copies by the ``id`` of their parameters."""
+        mine = {
             id(self._parameters[name]): self.tensors[f"{name}.working"]
             for name in self._step.working
         }
+        return mine | self._read.copies()
+
+    def copy_of(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+        """See `mpcompile.weight_copies.Trainer`."""
+        name = self._names[id(parameter)]
+        copy, master = self.tensors.get(f"{name}.working"), self.tensors.get(name)
+        if copy is None or copy.dtype is not dtype:
+            return None
+        here = is_absent(parameter) if master is None else parameter.data_ptr() == master.data_ptr()
+        return copy if here else None
+
+    def lose(self, parameter: torch.Tensor) -> None:
+        """See `mpcompile.weight_copies.Trainer`."""
+        self._lost = self._lost or self._names[id(parameter)]
 
     def keep_buffers(self) -> None:
         """Note the buffers as they are before the first micro-batch of an update."""
@@ -173,7 +188,18 @@ class BoundState:
                 kept.copy_(self.tensors[name.removeprefix(BEFORE)])
 
     def refresh(self) -> None:
-        """Write the working copies again from the masters."""
+        """Write the working copies again from the masters, also those of weights that are read."""
+        self._check_places()
+        self.rewrite()
+        self._read.rewrite()
+
+    def catch_up(self) -> None:
+        """See `mpcompile.weight_copies.Trainer`."""
+        if self._versions() != self._written:
+            self.rewrite()
+
+    def rewrite(self) -> None:
+        """Write the step's own working copies again from the masters."""
         with torch.no_grad():
             for arena in self._step.arenas:
                 working = self.tensors.get(f"{arena.name}.working")
@@ -189,18 +215,25 @@ class BoundState:
         self._written = self._versions()
 
     def _versions(self) -> int:
-        """Count the in-place writes to parameters; the step's own writes do not show here.
+        """Count the in-place writes to parameters; the step's own writes do not show here."""
+        return sum(version_of(parameter) for parameter in self._trained)
 
-        Raises BadInput if the parameters lie elsewhere by now.
-        """
+    def _check_places(self) -> None:
+        """Raise BadInput if another step trains the parameters, or they lie elsewhere by now."""
+        if self._lost:
+            raise BadInput(
+                f"{self._lost} has moved to a step that was compiled later and trains it too",
+                "",
+                "use that step, or leave the parameter out of one of the two optimizers and "
+                "compile both again",
+            )
         for parameter, place in self._first:
             if parameter.data_ptr() != place:
                 raise BadInput(
                     "the model's parameters have moved since this step was compiled",
                     "",
-                    "compile again after model.to(...), or use the step that was compiled last",
+                    "compile again after model.to(...)",
                 )
-        return sum(version_of(parameter) for parameter in self._trained)
 
     def _bind_arena(self, arena: Arena) -> None:
         """Move parameters and optimizer state into an arena, and point the user's tensors there."""
@@ -270,8 +303,8 @@ class BoundState:
 
     def adopt(self) -> None:
         """Take over what somebody has put in place of the arenas' views, or written to them."""
-        if self._is_whole:
-            return  # until it is cut into slices again
+        if self._is_whole or self._lost:
+            return  # until it is cut into slices again; or it is another step's
         for arena in self._step.arenas:
             self._entries.bind(arena)
         self.refresh()
@@ -349,21 +382,14 @@ class BoundState:
                 module.register_state_dict_pre_hook(check)
 
     def _bind_rest(self) -> None:
+        self._read.add(self._step, self._parameters)
         for slot in self._step.slots.values():
             if slot.name in self.tensors:
                 continue
-            if slot.role in (Role.BUFFER, Role.CONSTANT):
+            if slot.role is Role.BUFFER:
                 self.tensors[slot.name] = self._parameters[slot.name].detach()
-                if slot.role is Role.CONSTANT:
-                    self._read_only[slot.name] = self._parameters[slot.name]
-            elif slot.role in (
-                Role.SCALE,
-                Role.TRACKER,
-                Role.COUNTER,
-                Role.HYPER,
-                Role.PENDING,
-                Role.REPORT,
-            ):
+            elif slot.role in (Role.SCALE, Role.TRACKER, Role.COUNTER, Role.HYPER, Role.PENDING,
+                               Role.REPORT):  # fmt: skip
                 first = self._rule.initial if slot.role is Role.SCALE else 0
                 self.tensors[slot.name] = torch.full(
                     slot.shape, first, dtype=slot.dtype, device=self._device

@@ -88,7 +88,7 @@ def autocast_values(
     inputs = [leaves.get(item.name, values[item.name]) for item in forward.inputs]
     device = inputs[0].device.type
     narrow = next(
-        (slot.dtype for slot in moment.step.slots.values() if slot.role is Role.WORKING),
+        (s.dtype for s in moment.step.slots.values() if s.role in (Role.WORKING, Role.SHARED)),
         torch.float16,
     )
     for node in forward.module.graph.nodes:

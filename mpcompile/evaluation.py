@@ -28,6 +28,7 @@ from mpcompile.torch_private import fake_like
 from mpcompile.workload import Workload
 
 _Key = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
+_Run = Callable[[Sequence[torch.Tensor], Mapping[int, torch.Tensor]], Any]
 
 
 class MixedForward:
@@ -49,14 +50,14 @@ class MixedForward:
     ) -> None:
         self._model, self._policy = model, policy
         self._backend, self._options = backend, options
-        self._made: dict[_Key, Callable[[Sequence[torch.Tensor]], Any]] = {}
+        self._made: dict[_Key, _Run] = {}
 
     def __call__(self, inputs: Sequence[torch.Tensor], working: Mapping[int, torch.Tensor]) -> Any:
         """Return what the model returns, with tensors that need no gradient.
 
         Args:
             inputs: of the model.
-            working: 16-bit copies by the ``id`` of their parameters; they stay where they are.
+            working: 16-bit copies by the ``id`` of their parameters, always of the same ones.
         """
         if not all(isinstance(value, torch.Tensor) for value in inputs):
             key: _Key = ()  # `capture` says what is wrong
@@ -66,7 +67,7 @@ class MixedForward:
             with in_modes(evaluation_modes(self._model)):
                 forward = capture(Workload(self._model, tuple(inputs)))
             self._made[key] = self._lower(self._planned(forward), working)
-        return self._made[key](inputs)
+        return self._made[key](inputs, working)
 
     def _planned(self, forward: Forward) -> Forward:
         """Insert casts by the policy."""
@@ -83,12 +84,11 @@ class MixedForward:
         run_passes(forward.module, forward_passes(plan), lambda module: module.graph.lint())
         return forward
 
-    def _lower(
-        self, forward: Forward, working: Mapping[int, torch.Tensor]
-    ) -> Callable[[Sequence[torch.Tensor]], Any]:
+    def _lower(self, forward: Forward, working: Mapping[int, torch.Tensor]) -> _Run:
         module, nest = forward.module, forward.returns
         assert nest is not None
-        held = read_working_copies(forward, working)
+        copied = read_working_copies(forward, working)
+        given = [None if item.kind is Kind.BATCH else item.tensor for item in forward.inputs]
         output = module.graph.output_node()
         values = output.args[0]
         assert isinstance(values, list | tuple)
@@ -101,7 +101,7 @@ class MixedForward:
         for graph in all_graphs(module):
             graph.graph.lint()
             graph.recompile()
-        return _bound(self._function(module), held, nest)
+        return _bound(self._function(module), given, copied, nest)
 
     def _function(self, module: fx.GraphModule) -> Callable[..., Any]:
         run: Callable[..., Any] = module.forward
@@ -110,16 +110,14 @@ class MixedForward:
         return full_accumulation()(run)
 
 
-def read_working_copies(
-    forward: Forward, working: Mapping[int, torch.Tensor]
-) -> list[torch.Tensor | None]:
+def read_working_copies(forward: Forward, working: Mapping[int, torch.Tensor]) -> list[int]:
     """Let a forward graph read working copies in the place of its casts of weights.
 
     Returns:
-        What its placeholders stand for, in order; None for a tensor of the batch.
+        The keys of the copies that its last placeholders stand for.
     """
     graph = forward.module.graph
-    held = [None if item.kind is Kind.BATCH else item.tensor.detach() for item in forward.inputs]
+    copied: list[int] = []
     nodes = list(graph.find_nodes(op="placeholder"))
     last = nodes[-1]
     for item, node in zip(forward.inputs, nodes, strict=True):
@@ -138,7 +136,7 @@ def read_working_copies(
         for cast in casts:
             cast.replace_all_uses_with(last)
             graph.erase_node(cast)
-        held.append(copy)
+        copied.append(id(item.tensor))
     for item, node in zip(forward.inputs, nodes, strict=True):
         if is_absent(item.tensor) and node.users:
             raise BadInput(
@@ -146,18 +144,23 @@ def read_working_copies(
                 "",
                 "call the model itself inside `with step.whole():`",
             )
-    return held
+    return copied
 
 
 def _bound(
-    run: Callable[..., Any], held: Sequence[torch.Tensor | None], nest: Nest
-) -> Callable[[Sequence[torch.Tensor]], Any]:
+    run: Callable[..., Any],
+    held: Sequence[torch.Tensor | None],
+    copied: Sequence[int],
+    nest: Nest,
+) -> _Run:
     places = [place for place, value in enumerate(held) if value is None]
 
-    def call(inputs: Sequence[torch.Tensor]) -> Any:
-        given = list(held)
+    def call(inputs: Sequence[torch.Tensor], working: Mapping[int, torch.Tensor]) -> Any:
+        # Weights and copies lie elsewhere when another step has been compiled that trains them.
+        given = [None if value is None else value.detach() for value in held]
         for place, value in zip(places, inputs, strict=True):
             given[place] = value.detach()
+        given += [working[key] for key in copied]
         with torch.no_grad():
             return nest(run(*given))
 

@@ -116,11 +116,11 @@ def storages(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
 
 
 def state_bytes(step: StepGraph) -> int:
-    """Return the bytes that live from step to step: masters, working copies, optimizer, buffers."""
+    """Return the bytes that live from step to step: masters, 16-bit copies, optimizer, buffers."""
     views = {name for arena in step.arenas for name in arena.parameters}
     views |= {f"{name}.working" for name in views} | set(step.joined)
     return sum(
         tensor_bytes(slot.empty())
         for slot in step.slots.values()
-        if slot.role in (*STATE, Role.CONSTANT) and slot.name not in views
+        if slot.role in (*STATE, Role.CONSTANT, Role.SHARED) and slot.name not in views
     )

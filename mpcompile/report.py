@@ -85,7 +85,9 @@ def summarize(mixed: Transformed, full: Transformed) -> Summary:
         ops={stage: _by_precision(nodes) for stage, nodes in stages.items()},
         casts_planned=mixed.changes.get("insert_casts", 0),
         casts_cleaned=mixed.changes.get("clean_casts", 0),
-        casts_hoisted=mixed.changes.get("hoist_weight_casts", 0),
+        casts_hoisted=sum(
+            mixed.changes.get(name, 0) for name in ("hoist_weight_casts", "hoist_read_casts")
+        ),
         casts=len(casts),
         cast_bytes=sum(
             tensor_bytes(node.meta["val"]) + tensor_bytes(node.all_input_nodes[0].meta["val"])

@@ -197,7 +197,7 @@ class TrainStep:
         self._schedules.add(schedule)
 
     def settle(self) -> None:
-        """Step the schedules for the last update now, for example before their state is saved."""
+        """Step the schedules for the last update now, for example to read a rate; `save` does."""
         self._schedules.settle()
 
     def gradients(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -233,7 +233,7 @@ class TrainStep:
         return self._graphs(batch).step
 
     def masters(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return, per working copy that the gradient graph for a batch reads, its FP32 masters."""
+        """Return, per 16-bit copy that the gradient graph for a batch reads, its FP32 masters."""
         return self._bound.masters(self.graph_of(*batch))
 
     def refresh(self) -> None:
@@ -345,6 +345,7 @@ class TrainStep:
         Raises:
             BadInput: it cannot be written, or another one after so many steps is there.
         """
+        self._schedules.settle()
         return save(self._held, Path(run), keep, also, self.parallel, self._bound.whole)
 
     def load(self, run: Path | str, *, any_plan: bool = False, **also: checkpoint.Stateful) -> Path:
@@ -365,6 +366,7 @@ class TrainStep:
         Raises:
             BadInput: no checkpoint is complete, or it is of another model, optimizer or plan.
         """
+        self._schedules.settle()  # else what is loaded would be stepped for an update before it
         return load(self._held, Path(run), any_plan, also, self.parallel, self._bound.whole)
 
     def _held(self) -> checkpoint.Held:

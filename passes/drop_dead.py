@@ -8,7 +8,8 @@ from mpcompile.step import Role, StepGraph
 def drop_dead(step: StepGraph) -> int:
     """Return the number of nodes and slots removed.
 
-    Batch slots stay even if unread, so that a step is called with what the loss is called with.
+    Batch slots stay even if unread, so that a step is called with what the loss is called with. A
+    weight of which a copy is read is no input, but its slot stays: it is in memory all the same.
     """
     removed = 0
     for graph in step.graphs().values():
@@ -25,6 +26,12 @@ def drop_dead(step: StepGraph) -> int:
             *(node.meta["slot"] for node in graph.find_nodes(op="placeholder")),
             *graph.output_node().meta["slots"],
         )
+    }
+    used |= {
+        member
+        for name in used
+        if step.slots[name].role is Role.SHARED
+        for member in step.members(name)
     }
     for name in set(step.slots) - used:
         del step.slots[name]

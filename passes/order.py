@@ -19,6 +19,7 @@ from mpcompile.passes.count_steps import count_steps
 from mpcompile.passes.drop_dead import drop_dead
 from mpcompile.passes.gate_update import GateUpdate
 from mpcompile.passes.gather_slices import GatherSlices
+from mpcompile.passes.hoist_read_casts import hoist_read_casts
 from mpcompile.passes.hoist_weight_casts import hoist_weight_casts
 from mpcompile.passes.insert_casts import InsertCasts
 from mpcompile.passes.join_matmuls import JoinMatmuls
@@ -86,6 +87,7 @@ def training_passes(scale: LossScale, loop: Loop = PLAIN) -> tuple[Pass[StepGrap
     """Return what runs on the step graph."""
     return (
         hoist_weight_casts,  # decides which weights have a working copy, so which lie first
+        hoist_read_casts,
         lay_out_copies,  # moves weights within the arenas
         ReduceInBackward(loop),  # in the gradient graph, each gradient for itself
         pack_gradients,  # in the order of the arenas

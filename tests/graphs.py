@@ -136,6 +136,15 @@ def matrices() -> Workload:
     return Workload(model, batch, cross_entropy, torch.optim.Muon(model.parameters(), lr=0.1))
 
 
+def partly_frozen() -> Workload:
+    """Only the last weight is trained; the first is read in 16 bits, those of the norm are not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3, bias=False))
+    model[:2].requires_grad_(False)
+    batch = (torch.randn(2, 4), torch.tensor([0, 2]))
+    return Workload(model, batch, cross_entropy, torch.optim.SGD(model[2].parameters(), lr=0.1))
+
+
 WORKLOADS = {
     "linear": linear,
     "tied": tied,
@@ -143,6 +152,7 @@ WORKLOADS = {
     "layered": layered,
     "attention": attention,
     "matrices": matrices,
+    "partly frozen": partly_frozen,
 }
 
 

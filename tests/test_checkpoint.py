@@ -133,6 +133,33 @@ def test_a_resumed_run_is_that_which_never_stopped(
     assert other.skipped == step.skipped > 0
 
 
+def test_a_schedule_that_the_step_steps_goes_on_where_it_was(tmp_path: Path) -> None:
+    """The last update before a save has stepped it, that before a load does not step it again."""
+
+    def made() -> tuple[TrainStep, torch.optim.lr_scheduler.LRScheduler]:
+        step, optimizer = stepped()
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        step.scheduler(schedule)
+        return step, schedule
+
+    def rates(step: TrainStep, schedule: Any) -> list[tuple[float, list[float]]]:
+        return [(float(step(*batch(n))), schedule.get_last_lr()) for n in range(5, 9)]
+
+    step, schedule = made()
+    for number in range(5):
+        step(*batch(number))
+    step.save(tmp_path, scheduler=schedule)
+    assert schedule.get_last_lr()[0] == 0.01 * 0.5**step.taken
+    expected, state = rates(step, schedule), everything(step)
+    assert 0 < step.skipped < 9
+
+    other, schedule = made()
+    other(*batch())
+    other.load(tmp_path, scheduler=schedule)
+    assert rates(other, schedule) == expected
+    assert all(torch.equal(everything(other)[key], value) for key, value in state.items())
+
+
 def test_a_step_that_has_gone_on_can_go_back(tmp_path: Path) -> None:
     step, _ = stepped()
     x = batch()

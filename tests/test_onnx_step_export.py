@@ -19,7 +19,7 @@ from mpcompile.onnx.step_export import export_step, to_onnx
 from mpcompile.onnx.tidying import IR_VERSION, OPSET
 from mpcompile.onnx.train_step import OrtTrainStep
 from mpcompile.onnx_graph.kernels import Provider, formats
-from mpcompile.pipeline import transform
+from mpcompile.pipeline import to_step, transform
 from mpcompile.workload import Workload
 
 NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -162,6 +162,34 @@ def test_other_random_numbers_are_refused_with_their_line() -> None:
     assert transformed.step is not None
     with pytest.raises(CannotCapture, match=r"random numbers that an ONNX step cannot draw"):
         plain_step(transformed.step)
+
+
+def test_a_frozen_weight_is_state_in_fp32_that_no_step_changes(tmp_path: Path) -> None:
+    """The file holds it once: a 16-bit copy beside it could be of another weight."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    model[0].requires_grad_(False)
+    batch = torch.randn(4, 8), torch.tensor([0, 2, 1, 0])
+
+    def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(x), y)
+
+    workload = Workload(model, batch, loss, torch.optim.SGD(model[2].parameters(), lr=0.1))
+    transformed = transform(workload)
+    described = export_step(transformed, tmp_path / "train.onnx")
+    frozen = {slot.name: slot for slot in described.state if slot.role == "constant"}
+    assert frozen.keys() == {"0.weight", "0.bias"}
+    assert all((slot.dtype, slot.next) == ("float32", "") for slot in frozen.values())
+    assert not any(slot.role == "shared" for slot in described.state)
+    exported, compiled = OrtTrainStep(tmp_path / "train.onnx"), to_step(transformed)
+    for _ in range(4):
+        expected = float(compiled(*batch))
+        found = float(exported(*(value.numpy() for value in batch)))
+        assert found == pytest.approx(expected, rel=2.0**-9)
+    parameters = exported.parameters()
+    assert parameters.keys() == dict(model.named_parameters()).keys()
+    for name in frozen:
+        assert np.array_equal(parameters[name], model.get_parameter(name).detach().numpy())
 
 
 def test_nothing_of_the_users_changes_and_nothing_is_overwritten(tmp_path: Path) -> None:

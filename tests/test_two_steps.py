@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,6 +122,11 @@ def test_each_step_has_a_scale_of_its_own() -> None:
         assert torch.equal(value, before[name]), name
     second(noise)
     assert (second.taken, second.skipped) == (1, 0)
+    second(noise * float("inf"))
+    assert (first.loss_scale, second.loss_scale) == (2.0**7, 2.0**7)
+    assert (first.taken, first.skipped, second.skipped) == (0, 1, 1)
+    first(real, noise)
+    assert (first.taken, first.skipped) == (1, 1)
 
 
 def test_a_loss_that_touches_a_part_of_the_model_trains_that_part() -> None:
@@ -141,6 +147,38 @@ def test_a_loss_that_touches_a_part_of_the_model_trains_that_part() -> None:
         optimizer.step()
     for name, held in peer.state_dict().items():
         assert torch.equal(model.state_dict()[name], held), name
+
+
+def test_a_gan_that_is_resumed_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    def go(both: tuple[TrainStep, TrainStep], seeds: range) -> list[float]:
+        losses = []
+        for seed in seeds:
+            real, noise = data(seed)
+            # One step overflows, so the two scales part.
+            losses.append(float(both[0](real * (float("inf") if seed == 2 else 1), noise)))
+            losses.append(float(both[1](noise)))
+        return losses
+
+    model, other = gan(), gan()
+    both = steps(model, loss_scale=GATED)
+    go(both, range(4))
+    for name, step in zip(("critic", "artist"), both, strict=True):
+        step.save(tmp_path / name)
+    expected = go(both, range(4, 8))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.5)
+    again = steps(other, loss_scale=GATED)
+    go(again, range(3, 5))
+    for name, step in zip(("critic", "artist"), again, strict=True):
+        step.load(tmp_path / name)
+    assert go(again, range(4, 8)) == expected
+    for mine, theirs in zip(both, again, strict=True):
+        held, found = mine._bound.named(), theirs._bound.named()
+        assert held.keys() == found.keys()
+        assert all(torch.equal(found[name], value) for name, value in held.items())
+        assert (mine.loss_scale, mine.skipped) == (theirs.loss_scale, theirs.skipped)
+    assert both[0].loss_scale != both[1].loss_scale
 
 
 def test_loading_a_checkpoint_reaches_both_steps() -> None:

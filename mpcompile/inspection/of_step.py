@@ -193,7 +193,7 @@ def _stage(node: fx.Node, prefix: str) -> Stage:
 
 def _where(node: fx.Node, slot: str, roles: Mapping[str, str]) -> Where:
     if node.op == "placeholder":
-        weight = roles.get(slot) in ("master", "working", "buffer", "constant")
+        weight = roles.get(slot) in ("master", "working", "buffer", "constant", "shared")
         return Where(slot.removesuffix(".working").rpartition(".")[0] if weight else "")
     where = node.meta.get("where")
     return where if isinstance(where, Where) else place_of(node)

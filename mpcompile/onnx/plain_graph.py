@@ -14,6 +14,7 @@ from mpcompile.errors import CannotCapture
 from mpcompile.node_tensors import NARROW
 from mpcompile.onnx.plain_ops import PLAIN
 from mpcompile.onnx.random_masks import keep_mask, next_seed
+from mpcompile.passes.cast_read_weights import CastReadWeights
 from mpcompile.passes.fix_options import FixOptions
 from mpcompile.passes.numbers_to_tensors import numbers_to_tensors
 from mpcompile.record import record
@@ -60,6 +61,7 @@ def plain_step(step: StepGraph) -> PlainStep:
     """
     whole = whole_step(step)
     FixOptions(step)(whole)
+    CastReadWeights(step.slots)(whole)
     numbers_to_tensors(whole)
     mode = fake_mode_of(whole.graph)
     nodes = list(whole.graph.find_nodes(op="placeholder"))

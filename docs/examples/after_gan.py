@@ -1,0 +1,75 @@
+"""A GAN that draws points of a ring, trained by a loop in plain PyTorch."""
+
+import torch
+from torch import nn
+
+import mpcompile
+
+bce = nn.functional.binary_cross_entropy_with_logits
+
+
+class Generator(nn.Sequential):
+    """Noise to points."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(4, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2))
+
+
+class Discriminator(nn.Sequential):
+    """Points to logits."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(2, 32), nn.LeakyReLU(0.2), nn.Linear(32, 1))
+
+
+def discriminator_loss(nets, real, noise):
+    """Real points shall be called real, made ones made."""
+    generator, discriminator = nets
+    right, wrong = discriminator(real), discriminator(generator(noise).detach())
+    return bce(right, torch.ones_like(right)) + bce(wrong, torch.zeros_like(wrong))
+
+
+def generator_loss(nets, noise):
+    """Made points shall be called real."""
+    generator, discriminator = nets
+    logits = discriminator(generator(noise))
+    return bce(logits, torch.ones_like(logits))
+
+
+def batches(count, seed=1):
+    """Yield points of a ring about (2, 1), and noise."""
+    random = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        angle = 6.2832 * torch.rand(64, generator=random)
+        ring = torch.stack([2 + angle.cos(), 1 + angle.sin()], 1)
+        yield ring, torch.randn(64, 4, generator=random)
+
+
+def distance(generator):
+    """Return how far means and spreads of made points are from the ring's, over 8 batches."""
+    generator.eval()
+    with torch.no_grad():
+        pairs = [(real, generator(noise)) for real, noise in batches(8, seed=2)]
+    return sum(
+        (real.mean(0) - made.mean(0)).norm() + (real.std(0) - made.std(0)).norm()
+        for real, made in pairs
+    ) / len(pairs)
+
+
+def main():
+    """Train for forty rounds and return the distance of what is made from the ring."""
+    torch.manual_seed(0)
+    generator, discriminator = nets = nn.ModuleList((Generator(), Discriminator()))
+    critic = torch.optim.Adam(discriminator.parameters(), lr=0.002, betas=(0.5, 0.999))
+    artist = torch.optim.Adam(generator.parameters(), lr=0.002, betas=(0.5, 0.999))
+    [(real, noise)] = batches(1)
+    criticize = mpcompile.compile(nets, discriminator_loss, critic, (real, noise))
+    make = mpcompile.compile(nets, generator_loss, artist, (noise,))
+    for real, noise in batches(40):
+        criticize(real, noise)
+        make(noise)
+    return float(distance(generator))
+
+
+if __name__ == "__main__":
+    print(f"distance {main():.3f}")
