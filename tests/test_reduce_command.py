@@ -95,7 +95,7 @@ print(json.dumps(found))
 
 def run(*scripts: Path) -> list[tuple[int, str]]:
     """Run scripts elsewhere, in a process without our packages on its path."""
-    command = [sys.executable, "-I", "-c", EACH, *(script.resolve() for script in scripts)]
+    command = [sys.executable, "-I", "-c", EACH, *(str(script.resolve()) for script in scripts)]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/")
     assert (done.returncode, done.stderr) == (0, "")
     return [(code or 0, said) for code, said in json.loads(done.stdout)]
