@@ -12,8 +12,9 @@ run: $(VENV)/.installed
 	$(BIN)/mpcompile models/gpt.py --output build/gpt.mp --force
 	$(BIN)/mpcompile run models/gpt.py --steps $(STEPS)
 
+# Each worker begins with half of the tests in a row, so what a module makes once is made once.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

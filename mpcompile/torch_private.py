@@ -72,6 +72,13 @@ def with_dtype(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return FakeTensor(value.fake_mode, like, value.device)
 
 
+def cast_to(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return what ``value.to(dtype)`` is of a fake tensor, without asking its mode's cache."""
+    assert isinstance(value, FakeTensor)
+    like = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    return FakeTensor(value.fake_mode, like.to(dtype), value.fake_device)
+
+
 def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
     """Return the mode that a captured graph's ``meta["val"]`` tensors belong to."""
     for node in graph.nodes:

@@ -19,7 +19,7 @@ from mpcompile.control_flow import all_graphs
 from mpcompile.node_tensors import NARROW
 from mpcompile.passes.clean_casts import CAST
 from mpcompile.rules import TORCH_RULES
-from mpcompile.torch_private import is_higher_order, is_view, op_name
+from mpcompile.torch_private import cast_to, is_higher_order, is_view, op_name
 
 _MAKES = frozenset(
     "_to_copy zeros ones full zeros_like ones_like full_like empty empty_like new_zeros new_ones "
@@ -59,7 +59,7 @@ def _emulate(module: fx.GraphModule) -> int:
         node.kwargs = {name: _widened(argument) for name, argument in node.kwargs.items()}
         for result in results:
             dtype = _dtype(result)
-            if dtype not in NARROW:
+            if dtype is None or dtype not in NARROW:
                 continue
             users = list(result.users)
             with module.graph.inserting_after(result):
@@ -67,7 +67,7 @@ def _emulate(module: fx.GraphModule) -> int:
             rounded.meta["emulates"], result.meta["emulates"] = result.name, ""
             for user in users:
                 user.replace_input_with(result, rounded)
-            result.meta["val"] = result.meta["val"].to(torch.float32)
+            result.meta["val"] = cast_to(result.meta["val"], torch.float32)
         changed += 1
     if changed:
         module.graph.lint()
@@ -100,7 +100,7 @@ def _dtype(node: fx.Node) -> torch.dtype | None:
     return value.dtype if isinstance(value, torch.Tensor) else None
 
 
-def _cast(graph: fx.Graph, node: fx.Node, dtype: torch.dtype | None) -> fx.Node:
+def _cast(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
     cast = graph.call_function(CAST, (node,), {"dtype": dtype})
-    cast.meta = {**node.meta, "val": node.meta["val"].to(dtype), "emulates": ""}
+    cast.meta = {**node.meta, "val": cast_to(node.meta["val"], dtype), "emulates": ""}
     return cast

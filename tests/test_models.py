@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 import mpcompile
 from mpcompile import FULL_PRECISION
-from mpcompile.pipeline import to_step, transform
+from mpcompile.pipeline import Transformed, to_step, transform
 from mpcompile.report import summarize
 from mpcompile.workload import load
 
@@ -16,13 +18,27 @@ MODELS = ("gpt", "lstm", "resnet", "bert", "dcgan", "unet", "tacotron")
 ALMOST = {"tacotron": 1e-5}
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_in_fp32_a_model_trains_bitwise_as_in_plain_pytorch(name: str) -> None:
-    mine, peer = load(f"models/{name}.py"), load(f"models/{name}.py")
+@dataclass(frozen=True)
+class Made:
+    """A model in mixed precision and in FP32, from two copies of it."""
+
+    name: str
+    mixed: Transformed
+    full: Transformed
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def made(request: pytest.FixtureRequest) -> Made:
+    file = f"models/{request.param}.py"
+    return Made(request.param, transform(load(file)), transform(load(file), FULL_PRECISION))
+
+
+def test_in_fp32_a_model_trains_bitwise_as_in_plain_pytorch(made: Made) -> None:
+    mine, peer = made.full.workload, load(f"models/{made.name}.py")
     assert mine.data is not None
     assert peer.loss is not None
     assert peer.optimizer is not None
-    step = to_step(transform(mine, FULL_PRECISION))
+    step = to_step(made.full)
     batches = [batch for batch, _ in zip(mine.data, range(3), strict=False)]
     torch.manual_seed(1)
     found = [step(*batch) for batch in batches]
@@ -34,7 +50,7 @@ def test_in_fp32_a_model_trains_bitwise_as_in_plain_pytorch(name: str) -> None:
         torch.autograd.backward(value)
         peer.optimizer.step()
         expected.append(value.detach())
-    near = ALMOST.get(name, 0.0)
+    near = ALMOST.get(made.name, 0.0)
     assert torch.allclose(torch.stack(found), torch.stack(expected), rtol=near, atol=0.0)
     for (key, left), right in zip(
         mine.model.state_dict().items(), peer.model.state_dict().values(), strict=True
@@ -42,24 +58,20 @@ def test_in_fp32_a_model_trains_bitwise_as_in_plain_pytorch(name: str) -> None:
         assert torch.allclose(left, right, rtol=0.0, atol=near), key
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_model_learns_in_mixed_precision(name: str) -> None:
-    workload = load(f"models/{name}.py")
-    assert workload.data is not None
-    step = to_step(transform(workload))
-    losses = [float(step(*batch)) for batch, _ in zip(workload.data, range(12), strict=False)]
+def test_a_model_learns_in_mixed_precision(made: Made) -> None:
+    data = made.mixed.workload.data
+    assert data is not None
+    step = to_step(made.mixed)
+    losses = [float(step(*batch)) for batch, _ in zip(data, range(12), strict=False)]
     assert min(losses[-3:]) < 0.95 * losses[0]
     assert step.taken + step.skipped == 12
     assert step.taken >= 6
 
 
-def test_a_model_keeps_less_for_backward_than_in_fp32() -> None:
-    for name in MODELS:
-        mixed = transform(load(f"models/{name}.py"))
-        full = transform(load(f"models/{name}.py"), FULL_PRECISION)
-        memory = summarize(mixed, full).memory
-        assert memory["mixed"]["saved"] < 0.8 * memory["fp32"]["saved"], name
-        assert memory["mixed"]["peak"] < memory["fp32"]["peak"], name
+def test_a_model_keeps_less_for_backward_than_in_fp32(made: Made) -> None:
+    memory = summarize(made.mixed, made.full).memory
+    assert memory["mixed"]["saved"] < 0.8 * memory["fp32"]["saved"]
+    assert memory["mixed"]["peak"] < memory["fp32"]["peak"]
 
 
 def test_a_policy_can_keep_a_module_in_fp32() -> None:

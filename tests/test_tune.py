@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations, islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from faulty import HALF, Attention, Both, Bounded, Branch, Product, SmallNorm, w
 from torch import nn
 
 from mpcompile import BadInput, CheckFailed, Policy
-from mpcompile.judges import Judge, ScoreJudge, ToleranceJudge
-from mpcompile.pipeline import transform
+from mpcompile.judges import Judge, ScoreJudge, ToleranceJudge, Verdict
+from mpcompile.pipeline import Transformed, transform
 from mpcompile.train_step import TrainStep
 from mpcompile.trial_log import TrialLog
 from mpcompile.tune import (
@@ -48,6 +49,27 @@ def search(
     judge = judge or ToleranceJudge(TOLERANCE, want.batches, want.steps)
     log = TrialLog.begin(folder / "x.tune.jsonl", asked_in_words(work, want, found, "it"))
     return tune(work, want, found, judge, log, say), found, log
+
+
+class Remembering:
+    """A judge that transforms and judges each set of ops once: some searches repeat others."""
+
+    def __init__(self, judge: Judge, patch: pytest.MonkeyPatch) -> None:
+        self._judge = judge
+        self._made: dict[str, Transformed] = {}
+        self._verdicts: dict[int, Verdict] = {}
+        patch.setattr("mpcompile.tune.transform", self._transform)
+
+    def _transform(self, work: Workload, policy: Policy, *rest: Any) -> Transformed:
+        key = repr((policy, rest))
+        if key not in self._made:
+            self._made[key] = transform(work, policy, *rest)
+        return self._made[key]
+
+    def __call__(self, transformed: Transformed) -> Verdict:
+        if id(transformed) not in self._verdicts:
+            self._verdicts[id(transformed)] = self._judge(transformed)
+        return self._verdicts[id(transformed)]
 
 
 def names(tuned: Tuned) -> list[str]:
@@ -207,14 +229,14 @@ def test_a_score_that_is_none_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [Bounded, SmallNorm])
 def test_a_search_that_was_interrupted_ends_as_if_it_had_not_been(
-    kind: type[nn.Module], tmp_path: Path
+    kind: type[nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = workload(kind)
     want = asked(work, HALF)
     whole, found, log = search(work, want, tmp_path)
     words = asked_in_words(work, want, found, "it")
     lines = log.path.read_text().splitlines(keepends=True)
-    judge = ToleranceJudge(TOLERANCE, want.batches, want.steps)
+    judge = Remembering(ToleranceJudge(TOLERANCE, want.batches, want.steps), monkeypatch)
     path = tmp_path / "again.jsonl"
     for count in range(1, len(lines) + 1):
         for torn in ("", lines[count][: len(lines[count]) // 2] if count < len(lines) else ""):
@@ -237,28 +259,28 @@ def eval_free(line: str) -> str:
     return line.partition(',"seconds"')[0].strip()
 
 
-def test_an_interrupt_leaves_what_was_tried(tmp_path: Path) -> None:
+def test_an_interrupt_leaves_what_was_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     work = workload(Bounded)
     want = asked(work, Policy())
     found = candidates(work, want)
     whole, _, log = search(work, want, tmp_path)
     path = tmp_path / "cut.jsonl"
+    judge = Remembering(ToleranceJudge(TOLERANCE, want.batches, 0), monkeypatch)
     for stop in range(whole.trials):
-        judge = ToleranceJudge(TOLERANCE, want.batches, 0)
         count = 0
 
-        def impatient(
-            transformed: object, judge: ToleranceJudge = judge, stop: int = stop
-        ) -> object:
+        def impatient(transformed: Transformed, stop: int = stop) -> Verdict:
             nonlocal count
             count += 1
             if count > stop:
                 raise KeyboardInterrupt
-            return judge(transformed)  # type: ignore[arg-type]
+            return judge(transformed)
 
         begun = TrialLog.begin(path, {})
         with pytest.raises(KeyboardInterrupt):
-            tune(work, want, found, impatient, begun, lambda _: None)  # type: ignore[arg-type]
+            tune(work, want, found, impatient, begun, lambda _: None)
         resumed = TrialLog.resume(path, {})
         assert len(resumed.trials) == stop
         assert names(tune(work, want, found, judge, resumed, lambda _: None)) == names(whole)
