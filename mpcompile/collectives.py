@@ -1,6 +1,7 @@
 """Operations between processes as nodes of a graph.
 
-They are torch's functional collectives. The first node starts one, a second waits for it, and what stands between them overlaps with it.
+They are torch's functional collectives. The first node starts one, a second waits for it, and what
+stands between them overlaps with it.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from torch import distributed
 
 from mpcompile.processes import DataParallel, data_parallel, lost, meeting_place
 
+_EVERYTHING: Any = distributed  # its types leave some names out
+
 
 @contextmanager
 def launched(*, shard: bool, reduce: str) -> Iterator[DataParallel | None]:
@@ -47,10 +49,10 @@ def _join() -> None:
     and they would find the addresses of those that are gone. On one machine all of them know how
     often that has happened.
     """
-    store, rank, ranks = next(distributed.rendezvous("env://"))
+    store, rank, ranks = next(_EVERYTHING.rendezvous("env://"))
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = distributed.PrefixStore(f"attempt{attempt}", store)
+        store = _EVERYTHING.PrefixStore(f"attempt{attempt}", store)
     distributed.init_process_group(store=store, rank=rank, world_size=ranks)
 
 

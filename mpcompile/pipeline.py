@@ -278,8 +278,8 @@ def update_of(
     groups = trained_parameters(optimizer, named, workload.origin)
     shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
     device = next(iter(workload.model.parameters())).device
-    cast = weights_cast(forward)
     ranks = parallel.ranks if parallel is not None and parallel.shard else 1
+    cast = weights_cast(forward, alone=ranks > 1)
     update = trace_update(optimizer, groups, cast, shapes, device, workload.origin, ranks)
     if ranks > 1 and not all(arena.flat for arena in update.arenas):
         raise BadInput(
@@ -291,10 +291,14 @@ def update_of(
     return [name for group in groups for name in group], update
 
 
-def weights_cast(forward: Forward) -> set[str]:
-    """Return the names of the parameters that will have a working copy if they are trained."""
+def weights_cast(forward: Forward, *, alone: bool = False) -> set[str]:
+    """Return the names of the parameters that will have a working copy if they are trained.
+
+    With ``alone``, only those that nothing reads in FP32, whose masters can be in slices.
+    """
+    every = all if alone else any
     nodes = {node.name: node for node in forward.module.graph.find_nodes(op="placeholder")}
-    return {item.name for item in forward.inputs if any(map(is_cast, nodes[item.node].users))}
+    return {item.name for item in forward.inputs if every(map(is_cast, nodes[item.node].users))}
 
 
 def _check_passes(without: Collection[str]) -> None:

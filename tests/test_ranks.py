@@ -28,8 +28,8 @@ def test_program(program: str, ranks: int, tmp_path: Path) -> None:
 def run(
     ranks: int, folder: Path, *words: str, restarts: int = 0, **told: str
 ) -> subprocess.Popen[str]:
-    saving = ("--out", folder, "--checkpoint-every", "2")
-    program = ("-m", "--", "mpcompile", "run", TRAINEE, *saving, *words)
+    saving = ("--out", str(folder), "--checkpoint-every", "2")
+    program = ("-m", "--", "mpcompile", "run", str(TRAINEE), *saving, *words)
     return torchrun(ranks, *program, restarts=restarts, **told)
 
 
@@ -74,8 +74,8 @@ def test_sigterm_saves_after_the_same_step_everywhere(tmp_path: Path) -> None:
 
 def test_a_skipped_step_names_the_process_that_overflowed(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    told = {"ONCE": "x", "AT": "4", "WHAT": "overflow", "WHO": "1"}
-    out = finished(run(2, tmp_path / "run", "--steps", "6", "--log", str(log), **told))
+    words = ("--steps", "6", "--log", str(log))
+    out = finished(run(2, tmp_path / "run", *words, ONCE="x", AT="4", WHAT="overflow", WHO="1"))
     assert "was skipped by process 1" in out
     assert out.count("was skipped") == 1
     assert sum('"skipped":true' in line.replace(" ", "") for line in log.open()) == 1

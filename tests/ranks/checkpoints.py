@@ -81,17 +81,17 @@ def what_is_in_slices() -> None:
     step = compiled(model, optimizer, {"shard": True})
     step(*mine(batch(0)))
     refused(model.state_dict, "slices", "step.whole()")
-    refused(model.enter.state_dict, "slices")  # type: ignore[operator, union-attr]
+    refused(model.enter.state_dict, "slices")
     refused(optimizer.state_dict, "slices")
     assert model(batch(0)[0]).isnan().all()
     with step.whole():
         assert loss(model, *batch(0)).isfinite()
         with torch.no_grad():
-            model.enter.weight.mul_(0.5)  # type: ignore[operator, union-attr]
-        halved = model.enter.weight.clone()  # type: ignore[operator, union-attr]
+            model.enter.weight.mul_(0.5)
+        halved = model.enter.weight.clone()
         moments = optimizer.state_dict()
     with step.whole():
-        assert torch.equal(model.enter.weight, halved)  # type: ignore[arg-type]
+        assert torch.equal(model.enter.weight, halved)
     optimizer.load_state_dict(moments)
     assert step.forward(batch(0)[0]).isfinite().all()
     weights = state(step, model, optimizer)
@@ -112,7 +112,7 @@ def what_cannot_be() -> None:
     """All processes say so."""
     ranks, rank = distributed.get_world_size(), distributed.get_rank()
     model, _ = made()
-    matrices = torch.optim.Adafactor([model.enter.weight])  # type: ignore[union-attr, list-item]
+    matrices = torch.optim.Adafactor([model.enter.weight])
     refused(lambda: compiled(model, matrices, {"shard": True}), "Adafactor", "shard=True")
     uneven = nn.Sequential(nn.Linear(12, 5 + (rank == ranks - 1)))
     optimizer = torch.optim.SGD(uneven.parameters(), lr=0.1)

@@ -54,7 +54,7 @@ def compare(policy: Policy, kind: Any, options: dict[str, Any], *ways: dict[str,
         for name, value in alone.items():
             torch.testing.assert_close(
                 together[name], value, rtol=rtol, atol=atol,
-                msg=lambda text, n=name, p=parallel: f"{n} {options} {p}: {text}",
+                msg=f"{name} {options} {parallel}",
             )  # fmt: skip
 
 

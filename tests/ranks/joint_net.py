@@ -49,7 +49,7 @@ def made(
     optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
     batch_norm: bool = False,
     **options: Any,
-) -> tuple[nn.Module, torch.optim.Optimizer]:
+) -> tuple[Net, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = Net(batch_norm)
     options.setdefault("lr", 1e-2)
