@@ -21,6 +21,12 @@ def is_full_tensor(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype is torch.float32
 
 
+def is_size(node: fx.Node) -> bool:
+    """Whether the node computes a number from the sizes of dynamic dimensions."""
+    numbers = int | float | torch.SymInt | torch.SymFloat | torch.SymBool
+    return node.op == "call_function" and isinstance(node.meta.get("val"), numbers)
+
+
 def count_of(value: torch.Tensor) -> int:
     """Return how many numbers a tensor holds.
 

@@ -23,6 +23,7 @@ from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, default_backend
 from mpcompile.measured import MeasuredOverflow, overruled
 from mpcompile.module_modes import in_modes, modes_of
+from mpcompile.open_capture import capture_open, check_open
 from mpcompile.pass_runner import run_passes
 from mpcompile.passes.clean_casts import is_cast
 from mpcompile.passes.order import (
@@ -96,6 +97,7 @@ def compile(
     cuda_graph: bool = True,
     options: Mapping[str, Any] | None = None,
     without: Collection[str] = (),
+    dynamic: bool = False,
 ) -> TrainStep:
     """Compile a training step into mixed precision.
 
@@ -120,14 +122,18 @@ def compile(
             steps. A step that cannot be captured runs plainly, said once in the log ``mpcompile``.
         options: of inductor, as for ``torch.compile(options=...)``: ``{"max_autotune": True}``.
         without: names of passes to leave out, of `mpcompile.passes.order.OPTIONAL`.
+        dynamic: one graph for batches of every size from 2 on: dimension 0 of the tensors that are
+            as long there as the first becomes a symbol. Decisions are those of the example.
 
     Raises:
         BadInput: an argument is wrong.
-        CannotCapture: the program cannot become one graph.
+        CannotCapture: the program cannot become one graph, or not one for every size.
     """
     workload = Workload(model, batch, loss, optimizer)
     loop = Loop(max_grad_norm, max_grad_value, accumulate)
-    transformed = transform(workload, policy, loss_scale, plan, ranges, without, loop)
+    transformed = transform(
+        workload, policy, loss_scale, plan, ranges, without, loop, dynamic=dynamic
+    )
     return to_step(transformed, backend, memory_budget, cuda_graph, options)
 
 
@@ -147,12 +153,11 @@ def to_step(
     device = next(iter(t.workload.model.parameters())).device
     modes = modes_of(t.workload.model)
 
-    def for_batch(batch: tuple[torch.Tensor, ...]) -> tuple[Forward, StepGraph]:
+    def for_batch(batch: tuple[torch.Tensor, ...], leave_open: bool) -> tuple[Forward, StepGraph]:
         workload = replace(t.workload, batch=batch)
+        ways: dict[str, Any] = {"without": t.without, "loop": t.loop, "dynamic": leave_open}
         with in_modes(modes):
-            made = transform(
-                workload, t.policy, t.scale, without=t.without, loop=t.loop, like=t.plan
-            )
+            made = transform(workload, t.policy, t.scale, like=t.plan, **ways)
         assert made.step is not None
         return made.forward, made.step
 
@@ -182,6 +187,7 @@ def transform(
     without: Collection[str] = (),
     loop: Loop = PLAIN,
     like: Plan | None = None,
+    dynamic: bool = False,
 ) -> Transformed:
     """Run every stage before lowering; nothing of the user's is changed.
 
@@ -199,7 +205,7 @@ def transform(
         loss_scale = LossScale() if precision is Precision.FP16 else LossScale.none()
     if ranges is not None:
         _check_release(policy, ranges)
-    forward = capture(workload)
+    forward = capture_open(workload) if dynamic else capture(workload)
     # What is transformed in FP32 is there to compare with.
     trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
     trace("mpcompile_before", lambda: graph_text(forward.module.graph))
@@ -230,6 +236,7 @@ def transform(
         changes[name] = changes.get(name, 0) + count
     step = join(gradient, slots, update)
     changes |= run_passes(step, training_passes(loss_scale, loop), StepGraph.check, _mark_step)
+    check_open(forward, workload)
     trace("mpcompile_step", lambda: str(step))
     return Transformed(
         workload,

@@ -8,10 +8,11 @@ torch attribute whose name starts with an underscore, or from ``torch.fx.experim
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import fx
@@ -21,9 +22,11 @@ from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.fx.experimental import symbolic_shapes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_unflatten
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 
 class DispatchMode(TorchDispatchMode):
@@ -35,7 +38,7 @@ class DispatchMode(TorchDispatchMode):
         return False
 
 
-DataDependent: type[Exception] = GuardOnDataDependentSymNode
+DataDependent: type[Exception] = symbolic_shapes.GuardOnDataDependentSymNode
 """What tracing raises when Python control flow asks for a tensor's value."""
 
 
@@ -355,3 +358,15 @@ def uncompile(module: torch.nn.Module) -> None:
 def unflatten(leaves: list[Any], structure: Any) -> Any:
     """Return a nest of a structure that `torch.export` has noted, around other leaves."""
     return tree_unflatten(leaves, structure)
+
+
+def guards_named_by(foreign: Container[str]) -> AbstractContextManager[Any]:
+    """Let each guard on a size name the line that asked for it: the first in no file of these."""
+    return mock.patch.object(symbolic_shapes, "uninteresting_files", lambda: foreign)
+
+
+def node_of_expression(expression: Any, symbols: Mapping[Any, fx.Node]) -> fx.Node:
+    """Add a sympy expression of sizes to their graph; return the node of its value."""
+    proxies = {symbol: fx.Proxy(node) for symbol, node in symbols.items()}
+    made: fx.Proxy = sympy_interp(PythonReferenceAnalysis, proxies, expression)
+    return made.node

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx
@@ -32,6 +32,9 @@ from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import note_step
 from mpcompile.whole_step import whole_step
 from mpcompile.workload import Workload
+
+ForBatch: TypeAlias = Callable[[tuple[torch.Tensor, ...], bool], tuple[Forward, StepGraph]]
+"""Makes a step graph for a batch, with its size left open or not."""
 
 
 class TrainStep:
@@ -63,7 +66,7 @@ class TrainStep:
         options: Mapping[str, Any] | None = None,
         accumulate: int = 1,
         policy: Policy | None = None,
-        for_batch: Callable[[tuple[torch.Tensor, ...]], tuple[Forward, StepGraph]] | None = None,
+        for_batch: ForBatch | None = None,
     ) -> None:
         assert workload.optimizer is not None
         self.plan, self.captured, self.step, self.backend = plan, forward, step, backend
@@ -87,9 +90,9 @@ class TrainStep:
         self._options = OptionInputs(self._optimizer, step.guards, self._state)
         self._replays = cuda_graph and backend == "inductor" and self._device.type == "cuda"
 
-        def another(batch: tuple[torch.Tensor, ...]) -> BatchGraph:
+        def another(batch: tuple[torch.Tensor, ...], leave_open: bool) -> BatchGraph:
             assert for_batch is not None
-            captured, graph = for_batch(batch)
+            captured, graph = for_batch(batch, leave_open)
             self._bound.admit(graph)
             lowered = lower(graph, backend, self._device, memory_budget, options)
             return self._batch_graph(captured, graph, lowered, batch)
@@ -139,7 +142,8 @@ class TrainStep:
         batch: Sequence[torch.Tensor],
     ) -> BatchGraph:
         """Bind a gradient graph, with what runs after it: the update, or what gathers for it."""
-        gradient = BoundGradient(step, lowered, self._state, batch)
+        is_open = captured.batch_size is not None
+        gradient = BoundGradient(step, lowered, self._state, batch, is_open)
         after = self._gather or self._update
 
         def run(batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -148,7 +152,7 @@ class TrainStep:
             return [results[place] for place in gradient.returned]
 
         replayed = CapturedStep(run, lowered.obstacle) if self._replays else run
-        return BatchGraph(step, gradient, captured.returns, replayed)
+        return BatchGraph(step, gradient, captured.returns, captured.batch_size, replayed)
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         """Run ``model(*inputs)`` in mixed precision as in evaluation mode, without gradients.
