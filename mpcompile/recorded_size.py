@@ -50,7 +50,8 @@ class RecordedSizes:
             while self._last is not made:
                 self._last = node = self._last.next
                 args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), _value)
-                node.meta["val"] = node.target(*args, **kwargs)
+                target: Any = node.target
+                node.meta["val"] = target(*args, **kwargs)
             self._made[expression] = made
         return self._made[expression]
 
