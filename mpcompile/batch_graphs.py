@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeAlias
 
 import torch
@@ -46,28 +47,28 @@ class BatchGraphs:
     Args:
         first: of the example batch.
         batch: the example.
-        another: makes one for a batch of other shapes; told whether to leave its size open.
+        another: makes one for a batch of other shapes; told which tensors have an open size.
     """
 
     def __init__(
         self,
         first: BatchGraph,
         batch: Sequence[torch.Tensor],
-        another: Callable[[tuple[torch.Tensor, ...], bool], BatchGraph],
+        another: Callable[[tuple[torch.Tensor, ...], tuple[bool, ...]], BatchGraph],
     ) -> None:
         self._slots = [slot for slot in first.step.slots.values() if slot.role is Role.BATCH]
         self._devices = [value.device for value in batch]
-        self._places = first.size.places if first.size else ()
-        self._graphs = {self._open_key(batch) or _key(batch): first}
+        self._places = first.size.places if first.size else (False,) * len(batch)
+        self._graphs = {self._key(batch, first.size is not None): [first]}
         self._another = another
 
     def __len__(self) -> int:
         """Count the graphs made so far."""
-        return len(self._graphs)
+        return sum(map(len, self._graphs.values()))
 
     def bind(self, state: Mapping[str, torch.Tensor]) -> None:
         """Let all graphs read the state where it lies now."""
-        for graph in self._graphs.values():
+        for graph in chain.from_iterable(self._graphs.values()):
             graph.gradient.bind(state)
             if isinstance(graph.run, CapturedStep):
                 graph.run.forget()
@@ -75,29 +76,29 @@ class BatchGraphs:
     def __call__(self, batch: Sequence[torch.Tensor]) -> BatchGraph:
         """Return the graph for a batch; raise BadInput if none can be for it."""
         self._check(batch)
-        wanted = self._open_key(batch)
-        if wanted is not None:
-            found = self._graphs.get(wanted)
-            if found is None:
-                return self._make(wanted, batch, True)
-            if found.size is not None and found.size.admits(size_of(batch, self._places) or 0):
-                return found
-        key = _key(batch)
-        return self._graphs.get(key) or self._make(key, batch, False)
-
-    def _make(self, key: _Shapes, batch: Sequence[torch.Tensor], leave_open: bool) -> BatchGraph:
-        made = self._graphs[key] = self._another(tuple(batch), leave_open)
+        size = size_of(batch, self._places)
+        key = self._key(batch, size is not None)
+        found = self._graphs.setdefault(key, [])
+        for graph in found:  # more than one where inductor makes other code for large sizes
+            if graph.size is None or size is None or graph.size.admits(size):
+                return graph
+        made = self._another(tuple(batch), () if size is None else self._places)
+        if made.size is not None and made.size.places != self._places:
+            raise BadInput(
+                "of this shape the program fixes a size that the example batch leaves open",
+                "",
+                "compile another step for it",
+            )
+        found.append(made)
         shapes = ", ".join(f"[{', '.join(map(str, shape))}]" for shape in key)
-        _log.info("graph %d of the step: batches of shapes %s", len(self._graphs), shapes)
+        _log.info("graph %d of the step: batches of shapes %s", len(self), shapes)
         return made
 
-    def _open_key(self, batch: Sequence[torch.Tensor]) -> _Shapes | None:
-        """Return a batch's shapes but for the size that is left open; None if it has none."""
-        if not self._places or size_of(batch, self._places) is None:
-            return None
+    def _key(self, batch: Sequence[torch.Tensor], is_open: bool) -> _Shapes:
+        """Return a batch's shapes, but for a size that is left open."""
         return tuple(
-            ("any", *value.shape[1:]) if is_open else tuple(value.shape)
-            for value, is_open in zip(batch, self._places, strict=True)
+            ("any", *value.shape[1:]) if is_open and place else tuple(value.shape)
+            for value, place in zip(batch, self._places, strict=True)
         )
 
     def _check(self, batch: Sequence[torch.Tensor]) -> None:
@@ -122,7 +123,3 @@ class BatchGraphs:
                     "",
                     "give as many dimensions and the dtype of the example batch",
                 )
-
-
-def _key(batch: Sequence[torch.Tensor]) -> _Shapes:
-    return tuple(tuple(value.shape) for value in batch)

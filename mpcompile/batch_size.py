@@ -9,7 +9,7 @@ What torch keeps of symbols and guards is not public. Checked on torch 2.13.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,10 +47,14 @@ class BatchSize:
     symbol: Any
     environment: Any
     places: tuple[bool, ...]
+    _known: dict[tuple[int, int], bool] = field(default_factory=dict, repr=False)
 
     def admits(self, size: int) -> bool:
         """Whether all that has been captured and compiled so far holds for a size."""
-        return self._broken([size]) is None
+        key = size, len(self.environment.guards)
+        if key not in self._known:
+            self._known[key] = self._broken([size]) is None
+        return self._known[key]
 
     def fixed_by(self) -> Fixed | None:
         """Return what has made the size less than open since it was found."""
@@ -94,21 +98,25 @@ def find_size(batch: Sequence[torch.Tensor], places: Sequence[bool]) -> BatchSiz
         places: where the size was looked for.
     """
     sizes = [value.shape[0] for value, is_open in zip(batch, places, strict=True) if is_open]
-    symbol = sizes[0]
+    symbol: Any = sizes[0]
     environment = batch[0].fake_mode.shape_env  # type: ignore[attr-defined]
     environment.frozen = False  # after an export, torch would note no more guards
-    if not isinstance(symbol, torch.SymInt):
+    if not _is_open(symbol):
         broken = _broken_guard(environment, {}, [size for size in _SIZES if size != symbol])
         return broken or Fixed(f"the program fixes it to {symbol}", "")
     for size in sizes:
-        if isinstance(size, torch.SymInt):
+        if _is_open(size):
             assert bool(size == symbol)  # from here on they are one symbol
     found = tuple(
-        is_open and isinstance(value.shape[0], torch.SymInt)
-        for value, is_open in zip(batch, places, strict=True)
+        is_open and _is_open(value.shape[0]) for value, is_open in zip(batch, places, strict=True)
     )
     made = BatchSize(symbol.node.expr, environment, found)
     return made.fixed_by() or made
+
+
+def _is_open(size: int | torch.SymInt) -> bool:
+    """Whether a size is not known after all."""
+    return isinstance(size, torch.SymInt) and not size.node.expr.is_number
 
 
 def _broken_guard(environment: Any, fixed: Mapping[Any, Any], sizes: Sequence[int]) -> Fixed | None:
@@ -121,5 +129,8 @@ def _broken_guard(environment: Any, fixed: Mapping[Any, Any], sizes: Sequence[in
         if not all(condition.subs(dict.fromkeys(symbols, size)) for size in sizes):
             place = guard.sloc.framework_loc
             where = f"{place.filename}:{place.lineno}" if hasattr(place, "lineno") else ""
-            return Fixed(str(condition), where)
+            text = f"{condition.lhs} {condition.rel_op} {condition.rhs}"
+            for item in symbols:
+                text = text.replace(str(item), "batch")
+            return Fixed(text, where)
     return None

@@ -6,20 +6,23 @@ them nodes that compute sizes. So a plan, an override or a checkpoint of one fit
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Container
 from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import fx
 
-from mpcompile.batch_size import LEAST, Fixed, find_size, open_places, size_of
+from mpcompile.batch_size import LEAST, Fixed, find_size, size_of
 from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.node_tensors import is_size
-from mpcompile.torch_graph import Forward, Kind, capture, definition, is_foreign
+from mpcompile.torch_graph import Forward, Kind, capture, definition, is_foreign, place_of
 from mpcompile.torch_private import copy_graph, guards_named_by, op_name
 from mpcompile.workload import Workload
 
 _WHAT = "the batch size cannot be left open"
-_ADVICE = "write this for any size, or leave out dynamic=True"
+_ADVICE = "write it for any size, with x.shape[0] and not len(x), or leave out dynamic=True"
 
 
 class _Foreign(Container[str]):
@@ -29,15 +32,19 @@ class _Foreign(Container[str]):
         return is_foreign(str(path))
 
 
-def capture_open(workload: Workload) -> Forward:
+def capture_open(workload: Workload, places: tuple[bool, ...]) -> Forward:
     """Capture ``loss(model, *batch)`` for batches of every size from `LEAST` on.
+
+    Args:
+        workload: the program.
+        places: per tensor of the batch whether its dimension 0 has the size that is left open,
+            unless the program says otherwise.
 
     Raises:
         BadInput: see `capture`; or the example batch is too small to tell.
         CannotCapture: see `capture`; or the program is not the same for every size.
     """
     plain = capture(workload)
-    places = open_places(workload.batch)
     if size_of(workload.batch, places) is None:
         raise BadInput(
             "the example batch has no size to leave open",
@@ -79,8 +86,34 @@ def check_open(forward: Forward, workload: Workload) -> None:
         raise _refusal(fixed, definition(workload.loss) or workload.origin)
 
 
+class WatchedInterpreter(fx.Interpreter):
+    """Runs a forward graph on fake tensors; refuses an op that needs to know the batch size.
+
+    Args:
+        forward: the graph; if its batch size is not open, nothing is watched.
+        origin: the user's place for error messages.
+    """
+
+    def __init__(self, forward: Forward, origin: str) -> None:
+        super().__init__(forward.module)
+        self._size, self._origin = forward.batch_size, origin
+        self._guards = len(self._size.environment.guards) if self._size else 0
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node, and look whether torch has noted something new about sizes."""
+        result = super().run_node(n)
+        if self._size is not None and len(self._size.environment.guards) > self._guards:
+            self._guards = len(self._size.environment.guards)
+            fixed, where = self._size.fixed_by(), place_of(n)
+            if fixed is not None:
+                place = f"{where.file}:{where.line}" if where.file else self._origin
+                raise _refusal(replace(fixed, where=place), self._origin)
+        return result
+
+
 def _refusal(fixed: Fixed, where: str) -> CannotCapture:
-    return CannotCapture(f"{_WHAT}: {fixed.what} is asked for", fixed.where or where, _ADVICE)
+    what = f"{_WHAT}, as this asks for {fixed.what}"
+    return CannotCapture(what, fixed.where or where, _ADVICE)
 
 
 def _named_like(module: fx.GraphModule, like: fx.GraphModule) -> fx.GraphModule:
@@ -88,6 +121,7 @@ def _named_like(module: fx.GraphModule, like: fx.GraphModule) -> fx.GraphModule:
 
     A graph of other ops keeps its names.
     """
+    _drop_whole_slices(module.graph, like.graph)
     numbers = [node for node in module.graph.nodes if is_size(node)]
     mine = [node for node in module.graph.nodes if not is_size(node)]
     theirs = list(like.graph.nodes)
@@ -98,3 +132,16 @@ def _named_like(module: fx.GraphModule, like: fx.GraphModule) -> fx.GraphModule:
     for node, other in zip(mine, theirs, strict=True):
         node.name = other.name
     return copy_graph(module)
+
+
+def _drop_whole_slices(graph: fx.Graph, like: fx.Graph) -> None:
+    """Remove slices of all rows, which ``x[:, 1:]`` makes where their number is a symbol."""
+    if any(map(_is_whole_slice, like.nodes)):
+        return
+    for node in list(filter(_is_whole_slice, graph.nodes)):
+        node.replace_all_uses_with(node.args[0])
+        graph.erase_node(node)
+
+
+def _is_whole_slice(node: fx.Node) -> bool:
+    return node.target is torch.ops.aten.slice.Tensor and node.args[2:] == (0, sys.maxsize)

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from mpcompile.apply_plan import decide, for_other_shapes
+from mpcompile.batch_size import open_places
 from mpcompile.constants import UnfitConstant, unfit_constants, unfit_reasons
 from mpcompile.control_flow import all_graphs
 from mpcompile.dataflow import Dataflow
@@ -153,9 +154,11 @@ def to_step(
     device = next(iter(t.workload.model.parameters())).device
     modes = modes_of(t.workload.model)
 
-    def for_batch(batch: tuple[torch.Tensor, ...], leave_open: bool) -> tuple[Forward, StepGraph]:
+    def for_batch(
+        batch: tuple[torch.Tensor, ...], places: tuple[bool, ...]
+    ) -> tuple[Forward, StepGraph]:
         workload = replace(t.workload, batch=batch)
-        ways: dict[str, Any] = {"without": t.without, "loop": t.loop, "dynamic": leave_open}
+        ways: dict[str, Any] = {"without": t.without, "loop": t.loop, "dynamic": places}
         with in_modes(modes):
             made = transform(workload, t.policy, t.scale, like=t.plan, **ways)
         assert made.step is not None
@@ -187,11 +190,12 @@ def transform(
     without: Collection[str] = (),
     loop: Loop = PLAIN,
     like: Plan | None = None,
-    dynamic: bool = False,
+    dynamic: bool | tuple[bool, ...] = False,
 ) -> Transformed:
     """Run every stage before lowering; nothing of the user's is changed.
 
     With ``like``, the plan of the same program with another batch shape, it decides as that does.
+    ``dynamic`` may say per tensor of the batch whether it has the size that is left open.
     Warns with `MeasuredOverflow` of each tensor that the user wants in FP16 though it was measured
     to be too large for it.
 
@@ -205,7 +209,8 @@ def transform(
         loss_scale = LossScale() if precision is Precision.FP16 else LossScale.none()
     if ranges is not None:
         _check_release(policy, ranges)
-    forward = capture_open(workload) if dynamic else capture(workload)
+    places = open_places(workload.batch) if dynamic is True else dynamic
+    forward = capture_open(workload, places) if places else capture(workload)
     # What is transformed in FP32 is there to compare with.
     trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
     trace("mpcompile_before", lambda: graph_text(forward.module.graph))

@@ -54,6 +54,14 @@ def fake_like(
     return FakeTensor(mode, torch.empty(tuple(shape), dtype=dtype, device="meta"), device)
 
 
+def fake_with(value: torch.Tensor, others: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return a tensor as a fake one of these sizes if others are fake, in their mode."""
+    modes = [other.fake_mode for other in others if isinstance(other, FakeTensor)]
+    if not modes or isinstance(value, FakeTensor):
+        return value
+    return modes[0].from_tensor(value, static_shapes=True)
+
+
 def is_fake(value: torch.Tensor) -> bool:
     """Whether a tensor has no values."""
     return isinstance(value, FakeTensor)

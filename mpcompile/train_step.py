@@ -33,8 +33,10 @@ from mpcompile.torch_private import note_step
 from mpcompile.whole_step import whole_step
 from mpcompile.workload import Workload
 
-ForBatch: TypeAlias = Callable[[tuple[torch.Tensor, ...], bool], tuple[Forward, StepGraph]]
-"""Makes a step graph for a batch, with its size left open or not."""
+ForBatch: TypeAlias = Callable[
+    [tuple[torch.Tensor, ...], tuple[bool, ...]], tuple[Forward, StepGraph]
+]
+"""Makes a step graph for a batch; told which of its tensors have an open size."""
 
 
 class TrainStep:
@@ -90,9 +92,9 @@ class TrainStep:
         self._options = OptionInputs(self._optimizer, step.guards, self._state)
         self._replays = cuda_graph and backend == "inductor" and self._device.type == "cuda"
 
-        def another(batch: tuple[torch.Tensor, ...], leave_open: bool) -> BatchGraph:
+        def another(batch: tuple[torch.Tensor, ...], places: tuple[bool, ...]) -> BatchGraph:
             assert for_batch is not None
-            captured, graph = for_batch(batch, leave_open)
+            captured, graph = for_batch(batch, places)
             self._bound.admit(graph)
             lowered = lower(graph, backend, self._device, memory_budget, options)
             return self._batch_graph(captured, graph, lowered, batch)
@@ -151,7 +153,8 @@ class TrainStep:
             after(results)
             return [results[place] for place in gradient.returned]
 
-        replayed = CapturedStep(run, lowered.obstacle) if self._replays else run
+        shapes = [value.shape for value in batch]
+        replayed = CapturedStep(run, lowered.obstacle, shapes) if self._replays else run
         return BatchGraph(step, gradient, captured.returns, captured.batch_size, replayed)
 
     def forward(self, *inputs: torch.Tensor) -> Any:

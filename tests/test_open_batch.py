@@ -1,4 +1,4 @@
-"""Steps with an open batch size: one graph for every size, the same numbers as a graph of its own."""
+"""Steps with an open batch size: one graph gives for every size what a graph of that size gives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 import mpcompile
-from mpcompile import FULL_PRECISION, BadInput, CannotCapture
+from mpcompile import FULL_PRECISION
 
 
 class Words(nn.Module):
@@ -65,14 +65,15 @@ def classes(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def words(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    logits = model(tokens[:, :-1])
+    logits: torch.Tensor = model(tokens[:, :-1])
     return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1))
 
 
 def squares(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """A loss that reckons with the batch size itself, and never says that both have the same."""
-    penalty = y.float().square().sum() / (2 * y.shape[0])
-    return model(x).square().sum() / x.shape[0] + penalty * next(model.parameters()).mean()
+    penalty: torch.Tensor = y.float().square().sum() / (2 * y.shape[0])
+    first: torch.Tensor = model(x).square().sum() / x.shape[0]
+    return first + penalty * next(model.parameters()).mean()
 
 
 def rows(count: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
