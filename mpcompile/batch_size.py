@@ -1,7 +1,8 @@
 """A batch size that is left open: a symbol in the shapes of a captured program.
 
 It stands for dimension 0 of the batch's tensors. What a program says of it while it is captured
-(a branch on it, a reshape to a constant) torch notes as guards, each with the line that asked.
+(a branch on it, a reshape to a constant) torch notes as guards, each with the line that asked. What
+is asked of it later, by torch's own choice of kernels, limits the sizes that one graph is for.
 
 What torch keeps of symbols and guards is not public. Checked on torch 2.13.
 """
@@ -56,9 +57,14 @@ class BatchSize:
             self._known[key] = self._broken([size]) is None
         return self._known[key]
 
-    def fixed_by(self) -> Fixed | None:
-        """Return what has made the size less than open since it was found."""
+    def limited_by(self) -> Fixed | None:
+        """Return what does not hold for every size."""
         return self._broken(_SIZES)
+
+    def fixed_by(self) -> Fixed | None:
+        """Return what holds for one size only."""
+        known = self.environment.replace(self.symbol)
+        return self._broken([n for n in _SIZES if n != known]) if known.is_number else None
 
     def _broken(self, sizes: Sequence[int]) -> Fixed | None:
         fixed = {
@@ -111,7 +117,7 @@ def find_size(batch: Sequence[torch.Tensor], places: Sequence[bool]) -> BatchSiz
         is_open and _is_open(value.shape[0]) for value, is_open in zip(batch, places, strict=True)
     )
     made = BatchSize(symbol.node.expr, environment, found)
-    return made.fixed_by() or made
+    return made.limited_by() or made
 
 
 def _is_open(size: int | torch.SymInt) -> bool:

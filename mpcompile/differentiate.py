@@ -10,7 +10,7 @@ from torch import fx
 from mpcompile.control_flow import all_graphs, called_graphs, is_control_flow
 from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.nest import PREFIX
-from mpcompile.open_capture import WatchedInterpreter
+from mpcompile.open_capture import WatchedInterpreter, needs_size
 from mpcompile.record import record
 from mpcompile.step import Role, Slot, call
 from mpcompile.torch_graph import Forward, Kind, place_of
@@ -77,6 +77,8 @@ def differentiate(
     except Exception as error:
         calls = [node for node in module.graph.nodes if is_control_flow(node)]
         if not calls:
+            if forward.batch_size is not None:
+                raise needs_size("this program", origin) from error
             raise
         raise CannotCapture(
             f"torch cannot differentiate this {op_name(calls[0])} ({type(error).__name__})",

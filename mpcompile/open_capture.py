@@ -82,8 +82,9 @@ def check_open(forward: Forward, workload: Workload) -> None:
         CannotCapture: it is not.
     """
     fixed = forward.batch_size.fixed_by() if forward.batch_size else None
-    if fixed is not None:
-        raise _refusal(fixed, definition(workload.loss) or workload.origin)
+    if fixed is not None:  # by no line of the user's
+        where = definition(workload.loss) or workload.origin
+        raise _refusal(replace(fixed, where=""), where)
 
 
 class WatchedInterpreter(fx.Interpreter):
@@ -101,14 +102,27 @@ class WatchedInterpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node, and look whether torch has noted something new about sizes."""
-        result = super().run_node(n)
-        if self._size is not None and len(self._size.environment.guards) > self._guards:
+        if self._size is None:
+            return super().run_node(n)
+        where = place_of(n)
+        place = f"{where.file}:{where.line}" if where.file else self._origin
+        try:
+            result = super().run_node(n)
+        except RuntimeError as error:
+            raise needs_size(op_name(n), place) from error
+        if len(self._size.environment.guards) > self._guards:
             self._guards = len(self._size.environment.guards)
-            fixed, where = self._size.fixed_by(), place_of(n)
+            fixed = self._size.fixed_by()
             if fixed is not None:
-                place = f"{where.file}:{where.line}" if where.file else self._origin
                 raise _refusal(replace(fixed, where=place), self._origin)
         return result
+
+
+def needs_size(what: str, where: str) -> CannotCapture:
+    """Return the refusal of a program that torch differentiates for known sizes only."""
+    return CannotCapture(
+        f"{_WHAT}: torch must know it to differentiate {what}", where, "leave out dynamic=True"
+    )
 
 
 def _refusal(fixed: Fixed, where: str) -> CannotCapture:
