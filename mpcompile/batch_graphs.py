@@ -58,8 +58,10 @@ class BatchGraphs:
     ) -> None:
         self._slots = [slot for slot in first.step.slots.values() if slot.role is Role.BATCH]
         self._devices = [value.device for value in batch]
-        self._places = first.size.places if first.size else (False,) * len(batch)
-        self._graphs = {self._key(batch, first.size is not None): [first]}
+        self._places = first.size.places if first.size else ()
+        self._graphs: dict[_Shapes, list[BatchGraph]] = {}
+        _, key = self._size_and_key(batch)
+        self._graphs[key] = [first]
         self._another = another
 
     def __len__(self) -> int:
@@ -76,8 +78,7 @@ class BatchGraphs:
     def __call__(self, batch: Sequence[torch.Tensor]) -> BatchGraph:
         """Return the graph for a batch; raise BadInput if none can be for it."""
         self._check(batch)
-        size = size_of(batch, self._places)
-        key = self._key(batch, size is not None)
+        size, key = self._size_and_key(batch)
         found = self._graphs.setdefault(key, [])
         for graph in found:  # more than one where inductor makes other code for large sizes
             if graph.size is None or size is None or graph.size.admits(size):
@@ -94,11 +95,14 @@ class BatchGraphs:
         _log.info("graph %d of the step: batches of shapes %s", len(self), shapes)
         return made
 
-    def _key(self, batch: Sequence[torch.Tensor], is_open: bool) -> _Shapes:
-        """Return a batch's shapes, but for a size that is left open."""
-        return tuple(
-            ("any", *value.shape[1:]) if is_open and place else tuple(value.shape)
-            for value, place in zip(batch, self._places, strict=True)
+    def _size_and_key(self, batch: Sequence[torch.Tensor]) -> tuple[int | None, _Shapes]:
+        """Return the open size of a batch, if it has one, and its shapes but for that."""
+        size = size_of(batch, self._places) if self._places else None
+        if size is None:
+            return None, tuple(value.shape for value in batch)
+        return size, tuple(
+            ("any", *value.shape[1:]) if is_open else value.shape
+            for value, is_open in zip(batch, self._places, strict=True)
         )
 
     def _check(self, batch: Sequence[torch.Tensor]) -> None:

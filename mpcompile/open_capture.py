@@ -15,12 +15,21 @@ import torch
 from torch import fx
 
 from mpcompile.batch_size import LEAST, Fixed, find_size, size_of
+from mpcompile.cudnn_rnn import MODES
 from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.node_tensors import is_size
 from mpcompile.torch_graph import Forward, Kind, capture, definition, is_foreign, place_of
-from mpcompile.torch_private import copy_graph, guards_named_by, op_name
+from mpcompile.torch_private import (
+    copy_graph,
+    draws,
+    given,
+    guards_named_by,
+    op_name,
+    python_dispatcher,
+)
 from mpcompile.workload import Workload
 
+_ATEN = torch.ops.aten
 _WHAT = "the batch size cannot be left open"
 _ADVICE = "write it for any size, with x.shape[0] and not len(x), or leave out dynamic=True"
 
@@ -109,12 +118,14 @@ class WatchedInterpreter(fx.Interpreter):
         try:
             result = super().run_node(n)
         except RuntimeError as error:
-            raise needs_size(op_name(n), place) from error
+            if draws(n) or op_name(n) in MODES:  # it would draw twice, or become another program
+                raise needs_size(op_name(n), place) from error
+            with python_dispatcher():
+                result = super().run_node(n)
         if len(self._size.environment.guards) > self._guards:
             self._guards = len(self._size.environment.guards)
-            fixed = self._size.fixed_by()
-            if fixed is not None:
-                raise _refusal(replace(fixed, where=place), self._origin)
+            if self._size.fixed_by() is not None:
+                raise needs_size(op_name(n), place)
         return result
 
 
@@ -130,12 +141,28 @@ def _refusal(fixed: Fixed, where: str) -> CannotCapture:
     return CannotCapture(what, fixed.where or where, _ADVICE)
 
 
+def _say_output_sizes(graph: fx.Graph) -> None:
+    """Give interpolations the size of their result, which torch else works out from known sizes.
+
+    What ``aten::upsample_nearest2d.vec`` does is to work out that size and call the default.
+    """
+    for node in graph.nodes:
+        name = op_name(node)
+        if name.startswith("upsample_") and node.target is getattr(_ATEN, name).vec:
+            sizes = node.meta["val"].shape[2:]
+            value, _, *options, factors = given(node).values()
+            node.target = getattr(_ATEN, name).default
+            node.args = (value, list(sizes), *options, *(factors or [None] * len(sizes)))
+            node.kwargs = {}
+
+
 def _named_like(module: fx.GraphModule, like: fx.GraphModule) -> fx.GraphModule:
     """Return a graph whose nodes have the names of another's, those between them names of sizes.
 
     A graph of other ops keeps its names.
     """
     _drop_whole_slices(module.graph, like.graph)
+    _say_output_sizes(module.graph)
     numbers = [node for node in module.graph.nodes if is_size(node)]
     mine = [node for node in module.graph.nodes if not is_size(node)]
     theirs = list(like.graph.nodes)
@@ -158,4 +185,4 @@ def _drop_whole_slices(graph: fx.Graph, like: fx.Graph) -> None:
 
 
 def _is_whole_slice(node: fx.Node) -> bool:
-    return node.target is torch.ops.aten.slice.Tensor and node.args[2:] == (0, sys.maxsize)
+    return node.target is _ATEN.slice.Tensor and node.args[2:] == (0, sys.maxsize)

@@ -16,6 +16,7 @@ from unittest import mock
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._higher_order_ops.utils import materialize_as_graph
 from torch._logging._internal import trace_structured_artifact
 from torch._ops import HigherOrderOperator
@@ -366,6 +367,12 @@ def uncompile(module: torch.nn.Module) -> None:
 def unflatten(leaves: list[Any], structure: Any) -> Any:
     """Return a nest of a structure that `torch.export` has noted, around other leaves."""
     return tree_unflatten(leaves, structure)
+
+
+def python_dispatcher() -> AbstractContextManager[Any]:
+    """Let kernels written in Python go first: some in C++ take no symbol for a size."""
+    manager: AbstractContextManager[Any] = enable_python_dispatcher()
+    return manager
 
 
 def guards_named_by(foreign: Container[str]) -> AbstractContextManager[Any]:

@@ -153,7 +153,7 @@ class TrainStep:
             after(results)
             return [results[place] for place in gradient.returned]
 
-        shapes = [value.shape for value in batch]
+        shapes = [value.shape for value in batch] if is_open else None
         replayed = CapturedStep(run, lowered.obstacle, shapes) if self._replays else run
         return BatchGraph(step, gradient, captured.returns, captured.batch_size, replayed)
 
