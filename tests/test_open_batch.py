@@ -343,3 +343,12 @@ def test_inductor_compiles_once_for_all_sizes(monkeypatch: pytest.MonkeyPatch) -
             torch.testing.assert_close(gradient, model.get_parameter(name).grad)
         model.zero_grad()
     assert (len(made), len(step._graphs)) == (1, 1)
+
+
+def test_what_inductor_cannot_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise AssertionError("no such size")
+
+    monkeypatch.setattr(recompute, "compiled", broken)
+    with pytest.raises(CannotCapture, match="for an open batch size .AssertionError.; choose"):
+        compiled(classes, rows(6), backend="inductor")
