@@ -110,9 +110,9 @@ def find_size(batch: Sequence[torch.Tensor], places: Sequence[bool]) -> BatchSiz
     if not _is_open(symbol):
         broken = _broken_guard(environment, {}, [size for size in _SIZES if size != symbol])
         return broken or Fixed(f"the program fixes it to {symbol}", "")
-    for size in sizes:
-        if _is_open(size):
-            assert bool(size == symbol)  # from here on they are one symbol
+    # What is compared and was the same in the example is one symbol from here on.
+    same = [bool(size == symbol) for size in sizes if _is_open(size)]
+    assert all(same)
     found = tuple(
         is_open and _is_open(value.shape[0]) for value, is_open in zip(batch, places, strict=True)
     )
@@ -135,7 +135,9 @@ def _broken_guard(environment: Any, fixed: Mapping[Any, Any], sizes: Sequence[in
         if not all(condition.subs(dict.fromkeys(symbols, size)) for size in sizes):
             place = guard.sloc.framework_loc
             where = f"{place.filename}:{place.lineno}" if hasattr(place, "lineno") else ""
-            text = f"{condition.lhs} {condition.rel_op} {condition.rhs}"
+            text = str(condition)
+            if condition.is_Relational:
+                text = f"{condition.lhs} {condition.rel_op} {condition.rhs}"
             for item in symbols:
                 text = text.replace(str(item), "batch")
             return Fixed(text, where)

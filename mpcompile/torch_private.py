@@ -8,11 +8,10 @@ torch attribute whose name starts with an underscore, or from ``torch.fx.experim
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import fx
@@ -375,9 +374,16 @@ def python_dispatcher() -> AbstractContextManager[Any]:
     return manager
 
 
-def guards_named_by(foreign: Container[str]) -> AbstractContextManager[Any]:
+@contextmanager
+def guards_named_by(foreign: Container[str]) -> Iterator[None]:
     """Let each guard on a size name the line that asked for it: the first in no file of these."""
-    return mock.patch.object(symbolic_shapes, "uninteresting_files", lambda: foreign)
+    asked = "uninteresting_files"
+    before = getattr(symbolic_shapes, asked)
+    setattr(symbolic_shapes, asked, lambda: foreign)
+    try:
+        yield
+    finally:
+        setattr(symbolic_shapes, asked, before)
 
 
 def node_of_expression(expression: Any, symbols: Mapping[Any, fx.Node]) -> fx.Node:

@@ -124,7 +124,6 @@ def series(count: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
 
 NETS: dict[str, tuple[Any, ...]] = {
     "perceptron": (perceptron, squares, rows),
-    "dropout": (dropping, classes, rows),
     "convolution": (convolution, classes, pictures),
     "words": (Words, words, tokens),
     "masked": (Masked, classes, series),
@@ -161,7 +160,6 @@ def test_in_fp32_each_size_trains_as_eager_pytorch_does(name: str) -> None:
 
 MIXED: dict[str, tuple[Any, ...]] = {
     "dropout": (dropping, classes, rows, {"max_grad_norm": 0.1, "accumulate": 2}),
-    "convolution": (convolution, classes, pictures, {}),
     "words": (lambda: Words(0.2), words, tokens, {"max_grad_value": 0.1}),
 }
 
