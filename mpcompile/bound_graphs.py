@@ -23,6 +23,7 @@ class BoundGradient:
         lowered: the same step.
         state: by slot.
         batch: an example, which gives strides.
+        is_open: whether batches may be of another size than the example.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class BoundGradient:
         lowered: Lowered,
         state: Mapping[str, torch.Tensor],
         batch: Sequence[torch.Tensor],
+        is_open: bool = False,
     ) -> None:
         self.results = lowered.gradient_results
         self.returned = [
@@ -40,6 +42,7 @@ class BoundGradient:
         ]
         self._function, self._names = lowered.gradient, lowered.gradient_inputs
         self._strides = [value.stride() for value in batch]
+        self._orders = [_memory_order(value) for value in batch] if is_open else []
         slots = [slot.name for slot in step.slots.values() if slot.role is Role.BATCH]
         wanted = {name: position for position, name in enumerate(slots)}
         self._inputs: list[Any] = []
@@ -54,6 +57,8 @@ class BoundGradient:
 
     def prepare(self, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return a batch of the example's shapes laid out as the example."""
+        if self._orders:
+            return list(map(_laid_out, batch, self._orders))
         return [
             value
             if value.stride() == stride
@@ -78,6 +83,21 @@ class BoundGradient:
         """Return what it reads for a prepared batch, by slot."""
         named = dict(zip(self._names, self._inputs, strict=True))
         return named | {self._names[place]: batch[at].detach() for place, at in self._places}
+
+
+def _memory_order(value: torch.Tensor) -> list[int]:
+    """Return a tensor's dimensions from the slowest in memory to the fastest."""
+    strides = value.stride()
+    return sorted(range(value.dim()), key=lambda dim: -strides[dim])
+
+
+def _laid_out(value: torch.Tensor, order: list[int]) -> torch.Tensor:
+    """Return a tensor as it is if it lies in memory in this order without gaps, or a copy."""
+    if value.permute(order).is_contiguous():
+        return value
+    return torch.empty_permuted(value.shape, order, dtype=value.dtype, device=value.device).copy_(
+        value
+    )
 
 
 class BoundWrites:

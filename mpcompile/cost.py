@@ -284,7 +284,7 @@ def _reduces_all(node: fx.Node) -> bool:
         node.op == "call_function"
         and not is_view(node)
         and isinstance(value, torch.Tensor)
-        and value.numel() == 1
+        and count_of(value) == 1
         and any(_elements(item) > 1 for item in node.all_input_nodes)
     )
 

@@ -56,10 +56,14 @@ class CapturedStep:
         run: one step: takes the batch, returns the loss and what stands beside it; all else it
             reads and writes stays in place.
         obstacle: why it shall not be captured, or "".
+        shapes: of the batches that are replayed, where a step takes others too; they run plainly.
     """
 
-    def __init__(self, run: Step, obstacle: str = "") -> None:
+    def __init__(
+        self, run: Step, obstacle: str = "", shapes: list[torch.Size] | None = None
+    ) -> None:
         self._run = run
+        self._shapes = shapes
         self._left = WARM_UP
         self._plain = False
         self._graph: Any = None
@@ -70,6 +74,8 @@ class CapturedStep:
 
     def __call__(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Run one step; its results are tensors of their own."""
+        if self._shapes is not None and [value.shape for value in batch] != self._shapes:
+            return self._run(batch)
         if self._plain or self._left:
             self._left = max(0, self._left - 1)
             return self._run(batch)

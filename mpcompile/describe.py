@@ -14,7 +14,7 @@ from torch import fx
 from mpcompile.border_rows import SINGLE, border_row, border_rule
 from mpcompile.control_flow import Nest, nest_of
 from mpcompile.dataflow import Dataflow, Op, Tensor, Where
-from mpcompile.node_tensors import count_of, is_full
+from mpcompile.node_tensors import count_of, is_full, is_size
 from mpcompile.policy import Policy, Resolution, Row, resolve
 from mpcompile.rules import TORCH_RULES, Rule, Wish
 from mpcompile.torch_graph import place_of
@@ -88,7 +88,7 @@ def _visited(nest: Nest, prefix: str, caller: Where) -> Iterator[tuple[fx.Node, 
 
 def _computes(node: fx.Node, nest: Nest) -> bool:
     called = node.op == "call_function" and node.target is not operator.getitem
-    return called and node not in nest.called
+    return called and not is_size(node) and node not in nest.called
 
 
 def _place(node: fx.Node, caller: Where) -> Where:
@@ -125,7 +125,7 @@ def _is_residual(node: fx.Node, fixed: dict[str, str]) -> bool:
     for part in parts:
         if not (isinstance(part, fx.Node) and is_full(part)):
             return False
-        if part.meta["val"].numel() != node.meta["val"].numel():
+        if count_of(part.meta["val"]) != count_of(node.meta["val"]):
             return False
         while part.op == "call_function" and is_view(part):
             part = part.all_input_nodes[0]

@@ -10,6 +10,7 @@ from torch import fx
 from mpcompile.control_flow import all_graphs, called_graphs, is_control_flow
 from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.nest import PREFIX
+from mpcompile.open_capture import WatchedInterpreter, needs_size
 from mpcompile.record import record
 from mpcompile.step import Role, Slot, call
 from mpcompile.torch_graph import Forward, Kind, place_of
@@ -54,7 +55,8 @@ def differentiate(
             value.requires_grad_(role is Role.MASTER)
         by_name = {item.name: value for item, value in zip(inputs, state, strict=True)}
         with torch.enable_grad():
-            *others, loss = fx.Interpreter(module).run(*state, enable_io_processing=False)
+            run = WatchedInterpreter(forward, origin).run
+            *others, loss = run(*state, enable_io_processing=False)
         # The next op recorded is the seed: everything from there on is backward.
         seed = torch.ones_like(loss)
         with torch.enable_grad():
@@ -75,6 +77,8 @@ def differentiate(
     except Exception as error:
         calls = [node for node in module.graph.nodes if is_control_flow(node)]
         if not calls:
+            if forward.batch_size is not None:
+                raise needs_size("this program", origin) from error
             raise
         raise CannotCapture(
             f"torch cannot differentiate this {op_name(calls[0])} ({type(error).__name__})",

@@ -18,12 +18,12 @@ from torch import fx
 from mpcompile.control_flow import is_control_flow
 from mpcompile.errors import BadInput
 from mpcompile.exported_program import insert_casts
-from mpcompile.inductor_private import compile_under_autograd, composite
+from mpcompile.inductor_private import compile_under_autograd, composite, dynamo_constant
 from mpcompile.lower_torch import default_backend
 from mpcompile.passes.emulate_half import emulate_half
 from mpcompile.policy import Policy, UnmatchedOverride
 from mpcompile.settings import Settings, check_settings
-from mpcompile.torch_private import dynamo_constant, is_higher_order, op_name
+from mpcompile.torch_private import is_higher_order, op_name
 
 _ATEN = torch.ops.aten
 _LOG = logging.getLogger("mpcompile")

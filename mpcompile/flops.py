@@ -15,6 +15,7 @@ import torch
 from torch import fx
 from torch.utils import flop_counter
 
+from mpcompile.node_tensors import known_size, shape_of
 from mpcompile.torch_private import given, op_name
 
 
@@ -31,7 +32,7 @@ def flops(node: fx.Node) -> int:
     if formula is None:
         return 0
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda item: item.meta["val"])
-    return int(formula(*args, **kwargs, out_val=node.meta["val"]))
+    return known_size(formula(*args, **kwargs, out_val=node.meta["val"]))
 
 
 def least_flops(node: fx.Node) -> int:
@@ -51,7 +52,7 @@ def _visible_share(node: fx.Node) -> float:
     if "attention" not in name or not (options := given(node)).get("is_causal"):
         return 1.0
     dimension = -2 if name.startswith("_scaled_dot_product") else -3
-    queries, keys = (options[key].meta["val"].shape[dimension] for key in ("query", "key"))
+    queries, keys = (shape_of(options[key].meta["val"])[dimension] for key in ("query", "key"))
     seen = min(queries, keys)
     pairs = seen * (seen + 1) // 2 + (queries - seen) * keys
     return float(pairs / (queries * keys))
@@ -59,7 +60,7 @@ def _visible_share(node: fx.Node) -> float:
 
 def _shapes(node: fx.Node, *names: str) -> list[torch.Size]:
     options = given(node)
-    return [options[name].meta["val"].shape for name in names]
+    return [torch.Size(shape_of(options[name].meta["val"])) for name in names]
 
 
 def _attention(node: fx.Node) -> int:
@@ -85,7 +86,8 @@ def _convolution_backward(node: fx.Node) -> int:
 def _recurrent(node: fx.Node) -> int:
     """Return the FLOPs of recurrent layers: each weight matrix meets each element of a sequence."""
     options = given(node)
-    steps, batch, _ = options["input"].meta["val"].shape  # or batch first: the product is the same
+    # Or batch first: the product is the same.
+    steps, batch, _ = shape_of(options["input"].meta["val"])
     weights = [item.meta["val"] for item in options["weights"]]
     return int(2 * steps * batch * sum(item.numel() for item in weights if item.dim() == 2))
 

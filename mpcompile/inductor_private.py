@@ -1,4 +1,4 @@
-"""Every touch of inductor and AOTAutograd, each with what it is needed for.
+"""Every touch of inductor, Dynamo and AOTAutograd, each with what it is needed for.
 
 Checked on torch 2.11 and 2.13. Importing them takes seconds, hence inside the functions.
 """
@@ -37,7 +37,9 @@ def compiled(
     options: Mapping[str, Any] | None = None,
     run_as_traced: bool = False,
 ) -> list[tuple[fx.Graph, Code]]:
-    """Compile a graph with inductor as `torch.compile` does below Dynamo; shapes are fixed.
+    """Compile a graph with inductor as `torch.compile` does below Dynamo.
+
+    Shapes are fixed, but for symbols in those of fake inputs.
 
     Returns each graph that was compiled, in the ops that inductor compiles, and its code: one for
     a graph without derivative; forward and backward for a function that has one. The code stands
@@ -71,6 +73,7 @@ def compiled(
         patches["custom_partitioner_fn"] = _partitioner(partition)
     given = next((item.fake_mode for item in inputs if isinstance(item, FakeTensor)), None)
     # Without a shape environment torch takes nothing from its cache.
+    is_open = any(isinstance(size, torch.SymInt) for item in inputs for size in item.shape)
     mode = given or FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     settings = {
         # Its key is a graph's text, which does not show what a module called in it does.
@@ -83,7 +86,11 @@ def compiled(
         torch.set_grad_enabled(partition is not None),
     ):
         compile_fx(
-            module, list(inputs), inner_compile=code, config_patches=patches, ignore_shape_env=True
+            module,
+            list(inputs),
+            inner_compile=code,
+            config_patches=patches,
+            ignore_shape_env=not is_open,
         )
     return made
 
@@ -162,3 +169,10 @@ def compile_under_autograd(
     made = compile_fx(module, list(inputs))
     assert callable(made)
     return made
+
+
+def dynamo_constant(placeholder: fx.Node) -> torch.Tensor | None:
+    """Return the buffer that an input of a graph of Dynamo stands for; None for anything else."""
+    value = placeholder.meta["grapharg"].example
+    is_state = hasattr(value, "_dynamo_static_input_type")
+    return value if is_state and not isinstance(value, torch.nn.Parameter) else None

@@ -67,7 +67,7 @@ def lower(
     ``interpreter`` on a device without Tensor Cores computes in pseudo FP16
     (`mpcompile.passes.emulate_half`) and keeps for backward what the graph says. ``inductor``
     compiles both graphs at the first call, forward and backward of the gradient graph apart
-    (`mpcompile.recompute`).
+    (`mpcompile.recompute`); a gradient graph with an open batch size at once.
 
     Args:
         step: what to lower.
@@ -78,7 +78,8 @@ def lower(
 
     Raises:
         BadInput: there is no such backend, budget or option.
-        CannotCapture: inductor cannot compile the gradient of this control flow.
+        CannotCapture: inductor cannot compile the gradient of this control flow, or for an open
+            batch size.
     """
     if backend not in ("interpreter", "inductor"):
         raise BadInput(f"there is no backend {backend!r}", "", "choose 'interpreter' or 'inductor'")
@@ -102,7 +103,14 @@ def lower(
     made = tuple(results(gradient.graph))
     forward: Callable[..., Any] = gradient.forward
     if backend == "inductor":
-        forward = Recomputing(gradient, step.slots, memory_budget, options=options)
+        try:
+            forward = Recomputing(gradient, step.slots, memory_budget, options=options)
+        except Exception as error:  # it compiles now only if a batch size is open
+            raise CannotCapture(
+                f"inductor cannot compile this for an open batch size ({type(error).__name__})",
+                "",
+                "choose backend='interpreter', or leave out dynamic=True",
+            ) from error
     if device.type == "cuda":
         forward = full_accumulation()(forward)
     update, write = _lower_writes(step, step.update, backend, device, options)

@@ -21,20 +21,27 @@ def is_full_tensor(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype is torch.float32
 
 
+def is_size(node: fx.Node) -> bool:
+    """Whether the node computes a number from the sizes of dynamic dimensions."""
+    numbers = int | float | torch.SymInt | torch.SymFloat | torch.SymBool
+    return node.op == "call_function" and isinstance(node.meta.get("val"), numbers)
+
+
 def count_of(value: torch.Tensor) -> int:
     """Return how many numbers a tensor holds.
 
     A dynamic dimension counts as it is in the example; one that data decides counts as 1.
     """
-    return prod(_size(size) for size in value.shape)
+    return prod(known_size(size) for size in value.shape)
 
 
 def shape_of(value: torch.Tensor) -> tuple[int, ...]:
     """Return a tensor's shape in numbers; dynamic dimensions as in `count_of`."""
-    return tuple(map(_size, value.shape))
+    return tuple(map(known_size, value.shape))
 
 
-def _size(size: int | torch.SymInt) -> int:
+def known_size(size: int | torch.SymInt) -> int:
+    """Return a size as a number; that of a dynamic dimension as in `count_of`."""
     if isinstance(size, int):
         return size
     return int(size.node.hint) if size.node.has_hint() else 1

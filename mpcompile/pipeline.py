@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from mpcompile.apply_plan import decide, for_other_shapes
+from mpcompile.batch_size import open_places
 from mpcompile.constants import UnfitConstant, unfit_constants, unfit_reasons
 from mpcompile.control_flow import all_graphs
 from mpcompile.dataflow import Dataflow
@@ -23,6 +24,7 @@ from mpcompile.loss_scale import LossScale
 from mpcompile.lower_torch import Backend, default_backend
 from mpcompile.measured import MeasuredOverflow, overruled
 from mpcompile.module_modes import in_modes, modes_of
+from mpcompile.open_capture import capture_open, check_open
 from mpcompile.pass_runner import run_passes
 from mpcompile.passes.clean_casts import is_cast
 from mpcompile.passes.order import (
@@ -99,6 +101,7 @@ def compile(
     cuda_graph: bool = True,
     options: Mapping[str, Any] | None = None,
     without: Collection[str] = (),
+    dynamic: bool = False,
 ) -> TrainStep:
     """Compile a training step into mixed precision.
 
@@ -124,14 +127,18 @@ def compile(
             steps. A step that cannot be captured runs plainly, said once in the log ``mpcompile``.
         options: of inductor, as for ``torch.compile(options=...)``: ``{"max_autotune": True}``.
         without: names of passes to leave out, of `mpcompile.passes.order.OPTIONAL`.
+        dynamic: one graph for batches of every size from 2 on: dimension 0 of the tensors that are
+            as long there as the first becomes a symbol. Decisions are those of the example.
 
     Raises:
         BadInput: an argument is wrong.
-        CannotCapture: the program cannot become one graph.
+        CannotCapture: the program cannot become one graph, or not one for every size.
     """
     workload = Workload(model, batch, loss, optimizer)
     loop = Loop(max_grad_norm, max_grad_value, accumulate, parallel)
-    transformed = transform(workload, policy, loss_scale, plan, ranges, without, loop)
+    transformed = transform(
+        workload, policy, loss_scale, plan, ranges, without, loop, dynamic=dynamic
+    )
     return to_step(transformed, backend, memory_budget, cuda_graph, options)
 
 
@@ -151,12 +158,13 @@ def to_step(
     device = next(iter(t.workload.model.parameters())).device
     modes = modes_of(t.workload.model)
 
-    def for_batch(batch: tuple[torch.Tensor, ...]) -> tuple[Forward, StepGraph]:
+    def for_batch(
+        batch: tuple[torch.Tensor, ...], places: tuple[bool, ...]
+    ) -> tuple[Forward, StepGraph]:
         workload = replace(t.workload, batch=batch)
+        ways: dict[str, Any] = {"without": t.without, "loop": t.loop, "dynamic": places}
         with in_modes(modes):
-            made = transform(
-                workload, t.policy, t.scale, without=t.without, loop=t.loop, like=t.plan
-            )
+            made = transform(workload, t.policy, t.scale, like=t.plan, **ways)
         assert made.step is not None
         return made.forward, made.step
 
@@ -192,10 +200,12 @@ def transform(
     without: Collection[str] = (),
     loop: Loop = PLAIN,
     like: Plan | None = None,
+    dynamic: bool | tuple[bool, ...] = False,
 ) -> Transformed:
     """Run every stage before lowering; nothing of the user's is changed.
 
     With ``like``, the plan of the same program with another batch shape, it decides as that does.
+    ``dynamic`` may say per tensor of the batch whether it has the size that is left open.
     Warns with `MeasuredOverflow` of each tensor that the user wants in FP16 though it was measured
     to be too large for it.
 
@@ -209,7 +219,8 @@ def transform(
         loss_scale = LossScale() if precision is Precision.FP16 else LossScale.none()
     if ranges is not None:
         _check_release(policy, ranges)
-    forward = capture(workload)
+    places = open_places(workload.batch) if dynamic is True else dynamic
+    forward = capture_open(workload, places) if places else capture(workload)
     # What is transformed in FP32 is there to compare with.
     trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
     trace("mpcompile_before", lambda: graph_text(forward.module.graph))
@@ -240,6 +251,7 @@ def transform(
         changes[name] = changes.get(name, 0) + count
     step = join(gradient, slots, update)
     changes |= run_passes(step, training_passes(loss_scale, loop), StepGraph.check, _mark_step)
+    check_open(forward, workload)
     trace("mpcompile_step", lambda: str(step))
     return Transformed(
         workload,

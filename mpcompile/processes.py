@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,8 @@ class DataParallel:
     Attributes:
         ranks: how many processes.
         rank: which of them this is.
-        group: the process group.
+        found: returns the process group. A group that something still holds when Python ends may
+            take the process down with it (seen with gloo in torch 2.13).
         shard: each process keeps and updates its own slice of masters and optimizer state
             (ZeRO stage 1, arXiv 1910.02054 section 5.1).
         reduce: the precision in which gradients travel and are added up.
@@ -30,10 +33,15 @@ class DataParallel:
 
     ranks: int
     rank: int
-    group: Any
+    found: Callable[[], Any]
     shard: bool = False
     reduce: Precision = Precision.FP32
     bucket_bytes: int = 25 << 20
+
+    @property
+    def group(self) -> Any:
+        """The process group."""
+        return self.found()
 
     @property
     def name(self) -> str:
@@ -89,7 +97,8 @@ def data_parallel(
     rank = distributed.get_rank(group)
     if rank < 0:
         raise BadInput("this process is not one of the group", "", "compile only in those that are")
-    return DataParallel(distributed.get_world_size(group), rank, group, shard, reduce, bucket_bytes)
+    ranks = distributed.get_world_size(group)
+    return DataParallel(ranks, rank, weakref.ref(group), shard, reduce, bucket_bytes)
 
 
 def meeting_place(device: torch.device, parallel: DataParallel) -> torch.device:

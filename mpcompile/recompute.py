@@ -26,8 +26,9 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from mpcompile.inductor_private import Code, compiled, min_cut
 from mpcompile.liveness import result_bytes
+from mpcompile.node_tensors import is_size
 from mpcompile.step import Role, Slot
-from mpcompile.torch_private import copy_graph, draws, fake_like, module_of
+from mpcompile.torch_private import copy_graph, draws, fake_like, fake_with, module_of
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
         if node in made or late.intersection(node.users)
     ]
     early = [node for node in graph.nodes if node not in late and node.op != "output"]
-    named = graph.find_nodes(op="get_attr")  # branches of control flow stand in both
+    # Branches of control flow stand in both, and sizes that are reckoned from an open batch size.
+    named = [node for node in graph.nodes if node.op == "get_attr" or is_size(node)]
     return Halves(
         _part(module, inputs, early, [*(results[place] for place in others), *carried]),
         _part(module, [*carried, *inputs, seed], [*named, *late], made),
@@ -289,6 +291,8 @@ class _Code:
 class Recomputing:
     """A gradient graph that inductor compiles in two halves, for its inputs of the first call.
 
+    If a batch size is open it compiles at once: what it then says of sizes holds for every call.
+
     No input may ask for a gradient.
 
     Args:
@@ -315,6 +319,9 @@ class Recomputing:
         self._run_as_traced = run_as_traced
         self._code: _Code | None = None
         self._one = torch.ones(())
+        likes = _open_examples(self._halves)
+        if likes:
+            self._prepare(likes)
 
     @property
     def cut(self) -> Cut | None:
@@ -325,20 +332,32 @@ class Recomputing:
         """Return the gradient graph's results, in its order."""
         halves = self._halves
         values = [*inputs, *halves.constants]
-        if self._code is None:
-            self._one = self._one.to(values[0].device)
-            self._code = _compile(
-                halves,
-                values,
-                self._budget,
-                options=self._options,
-                run_as_traced=self._run_as_traced,
-            )
+        code = self._code or self._prepare(values)
         seed = self._one if halves.scale is None else values[halves.scale]
-        early, late = self._code(values, seed)
+        early, late = code(values, seed)
         results = dict(zip(halves.early, early, strict=True))
         results |= zip(halves.late, late, strict=False)  # then Nones, for inputs without gradient
         return [results[place] for place in range(len(results))]
+
+    def _prepare(self, values: Sequence[torch.Tensor]) -> _Code:
+        """Compile for inputs like these."""
+        self._one = self._one.to(values[0].device)
+        self._code = _compile(
+            self._halves,
+            values,
+            self._budget,
+            options=self._options,
+            run_as_traced=self._run_as_traced,
+        )
+        return self._code
+
+
+def _open_examples(halves: Halves) -> list[torch.Tensor]:
+    """Return fake examples of the inputs if a batch size is open, else none."""
+    likes = [node.meta["val"] for node in halves.forward.graph.find_nodes(op="placeholder")]
+    if not any(isinstance(size, torch.SymInt) for like in likes for size in like.shape):
+        return []
+    return [fake_with(like, likes).detach() for like in likes]
 
 
 def _compile(
@@ -369,7 +388,7 @@ def _compile(
         torch.empty((), dtype=like.dtype, device=device).expand(like.shape).requires_grad_()
         for like in halves.like
     ]
-    inputs = [*stand_ins, *values]
+    inputs = [*(fake_with(value, values) for value in stand_ins), *values]
     function = _Function(halves).called(len(inputs))
     (forward, forth), (backward, back) = compiled(
         function, inputs, partition, options=options, run_as_traced=run_as_traced

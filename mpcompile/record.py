@@ -23,10 +23,12 @@ from mpcompile.recorded_number import (
     TAKE_TENSORS,
     Numbers,
     is_known,
+    is_recorded,
     node_of_number,
     number_of,
     truth_of,
 )
+from mpcompile.recorded_size import RecordedSizes
 from mpcompile.torch_private import (
     DataDependent,
     DispatchMode,
@@ -84,9 +86,10 @@ def _record(
 ) -> fx.GraphModule:
     graph = fx.Graph()
     recorder = _Recorder(graph, numbers)
-    for position, value in enumerate(inputs):
-        node = graph.placeholder(f"arg{position}")
+    places = {graph.placeholder(f"arg{place}"): value for place, value in enumerate(inputs)}
+    for node, value in places.items():
         recorder.note(value, node)
+    recorder.sizes = RecordedSizes(graph, places)
     with mode, recorder, keep_node_meta():
         results = function(*inputs)
     graph.output(tuple(recorder.node_of(value) for value in results))
@@ -102,11 +105,12 @@ def _is_fused_dropout(node: fx.Node) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return 1.0 if isinstance(value, torch.SymFloat) else value
+    return 1.0 if isinstance(value, torch.SymFloat) and is_recorded(value) else value
 
 
 def _constant(value: Any) -> Any:
-    return float(value) if isinstance(value, torch.SymFloat) and is_known(value) else value
+    is_option = isinstance(value, torch.SymFloat) and is_recorded(value) and is_known(value)
+    return float(value) if is_option else value
 
 
 class _Recorder(DispatchMode):
@@ -122,6 +126,7 @@ class _Recorder(DispatchMode):
         self._nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         self._origins = Origins()
         self.constants = torch.nn.Module()
+        self.sizes: RecordedSizes
 
     def note(self, value: torch.Tensor, node: fx.Node) -> None:
         """Remember which node made a tensor."""
@@ -192,6 +197,10 @@ class _Recorder(DispatchMode):
     def _argument(self, value: Any) -> Any:
         if isinstance(value, fx.GraphModule):
             return self._graph_inside(value)
+        if isinstance(value, torch.SymInt) or (
+            isinstance(value, torch.SymFloat) and not is_recorded(value)
+        ):
+            return self.sizes.node_of(value)
         if isinstance(value, torch.SymFloat):
             return node_of_number(value)
         return self.node_of(value) if isinstance(value, torch.Tensor) else value

@@ -288,6 +288,11 @@ def number_of(numbers: Numbers, graph: fx.Graph, node: fx.Node) -> torch.SymFloa
     return torch.SymFloat(_Number(numbers, graph, node, None))
 
 
+def is_recorded(number: torch.SymFloat) -> bool:
+    """Whether a number is one of `number_of`, not torch's own arithmetic on sizes."""
+    return isinstance(number.node, _Number)
+
+
 def node_of_number(number: torch.SymFloat) -> fx.Node | float:
     """Return the node that made a number of `number_of`."""
     value: fx.Node | float = number.node.value

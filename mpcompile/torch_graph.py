@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from mpcompile.batch_size import BatchSize, dynamic_shapes
 from mpcompile.dataflow import Where
 from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.functional import make_functional
@@ -65,12 +66,14 @@ class Forward:
         written: names of the buffers that the forward pass updates.
         returns: what the loss function returns if that is more than the loss; without a loss
             function what the model returns.
+        batch_size: what stands in its shapes for the size of a batch; None: that of the example.
     """
 
     module: fx.GraphModule
     inputs: tuple[Input, ...]
     written: tuple[str, ...]
     returns: Nest | None = None
+    batch_size: BatchSize | None = None
 
 
 class _Program(torch.nn.Module):
@@ -85,8 +88,13 @@ class _Program(torch.nn.Module):
         return self.model(*batch) if self._loss is None else self._loss(self.model, *batch)
 
 
-def capture(workload: Workload) -> Forward:
+def capture(workload: Workload, open_places: tuple[bool, ...] = ()) -> Forward:
     """Capture ``loss(model, *batch)`` with `torch.export`, or ``model(*batch)`` without a loss.
+
+    Args:
+        workload: the program.
+        open_places: per tensor of the batch whether its dimension 0 becomes a symbol; see
+            `mpcompile.open_capture`.
 
     Raises:
         BadInput: the program itself fails on the example batch, or its loss is not a 0-d FP32
@@ -100,7 +108,7 @@ def capture(workload: Workload) -> Forward:
                 workload.origin,
                 "make the batch a flat tuple of tensors",
             )
-    program = export(_Program(workload), workload)
+    program = export(_Program(workload), workload, open_places)
     returns = _returns(program, workload)
     _refuse_hidden_writes(program.graph, workload)
     program, module, written = make_functional(program)
@@ -111,13 +119,16 @@ def capture(workload: Workload) -> Forward:
     return Forward(module, _inputs(program, module, workload), names, returns)
 
 
-def export(module: torch.nn.Module, workload: Workload) -> torch.export.ExportedProgram:
+def export(
+    module: torch.nn.Module, workload: Workload, open_places: tuple[bool, ...] = ()
+) -> torch.export.ExportedProgram:
     """Run `torch.export` and turn what it raises into one sentence."""
     # A tensor that stands twice in the batch would become one input.
     batch = tuple(value.clone() for value in workload.batch)
     try:
         with _quiet():
-            return torch.export.export(module, batch, strict=False)
+            shapes = dynamic_shapes(open_places) if open_places else None
+            return torch.export.export(module, batch, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise _refusal(error, module, batch, workload) from error
 
@@ -297,8 +308,9 @@ def place_of(node: fx.Node) -> Where:
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values()]
     module = paths[-1].removeprefix("model").removeprefix(".") if paths else ""
-    return Where(module, *users_line(node.meta.get("stack_trace") or "", _is_foreign))
+    return Where(module, *users_line(node.meta.get("stack_trace") or "", is_foreign))
 
 
-def _is_foreign(path: str) -> bool:
+def is_foreign(path: str) -> bool:
+    """Whether a file is torch's or ours."""
     return path.startswith((_TORCH, _OURS, "<"))

@@ -8,23 +8,26 @@ torch attribute whose name starts with an underscore, or from ``torch.fx.experim
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed._functional_collectives  # the shapes of collective ops
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._higher_order_ops.utils import materialize_as_graph
 from torch._logging._internal import trace_structured_artifact
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.fx.experimental import symbolic_shapes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_unflatten
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 
 class DispatchMode(TorchDispatchMode):
@@ -39,7 +42,7 @@ class DispatchMode(TorchDispatchMode):
 COLLECTIVES: Any = torch.ops._c10d_functional
 """Operations between processes as ops of a graph; checked on 2.13."""
 
-DataDependent: type[Exception] = GuardOnDataDependentSymNode
+DataDependent: type[Exception] = symbolic_shapes.GuardOnDataDependentSymNode
 """What tracing raises when Python control flow asks for a tensor's value."""
 
 
@@ -53,6 +56,14 @@ def fake_like(
 ) -> torch.Tensor:
     """Make one contiguous fake tensor; the dispatcher would take ten times as long."""
     return FakeTensor(mode, torch.empty(tuple(shape), dtype=dtype, device="meta"), device)
+
+
+def fake_with(value: torch.Tensor, others: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return a tensor as a fake one of these sizes if others are fake, in their mode."""
+    modes = [other.fake_mode for other in others if isinstance(other, FakeTensor)]
+    if not modes or isinstance(value, FakeTensor):
+        return value
+    return modes[0].from_tensor(value, static_shapes=True)
 
 
 def is_fake(value: torch.Tensor) -> bool:
@@ -75,6 +86,8 @@ def with_dtype(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def cast_to(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return what ``value.to(dtype)`` is of a fake tensor, without asking its mode's cache."""
     assert isinstance(value, FakeTensor)
+    if value._has_symbolic_sizes_strides:
+        return value.to(dtype)
     like = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
     return FakeTensor(value.fake_mode, like.to(dtype), value.fake_device)
 
@@ -351,13 +364,6 @@ def version_of(tensor: torch.Tensor) -> int:
     return tensor._version
 
 
-def dynamo_constant(placeholder: fx.Node) -> torch.Tensor | None:
-    """Return the buffer that an input of a graph of Dynamo stands for; None for anything else."""
-    value = placeholder.meta["grapharg"].example
-    is_state = hasattr(value, "_dynamo_static_input_type")
-    return value if is_state and not isinstance(value, torch.nn.Parameter) else None
-
-
 def uncompile(module: torch.nn.Module) -> None:
     """Undo ``module.compile()``, for which torch has no word."""
     module._compiled_call_impl = None
@@ -366,3 +372,28 @@ def uncompile(module: torch.nn.Module) -> None:
 def unflatten(leaves: list[Any], structure: Any) -> Any:
     """Return a nest of a structure that `torch.export` has noted, around other leaves."""
     return tree_unflatten(leaves, structure)
+
+
+def python_dispatcher() -> AbstractContextManager[Any]:
+    """Let kernels written in Python go first: some in C++ take no symbol for a size."""
+    manager: AbstractContextManager[Any] = enable_python_dispatcher()
+    return manager
+
+
+@contextmanager
+def guards_named_by(foreign: Container[str]) -> Iterator[None]:
+    """Let each guard on a size name the line that asked for it: the first in no file of these."""
+    asked = "uninteresting_files"
+    before = getattr(symbolic_shapes, asked)
+    setattr(symbolic_shapes, asked, lambda: foreign)
+    try:
+        yield
+    finally:
+        setattr(symbolic_shapes, asked, before)
+
+
+def node_of_expression(expression: Any, symbols: Mapping[Any, fx.Node]) -> fx.Node:
+    """Add a sympy expression of sizes to their graph; return the node of its value."""
+    proxies = {symbol: fx.Proxy(node) for symbol, node in symbols.items()}
+    made: fx.Proxy = sympy_interp(PythonReferenceAnalysis, proxies, expression)
+    return made.node

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx
@@ -35,6 +35,11 @@ from mpcompile.torch_graph import Forward
 from mpcompile.torch_private import note_step
 from mpcompile.whole_step import whole_step
 from mpcompile.workload import Workload
+
+ForBatch: TypeAlias = Callable[
+    [tuple[torch.Tensor, ...], tuple[bool, ...]], tuple[Forward, StepGraph]
+]
+"""Makes a step graph for a batch; told which of its tensors have an open size."""
 
 
 class TrainStep:
@@ -67,7 +72,7 @@ class TrainStep:
         options: Mapping[str, Any] | None = None,
         accumulate: int = 1,
         policy: Policy | None = None,
-        for_batch: Callable[[tuple[torch.Tensor, ...]], tuple[Forward, StepGraph]] | None = None,
+        for_batch: ForBatch | None = None,
         parallel: DataParallel | None = None,
     ) -> None:
         assert workload.optimizer is not None
@@ -93,10 +98,10 @@ class TrainStep:
         self._options = OptionInputs(self._optimizer, step.guards, self._state)
         self._replays = cuda_graph and backend == "inductor" and self._device.type == "cuda"
 
-        def another(batch: tuple[torch.Tensor, ...]) -> BatchGraph:
+        def another(batch: tuple[torch.Tensor, ...], places: tuple[bool, ...]) -> BatchGraph:
             assert for_batch is not None
             with self._bound.stood_in():
-                captured, graph = for_batch(batch)
+                captured, graph = for_batch(batch, places)
             self._bound.admit(graph)
             lowered = lower(graph, backend, self._device, memory_budget, options)
             return self._batch_graph(captured, graph, lowered, batch)
@@ -150,7 +155,8 @@ class TrainStep:
         batch: Sequence[torch.Tensor],
     ) -> BatchGraph:
         """Bind a gradient graph, with what runs after it: the update, or what gathers for it."""
-        gradient = BoundGradient(step, lowered, self._state, batch)
+        is_open = captured.batch_size is not None
+        gradient = BoundGradient(step, lowered, self._state, batch, is_open)
         after = self._gather or self._update
 
         def run(batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -158,8 +164,9 @@ class TrainStep:
             after(results)
             return [results[place] for place in gradient.returned]
 
-        replayed = CapturedStep(run, lowered.obstacle) if self._replays else run
-        return BatchGraph(step, gradient, captured.returns, replayed)
+        shapes = [value.shape for value in batch] if is_open else None
+        replayed = CapturedStep(run, lowered.obstacle, shapes) if self._replays else run
+        return BatchGraph(step, gradient, captured.returns, captured.batch_size, replayed)
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         """Run ``model(*inputs)`` in mixed precision as in evaluation mode, without gradients.

@@ -33,7 +33,8 @@ class ChunkHead:
     ``cross_entropy_loss`` of class indices, reduced, without weights and label smoothing; nothing
     else may read what lies between. The gradient of the weight is added up in FP32, which costs
     a read and a write of it for each chunk. So a chunk has at least that many bytes, and a head is
-    left alone if logits and their gradient would need less than those sums and two chunks.
+    left alone if logits and their gradient would need less than those sums and two chunks, or if
+    the number of rows is open.
 
     Attributes:
         least: the bytes of 16-bit logits from which on a head is replaced.
@@ -59,6 +60,8 @@ class ChunkHead:
     def _rows(self, path: list[fx.Node]) -> int:
         """Return the rows of a chunk, or 0 if chunks are not worth it."""
         count = path[-1].meta["val"].shape[0]
+        if isinstance(count, torch.SymInt):  # chunks are counted while the graph is made
+            return 0
         columns = path[0].meta["val"].shape[-1]
         features = path[0].args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
         logits, sums = 2 * count * columns, 4 * columns * features

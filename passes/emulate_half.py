@@ -24,7 +24,7 @@ from mpcompile.torch_private import cast_to, is_higher_order, is_view, op_name
 _MAKES = frozenset(
     "_to_copy zeros ones full zeros_like ones_like full_like empty empty_like new_zeros new_ones "
     "new_full new_empty new_empty_strided empty_strided empty_permuted bernoulli copy_ "
-    "_local_scalar_dense all_reduce wait_tensor".split()
+    "_local_scalar_dense sym_size all_reduce wait_tensor".split()
 )
 
 

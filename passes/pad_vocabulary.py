@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
 from torch import fx
 
-from mpcompile.node_tensors import NARROW
+from mpcompile.node_tensors import NARROW, count_of
 from mpcompile.passes.clean_casts import is_cast, source_of
 from mpcompile.passes.join_matmuls import allow_strides, arguments_of_linear, takes_strides
 from mpcompile.step import TILE, Place, call
@@ -55,7 +54,7 @@ class PadVocabulary:
         if place is None or not place.zeros or len(shape) != 2:
             return False
         missing = -shape[0] % TILE * shape[1]
-        large = prod(node.meta["val"].shape) >= self.least
+        large = count_of(node.meta["val"]) >= self.least
         return 0 < missing <= place.room and large and takes_strides(node)
 
 

@@ -19,7 +19,7 @@ from mpcompile.torch_private import op_name
 def among(ranks: int, *, accumulate: int = 1, clip: float | None = None, **options: Any) -> Loop:
     """Return what is asked of a step on so many processes."""
     options["reduce"] = Precision(options.get("reduce", "float32"))
-    parallel = DataParallel(ranks, 0, SimpleNamespace(group_name="all"), **options)
+    parallel = DataParallel(ranks, 0, lambda: SimpleNamespace(group_name="all"), **options)
     return Loop(clip, None, accumulate, parallel)
 
 

@@ -53,7 +53,7 @@ class Step:
         return [self.add(batch[0], into=torch.zeros(()))]
 
     def add(self, value: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
-        self.state += value
+        self.state += value.sum()
         return into.copy_(self.state)
 
 
@@ -102,6 +102,15 @@ def test_a_replayed_step_reads_the_new_batch_and_owns_its_loss(device: Device) -
     assert [float(loss) for loss in losses] == [1, 3, 6, 10, 15, 21, 28]
     assert step.runs == WARM_UP + 1
     assert device.streams == []
+
+
+def test_a_batch_of_another_size_runs_plainly_between_replays(device: Device) -> None:
+    step = Step()
+    replayed = CapturedStep(step, shapes=[torch.Size([1])])
+    sizes = [1, 1, 2, 1, 1, 2, 1]
+    losses = [replayed([torch.ones(size)])[0] for size in sizes]
+    assert [float(loss) for loss in losses] == [1, 2, 4, 5, 6, 8, 9]
+    assert step.runs == WARM_UP + 1 + sizes.count(2)
 
 
 def test_a_capture_that_breaks_off_leaves_everything_as_it_was(

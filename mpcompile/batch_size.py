@@ -1,0 +1,144 @@
+"""A batch size that is left open: a symbol in the shapes of a captured program.
+
+It stands for dimension 0 of the batch's tensors. What a program says of it while it is captured
+(a branch on it, a reshape to a constant) torch notes as guards, each with the line that asked. What
+is asked of it later, by torch's own choice of kernels, limits the sizes that one graph is for.
+
+What torch keeps of symbols and guards is not public. Checked on torch 2.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+LEAST = 2
+"""torch captures what a size of 1 means, which broadcasts, apart from all others."""
+
+_SIZES = sorted({*range(LEAST, 34), *(2**k + d for k in range(6, 17) for d in (-1, 0, 1))})
+"""For all these a program must be the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Why a batch size cannot be left open.
+
+    Attributes:
+        what: the condition that does not hold for every size.
+        where: ``file:line`` that asked for it, or ``""``.
+    """
+
+    what: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchSize:
+    """The size in which batches of one captured program may differ.
+
+    Attributes:
+        symbol: stands for it in shapes.
+        environment: where torch notes what is asked of it.
+        places: per tensor of the batch whether its dimension 0 has that size.
+    """
+
+    symbol: Any
+    environment: Any
+    places: tuple[bool, ...]
+    _known: dict[tuple[int, int], bool] = field(default_factory=dict, repr=False)
+
+    def admits(self, size: int) -> bool:
+        """Whether all that has been captured and compiled so far holds for a size."""
+        key = size, len(self.environment.guards)
+        if key not in self._known:
+            self._known[key] = self._broken([size]) is None
+        return self._known[key]
+
+    def limited_by(self) -> Fixed | None:
+        """Return what does not hold for every size."""
+        return self._broken(_SIZES)
+
+    def fixed_by(self) -> Fixed | None:
+        """Return what holds for one size only."""
+        known = self.environment.replace(self.symbol)
+        return self._broken([n for n in _SIZES if n != known]) if known.is_number else None
+
+    def _broken(self, sizes: Sequence[int]) -> Fixed | None:
+        fixed = {
+            symbol: number
+            for guard in self.environment.guards
+            for symbol in guard.expr.free_symbols - {self.symbol}
+            if (number := self.environment.replace(symbol)).is_number
+        }
+        return _broken_guard(self.environment, fixed, sizes)
+
+
+def open_places(batch: Sequence[torch.Tensor]) -> tuple[bool, ...]:
+    """Return per tensor whether its dimension 0 is as long as that of the first that has one."""
+    sizes = [value.shape[0] if value.dim() else None for value in batch]
+    first = next((size for size in sizes if size is not None), None)
+    return tuple(size is not None and size == first for size in sizes)
+
+
+def size_of(batch: Sequence[torch.Tensor], places: Sequence[bool]) -> int | None:
+    """Return a batch's size in these places; None if they disagree or it cannot be an open one."""
+    sizes = {value.shape[0] for value, is_open in zip(batch, places, strict=True) if is_open}
+    return sizes.pop() if len(sizes) == 1 and min(sizes) >= LEAST else None
+
+
+def dynamic_shapes(places: Sequence[bool]) -> Any:
+    """Return what `torch.export` wants to know of a program that takes ``*batch``."""
+    return (tuple({0: torch.export.Dim.AUTO} if is_open else None for is_open in places),)
+
+
+def find_size(batch: Sequence[torch.Tensor], places: Sequence[bool]) -> BatchSize | Fixed:
+    """Return the size that an exported program has left open, one for all its tensors.
+
+    A dimension that the program fixes though it happens to be as long as the batch is none of it.
+
+    Args:
+        batch: the fake tensors of the batch.
+        places: where the size was looked for.
+    """
+    sizes = [value.shape[0] for value, is_open in zip(batch, places, strict=True) if is_open]
+    symbol: Any = sizes[0]
+    environment = batch[0].fake_mode.shape_env  # type: ignore[attr-defined]
+    environment.frozen = False  # after an export, torch would note no more guards
+    if not _is_open(symbol):
+        broken = _broken_guard(environment, {}, [size for size in _SIZES if size != symbol])
+        return broken or Fixed(f"the program fixes it to {symbol}", "")
+    # What is compared and was the same in the example is one symbol from here on.
+    same = [bool(size == symbol) for size in sizes if _is_open(size)]
+    assert all(same)
+    found = tuple(
+        is_open and _is_open(value.shape[0]) for value, is_open in zip(batch, places, strict=True)
+    )
+    made = BatchSize(symbol.node.expr, environment, found)
+    return made.limited_by() or made
+
+
+def _is_open(size: int | torch.SymInt) -> bool:
+    """Whether a size is not known after all."""
+    return isinstance(size, torch.SymInt) and not size.node.expr.is_number
+
+
+def _broken_guard(environment: Any, fixed: Mapping[Any, Any], sizes: Sequence[int]) -> Fixed | None:
+    """Return the first guard that does not hold for all sizes, once other symbols are fixed."""
+    for guard in environment.guards:
+        condition = guard.expr.subs(fixed)
+        symbols = condition.free_symbols
+        if any(str(item).startswith("u") for item in symbols):  # decided by data, not by sizes
+            continue
+        if not all(condition.subs(dict.fromkeys(symbols, size)) for size in sizes):
+            place = guard.sloc.framework_loc
+            where = f"{place.filename}:{place.lineno}" if hasattr(place, "lineno") else ""
+            text = str(condition)
+            if condition.is_Relational:
+                text = f"{condition.lhs} {condition.rel_op} {condition.rhs}"
+            for item in symbols:
+                text = text.replace(str(item), "batch")
+            return Fixed(text, where)
+    return None
