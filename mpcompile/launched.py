@@ -39,6 +39,7 @@ def launched(*, shard: bool, reduce: str) -> Iterator[DataParallel | None]:
     except RuntimeError as error:
         raise lost(error) or error from error
     # Not after an error: then others may be gone, and this would wait for them.
+    distributed.barrier()
     distributed.destroy_process_group()
 
 
