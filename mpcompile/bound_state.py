@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
@@ -367,9 +368,11 @@ class BoundState:
 
     def _refuse_to_save_slices(self) -> None:
         """Let nobody save a model or an optimizer by hand of which there are slices only."""
+        trained, entries = self._trained, weakref.ref(self._entries)
 
         def check(*_: Any) -> None:
-            if any(map(is_absent, self._trained)) or self._entries.are_sliced():
+            mine = entries()
+            if any(map(is_absent, trained)) or (mine is not None and mine.are_sliced()):
                 raise BadInput(
                     "this process holds slices of the weights and of the optimizer's state",
                     "",

@@ -76,6 +76,7 @@ def _buckets(step: StepGraph, limit: int, itemsize: int) -> Iterator[list[str]]:
             for weight in step.members(slot)
         )
     ]
+    assert set(names) == {name for name, s in step.slots.items() if s.role is Role.GRADIENT}
     bucket: list[str] = []
     filled = 0
     for name in reversed(names):

@@ -69,4 +69,5 @@ def test_private_torch_is_touched_in_two_modules_only(path: Path) -> None:
         if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
             whole = ast.unparse(node)
             private = whole.startswith(("torch.", "fx.")) or not whole.startswith(("self.", "cls."))
-            assert node.attr in ATEN or node.attr.startswith("__") or not private, whole
+            public = node.attr in ATEN or whole == "os._exit"  # which Python documents
+            assert public or node.attr.startswith("__") or not private, whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,13 @@ def test_a_lost_process_lets_the_others_leave_with_a_sentence(way: str) -> None:
     finally:
         for process in ranks:
             process.kill()
+
+
+def test_the_example_of_the_page_learns() -> None:
+    example = ROOT.parent / "docs/examples/many_processes.py"
+    out = finished(torchrun(2, example)).split()
+    assert out[:3] == ["4", "tensors,", "loss"]
+    assert float(out[3]) < 0.5 < log(4)  # before training
 
 
 def test_without_a_process_group_it_says_what_to_do() -> None:

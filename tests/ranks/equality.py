@@ -69,6 +69,7 @@ with processes():
             compare(FULL_PRECISION, SGD, options, plain, sliced)
         for kind in OTHERS:
             compare(FULL_PRECISION, kind, {}, plain, sliced)
+        compare(FULL_PRECISION, SGD, {"dynamic": True}, plain, sliced)
         compare(Policy(), SGD, {}, plain, sliced, {"bucket_bytes": 500},
                 {"reduce": "float16"}, {**sliced, "reduce": "float16"})  # fmt: skip
         compare(Policy(), SGD, {"accumulate": 2, "max_grad_norm": 0.1}, plain, sliced)
