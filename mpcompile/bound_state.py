@@ -112,10 +112,7 @@ class BoundState:
         self._read.add(step, self._parameters)
 
     def masters(self, step: StepGraph) -> dict[str, torch.Tensor]:
-        """Return, per working copy that a gradient graph reads, the FP32 masters it is one of.
-
-        If they are in slices, all processes must ask.
-        """
+        """Return the FP32 masters of each 16-bit copy that is read; all processes ask together."""
         found = {}
         for name in placeholders(step.gradient.graph):
             slot = step.slots[name]
@@ -144,7 +141,7 @@ class BoundState:
         ``optimizer.exp_avg.fc1.weight``, and of the step itself ``step.scale`` and its counters.
         """
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}
-        users = (Role.MASTER, Role.WORKING, Role.BUFFER, Role.OPTIMIZER)
+        users = (Role.MASTER, Role.WORKING, Role.BUFFER, Role.OPTIMIZER, Role.PENDING)
         return {
             **{f"model.{name}": value for name, value in self._model.named_parameters()},
             **{f"model.{name}": value for name, value in self._model.named_buffers()},
@@ -221,6 +218,8 @@ class BoundState:
 
     def _check_places(self) -> None:
         """Raise BadInput if another step trains the parameters, or they lie elsewhere by now."""
+        if self._is_whole:
+            raise BadInput("a step is called inside step.whole()", "", "leave the with block first")
         if self._lost:
             raise BadInput(
                 f"{self._lost} has moved to a step that was compiled later and trains it too",

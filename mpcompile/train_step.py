@@ -350,8 +350,12 @@ class TrainStep:
             The checkpoint, such as ``run/step-00000120``.
 
         Raises:
-            BadInput: it cannot be written, or another one after so many steps is there.
+            BadInput: it cannot be written, another one after so many steps is there, or an update
+                is half gathered.
         """
+        if self._gathered:
+            done = f"{self._gathered} of {self._every} micro-batches of an update are gathered"
+            raise BadInput(done, "", "save after a call that updates")
         self._schedules.settle()
         return save(self._held, Path(run), keep, also, self.parallel, self._bound.whole)
 
@@ -374,7 +378,12 @@ class TrainStep:
             BadInput: no checkpoint is complete, or it is of another model, optimizer or plan.
         """
         self._schedules.settle()  # else what is loaded would be stepped for an update before it
-        return load(self._held, Path(run), any_plan, also, self.parallel, self._bound.whole)
+        loaded = load(self._held, Path(run), any_plan, also, self.parallel, self._bound.whole)
+        self._gathered = 0
+        for slot in self.step.slots.values():
+            if slot.role is Role.PENDING:
+                self._state[slot.name].zero_()
+        return loaded
 
     def _held(self) -> checkpoint.Held:
         return checkpoint.Held(

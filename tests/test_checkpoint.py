@@ -170,6 +170,26 @@ def test_a_step_that_has_gone_on_can_go_back(tmp_path: Path) -> None:
     assert [float(step(*x)) for _ in range(3)] == expected
 
 
+def test_between_the_micro_batches_of_an_update_nothing_is_saved_and_loading_begins_anew(
+    tmp_path: Path,
+) -> None:
+    step, _ = stepped(accumulate=2)
+    for number in range(2):
+        step(*batch(number))
+    step.save(tmp_path)
+    for number in range(2, 4):
+        step(*batch(number))
+    expected = everything(step)
+    step(*batch(9))
+    with pytest.raises(BadInput, match="1 of 2 micro-batches of an update are gathered; save"):
+        step.save(tmp_path)
+    step.load(tmp_path)
+    for number in range(2, 4):
+        step(*batch(number))
+    found = everything(step)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_a_tensor_learning_rate_is_loaded_in_place(tmp_path: Path) -> None:
     def make(model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), lr=0.5)

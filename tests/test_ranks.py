@@ -70,7 +70,8 @@ def test_sigterm_saves_after_the_same_step_everywhere(tmp_path: Path) -> None:
     saved = sorted(out.iterdir())[-1]
     steps = int(saved.name.removeprefix("step-"))
     assert 4 <= steps < 4000
-    finished(run(2, out, "--steps", str(steps + 2), "--resume"))
+    more = ("--steps", str(steps + 2), "--resume", "--shard")
+    assert "going on from" in finished(run(4, out, *more)), "more processes take it over, in slices"
 
 
 def test_a_skipped_step_names_the_process_that_overflowed(tmp_path: Path) -> None:

@@ -75,6 +75,22 @@ def save_and_go_on(parallel: dict[str, Any]) -> None:
     refused(lambda: again.load(saved), "manifest")
 
 
+def gathered_over_micro_batches() -> None:
+    """What waits for an update has another length in slices, and is no part of a checkpoint."""
+    model, optimizer = made(batch_norm=True)
+    step = compiled(model, optimizer, {"shard": True}, accumulate=2)
+    for seed in range(2):
+        step(*mine(batch(seed)))
+    saved = step.save(folder / "gathered")
+    alone, its = made(batch_norm=True)
+    single = mpcompile.compile(alone, loss, its, batch(0), accumulate=2)
+    single.load(saved, any_plan=True)
+    with step.whole():
+        kept = alone.state_dict()
+        assert all(torch.equal(v, kept[n]) for n, v in model.state_dict().items())
+        refused(lambda: step(*mine(batch(0))), "inside step.whole()")
+
+
 def what_is_in_slices() -> None:
     """Slices are never taken for the whole."""
     model, optimizer = made()
@@ -123,5 +139,6 @@ def what_cannot_be() -> None:
 with processes():
     save_and_go_on({})
     save_and_go_on({"shard": True})
+    gathered_over_micro_batches()
     what_is_in_slices()
     what_cannot_be()
