@@ -114,12 +114,13 @@ class BoundState:
     def masters(self, step: StepGraph) -> dict[str, torch.Tensor]:
         """Return the FP32 masters of each 16-bit copy that is read; all processes ask together."""
         found = {}
+        wholes = {arena.name: self._whole_master(arena) for arena in self._step.arenas}
         for name in placeholders(step.gradient.graph):
             slot = step.slots[name]
             if slot.role is Role.WORKING:
                 first = step.members(name)[0]
                 arena = step.arena_of(first)
-                master = self._whole_master(arena)
+                master = wholes[arena.name]
                 start = arena.offset_of(first) if arena.flat else 0
                 found[name] = master.flatten()[start : start + prod(slot.shape)].view(slot.shape)
             elif slot.role is Role.SHARED:
@@ -274,7 +275,7 @@ class BoundState:
         self._hold(f"{arena.name}.master", own if arena.ranks == 1 else own.clone())
         for name, view in zip(arena.parameters, arena_views(arena, whole), strict=True):
             parameter = self._parameters[name]
-            parameter.data = view if kept else absent(parameter)
+            parameter.data = view if kept else absent(parameter, self._device)
             if kept:
                 self.tensors[name] = view
         working = self._step.slots.get(f"{arena.name}.working")
@@ -322,9 +323,9 @@ class BoundState:
         if not sharded or self._is_whole:
             yield
             return
-        self._is_whole = True
         for arena in sharded:
             self._put_together(arena, device or self._device)
+        self._is_whole = True
         try:
             yield
         finally:
@@ -339,7 +340,7 @@ class BoundState:
     def _put_together(self, arena: Arena, device: torch.device) -> None:
         assert self._parallel is not None
         parameters = [self._parameters[name] for name in arena.parameters]
-        if is_absent(parameters[0]):
+        if not self._keeps_weights(arena):
             whole = self._whole_master(arena).to(device)
             for parameter, view in zip(parameters, arena_views(arena, whole), strict=True):
                 parameter.data = view
@@ -355,7 +356,7 @@ class BoundState:
             yield
         finally:
             for parameter in missing:
-                parameter.data = absent(parameter)
+                parameter.data = absent(parameter, self._device)
             self._note_places()
 
     def _note_places(self) -> None:

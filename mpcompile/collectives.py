@@ -59,10 +59,15 @@ def finished(graph: fx.Graph, started: fx.Node, parallel: DataParallel) -> fx.No
 
 
 def mean(graph: fx.Graph, node: fx.Node, parallel: DataParallel) -> fx.Node:
-    """Return the mean of a tensor over the processes, whole, in its own dtype."""
+    """Return the mean of a tensor over the processes, whole, in its own dtype, added up in FP32."""
+    dtype = node.meta["val"].dtype
+    narrow = dtype.itemsize < 4
+    if narrow:
+        node = call(graph, _ATEN._to_copy.default, node, dtype=torch.float32)
     summed = call(graph, COLLECTIVES.all_reduce.default, node, "sum", parallel.name)
     summed = call(graph, COLLECTIVES.wait_tensor.default, summed)
-    return call(graph, _ATEN.div.Tensor, summed, parallel.ranks)
+    averaged = call(graph, _ATEN.div.Tensor, summed, parallel.ranks)
+    return call(graph, _ATEN._to_copy.default, averaged, dtype=dtype) if narrow else averaged
 
 
 def gathered(graph: fx.Graph, node: fx.Node, parallel: DataParallel) -> fx.Node:
@@ -77,4 +82,13 @@ def put_together(own: torch.Tensor, parallel: DataParallel) -> torch.Tensor:
     """Gather the tensors of all processes now, one after another; each of them must call this."""
     whole = COLLECTIVES.all_gather_into_tensor(own.contiguous(), parallel.ranks, parallel.name)
     result: torch.Tensor = COLLECTIVES.wait_tensor(whole)
+    return result
+
+
+def averaged(value: torch.Tensor, parallel: DataParallel | None) -> torch.Tensor:
+    """Return the mean over the processes now; each of them must call this. None: the value."""
+    if parallel is None:
+        return value
+    summed = COLLECTIVES.wait_tensor(COLLECTIVES.all_reduce(value, "sum", parallel.name))
+    result: torch.Tensor = summed / parallel.ranks
     return result

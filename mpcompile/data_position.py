@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DistributedSampler
 
 from mpcompile.errors import BadInput
+from mpcompile.processes import DataParallel, first_says
 from mpcompile.random_state import every_state, set_every_state
 from mpcompile.workload import Workload
 
@@ -30,18 +31,18 @@ class Batches:
     Args:
         workload: its data is iterated.
         device: whose random numbers count beside the CPU's.
-        rank: which process this is.
-        ranks: how many there are.
+        parallel: the processes; None: this one alone.
     """
 
     def __init__(
-        self, workload: Workload, device: torch.device, rank: int = 0, ranks: int = 1
+        self, workload: Workload, device: torch.device, parallel: DataParallel | None = None
     ) -> None:
         assert workload.data is not None
         if isinstance(getattr(workload.data, "sampler", None), DistributedSampler):
-            rank, ranks = 0, 1
-        self._rank, self._ranks = rank, ranks
-        self._random = every_state(device) if ranks > 1 else None
+            parallel = None
+        self._parallel = parallel
+        # The first process's, as not everybody seeds the generators of Python and NumPy.
+        self._random = first_says(every_state(device), parallel) if parallel else None
         self._data, self._origin, self._device = workload.data, workload.origin, device
         self._epoch = self._position = 0
         self._start: dict[str, Any] | None = None
@@ -58,16 +59,16 @@ class Batches:
         Raises:
             BadInput: an epoch holds no batch.
         """
-        if self._random is None:
+        if self._random is None or self._parallel is None:
             return self._next()
         outside = every_state(self._device)
         set_every_state(self._random, self._device)
         try:
-            dealt = [self._next() for _ in range(self._ranks)]
+            dealt = [self._next() for _ in range(self._parallel.ranks)]
             self._random = every_state(self._device)
         finally:
             set_every_state(outside, self._device)
-        return dealt[self._rank]
+        return dealt[self._parallel.rank]
 
     def _next(self) -> tuple[Any, ...]:
         while True:
@@ -109,9 +110,11 @@ class Batches:
         """
         if not isinstance(state, dict):
             raise BadInput("the place in the data is none", self._origin, _ADVICE)
+        if self._random is not None:
+            set_every_state(state.get("random", self._random), self._device)
         self._go_to_epoch(state)
         if self._random is not None:
-            self._random = state.get("random") or every_state(self._device)
+            self._random = every_state(self._device)
 
     def _go_to_epoch(self, state: dict[str, Any]) -> None:
         if self._keeps_its_place != ("loader" in state):

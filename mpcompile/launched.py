@@ -1,4 +1,4 @@
-"""The processes that torchrun has started for one command, and what they tell one another."""
+"""The processes that torchrun has started for one command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import distributed
 
-from mpcompile.processes import DataParallel, data_parallel, lost, meeting_place
+from mpcompile.errors import BadInput
+from mpcompile.processes import DataParallel, data_parallel, lost
 
 _EVERYTHING: Any = distributed  # its types leave some names out
 
@@ -29,6 +30,9 @@ def launched(*, shard: bool, reduce: str) -> Iterator[DataParallel | None]:
         LostProcess: another process is gone.
     """
     if not distributed.is_available() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        if shard or reduce != "float32":
+            what = "--shard and --reduce are for several processes, and this one is alone"
+            raise BadInput(what, "", "start it with torchrun, or leave them out")
         yield None
         return
     if torch.cuda.is_available():
@@ -36,11 +40,14 @@ def launched(*, shard: bool, reduce: str) -> Iterator[DataParallel | None]:
     try:
         _join()
         yield data_parallel(shard=shard, reduce=reduce)
+        # Not after an error: then others may be gone, and this would wait for them.
+        distributed.barrier()
+        distributed.destroy_process_group()
     except RuntimeError as error:
-        raise lost(error) or error from error
-    # Not after an error: then others may be gone, and this would wait for them.
-    distributed.barrier()
-    distributed.destroy_process_group()
+        gone = lost(error)
+        if gone is None:
+            raise
+        raise gone from error
 
 
 def _join() -> None:
@@ -55,36 +62,3 @@ def _join() -> None:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = _EVERYTHING.PrefixStore(f"attempt{attempt}", store)
     distributed.init_process_group(store=store, rank=rank, world_size=ranks)
-
-
-def is_first(parallel: DataParallel | None) -> bool:
-    """Whether this process is the one that prints and writes files."""
-    return parallel is None or parallel.rank == 0
-
-
-def first_says(value: Any, parallel: DataParallel | None) -> Any:
-    """Return the first process's value on all of them."""
-    if parallel is None:
-        return value
-    values = [value]
-    distributed.broadcast_object_list(values, group=parallel.group, group_src=0)
-    return values[0]
-
-
-def all_say(value: Any, parallel: DataParallel | None) -> list[Any]:
-    """Return the values of all processes."""
-    if parallel is None:
-        return [value]
-    values = [None] * parallel.ranks
-    distributed.all_gather_object(values, value, group=parallel.group)
-    return values
-
-
-def largest(number: int, parallel: DataParallel | None) -> int:
-    """Return the largest of all processes' numbers; nothing waits for a device."""
-    if parallel is None:
-        return number
-    device = meeting_place(torch.device("cpu"), parallel)
-    value = torch.tensor(number, device=device)
-    distributed.all_reduce(value, distributed.ReduceOp.MAX, group=parallel.group)
-    return int(value)

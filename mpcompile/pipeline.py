@@ -170,8 +170,8 @@ def to_step(
 
     parallel = t.loop.parallel
     if parallel is not None:
-        check_same_step(t.step, t.scale, parallel)
         assert t.workload.optimizer is not None
+        check_same_step(t.step, t.scale, t.workload.optimizer, parallel)
         spread(t.workload.model, t.workload.optimizer, parallel)
     return TrainStep(
         t.workload,
@@ -306,11 +306,16 @@ def update_of(
 def weights_cast(forward: Forward, *, alone: bool = False) -> set[str]:
     """Return the names of the parameters that will have a working copy if they are trained.
 
-    With ``alone``, only those that nothing reads in FP32, whose masters can be in slices.
+    With ``alone``, only those that nothing reads in FP32, whose masters can be in slices: not a
+    weight without dimensions, which could not show that it is (`mpcompile.slices.is_absent`).
     """
     every = all if alone else any
     nodes = {node.name: node for node in forward.module.graph.find_nodes(op="placeholder")}
-    return {item.name for item in forward.inputs if every(map(is_cast, nodes[item.node].users))}
+    return {
+        item.name
+        for item in forward.inputs
+        if every(map(is_cast, nodes[item.node].users)) and not (alone and item.tensor.dim() == 0)
+    }
 
 
 def _check_passes(without: Collection[str]) -> None:

@@ -13,7 +13,8 @@ from torch import distributed
 from mpcompile.errors import BadInput, LostProcess
 from mpcompile.precision import Precision
 
-_LOST = ("gloo", "nccl", "connection", "timed out")
+_LOST = ("gloo", "nccl error", "connection closed by peer", "connection reset by peer")
+"""What errors of a lost connection say that are of no class of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,10 @@ class DataParallel:
     def dtype(self) -> torch.dtype:
         """The dtype in which gradients travel."""
         return getattr(torch, self.reduce.value)  # type: ignore[no-any-return]
+
+    def in_update(self, accumulate: int) -> bool:
+        """Whether gradients are averaged in the update, for so many micro-batches each."""
+        return self.shard or accumulate > 1
 
 
 def data_parallel(
@@ -118,3 +123,36 @@ def lost(error: RuntimeError) -> LostProcess | None:
         "",
         "see what that one printed last, then start all again from the newest checkpoint",
     )
+
+
+def is_first(parallel: DataParallel | None) -> bool:
+    """Whether this process is the one that prints and writes files."""
+    return parallel is None or parallel.rank == 0
+
+
+def first_says(value: Any, parallel: DataParallel | None) -> Any:
+    """Return the first process's value on all of them."""
+    if parallel is None:
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, group=parallel.group, group_src=0)
+    return values[0]
+
+
+def all_say(value: Any, parallel: DataParallel | None) -> list[Any]:
+    """Return the values of all processes."""
+    if parallel is None:
+        return [value]
+    values = [None] * parallel.ranks
+    distributed.all_gather_object(values, value, group=parallel.group)
+    return values
+
+
+def largest(number: int, parallel: DataParallel | None) -> int:
+    """Return the largest of all processes' numbers."""
+    if parallel is None:
+        return number
+    device = meeting_place(torch.device("cpu"), parallel)
+    value = torch.tensor(number, device=device)
+    distributed.all_reduce(value, distributed.ReduceOp.MAX, group=parallel.group)
+    return int(value)

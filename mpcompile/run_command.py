@@ -12,10 +12,11 @@ from rich.console import Console
 
 from mpcompile.errors import BadInput
 from mpcompile.event_files import event_files
-from mpcompile.launched import is_first, launched
+from mpcompile.launched import launched
 from mpcompile.loop import Loop
 from mpcompile.pipeline import Transformed, to_step
 from mpcompile.plan_commands import write_json
+from mpcompile.processes import is_first
 from mpcompile.ranges import Ranges
 from mpcompile.saved_run import SavedRun, Saving, check_saving, cut_log
 from mpcompile.settings import find_settings

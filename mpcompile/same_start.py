@@ -1,8 +1,9 @@
-"""All processes start one and the same step: the same program, weights and optimizer state."""
+"""All processes start one and the same step: the same program, weights and optimizer."""
 
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import distributed
@@ -10,20 +11,30 @@ from torch import distributed
 from mpcompile.collectives import put_together
 from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
-from mpcompile.processes import DataParallel, meeting_place
+from mpcompile.precision import Precision
+from mpcompile.processes import DataParallel, first_says, meeting_place
+from mpcompile.slices import is_absent
 from mpcompile.step import StepGraph
 
 
-def check_same_step(step: StepGraph, scale: LossScale, parallel: DataParallel) -> None:
+def check_same_step(
+    step: StepGraph, scale: LossScale, optimizer: torch.optim.Optimizer, parallel: DataParallel
+) -> None:
     """Refuse to go on if another process has compiled another step.
 
-    The graphs must be the same; constants in the model's code and the shapes of later batches may
-    differ.
+    The graphs and the optimizer's options must be the same; constants in the model's code and the
+    shapes of later batches may differ.
 
     Raises:
-        BadInput: they differ; on every process.
+        BadInput: they differ, on every process; or gradients would travel in FP16 without a scale.
     """
-    told = f"{step}\n{scale}"
+    if parallel.reduce is Precision.FP16 and not scale.active:
+        raise BadInput(
+            "without a loss scale gradients that travel as float16 would underflow or overflow",
+            "",
+            "choose reduce='bfloat16', or give a loss_scale",
+        )
+    told = f"{step}\n{scale}\n{_options(optimizer)}"
     mine = torch.frombuffer(bytearray(hashlib.sha256(told.encode()).digest()), dtype=torch.uint8)
     mine = mine.to(meeting_place(mine.device, parallel))
     every = put_together(mine, parallel).cpu().view(parallel.ranks, -1)
@@ -32,7 +43,7 @@ def check_same_step(step: StepGraph, scale: LossScale, parallel: DataParallel) -
         raise BadInput(
             f"process {others[0]} has compiled another step than process 0",
             "",
-            "give all processes the same model, optimizer, loss scale and shapes of the example",
+            "give all processes the same model, optimizer, options and shapes of the example",
         )
 
 
@@ -40,20 +51,53 @@ def spread(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, parallel: DataParallel
 ) -> None:
     """Let every process hold the first one's parameters, buffers and optimizer state."""
-    held = [*model.parameters(), *model.buffers()]
-    states = [state for _, state in sorted(_states(optimizer).items())]
-    for value in [*held, *(s for state in states for _, s in sorted(state.items()))]:
-        moved = value.detach().to(meeting_place(value.device, parallel)).contiguous()
-        distributed.broadcast(moved, group=parallel.group, group_src=0)
-        with torch.no_grad():
-            value.detach().copy_(moved)
+    values = [*model.parameters(), *model.buffers()]
+    for parameter, wanted in zip(
+        _parameters(optimizer), first_says(_layout(optimizer), parallel), strict=True
+    ):
+        if wanted or parameter in optimizer.state:
+            entries = {
+                key: optimizer.state[parameter].get(key, _like(kind, parameter))
+                for key, kind in wanted.items()
+            }
+            optimizer.state[parameter] = entries
+            values += [v for _, v in sorted(entries.items()) if isinstance(v, torch.Tensor)]
+    for value in values:
+        if not is_absent(value):
+            moved = value.detach().to(meeting_place(value.device, parallel)).contiguous()
+            distributed.broadcast(moved, group=parallel.group, group_src=0)
+            with torch.no_grad():
+                value.detach().copy_(moved)
 
 
-def _states(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, torch.Tensor]]:
-    """Return the tensors of an optimizer's state, per parameter by its position."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return {
-        place: {k: v for k, v in optimizer.state[p].items() if isinstance(v, torch.Tensor)}
-        for place, p in enumerate(parameters)
-        if p in optimizer.state
-    }
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return what a step reads of the optimizer's options."""
+    kinds = (bool, int, float, str, tuple, torch.Tensor)
+    return [
+        {name: value for name, value in group.items() if isinstance(value, kinds)}
+        for group in optimizer.param_groups
+    ]
+
+
+def _layout(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return each parameter's state, of tensors their shape, dtype and whether they lie with it."""
+    return [
+        {
+            key: (tuple(value.shape), value.dtype, value.device == parameter.device)
+            if isinstance(value, torch.Tensor)
+            else value
+            for key, value in optimizer.state.get(parameter, {}).items()
+        }
+        for parameter in _parameters(optimizer)
+    ]
+
+
+def _like(kind: Any, parameter: torch.Tensor) -> Any:
+    if not isinstance(kind, tuple):
+        return kind
+    shape, dtype, beside = kind
+    return torch.empty(shape, dtype=dtype, device=parameter.device if beside else "cpu")

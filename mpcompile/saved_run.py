@@ -20,7 +20,7 @@ from mpcompile.checkpoint_folder import checkpoints
 from mpcompile.command_line import warnings_on_one_line
 from mpcompile.data_position import Batches
 from mpcompile.errors import BadInput
-from mpcompile.launched import first_says, largest
+from mpcompile.processes import first_says, largest
 from mpcompile.random_state import seed_all
 from mpcompile.run_log import read_run_log
 from mpcompile.train_step import TrainStep
@@ -75,13 +75,12 @@ class SavedRun:
     def __init__(self, step: TrainStep, workload: Workload, saving: Saving, out: Console) -> None:
         self._step, self._saving, self._console = step, saving, out
         together = step.parallel
-        self._data = Batches(
-            workload, step.device, *((together.rank, together.ranks) if together else ())
-        )
+        self._data = Batches(workload, step.device, together)
         if together is not None and together.rank:
             seed_all(torch.initial_seed() + together.rank)  # what dropout draws is each one's own
         self._saved: int | None = None
         self.stopped: signal.Signals | None = None
+        self._told = 0
         if saving.resume and saving.out is not None:
             self._resume(saving.out)
         self.done = step.taken + step.skipped
@@ -105,9 +104,14 @@ class SavedRun:
             self._save()
 
     def _agree_to_stop(self) -> None:
-        """Stop after the same step as the other processes, whichever of them was told to."""
-        number = largest(self.stopped or 0, self._step.parallel)
-        self.stopped = signal.Signals(number) if number else None
+        """Stop after the same step as the other processes, whichever of them was told to.
+
+        Only here does a signal become the end of the run: one that comes later is for the next
+        step, on all processes.
+        """
+        if self._saving.out is not None:
+            number = largest(self._told, self._step.parallel)
+            self.stopped = signal.Signals(number) if number else None
 
     def _resume(self, run: Path) -> None:
         if not first_says(bool(checkpoints(run)), self._step.parallel):
@@ -136,7 +140,7 @@ class SavedRun:
                 signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self.stopped = signal.Signals(number)
+        self._told = number
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -17,11 +17,12 @@ def own_slice(arena: Arena, whole: torch.Tensor, parallel: DataParallel | None) 
     return whole.narrow(0, parallel.rank * length, length)
 
 
-def absent(parameter: torch.Tensor) -> torch.Tensor:
+def absent(parameter: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return what stands for a weight of which this process holds a slice: NaN, without memory."""
-    return parameter.new_full((), float("nan")).expand(parameter.shape)
+    nan = torch.full((), float("nan"), dtype=parameter.dtype, device=device)
+    return nan.expand(parameter.shape)
 
 
 def is_absent(parameter: torch.Tensor) -> bool:
-    """Whether a weight is held in slices."""
+    """Whether a weight is held in slices; one without dimensions never is."""
     return parameter.dim() > 0 and not any(parameter.stride()) and parameter.numel() > 0

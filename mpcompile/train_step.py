@@ -16,6 +16,7 @@ from mpcompile.batch_graphs import BatchGraph, BatchGraphs
 from mpcompile.bound_graphs import BoundGradient, BoundWrites
 from mpcompile.bound_state import BoundState
 from mpcompile.checkpoint_of_all import load, save
+from mpcompile.collectives import averaged
 from mpcompile.cuda_graph import CapturedStep
 from mpcompile.errors import BadInput
 from mpcompile.evaluation import MixedForward
@@ -141,7 +142,9 @@ class TrainStep:
                 self._update()
         except RuntimeError as error:
             gone = None if self.parallel is None else lost(error)
-            raise gone or error from error
+            if gone is None:
+                raise
+            raise gone from error
         if due:
             note_step(self._optimizer)
             self._schedules.note(self.applied)
@@ -210,18 +213,20 @@ class TrainStep:
     def gradients(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """Run forward and backward only, and return each weight's unscaled FP32 gradient.
 
-        Nothing changes but the random state, if the model draws random numbers.
+        Nothing changes but the random state, if the model draws random numbers. Of several
+        processes all must call it, and get the mean.
 
         Args:
             batch: as for a step.
         """
         graph, given = self._prepare(batch)
-        results = graph.gradient(given)
-        named = zip(graph.gradient.results, results, strict=True)
+        named = zip(graph.gradient.results, graph.gradient(given), strict=True)
         scale = self._state.get(SCALE)
         inverse = 1.0 if scale is None else scale.double().reciprocal().float()
+        parallel = self.parallel
+        late = parallel if parallel and parallel.in_update(self._every) else None
         return {
-            name.removeprefix("grad."): value.float() * inverse
+            name.removeprefix("grad."): averaged(value.float() * inverse, late)
             for name, value in named
             if self.step.slots[name].role is Role.GRADIENT
         }
@@ -251,8 +256,7 @@ class TrainStep:
         """Put weights and optimizer state together of which each process holds a slice.
 
         Inside ``with step.whole():`` model and optimizer are as on one process; at its end what
-        stands there is cut into slices again. All processes must enter it, and none may step
-        inside. Without ``shard=True`` nothing is in slices.
+        stands there, the same on all processes, is cut into slices again. All must enter it.
         """
         return self._bound.whole()
 
@@ -317,10 +321,7 @@ class TrainStep:
         return whole_step(self.step)
 
     def scaler_state(self) -> dict[str, float | int]:
-        """Return the loss scale's state under the keys of ``torch.amp.GradScaler.state_dict``.
-
-        Without loss scaling it is empty, as that of a disabled scaler.
-        """
+        """Return the loss scale under the keys of ``GradScaler.state_dict``; empty without one."""
         return scaler_state(self._rule, self._state)
 
     def load_scaler_state(self, state: dict[str, Any]) -> None:

@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 
 from mpcompile.errors import printable
-from mpcompile.launched import all_say
 from mpcompile.lockstep import Moment
 from mpcompile.nonfinite import Cause, first_nonfinite
 from mpcompile.passes.scale_loss import SCALE
+from mpcompile.processes import all_say
 from mpcompile.random_state import RandomState, random_state
 from mpcompile.run_log import RunRow, SkipCause
 from mpcompile.train_step import TrainStep

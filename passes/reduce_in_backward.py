@@ -36,7 +36,7 @@ class ReduceInBackward:
         """
         parallel = self.loop.parallel
         graph = step.gradient.graph
-        if parallel is None or parallel.shard or self.loop.accumulate > 1:
+        if parallel is None or parallel.in_update(self.loop.accumulate):
             return 0
         if any(map(is_collective, graph.nodes)):
             return 0

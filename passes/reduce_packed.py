@@ -25,7 +25,7 @@ class ReducePacked:
     def __call__(self, step: StepGraph) -> int:
         """Return the number of arenas averaged, or 0 if that is not to be done here."""
         parallel, graph = self.loop.parallel, step.update.graph
-        if parallel is None or not (parallel.shard or self.loop.accumulate > 1):
+        if parallel is None or not parallel.in_update(self.loop.accumulate):
             return 0
         packed = [node for node in graph.nodes if node.meta.get("packed")]
         if any(map(is_collective, graph.nodes)):

@@ -11,7 +11,7 @@ from joint_net import batch, compiled, everywhere, loss, made, mine, processes, 
 from torch import distributed, nn
 
 import mpcompile
-from mpcompile import BadInput
+from mpcompile import FULL_PRECISION, BadInput
 from mpcompile.checkpoint_file import MANIFEST
 
 folder = Path(sys.argv[1])
@@ -134,6 +134,22 @@ def what_cannot_be() -> None:
     optimizer = torch.optim.SGD(uneven.parameters(), lr=0.1)
     refused(lambda: compiled(uneven, optimizer, {}), "another step than process 0")
     refused(lambda: mpcompile.data_parallel(reduce="int8"), "int8")
+    refused(lambda: compiled(*made(), {"reduce": "float16"}, policy=FULL_PRECISION), "bfloat16")
+    refused(lambda: compiled(*made(lr=1e-2 + rank), {}), "another step", "options")
+
+
+def the_first_ones_state_is_that_of_all() -> None:
+    """Though one process alone has trained before."""
+    model, optimizer = made()
+    if distributed.get_rank() == 0:
+        loss(model, *batch(0)).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    step = compiled(model, optimizer, {})
+    step(*mine(batch(1)))
+    found = state(step, model, optimizer)
+    everywhere(found)
+    assert found["0.step"] == 2
 
 
 with processes():
@@ -142,3 +158,4 @@ with processes():
     gathered_over_micro_batches()
     what_is_in_slices()
     what_cannot_be()
+    the_first_ones_state_is_that_of_all()

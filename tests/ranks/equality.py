@@ -58,6 +58,19 @@ def compare(policy: Policy, kind: Any, options: dict[str, Any], *ways: dict[str,
             )  # fmt: skip
 
 
+def gradients(parallel: dict[str, Any], **options: Any) -> None:
+    """Gradients that are asked for are the mean over all rows, and the same everywhere."""
+    model, held = made(*SGD[:1])
+    alone = mpcompile.compile(model, loss, held, batch(0), policy=FULL_PRECISION)
+    expected = alone.gradients(*batch(0))
+    model, held = made(*SGD[:1])
+    step = compiled(model, held, parallel, policy=FULL_PRECISION, **options)
+    found = step.gradients(*mine(batch(0)))
+    everywhere(found)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=2e-6, atol=2e-7)
+
+
 with processes():
     plain: dict[str, Any] = {}
     sliced = {"shard": True}
@@ -70,6 +83,8 @@ with processes():
         for kind in OTHERS:
             compare(FULL_PRECISION, kind, {}, plain, sliced)
         compare(FULL_PRECISION, SGD, {"dynamic": True}, plain, sliced)
+        gradients(plain)
+        gradients(sliced, accumulate=2)
         compare(Policy(), SGD, {}, plain, sliced, {"bucket_bytes": 500},
                 {"reduce": "float16"}, {**sliced, "reduce": "float16"})  # fmt: skip
         compare(Policy(), SGD, {"accumulate": 2, "max_grad_norm": 0.1}, plain, sliced)
