@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 from math import log
@@ -107,9 +108,11 @@ def test_a_lost_process_lets_the_others_leave_with_a_sentence(way: str) -> None:
 
 def test_the_example_of_the_page_learns() -> None:
     example = ROOT.parent / "docs/examples/many_processes.py"
-    out = finished(torchrun(2, example)).split()
-    assert out[:3] == ["4", "tensors,", "loss"]
-    assert float(out[3]) < 0.5 < log(4)  # before training
+    text, _ = torchrun(2, example).communicate(timeout=400)
+    # Not how it ended: threads of gloo can abort a process that has done its work (torch 2.13).
+    found = re.search(r"4 tensors, loss (\d\.\d+)", text)
+    assert found is not None, text[-3000:]
+    assert float(found[1]) < 0.5 < log(4)  # before training
 
 
 def test_without_a_process_group_it_says_what_to_do() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from joint_net import batch, compiled, made, mine
@@ -19,4 +20,5 @@ try:
         step(*mine(batch(seed % 100)))
 except LostProcess as error:
     sys.stdout.write(str(error))
-    sys.exit(error.exit_code)
+    sys.stdout.flush()
+    os._exit(error.exit_code)  # as mpcompile run does
