@@ -90,6 +90,8 @@ class BoundOptimizer:
 
     def _entries(self, arena: Arena) -> list[tuple[dict[str, Any], torch.Tensor]]:
         parameters = [self._parameters[name] for name in arena.parameters]
+        if not self._initial[arena.name]:  # asking makes an entry
+            return [({}, parameter) for parameter in parameters]
         return [(self._optimizer.state[parameter], parameter) for parameter in parameters]
 
     def _sliced(self, arena: Arena) -> list[str]:
