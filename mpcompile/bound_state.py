@@ -215,7 +215,7 @@ class BoundState:
 
     def _versions(self) -> int:
         """Count the in-place writes to parameters; the step's own writes do not show here."""
-        return sum(version_of(parameter) for parameter in self._trained)
+        return version_of(*self._trained)
 
     def _check_places(self) -> None:
         """Raise BadInput if another step trains the parameters, or they lie elsewhere by now."""

@@ -359,9 +359,9 @@ def note_step(optimizer: torch.optim.Optimizer) -> None:
     optimizer._opt_called = True  # type: ignore[attr-defined]
 
 
-def version_of(tensor: torch.Tensor) -> int:
-    """Return how often PyTorch's operations have written to the tensor in place."""
-    return tensor._version
+def version_of(*tensors: torch.Tensor) -> int:
+    """Return how often PyTorch's operations have written to the tensors in place."""
+    return sum([tensor._version for tensor in tensors])  # faster than a generator
 
 
 def uncompile(module: torch.nn.Module) -> None:
