@@ -18,7 +18,7 @@ from mpcompile import checkpoint
 from mpcompile.checkpoint import Held, Stateful
 from mpcompile.checkpoint_file import ProcessState
 from mpcompile.errors import BadInput, CompileError
-from mpcompile.processes import DataParallel
+from mpcompile.processes import DataParallel, all_say, first_says
 from mpcompile.random_state import every_state
 
 Whole = Callable[[torch.device], AbstractContextManager[None]]
@@ -49,14 +49,13 @@ def save(
         own = ProcessState(every_state(mine.device), {n: v.state_dict() for n, v in also.items()})
         every: list[Any] | None = [None] * parallel.ranks if parallel.rank == 0 else None
         distributed.gather_object(own, every, group=parallel.group, group_dst=0)
-        outcome: list[Any] = [None]
+        outcome: Path | CompileError | None = None
         if every is not None:
             try:
-                outcome = [checkpoint.save(mine, run, keep, also, every[1:])]
+                outcome = checkpoint.save(mine, run, keep, also, every[1:])
             except CompileError as error:
-                outcome = [error]
-    distributed.broadcast_object_list(outcome, group=parallel.group, group_src=0)
-    return _path(outcome[0])
+                outcome = error
+    return _path(first_says(outcome, parallel))
 
 
 def load(
@@ -81,15 +80,11 @@ def load(
         return checkpoint.load(held(), run, any_plan, also)
     with whole(torch.device("cpu")):
         mine = held()
-        found: list[Any] = [None]
-        if parallel.rank == 0:
-            found = [_tried(mine, run, any_plan, also, parallel)]
-        distributed.broadcast_object_list(found, group=parallel.group, group_src=0)
-        folder = _path(found[0])
-        result = folder if parallel.rank == 0 else _tried(mine, folder, any_plan, also, parallel)
-    every: list[Any] = [None] * parallel.ranks
-    distributed.all_gather_object(every, result, group=parallel.group)
-    for one in every:
+        first = parallel.rank == 0
+        found = _tried(mine, run, any_plan, also, parallel) if first else None
+        folder = _path(first_says(found, parallel))
+        result = folder if first else _tried(mine, folder, any_plan, also, parallel)
+    for one in all_say(result, parallel):
         _path(one)
     return folder
 

@@ -42,7 +42,7 @@ class Batches:
             parallel = None
         self._parallel = parallel
         # The first process's, as not everybody seeds the generators of Python and NumPy.
-        self._random = first_says(every_state(device), parallel) if parallel else None
+        self._random: Any = first_says(every_state(device), parallel) if parallel else None
         self._data, self._origin, self._device = workload.data, workload.origin, device
         self._epoch = self._position = 0
         self._start: dict[str, Any] | None = None
@@ -59,7 +59,7 @@ class Batches:
         Raises:
             BadInput: an epoch holds no batch.
         """
-        if self._random is None or self._parallel is None:
+        if self._parallel is None:
             return self._next()
         outside = every_state(self._device)
         set_every_state(self._random, self._device)

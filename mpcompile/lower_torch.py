@@ -107,7 +107,8 @@ def lower(
             forward = Recomputing(gradient, step.slots, memory_budget, options=options)
         except Exception as error:  # it compiles now only if a batch size is open
             raise CannotCapture(
-                f"inductor cannot compile this for an open batch size ({type(error).__name__})",
+                f"inductor cannot compile this for an open batch size ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]})",
                 "",
                 "choose backend='interpreter', or leave out dynamic=True",
             ) from error

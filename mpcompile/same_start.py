@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import distributed
 
-from mpcompile.collectives import put_together
 from mpcompile.errors import BadInput
 from mpcompile.loss_scale import LossScale
 from mpcompile.precision import Precision
-from mpcompile.processes import DataParallel, first_says, meeting_place
+from mpcompile.processes import DataParallel, all_say, first_says, meeting_place
 from mpcompile.slices import is_absent
 from mpcompile.step import StepGraph
 
@@ -35,10 +34,8 @@ def check_same_step(
             "choose reduce='bfloat16', or give a loss_scale",
         )
     told = f"{step}\n{scale}\n{_options(optimizer)}"
-    mine = torch.frombuffer(bytearray(hashlib.sha256(told.encode()).digest()), dtype=torch.uint8)
-    mine = mine.to(meeting_place(mine.device, parallel))
-    every = put_together(mine, parallel).cpu().view(parallel.ranks, -1)
-    others = [rank for rank, one in enumerate(every) if not torch.equal(one, every[0])]
+    every = all_say(hashlib.sha256(told.encode()).hexdigest(), parallel)
+    others = [rank for rank, one in enumerate(every) if one != every[0]]
     if others:
         raise BadInput(
             f"process {others[0]} has compiled another step than process 0",

@@ -8,7 +8,7 @@ has one copy beside, for all who read it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Protocol
 
 import torch
@@ -149,22 +149,25 @@ class ReadWeights:
         )
         if moved:
             moved = self._bind()
-        for reference in self._trainers:
-            trainer = reference()
-            if trainer is not None:
-                trainer.catch_up()
+        for trainer in self._alive():
+            trainer.catch_up()
         for copy, always in self._beside:
             copy.follow(always)
         return moved
 
     def rewrite(self) -> None:
         """Write the copies again from the weights."""
+        for trainer in self._alive():
+            trainer.rewrite()
+        for copy, _ in self._beside:
+            copy.follow(always=True)
+
+    def _alive(self) -> Iterator[Trainer]:
+        """Yield the steps whose working copies are read, but for those that are gone."""
         for reference in self._trainers:
             trainer = reference()
             if trainer is not None:
-                trainer.rewrite()
-        for copy, _ in self._beside:
-            copy.follow(always=True)
+                yield trainer
 
     def _bind(self) -> bool:
         """Find out where everything lies; return whether anything lies elsewhere than before."""
