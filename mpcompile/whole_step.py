@@ -56,12 +56,13 @@ class _Piece:
 
 def _places(step: StepGraph) -> dict[str, _Piece]:
     """Return where each trained weight and each working copy lies."""
-    places = {
-        f"{name}{suffix}": _Piece(f"{arena.name}.{memory}", start if arena.flat else None)
-        for arena in step.arenas
-        for name, start in zip(arena.parameters, arena.offsets, strict=False)
-        for suffix, memory in (("", "master"), (".working", "working"))
-    }
+    places: dict[str, _Piece] = {}
+    for arena in step.arenas:
+        masters = "whole" if f"{arena.name}.whole" in step.slots else "master"
+        for suffix, memory in (("", masters), (".working", "working")):
+            for name, start in zip(arena.parameters, arena.offsets, strict=False):
+                piece = _Piece(f"{arena.name}.{memory}", start if arena.flat else None)
+                places[f"{name}{suffix}"] = piece
     joined = {name: places[f"{first}.working"] for name, (first, *_) in step.joined.items()}
     return places | joined
 

@@ -14,6 +14,7 @@ from mpcompile.passes.gather_slices import GatherSlices
 from mpcompile.passes.order import training_passes
 from mpcompile.policy import FULL_PRECISION, Policy
 from mpcompile.step import StepGraph, results
+from mpcompile.whole_step import whole_step
 
 
 @pytest.mark.parametrize("rule", [Policy(), FULL_PRECISION])
@@ -50,3 +51,17 @@ def test_weights_read_in_16_bits_alone_travel_in_16_bits() -> None:
     assert wholes == {f"{arena.name}.whole" for arena in step.arenas if arena.name not in narrow}
     assert GatherSlices(loop)(step) == 0
     assert GatherSlices(PLAIN)(step_of(layered())) == 0
+
+
+def test_the_whole_step_of_slices_is_one_graph() -> None:
+    step, loop = step_of(layered(), ranks=2), among(2, shard=True)
+    run_passes(step, training_passes(LossScale(), loop), StepGraph.check)
+    whole = whole_step(step).graph
+    given = inputs_of(step, whole)
+    for values in run_together(whole, [given, given]):
+        made = dict(zip(results(whole), values, strict=True))
+        assert made["loss"].isfinite()
+        for arena in step.arenas:
+            assert made[f"{arena.name}.master"].shape == arena.shape
+    names = {node.meta["slot"] for node in whole.find_nodes(op="placeholder")}
+    assert {f"{arena.name}.master" for arena in step.arenas} <= names
