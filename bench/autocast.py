@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mpcompile.node_tensors import NARROW
-from mpcompile.torch_graph import Forward
-from mpcompile.torch_private import copy_graph, fake_mode
+from mpcompile.program.capture import Forward
+from mpcompile.program.node_tensors import NARROW
+from mpcompile.torch_private.graphs import copy_graph
+from mpcompile.torch_private.tensors import fake_mode
 
 Kernel = Callable[..., Any]
 _HEADER = Path(torch.__file__).parent / "include/ATen/autocast_mode.h"

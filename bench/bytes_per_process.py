@@ -24,7 +24,7 @@ from torch import distributed
 
 import mpcompile
 from mpcompile import TrainStep
-from mpcompile.workload import epochs, load
+from mpcompile.program.workload import epochs, load
 
 MODELS = Path(__file__).parent.parent / "models"
 KINDS = ("masters", "optimizer", "working copies")

@@ -27,15 +27,16 @@ from unittest.mock import patch
 
 from machine import describe
 
-from mpcompile import pipeline, torch_graph
-from mpcompile.workload import Workload, load
+from mpcompile import pipeline
+from mpcompile.program import capture as program_capture
+from mpcompile.program.workload import Workload, load
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = 2.0
 
 # The functions that `transform` calls in order, by the module that looks them up.
 STAGES: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
-    (torch_graph, "export", ("torch.export",)),
+    (program_capture, "export", ("torch.export",)),
     (pipeline, "capture", ("the rest of capture",)),
     (pipeline, "unfit_constants", ("look at constants",)),
     (pipeline, "describe", ("describe to the planner",)),
@@ -85,10 +86,10 @@ def stages(seconds: dict[str, float]) -> Iterator[None]:
 
 def time_export(workload: Workload) -> float:
     """Return the seconds of `torch.export` on the program that `transform` exports."""
-    program = torch_graph._Program(workload)
+    program = program_capture._Program(workload)
     gc.collect()
     begin = time.perf_counter()
-    torch_graph.export(program, workload)
+    program_capture.export(program, workload)
     return time.perf_counter() - begin
 
 

@@ -18,7 +18,7 @@ import matplotlib
 from browser import browser, open_report
 from machine import describe
 
-from mpcompile.run_log import read_run_log
+from mpcompile.numerics.run_log import read_run_log
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PICTURES = _ROOT / "docs" / "pictures"

@@ -28,10 +28,10 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from mpcompile.node_tensors import NARROW
-from mpcompile.timing import Step
-from mpcompile.torch_private import DispatchMode
-from mpcompile.workload import Workload
+from mpcompile.program.node_tensors import NARROW
+from mpcompile.program.workload import Workload
+from mpcompile.speed.timing import Step
+from mpcompile.torch_private.tracing import DispatchMode
 
 _LAUNCHES = frozenset(
     "cudaLaunchKernel cudaLaunchKernelExC cuLaunchKernel cuLaunchKernelEx cudaGraphLaunch".split()

@@ -26,7 +26,7 @@ import torch
 from machine import describe
 
 import mpcompile
-from mpcompile.workload import Workload, load
+from mpcompile.program.workload import Workload, load
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("resnet", "gpt", "lstm")

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import fx
 
-from mpcompile.dataflow import Dataflow, Op
-from mpcompile.passes.clean_casts import CAST, is_cast, source_of, widens
-from mpcompile.rules import Wish
-from mpcompile.torch_private import op_name
+from mpcompile.passes.forward.clean_casts import CAST, is_cast, source_of, widens
+from mpcompile.plan.dataflow import Dataflow, Op
+from mpcompile.plan.op_table import Wish
+from mpcompile.torch_private.ops import op_name
 
 CLEAR_ROWS = frozenset({"movement", "dropout", "comparison", "embedding"})
 

@@ -33,11 +33,11 @@ import torch
 from capture import time_transform
 from machine import describe
 
-from mpcompile.peers import VARIANTS, stepper
 from mpcompile.pipeline import to_step, transform
-from mpcompile.side_by_side import run_process, said
-from mpcompile.timing import time_steps
-from mpcompile.workload import Workload, module_at
+from mpcompile.program.workload import Workload, module_at
+from mpcompile.speed.peers import VARIANTS, stepper
+from mpcompile.speed.side_by_side import run_process, said
+from mpcompile.speed.timing import time_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPTHS = (2, 4, 8, 16, 32, 64, 96)

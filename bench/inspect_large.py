@@ -17,12 +17,12 @@ import torch
 from machine import describe
 from torch import nn
 
-from mpcompile import inspect_command
-from mpcompile.inspection.of_step import view_of
-from mpcompile.inspection.sources import Opened
-from mpcompile.inspection.tables import Selection
+from mpcompile.commands import inspect
+from mpcompile.commands.load_view import Opened
 from mpcompile.pipeline import transform
-from mpcompile.workload import Workload
+from mpcompile.program.workload import Workload
+from mpcompile.show.of_step import view_of
+from mpcompile.show.tables import Selection
 
 _OPS_A_BLOCK = 5
 
@@ -65,15 +65,15 @@ def main() -> None:
         found.append(Opened(view_of(made, "large.py"), made))
         return found[-1]
 
-    shown = inspect_command.Shown(Selection(), everything=False, csv=False)
+    shown = inspect.Shown(Selection(), everything=False, csv=False)
     for json_to, what in ((None, "inspect"), ("-", "inspect --json -")):
         begin = time.perf_counter()
         with (
-            patch.object(inspect_command, "open_source", opened),
+            patch.object(inspect, "open_source", opened),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
-            inspect_command.inspect("large.py", "h100", {}, None, None, shown, json_to)
+            inspect.inspect("large.py", "h100", {}, None, None, shown, json_to)
         seconds = time.perf_counter() - begin
         nodes = found[-1].view.nodes
         ops = sum(node.role == "op" and node.stage == "forward" for node in nodes)

@@ -37,10 +37,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import mpcompile
 from mpcompile import LossScale, TrainStep, Workload
-from mpcompile.checkpoint_file import MANIFEST, STATE, write_checkpoint
-from mpcompile.checkpoint_folder import checkpoints, folder_of
-from mpcompile.random_state import seed_all
-from mpcompile.saved_run import SavedRun, Saving
+from mpcompile.commands.saved_run import SavedRun, Saving
+from mpcompile.program.random_state import seed_all
+from mpcompile.train.checkpoint_file import MANIFEST, STATE, write_checkpoint
+from mpcompile.train.checkpoint_folder import checkpoints, folder_of
 
 STEPS, EVERY, KEEP = 15, 3, 2
 PHASES = ("before the first step", "in training", "in writing a checkpoint")
@@ -79,7 +79,7 @@ def trained(made: Workload, step: TrainStep, folder: Path, phase: mmap.mmap) -> 
         phase[0] = 1
 
     random.seed(0)  # Python seeds its own generator anew in a fork
-    with patch("mpcompile.checkpoint.write_checkpoint", noted):
+    with patch("mpcompile.train.checkpoint.write_checkpoint", noted):
         saving = Saving(folder, every=EVERY, resume=True, keep=KEEP)
         run = SavedRun(step, made, saving, Console(quiet=True))
         for batch in run.batches(STEPS):

@@ -30,9 +30,9 @@ from mpcompile.lint.onnx_program import read_program
 from mpcompile.lint.program import Program
 from mpcompile.lint.rules import RULES, lint
 from mpcompile.lint.torch_program import program_of
-from mpcompile.policy import Policy
-from mpcompile.torch_graph import capture
-from mpcompile.workload import Workload, load
+from mpcompile.plan.policy import Policy
+from mpcompile.program.capture import capture
+from mpcompile.program.workload import Workload, load
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests"))

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from mpcompile.liveness import storages, tensor_bytes
-from mpcompile.passes.clean_casts import is_cast, source_of
-from mpcompile.torch_private import is_pointwise, op_name
+from mpcompile.passes.forward.clean_casts import is_cast, source_of
+from mpcompile.step.liveness import storages, tensor_bytes
+from mpcompile.torch_private.ops import is_pointwise, op_name
 
 _REDUCTION = frozenset(
     "_softmax _log_softmax mean sum amax var_mean nll_loss_forward nll_loss2d_forward mse_loss "

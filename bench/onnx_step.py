@@ -30,9 +30,9 @@ from pair import WARM_UP, turn_by_turn
 from variant import SIZES, TINY, load
 
 from mpcompile.errors import CompileError
-from mpcompile.peers import VARIANTS, stepper
 from mpcompile.pipeline import transform
-from mpcompile.policy import FULL_PRECISION, Policy
+from mpcompile.plan.policy import FULL_PRECISION, Policy
+from mpcompile.speed.peers import VARIANTS, stepper
 
 Device = Literal["cpu", "cuda"]
 WAYS: dict[Device, tuple[str, ...]] = {

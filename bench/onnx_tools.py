@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from mpcompile.onnx.rewrite import rewrite
 from mpcompile.onnx_graph.kernels import Target
-from mpcompile.policy import Policy
+from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
 
 Tool = Callable[[onnx.ModelProto], onnx.ModelProto]

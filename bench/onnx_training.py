@@ -32,12 +32,12 @@ from safetensors.numpy import save_file
 from torch import nn
 from variant import load
 
-from mpcompile.loss_scale import LossScale
 from mpcompile.onnx.step_export import export_step
 from mpcompile.onnx.train_step import OrtTrainStep
 from mpcompile.onnx_graph.gate import read_model
 from mpcompile.pipeline import to_step, transform
-from mpcompile.workload import Workload
+from mpcompile.program.workload import Workload
+from mpcompile.step.loss_scale import LossScale
 
 SCALE = 2.0**10
 ALLOWED = 3.0

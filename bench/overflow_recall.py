@@ -23,10 +23,10 @@ from machine import describe
 from torch import nn
 
 from mpcompile import LossScale, Policy, Workload, calibrate, compile
-from mpcompile.lockstep import moment
-from mpcompile.nonfinite import first_nonfinite
-from mpcompile.ranges import Ranges
-from mpcompile.torch_graph import capture
+from mpcompile.numerics.lockstep import moment
+from mpcompile.numerics.nonfinite import first_nonfinite
+from mpcompile.plan.ranges import Ranges
+from mpcompile.program.capture import capture
 
 WIDTH, ROWS, BLOCKS, STEPS, BATCHES = 24, 32, 5, 20, 6
 Batch: TypeAlias = tuple[Any, ...]

@@ -21,7 +21,7 @@ from typing import Any
 from machine import describe as describe_machine
 from variant import SIZES, TINY, load
 
-from mpcompile.peers import VARIANTS, stepper
+from mpcompile.speed.peers import VARIANTS, stepper
 
 WARM_UP = 6
 

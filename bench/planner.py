@@ -20,12 +20,12 @@ from typing import Any
 
 from machine import describe
 
-from mpcompile.dataflow import Dataflow, Op, Tensor
-from mpcompile.footprint import footprints
-from mpcompile.min_cut import source_side
-from mpcompile.planner import FULL_SIDE, HALF_SIDE, make_plan, network_of
+from mpcompile.plan.dataflow import Dataflow, Op, Tensor
+from mpcompile.plan.footprint import footprints
+from mpcompile.plan.min_cut import source_side
+from mpcompile.plan.op_table import Wish
+from mpcompile.plan.planner import FULL_SIDE, HALF_SIDE, make_plan, network_of
 from mpcompile.precision import Precision
-from mpcompile.rules import Wish
 
 WIDTH = 1 << 20
 """Numbers in one activation: 1,024 tokens of 1,024 channels."""

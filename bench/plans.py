@@ -28,19 +28,19 @@ from rich.table import Table
 from torch import fx
 from ways import Gradient, by_autocast, by_plan, gradients, lint
 
-from mpcompile.differentiate import differentiate
-from mpcompile.footprint import footprints
-from mpcompile.pass_runner import run_passes
-from mpcompile.passes.clean_casts import is_cast, source_of
+from mpcompile.passes.forward.clean_casts import is_cast, source_of
 from mpcompile.passes.order import forward_passes
+from mpcompile.passes.runner import run_passes
 from mpcompile.pipeline import describe
-from mpcompile.planner import plan_of
-from mpcompile.policy import Policy
+from mpcompile.plan.footprint import footprints
+from mpcompile.plan.planner import plan_of
+from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
-from mpcompile.step import Role, Slot
-from mpcompile.torch_graph import Forward
-from mpcompile.torch_private import copy_graph
-from mpcompile.workload import Workload, load
+from mpcompile.program.capture import Forward
+from mpcompile.program.workload import Workload, load
+from mpcompile.step.differentiate import differentiate
+from mpcompile.step.slots import Role, Slot
+from mpcompile.torch_private.graphs import copy_graph
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests"))

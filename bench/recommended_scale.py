@@ -24,13 +24,18 @@ from curves import batches
 from machine import describe as describe_machine
 
 import mpcompile
-from mpcompile.apply_plan import decide
-from mpcompile.calibration import measure_ranges
-from mpcompile.constants import unfit_constants
-from mpcompile.gradient_exponents import gradients_in_fp16, joined, losses, recommended_scale
+from mpcompile.numerics.calibration import measure_ranges
+from mpcompile.numerics.gradient_exponents import (
+    gradients_in_fp16,
+    joined,
+    losses,
+    recommended_scale,
+)
 from mpcompile.pipeline import constants_of, describe
-from mpcompile.torch_graph import capture
-from mpcompile.workload import Workload, load
+from mpcompile.plan.given import decide
+from mpcompile.program.capture import capture
+from mpcompile.program.unfit_constants import unfit_constants
+from mpcompile.program.workload import Workload, load
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("gpt", "bert", "lstm", "resnet", "dcgan", "unet", "tacotron")

@@ -17,10 +17,10 @@ from browser import browser, open_report
 from machine import describe
 from playwright.sync_api import Page
 
-from mpcompile.dataflow import Where
-from mpcompile.html_report.document import Subject, document
-from mpcompile.html_report.page import render
-from mpcompile.inspection.view import Precision, Role, Stage, View, ViewNode
+from mpcompile.plan.dataflow import Where
+from mpcompile.show.html_report.document import Subject, document
+from mpcompile.show.html_report.page import render
+from mpcompile.show.view import Precision, Role, Stage, View, ViewNode
 
 _LAYER = ("norm", "attention.q", "attention.k", "attention.v", "attention.out", "mlp.0", "mlp.2")
 _STAGES: tuple[Stage, ...] = ("forward", "backward")

@@ -5,10 +5,10 @@
 
 Both ways start from the same FP32 forward graph and go through torch's min cut as inductor's
 decompositions and joint passes leave it: autocast's as `torch.compile` would send it there, ours as
-`mpcompile.recompute` does. *Traced* bytes are those that backward's ops read as recorded, and the
-*estimate* is the peak of all that is alive if ops run one after the other. 16-bit copies of weights
-stand apart: autocast keeps them from forward to backward, ours are state. Seconds are those of
-tracing and of the cut within it. Nothing is compiled or run on values.
+`mpcompile.lower.recompute` does. *Traced* bytes are those that backward's ops read as recorded, and
+the *estimate* is the peak of all that is alive if ops run one after the other. 16-bit copies of
+weights stand apart: autocast keeps them from forward to backward, ours are state. Seconds are those
+of tracing and of the cut within it. Nothing is compiled or run on values.
 
 ``--peak`` also compiles forward and backward three ways, in bfloat16 for the CPU: `torch.compile`
 under autocast, ours as one graph for inference, ours as halves. It prints the most bytes that a run
@@ -36,15 +36,16 @@ from torch.profiler import ProfilerActivity, profile
 from variant import TINY, load
 from ways import by_autocast, gradients, own_values
 
-from mpcompile.inductor_private import compiled
-from mpcompile.liveness import peak, saved_bytes, tensor_bytes
+from mpcompile.lower.recompute import Cut, Recomputing, cut
 from mpcompile.passes.order import OPTIONAL
 from mpcompile.pipeline import transform
-from mpcompile.policy import Policy
+from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
-from mpcompile.recompute import Cut, Recomputing, cut
-from mpcompile.torch_private import copy_graph, is_view
-from mpcompile.workload import Workload
+from mpcompile.program.workload import Workload
+from mpcompile.step.liveness import peak, saved_bytes, tensor_bytes
+from mpcompile.torch_private.graphs import copy_graph
+from mpcompile.torch_private.inductor import compiled
+from mpcompile.torch_private.ops import is_view
 
 WAYS = ("torch.compile", "one graph", "halves")
 

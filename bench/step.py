@@ -27,8 +27,8 @@ from typing import Any
 from step_table import table
 from variant import SIZES, TINY
 
-from mpcompile.peers import VARIANTS
-from mpcompile.side_by_side import Found, compare, run_process, said, summarize
+from mpcompile.speed.peers import VARIANTS
+from mpcompile.speed.side_by_side import Found, compare, run_process, said, summarize
 
 HERE = Path(__file__).resolve().parent
 # What matters most comes first, so that a slow compilation costs only what is after it.

@@ -20,7 +20,8 @@ from machine import describe
 from torch import nn
 
 import mpcompile
-from mpcompile import lower_torch, train_step
+from mpcompile.lower import lower as lower_module
+from mpcompile.train import train_step
 
 CALLS, ROUNDS = 1000, 7
 
@@ -36,8 +37,8 @@ def empty_step(layers: int) -> tuple[Callable[[], Any], torch.optim.Optimizer]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     batch = torch.randn(2, 4)
 
-    def lower(*arguments: Any) -> lower_torch.Lowered:
-        made = lower_torch.lower(*arguments)
+    def lower(*arguments: Any) -> lower_module.Lowered:
+        made = lower_module.lower(*arguments)
         results = [torch.zeros(()) for _ in made.gradient_results]
         return replace(made, gradient=lambda *_: results, update=lambda *_: None)
 

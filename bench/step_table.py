@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from mpcompile.devices import DEVICES
-from mpcompile.side_by_side import Found, said
+from mpcompile.speed.devices import DEVICES
+from mpcompile.speed.side_by_side import Found, said
 
 Value = float | str | None
 
@@ -29,7 +29,7 @@ def utilisation(found: Found) -> Value:
 
 
 def over_bound(found: Found) -> Value:
-    """Return the median step over the least that `mpcompile.cost` says it can take here."""
+    """Return the median step over the least time by `mpcompile.speed.least_time`."""
     least = found.get("bound_s")
     return None if not least else float(found["median_ms"] / 1e3 / least)
 

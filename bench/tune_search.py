@@ -19,7 +19,7 @@ from functools import cache
 from itertools import pairwise
 from statistics import mean
 
-from mpcompile.delta_debugging import smallest_sufficient
+from mpcompile.search.delta_debugging import smallest_sufficient
 
 CULPRITS = (1, 2, 3, 5, 8)
 TRUST = (1.0, 0.9, 0.5, 0.0)

@@ -29,9 +29,9 @@ from machine import describe as describe_machine
 from torch import Tensor, nn
 
 import mpcompile
-from mpcompile.lower_torch import Backend
-from mpcompile.step import Role
-from mpcompile.timing import time_steps
+from mpcompile.lower.lower import Backend
+from mpcompile.speed.timing import time_steps
+from mpcompile.step.slots import Role
 
 OURS = 8 + 8 + 8 + 2 + 2 + 2
 """Bytes a parameter: weight, first and second moment read and written, the gradient read and the

@@ -2,7 +2,7 @@
 
 ``PYTHONPATH=. python bench/variant.py ours --model gpt --size small --device cuda``
 
-Prints one JSON object: what `mpcompile.timing.measure` says, and with ``--counts`` what
+Prints one JSON object: what `mpcompile.speed.timing.measure` says, and with ``--counts`` what
 `bench/counts.py` counts and the loss after 100 steps. `bench/step.py` runs the variants in turn and
 compares them.
 
@@ -21,9 +21,9 @@ from typing import Any
 
 import counts
 
-from mpcompile.peers import VARIANTS, stepper
-from mpcompile.timing import Stepper, measure
-from mpcompile.workload import Workload, module_at
+from mpcompile.program.workload import Workload, module_at
+from mpcompile.speed.peers import VARIANTS, stepper
+from mpcompile.speed.timing import Stepper, measure
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 

@@ -9,18 +9,18 @@ import autocast
 import torch
 from torch import fx
 
-from mpcompile.apply_plan import decide
-from mpcompile.differentiate import differentiate
-from mpcompile.pass_runner import run_passes
 from mpcompile.passes.order import GRADIENT, forward_passes
+from mpcompile.passes.runner import run_passes
 from mpcompile.pipeline import Transformed, describe
-from mpcompile.policy import Policy
+from mpcompile.plan.given import decide
+from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
-from mpcompile.step import Role, Slot
-from mpcompile.torch_graph import Forward, Kind, capture
-from mpcompile.torch_private import copy_graph
-from mpcompile.update import trained_parameters
-from mpcompile.workload import Workload
+from mpcompile.program.capture import Forward, Kind, capture
+from mpcompile.program.workload import Workload
+from mpcompile.step.differentiate import differentiate
+from mpcompile.step.slots import Role, Slot
+from mpcompile.step.update import trained_parameters
+from mpcompile.torch_private.graphs import copy_graph
 
 Gradient = tuple[fx.GraphModule, dict[str, Slot]]
 Maker = Callable[[Forward, list[str]], Gradient]

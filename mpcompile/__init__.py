@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mpcompile.calibration import calibrate
     from mpcompile.errors import (
         BadInput,
         CannotCapture,
@@ -18,18 +17,19 @@ if TYPE_CHECKING:
         DamagedCheckpoint,
         LostProcess,
     )
-    from mpcompile.loss_scale import LossScale
-    from mpcompile.measured import MeasuredOverflow
-    from mpcompile.node_errors import check
+    from mpcompile.integrations.rewriting import rewrite
+    from mpcompile.numerics.calibration import calibrate
+    from mpcompile.numerics.node_errors import check
     from mpcompile.pipeline import compile
-    from mpcompile.plan import Plan
-    from mpcompile.policy import FULL_PRECISION, Level, Policy, UnmatchedOverride
+    from mpcompile.plan.measured import MeasuredOverflow
+    from mpcompile.plan.plan import Plan
+    from mpcompile.plan.policy import FULL_PRECISION, Level, Policy, UnmatchedOverride
+    from mpcompile.plan.ranges import Ranges
     from mpcompile.precision import Precision
-    from mpcompile.processes import data_parallel
-    from mpcompile.ranges import Ranges
-    from mpcompile.rewriting import rewrite
-    from mpcompile.train_step import TrainStep
-    from mpcompile.workload import Workload
+    from mpcompile.program.workload import Workload
+    from mpcompile.step.loss_scale import LossScale
+    from mpcompile.step.processes import data_parallel
+    from mpcompile.train.train_step import TrainStep
 
 __version__ = "0.1.0"
 
@@ -59,28 +59,28 @@ __all__ = [
 ]
 
 _HOME = {
-    "FULL_PRECISION": "policy",
+    "FULL_PRECISION": "plan.policy",
     "BadInput": "errors",
     "CannotCapture": "errors",
     "CheckFailed": "errors",
     "CompileError": "errors",
     "DamagedCheckpoint": "errors",
-    "Level": "policy",
-    "LossScale": "loss_scale",
+    "Level": "plan.policy",
+    "LossScale": "step.loss_scale",
     "LostProcess": "errors",
-    "MeasuredOverflow": "measured",
-    "Plan": "plan",
-    "Policy": "policy",
+    "MeasuredOverflow": "plan.measured",
+    "Plan": "plan.plan",
+    "Policy": "plan.policy",
     "Precision": "precision",
-    "TrainStep": "train_step",
-    "Ranges": "ranges",
-    "UnmatchedOverride": "policy",
-    "Workload": "workload",
-    "calibrate": "calibration",
-    "check": "node_errors",
+    "TrainStep": "train.train_step",
+    "Ranges": "plan.ranges",
+    "UnmatchedOverride": "plan.policy",
+    "Workload": "program.workload",
+    "calibrate": "numerics.calibration",
+    "check": "numerics.node_errors",
     "compile": "pipeline",
-    "data_parallel": "processes",
-    "rewrite": "rewriting",
+    "data_parallel": "step.processes",
+    "rewrite": "integrations.rewriting",
 }
 
 

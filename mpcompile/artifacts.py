@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from mpcompile.errors import BadInput
+from mpcompile.precision import Precision
 
 
 def check_free(folder: Path, force: bool) -> None:
@@ -86,3 +90,26 @@ def write_file(file: Path, content: str | bytes, force: bool) -> None:
         fresh = Path(place) / file.name
         fresh.write_bytes(content.encode() if isinstance(content, str) else content)
         fresh.replace(file)
+
+
+def write_json(target: str | None, document: dict[str, Any]) -> None:
+    """Write one JSON document to a file, to stdout with ``-``, or nowhere.
+
+    Raises:
+        BadInput: the file cannot be written.
+    """
+    if target is None:
+        return
+    text = json.dumps(document, default=_value) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        try:
+            Path(target).write_text(text, encoding="utf-8")
+        except OSError as error:
+            what = f"the JSON document cannot be written ({error.strerror})"
+            raise BadInput(what, target, "choose another file") from error
+
+
+def _value(precision: Precision) -> str:
+    return precision.value

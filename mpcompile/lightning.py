@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins import MixedPrecision
 
-from mpcompile.dynamo_backend import mpcompile
 from mpcompile.errors import BadInput
-from mpcompile.policy import Policy
+from mpcompile.integrations.dynamo_backend import mpcompile
+from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
-from mpcompile.torch_private import uncompile
+from mpcompile.torch_private.tracing import uncompile
 
 _PLACE = "MPCompilePrecision"
 

@@ -10,23 +10,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from mpcompile.apply_plan import decide, for_other_shapes
-from mpcompile.batch_size import open_places
-from mpcompile.constants import UnfitConstant, unfit_constants, unfit_reasons
-from mpcompile.control_flow import all_graphs
-from mpcompile.dataflow import Dataflow
-from mpcompile.describe import dataflow
-from mpcompile.differentiate import differentiate
 from mpcompile.errors import BadInput, did_you_mean
-from mpcompile.graph_text import graph_text
-from mpcompile.loop import PLAIN, Loop
-from mpcompile.loss_scale import LossScale
-from mpcompile.lower_torch import Backend, default_backend
-from mpcompile.measured import MeasuredOverflow, overruled
-from mpcompile.module_modes import in_modes, modes_of
-from mpcompile.open_capture import capture_open, check_open
-from mpcompile.pass_runner import run_passes
-from mpcompile.passes.clean_casts import is_cast
+from mpcompile.lower.lower import Backend, default_backend
+from mpcompile.passes.forward.clean_casts import is_cast
 from mpcompile.passes.order import (
     BEFORE_AUTOGRAD,
     GRADIENT,
@@ -35,18 +21,35 @@ from mpcompile.passes.order import (
     matmul_passes,
     training_passes,
 )
-from mpcompile.plan import Plan
-from mpcompile.policy import Level, Policy
+from mpcompile.passes.runner import run_passes
+from mpcompile.plan.dataflow import Dataflow
+from mpcompile.plan.given import decide, for_other_shapes
+from mpcompile.plan.measured import MeasuredOverflow, overruled
+from mpcompile.plan.plan import Plan
+from mpcompile.plan.policy import Level, Policy
+from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
-from mpcompile.processes import DataParallel
-from mpcompile.ranges import Ranges
-from mpcompile.same_start import check_same_step, spread
-from mpcompile.step import Place, Role, Slot, StepGraph, add_inputs, results, set_results
-from mpcompile.torch_graph import Forward, Kind, capture
-from mpcompile.torch_private import copy_graph, trace_artifact
-from mpcompile.train_step import TrainStep
-from mpcompile.update import Update, trace_update, trained_parameters
-from mpcompile.workload import Workload
+from mpcompile.program.batch_size import open_places
+from mpcompile.program.capture import Forward, Kind, capture
+from mpcompile.program.control_flow import all_graphs
+from mpcompile.program.describe import dataflow
+from mpcompile.program.graph_text import graph_text
+from mpcompile.program.module_modes import in_modes, modes_of
+from mpcompile.program.open_capture import capture_open, check_open
+from mpcompile.program.unfit_constants import UnfitConstant, unfit_constants, unfit_reasons
+from mpcompile.program.workload import Workload
+from mpcompile.step.arena import Place
+from mpcompile.step.differentiate import differentiate
+from mpcompile.step.graph import StepGraph, add_inputs, results, set_results
+from mpcompile.step.loop import PLAIN, Loop
+from mpcompile.step.loss_scale import LossScale
+from mpcompile.step.processes import DataParallel
+from mpcompile.step.slots import Role, Slot
+from mpcompile.step.update import Update, trace_update, trained_parameters
+from mpcompile.torch_private.graphs import copy_graph
+from mpcompile.torch_private.tracing import trace_artifact
+from mpcompile.train.same_start import check_same_step, spread
+from mpcompile.train.train_step import TrainStep
 
 
 @dataclass(frozen=True)
@@ -307,7 +310,7 @@ def weights_cast(forward: Forward, *, alone: bool = False) -> set[str]:
     """Return the names of the parameters that will have a working copy if they are trained.
 
     With ``alone``, only those that nothing reads in FP32, whose masters can be in slices: not a
-    weight without dimensions, which could not show that it is (`mpcompile.slices.is_absent`).
+    weight without dimensions, which could not show that it is (`mpcompile.step.slices.is_absent`).
     """
     every = all if alone else any
     nodes = {node.name: node for node in forward.module.graph.find_nodes(op="placeholder")}

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from mpcompile.errors import BadInput
-from mpcompile.loss_scale import LossScale
-from mpcompile.policy import Level, Policy
+from mpcompile.plan.policy import Level, Policy
 from mpcompile.precision import Precision
+from mpcompile.step.loss_scale import LossScale
 from mpcompile.validation import sentence
 
 TABLE = "tool.mpcompile"

@@ -6,36 +6,37 @@ from collections.abc import Collection, Mapping
 
 from torch import fx
 
-from mpcompile.loop import PLAIN, Loop
-from mpcompile.loss_scale import LossScale
-from mpcompile.pass_runner import Pass, pass_name
-from mpcompile.passes.accumulate_gradients import AccumulateGradients
-from mpcompile.passes.adjust_scale import AdjustScale
-from mpcompile.passes.average_buffers import AverageBuffers
-from mpcompile.passes.chunk_head import ChunkHead
-from mpcompile.passes.clean_casts import clean_casts
-from mpcompile.passes.clip_gradients import ClipGradients
-from mpcompile.passes.count_steps import count_steps
-from mpcompile.passes.drop_dead import drop_dead
-from mpcompile.passes.gate_update import GateUpdate
-from mpcompile.passes.gather_slices import GatherSlices
-from mpcompile.passes.hoist_read_casts import hoist_read_casts
-from mpcompile.passes.hoist_weight_casts import hoist_weight_casts
-from mpcompile.passes.insert_casts import InsertCasts
-from mpcompile.passes.join_matmuls import JoinMatmuls
-from mpcompile.passes.keep_cudnn_rnn import KeepCudnnRnn
-from mpcompile.passes.lay_out_copies import lay_out_copies
-from mpcompile.passes.pack_gradients import pack_gradients
-from mpcompile.passes.pad_vocabulary import PadVocabulary
-from mpcompile.passes.recompute_casts import recompute_casts
-from mpcompile.passes.reduce_in_backward import ReduceInBackward
-from mpcompile.passes.reduce_packed import ReducePacked
-from mpcompile.passes.report_outcome import report_outcome
-from mpcompile.passes.save_narrow import save_narrow
-from mpcompile.passes.scale_loss import ScaleLoss
-from mpcompile.passes.share_norms import ShareNorms
-from mpcompile.plan import Plan
-from mpcompile.step import Place, StepGraph
+from mpcompile.passes.forward.chunk_head import ChunkHead
+from mpcompile.passes.forward.clean_casts import clean_casts
+from mpcompile.passes.forward.insert_casts import InsertCasts
+from mpcompile.passes.forward.join_matmuls import JoinMatmuls
+from mpcompile.passes.forward.keep_cudnn_rnn import KeepCudnnRnn
+from mpcompile.passes.forward.pad_vocabulary import PadVocabulary
+from mpcompile.passes.gradient.recompute_casts import recompute_casts
+from mpcompile.passes.gradient.save_narrow import save_narrow
+from mpcompile.passes.processes.average_buffers import AverageBuffers
+from mpcompile.passes.processes.gather_slices import GatherSlices
+from mpcompile.passes.processes.reduce_in_backward import ReduceInBackward
+from mpcompile.passes.processes.reduce_packed import ReducePacked
+from mpcompile.passes.processes.share_norms import ShareNorms
+from mpcompile.passes.runner import Pass, pass_name
+from mpcompile.passes.step.accumulate_gradients import AccumulateGradients
+from mpcompile.passes.step.adjust_scale import AdjustScale
+from mpcompile.passes.step.clip_gradients import ClipGradients
+from mpcompile.passes.step.count_steps import count_steps
+from mpcompile.passes.step.drop_dead import drop_dead
+from mpcompile.passes.step.gate_update import GateUpdate
+from mpcompile.passes.step.hoist_read_casts import hoist_read_casts
+from mpcompile.passes.step.hoist_weight_casts import hoist_weight_casts
+from mpcompile.passes.step.lay_out_copies import lay_out_copies
+from mpcompile.passes.step.pack_gradients import pack_gradients
+from mpcompile.passes.step.report_outcome import report_outcome
+from mpcompile.passes.step.scale_loss import ScaleLoss
+from mpcompile.plan.plan import Plan
+from mpcompile.step.arena import Place
+from mpcompile.step.graph import StepGraph
+from mpcompile.step.loop import PLAIN, Loop
+from mpcompile.step.loss_scale import LossScale
 
 
 def forward_passes(plan: Plan) -> tuple[Pass[fx.GraphModule], ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mpcompile import Workload
-from mpcompile.workload import module_at
+from mpcompile.program.workload import module_at
 
 
 def workload() -> Workload:

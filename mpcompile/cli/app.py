@@ -110,7 +110,7 @@ class Flags:
 
     def measured(self) -> Any:
         """Return the ranges that were given, read by what was given for them, or None."""
-        return import_module("mpcompile.command_line").given_ranges(
+        return import_module("mpcompile.commands.warnings").given_ranges(
             self.ranges, self.margin, self.release
         )
 

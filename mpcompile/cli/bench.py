@@ -25,4 +25,4 @@ def bench(
     FP16 on CUDA, in BF16 on a CPU.
     """
     del debug
-    import_module("mpcompile.bench_command").bench(source, steps, warmup, json)
+    import_module("mpcompile.commands.bench").bench(source, steps, warmup, json)

@@ -30,9 +30,9 @@ def calibrate(
     """Run a program in FP32 on its own data, or a model on --data, and measure every tensor."""
     del debug
     if source.endswith(".onnx"):
-        command = import_module("mpcompile.onnx_rewrite_command")
+        command = import_module("mpcompile.commands.onnx_rewrite")
         command.calibrate(Path(source), output, data, batches, force, json)
         return
     if data is not None:
         raise BadInput(f"{source} is no .onnx file", "", "leave out --data: it has its own")
-    import_module("mpcompile.commands").calibrate(source, output, batches, force, json)
+    import_module("mpcompile.commands.transform").calibrate(source, output, batches, force, json)

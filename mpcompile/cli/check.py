@@ -30,7 +30,7 @@ def check(
     explains, or that is not finite.
     """
     del debug
-    command = import_module("mpcompile.check_command")
+    command = import_module("mpcompile.commands.check")
     command.check(
         source, flags.given(), flags.plan, flags.measured(), tolerance, batches, steps, all, json
     )

@@ -26,5 +26,5 @@ def diff(old: Side, new: Side, /, *, json: Json = None, debug: Debug = False) ->
     are no difference. `mpcompile diff model.py@careful model.py@paper` compares two policies.
     """
     del debug
-    code: int = import_module("mpcompile.diff_command").diff(old, new, json)
+    code: int = import_module("mpcompile.commands.diff").diff(old, new, json)
     return code

@@ -22,5 +22,5 @@ def explain(
 ) -> None:
     """Say why a node or a module is in its precision, and what the other choice would cost."""
     del debug
-    command = import_module("mpcompile.explain_command")
+    command = import_module("mpcompile.commands.explain")
     command.explain_source(source, names, flags.given(), flags.plan, flags.measured(), json)

@@ -36,7 +36,7 @@ def export(
     Beside a step, train.onnx, stand train.json and train.safetensors; stock ONNX Runtime trains it.
     """
     del debug
-    command = import_module("mpcompile.onnx_export_command")
+    command = import_module("mpcompile.commands.export")
     command.export(
         source, to, kind, dynamic, flags.given(), flags.plan, flags.measured(), force, json
     )

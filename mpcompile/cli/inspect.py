@@ -46,7 +46,7 @@ class Filters:
 
     def selection(self) -> Any:
         """Return them as the package has them."""
-        tables = import_module("mpcompile.inspection.tables")
+        tables = import_module("mpcompile.show.tables")
         return tables.Selection(self.module, self.op, self.in_precision, self.stage)
 
 
@@ -85,6 +85,6 @@ def inspect(
     del debug
     if check is not None and model_explorer is None:
         raise BadInput("--check goes into files for Model Explorer", "", "give --model-explorer")
-    command = import_module("mpcompile.inspect_command")
+    command = import_module("mpcompile.commands.inspect")
     shown = command.Shown(filters.selection(), all, format == "csv", model_explorer, check, force)
     command.inspect(source, device, flags.given(), flags.plan, flags.measured(), shown, json)

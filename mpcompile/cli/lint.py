@@ -66,7 +66,7 @@ def lint(
     Notes do not count: they say what mpcompile copes with.
     """
     del debug
-    command = import_module("mpcompile.lint_command")
+    command = import_module("mpcompile.commands.lint")
     if rules or explain is not None:
         command.rules() if rules else command.explain(explain)
         return 0

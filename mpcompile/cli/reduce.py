@@ -52,7 +52,7 @@ def reduce(
     del debug
     if source.endswith(".onnx"):
         raise BadInput(f"{source} is an ONNX model", "", "reduce a training program")
-    command = import_module("mpcompile.reduce_command")
+    command = import_module("mpcompile.commands.reduce")
     wanted = command.Wanted(
         search.node,
         search.tolerance,

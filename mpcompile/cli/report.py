@@ -35,7 +35,7 @@ def report(
     a model as it is and as it would be rewritten.
     """
     del debug
-    command = import_module("mpcompile.report_command")
+    command = import_module("mpcompile.commands.report")
     measured = command.Measured(log, check)
     command.report(
         source, output, flags.given(), flags.plan, flags.measured(), measured, force, json

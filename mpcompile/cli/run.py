@@ -106,16 +106,16 @@ def run(
             raise BadInput(f"{source} keeps no checkpoints", "", "leave out --out and the like")
         if processes != _NO_PROCESSES:
             raise BadInput(f"{source} runs alone", "", "leave out --shard and --reduce")
-        command = import_module("mpcompile.onnx_run_command")
+        command = import_module("mpcompile.commands.onnx_run")
         command.run(Path(source), onnx.data, steps, onnx.device, onnx.output, onnx.force, json)
         return 0
     if onnx != _NO_TRAIN_FLAGS:
         raise BadInput(f"{source} is no .onnx file", "", "leave out --data, --output and the like")
     given = {**flags.given(), **({"backend": backend} if backend else {})}
-    saving = import_module("mpcompile.saved_run").Saving(
+    saving = import_module("mpcompile.commands.saved_run").Saving(
         checkpoints.out, checkpoints.checkpoint_every, checkpoints.resume, checkpoints.keep
     )
-    command = import_module("mpcompile.run_command")
+    command = import_module("mpcompile.commands.run")
     code: int = command.run(
         source,
         steps,

@@ -20,4 +20,4 @@ def schema(
 ) -> None:
     """Print the JSON schema of the settings in pyproject.toml and of plan.json."""
     del debug
-    import_module("mpcompile.plan_commands").schema(document)
+    import_module("mpcompile.commands.schema").schema(document)

@@ -59,13 +59,13 @@ def transform(
     """
     del debug
     if source.endswith(".onnx"):
-        command = import_module("mpcompile.onnx_rewrite_command")
+        command = import_module("mpcompile.commands.onnx_rewrite")
         command.rewrite(
             Path(source), output, flags.given(), flags.plan, flags.measured(), onnx, force, json
         )
         return
     if onnx != _NO_ONNX_FLAGS:
         raise BadInput(f"{source} is no .onnx file", "", "leave out --data, --target and the like")
-    import_module("mpcompile.commands").transform(
+    import_module("mpcompile.commands.transform").transform(
         source, output, flags.given(), flags.plan, flags.measured(), force, json
     )

@@ -66,7 +66,7 @@ def tune(
             "",
             "leave it out, and give overrides or --ranges",
         )
-    command = import_module("mpcompile.tune_command")
+    command = import_module("mpcompile.commands.tune")
     wanted = command.Wanted(
         search.tolerance,
         search.eval,

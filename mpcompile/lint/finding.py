@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from mpcompile.dataflow import Where
+from mpcompile.plan.dataflow import Where
 
 
 class Severity(Enum):

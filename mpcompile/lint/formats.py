@@ -9,12 +9,12 @@ from typing import Any
 from rich.text import Text
 
 from mpcompile import __version__
-from mpcompile.dataflow import Where
 from mpcompile.errors import printable
 from mpcompile.lint.baseline import Compared
 from mpcompile.lint.finding import Finding, Severity
 from mpcompile.lint.rules import RULES
-from mpcompile.stack_lines import relative
+from mpcompile.plan.dataflow import Where
+from mpcompile.program.stack_lines import relative
 
 VERSION = 1
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}

@@ -8,9 +8,6 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from mpcompile.apply_plan import decide
-from mpcompile.dataflow import Dataflow, Op, Where
-from mpcompile.growth import contain_growth
 from mpcompile.lint.onnx_sizes import lengths_of, shape_of
 from mpcompile.lint.program import By, Constant, Node, Program
 from mpcompile.onnx.rewrite import given_model, prepare
@@ -20,11 +17,14 @@ from mpcompile.onnx_graph.kernels import Target
 from mpcompile.onnx_graph.masks import MASK
 from mpcompile.onnx_graph.nest import Nest
 from mpcompile.onnx_graph.values import constant_of, is_standard
-from mpcompile.plan import Decision, Plan
-from mpcompile.policy import Policy
+from mpcompile.plan.dataflow import Dataflow, Op, Where
+from mpcompile.plan.given import decide
+from mpcompile.plan.growth import contain_growth
+from mpcompile.plan.op_table import ONNX_RULES, UNKNOWN, Wish
+from mpcompile.plan.plan import Decision, Plan
+from mpcompile.plan.policy import Policy
+from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
-from mpcompile.ranges import Ranges
-from mpcompile.rules import ONNX_RULES, UNKNOWN, Wish
 
 _DTYPES = {
     ir.DataType.FLOAT16: Precision.FP16,

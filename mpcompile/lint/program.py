@@ -8,8 +8,8 @@ from enum import Enum
 from functools import cached_property
 from typing import TypeAlias
 
-from mpcompile.dataflow import Where
 from mpcompile.lint.finding import Finding, Severity
+from mpcompile.plan.dataflow import Where
 from mpcompile.precision import Precision
 
 SMALLEST = 2.0**-24

@@ -11,7 +11,7 @@ from typing import Any
 from mpcompile import __version__
 from mpcompile.lint.finding import Finding
 from mpcompile.lint.rules import RULES, LintRule
-from mpcompile.stack_lines import relative
+from mpcompile.program.stack_lines import relative
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _ROOT = "SRCROOT"

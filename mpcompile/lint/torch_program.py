@@ -10,26 +10,27 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from mpcompile.apply_plan import decide
-from mpcompile.constants import UnfitConstant, is_unfit, unfit_causes, unfit_constants
-from mpcompile.control_flow import Nest, nest_of
-from mpcompile.dataflow import Dataflow, Op
-from mpcompile.growth import contain_growth
 from mpcompile.lint.program import By, Constant, Node, Program
 from mpcompile.lint.torch_sizes import lengths_of
-from mpcompile.node_tensors import shape_of
-from mpcompile.pass_runner import run_passes
+from mpcompile.passes.forward.pad_vocabulary import PadVocabulary
 from mpcompile.passes.order import forward_passes
-from mpcompile.passes.pad_vocabulary import PadVocabulary
+from mpcompile.passes.runner import run_passes
 from mpcompile.pipeline import constants_of, describe, places_of, update_of
-from mpcompile.plan import Decision, Plan
-from mpcompile.policy import Policy
+from mpcompile.plan.dataflow import Dataflow, Op
+from mpcompile.plan.given import decide
+from mpcompile.plan.growth import contain_growth
+from mpcompile.plan.op_table import TORCH_RULES, UNKNOWN, Wish
+from mpcompile.plan.plan import Decision, Plan
+from mpcompile.plan.policy import Policy
+from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
-from mpcompile.ranges import Ranges
-from mpcompile.rules import TORCH_RULES, UNKNOWN, Wish
-from mpcompile.torch_graph import Forward, Kind, capture, place_of
-from mpcompile.torch_private import copy_graph, number_arguments, op_name
-from mpcompile.workload import Workload, load
+from mpcompile.program.capture import Forward, Kind, capture, place_of
+from mpcompile.program.control_flow import Nest, nest_of
+from mpcompile.program.node_tensors import shape_of
+from mpcompile.program.unfit_constants import UnfitConstant, is_unfit, unfit_causes, unfit_constants
+from mpcompile.program.workload import Workload, load
+from mpcompile.torch_private.graphs import copy_graph
+from mpcompile.torch_private.ops import number_arguments, op_name
 
 _DTYPES = {
     torch.float16: Precision.FP16,

@@ -11,9 +11,9 @@ import torch
 from torch import fx
 
 from mpcompile.lint.program import Size
-from mpcompile.node_tensors import shape_of
-from mpcompile.rules import TORCH_RULES, UNKNOWN
-from mpcompile.torch_private import given, op_name
+from mpcompile.plan.op_table import TORCH_RULES, UNKNOWN
+from mpcompile.program.node_tensors import shape_of
+from mpcompile.torch_private.ops import given, op_name
 
 _FACTORS = {
     "linear": ("input", "weight"),

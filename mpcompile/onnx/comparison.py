@@ -24,8 +24,8 @@ from mpcompile.onnx.sessions import (
     session_of,
 )
 from mpcompile.onnx_graph.inference import infer_types
-from mpcompile.passes.distinct_onnx_names import distinct_onnx_names
-from mpcompile.passes.emulate_onnx_half import emulate_onnx_half
+from mpcompile.passes.onnx.distinct_onnx_names import distinct_onnx_names
+from mpcompile.passes.onnx.emulate_onnx_half import emulate_onnx_half
 from mpcompile.precision import Precision
 
 TOLERANCE = {Precision.FP16: 2.0**-6, Precision.BF16: 2.0**-3, Precision.FP32: 0.0}
@@ -96,8 +96,8 @@ def compare(
     """Run both models on the same inputs, the rewritten one in pseudo FP16.
 
     ONNX Runtime's CPU provider computes chains of FP16 nodes in FP32, so the rewritten graph runs
-    with each op's result rounded (`mpcompile.passes.emulate_onnx_half`). It is also run as it is,
-    for a graph that cannot run is worth nothing.
+    with each op's result rounded (`mpcompile.passes.onnx.emulate_onnx_half`). It is also run as it
+    is, for a graph that cannot run is worth nothing.
 
     Args:
         original: the model before.

@@ -6,10 +6,11 @@ import torch
 
 from mpcompile.onnx.random_masks import PRIME
 from mpcompile.onnx.train_file import Piece
-from mpcompile.passes.scale_loss import SCALE
+from mpcompile.passes.step.scale_loss import SCALE
 from mpcompile.pipeline import Transformed
-from mpcompile.start_of_state import BEGUN, has_begun
-from mpcompile.step import Arena, Role, Slot, arena_views
+from mpcompile.step.arena import Arena, arena_views
+from mpcompile.step.optimizer_start import BEGUN, has_begun
+from mpcompile.step.slots import Role, Slot
 
 
 def first_state(transformed: Transformed, slots: tuple[Slot, ...]) -> dict[str, torch.Tensor]:
@@ -73,7 +74,7 @@ def pieces(transformed: Transformed, slots: tuple[Slot, ...]) -> tuple[Piece, ..
 
 
 def _fill(transformed: Transformed, arena: Arena, key: str, value: torch.Tensor) -> None:
-    """Fill one kind of optimizer state of an arena, as `mpcompile.train_step.TrainStep` does."""
+    """Fill one kind of optimizer state of an arena, as `TrainStep` does."""
     optimizer = transformed.workload.optimizer
     assert optimizer is not None
     named = {item.name: item.tensor for item in transformed.forward.inputs}

@@ -16,8 +16,8 @@ from mpcompile.onnx.rewrite import Rewritten, rewrite
 from mpcompile.onnx.tidying import check, exported
 from mpcompile.onnx_graph.gate import write_model
 from mpcompile.onnx_graph.kernels import Target
-from mpcompile.policy import Policy
-from mpcompile.workload import Workload
+from mpcompile.plan.policy import Policy
+from mpcompile.program.workload import Workload
 
 _LSTM = torch.ops.aten.lstm.input
 

@@ -10,16 +10,16 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from mpcompile.calibration import range_of
 from mpcompile.errors import BadInput
+from mpcompile.numerics.calibration import range_of
 from mpcompile.onnx.rewrite import given_model, prepare
 from mpcompile.onnx.sessions import Array, run, session_of
 from mpcompile.onnx_graph.constants import mask_constants
 from mpcompile.onnx_graph.kernels import Target
 from mpcompile.onnx_graph.values import constant_of, is_full, set_constant
-from mpcompile.policy import FULL_PRECISION
+from mpcompile.plan.policy import FULL_PRECISION
+from mpcompile.plan.ranges import Range, Ranges, tensors_of
 from mpcompile.precision import Precision
-from mpcompile.ranges import Range, Ranges, tensors_of
 
 _MASK = -1024.0
 """What a mask is while a model is measured: enough to mask, and near no margin."""

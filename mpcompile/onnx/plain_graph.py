@@ -11,17 +11,20 @@ from torch import fx
 from torch.fx.node import map_aggregate
 
 from mpcompile.errors import CannotCapture
-from mpcompile.node_tensors import NARROW
 from mpcompile.onnx.plain_ops import PLAIN
 from mpcompile.onnx.random_masks import keep_mask, next_seed
-from mpcompile.passes.cast_read_weights import CastReadWeights
-from mpcompile.passes.fix_options import FixOptions
-from mpcompile.passes.numbers_to_tensors import numbers_to_tensors
-from mpcompile.record import record
-from mpcompile.rules import TORCH_RULES, UNKNOWN, PrecisionClass
-from mpcompile.step import Slot, StepGraph, placeholders
-from mpcompile.torch_private import draws, fake_like, fake_mode_of, is_view, op_name
-from mpcompile.whole_step import whole_step
+from mpcompile.passes.export.cast_read_weights import CastReadWeights
+from mpcompile.passes.export.fix_options import FixOptions
+from mpcompile.passes.lowering.numbers_to_tensors import numbers_to_tensors
+from mpcompile.plan.op_table import TORCH_RULES, UNKNOWN, PrecisionClass
+from mpcompile.program.node_tensors import NARROW
+from mpcompile.step.graph import StepGraph, placeholders
+from mpcompile.step.record import record
+from mpcompile.step.slots import Slot
+from mpcompile.step.whole_step import whole_step
+from mpcompile.torch_private.graphs import fake_mode_of
+from mpcompile.torch_private.ops import draws, is_view, op_name
+from mpcompile.torch_private.tensors import fake_like
 
 SEED = "random_seed"
 """Name of the state that random masks depend on."""

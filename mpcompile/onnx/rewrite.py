@@ -10,10 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from mpcompile.apply_plan import decide
-from mpcompile.dataflow import Dataflow
 from mpcompile.errors import BadInput
-from mpcompile.measured import MeasuredOverflow, overruled
 from mpcompile.onnx_graph.constants import mask_constants, saturated, unfit_readers
 from mpcompile.onnx_graph.describe import Wants, dataflow
 from mpcompile.onnx_graph.gate import model_of, read_model
@@ -23,13 +20,16 @@ from mpcompile.onnx_graph.masks import MASK
 from mpcompile.onnx_graph.nest import Nest, nest_of
 from mpcompile.onnx_graph.quantized import quantized_regions
 from mpcompile.onnx_graph.values import constant_of
-from mpcompile.passes.distinct_onnx_names import distinct_onnx_names
-from mpcompile.passes.drop_onnx_casts import drop_onnx_casts
-from mpcompile.passes.insert_onnx_casts import InsertOnnxCasts
-from mpcompile.plan import Plan
-from mpcompile.policy import FULL_PRECISION, Policy
+from mpcompile.passes.onnx.distinct_onnx_names import distinct_onnx_names
+from mpcompile.passes.onnx.drop_onnx_casts import drop_onnx_casts
+from mpcompile.passes.onnx.insert_onnx_casts import InsertOnnxCasts
+from mpcompile.plan.dataflow import Dataflow
+from mpcompile.plan.given import decide
+from mpcompile.plan.measured import MeasuredOverflow, overruled
+from mpcompile.plan.plan import Plan
+from mpcompile.plan.policy import FULL_PRECISION, Policy
+from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
-from mpcompile.ranges import Ranges
 
 IR_WITH_FREE_INITIALIZERS = 4
 """Before this version of the format every initializer had to be an input as well."""

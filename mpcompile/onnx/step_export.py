@@ -19,7 +19,7 @@ from mpcompile.onnx.tidying import check, exported
 from mpcompile.onnx.train_file import Rate, StateSlot, TensorSpec, TrainFile
 from mpcompile.onnx_graph.gate import write_model
 from mpcompile.pipeline import Transformed
-from mpcompile.step import Role, Slot
+from mpcompile.step.slots import Role, Slot
 
 
 def export_step(transformed: Transformed, path: Path, force: bool = False) -> TrainFile:

@@ -41,7 +41,7 @@ class StateSlot(TensorSpec):
     """A tensor that lives from one step to the next; its first value stands in the weights file.
 
     Attributes:
-        role: what it is for, a value of `mpcompile.step.Role`.
+        role: what it is for, a value of `mpcompile.step.slots.Role`.
         next: the graph's output that is its next value; "" if no step changes it.
     """
 

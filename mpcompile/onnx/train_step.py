@@ -22,7 +22,7 @@ from mpcompile.onnx_graph.gate import write_model
 from mpcompile.validation import short
 
 TAKEN, SKIPPED = "steps_taken", "steps_skipped"
-"""Slots of the counters, as `mpcompile.passes.count_steps` names them."""
+"""Slots of the counters, as `mpcompile.passes.step.count_steps` names them."""
 
 _QUIET = 4
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

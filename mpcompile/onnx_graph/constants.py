@@ -10,12 +10,12 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from mpcompile.growth import BOUNDED
 from mpcompile.onnx_graph.masks import MASK, ends_in_softmax
 from mpcompile.onnx_graph.nest import Nest
 from mpcompile.onnx_graph.values import constant_of, is_full, is_standard
+from mpcompile.plan.growth import BOUNDED
+from mpcompile.plan.op_table import ONNX_RULES, UNKNOWN, PrecisionClass
 from mpcompile.precision import Precision
-from mpcompile.rules import ONNX_RULES, UNKNOWN, PrecisionClass
 
 _SMALLEST = 2.0**-25
 """Half of the smallest FP16 number: what is not above it rounds to zero."""

@@ -13,13 +13,13 @@ from math import ceil
 
 import onnx_ir as ir
 
-from mpcompile.dataflow import Dataflow, Op, Tensor, Where
 from mpcompile.onnx_graph.nest import CROSSING, STACK, Border, Inner, Nest
 from mpcompile.onnx_graph.signatures import signature
 from mpcompile.onnx_graph.values import elements_of, is_full, is_known, is_standard
-from mpcompile.policy import Policy, Resolution, Row, resolve
+from mpcompile.plan.dataflow import Dataflow, Op, Tensor, Where
+from mpcompile.plan.op_table import ONNX_RULES, PrecisionClass, Rule, Wish
+from mpcompile.plan.policy import Policy, Resolution, Row, resolve
 from mpcompile.precision import Precision
-from mpcompile.rules import ONNX_RULES, PrecisionClass, Rule, Wish
 
 INITIALIZER, INPUT, CONSTANT = "Initializer", "Input", "Constant"
 """Kinds of ops that stand for what a graph holds, is given, or makes of nothing."""

@@ -11,7 +11,7 @@ from torch import nn
 
 import mpcompile
 from mpcompile import TrainStep
-from mpcompile.cuda_graph import WARM_UP, CapturedStep
+from mpcompile.lower.cuda_graph import WARM_UP, CapturedStep
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from recurrent import KINDS, Recurrent, loss
+from nets.recurrent import KINDS, Recurrent, loss
 
 import mpcompile
 from mpcompile import FULL_PRECISION, Policy

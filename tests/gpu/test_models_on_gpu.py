@@ -11,10 +11,10 @@ from typing import Literal
 
 import pytest
 import torch
-from small_models import CUTS, GPU, Backend, compiled, workload
+from nets.small_models import CUTS, GPU, Backend, compiled, workload
 
 from mpcompile import FULL_PRECISION, LossScale, Policy
-from mpcompile.cuda_graph import WARM_UP
+from mpcompile.lower.cuda_graph import WARM_UP
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,11 +7,11 @@ from collections import Counter
 
 import pytest
 import torch
-from small_models import GPU, compiled, workload
+from nets.small_models import GPU, compiled, workload
 from torch import fx
 from torch.profiler import ProfilerActivity, profile
 
-from mpcompile.torch_private import op_name
+from mpcompile.torch_private.ops import op_name
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from graphs import WORKLOADS, step_of
+from programs.graphs import WORKLOADS, step_of
 from torch import fx
 
-from mpcompile.graph_text import graph_text
-from mpcompile.loss_scale import LossScale
-from mpcompile.pass_runner import pass_name, run_passes
-from mpcompile.passes.emulate_half import emulate_half
-from mpcompile.passes.numbers_to_tensors import numbers_to_tensors
+from mpcompile.passes.lowering.emulate_half import emulate_half
+from mpcompile.passes.lowering.numbers_to_tensors import numbers_to_tensors
 from mpcompile.passes.order import GRADIENT, training_passes
-from mpcompile.policy import FULL_PRECISION, Policy
+from mpcompile.passes.runner import pass_name, run_passes
+from mpcompile.plan.policy import FULL_PRECISION, Policy
 from mpcompile.precision import Precision
-from mpcompile.step import StepGraph
+from mpcompile.program.graph_text import graph_text
+from mpcompile.step.graph import StepGraph
+from mpcompile.step.loss_scale import LossScale
 
 POLICIES = {
     "fp16": (Policy(), LossScale()),

@@ -12,7 +12,7 @@ from torch import distributed, nn
 
 import mpcompile
 from mpcompile import FULL_PRECISION, BadInput
-from mpcompile.checkpoint_file import MANIFEST
+from mpcompile.train.checkpoint_file import MANIFEST
 
 folder = Path(sys.argv[1])
 

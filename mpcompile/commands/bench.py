@@ -1,0 +1,136 @@
+"""``mpcompile bench model.py``: a user's own step in mixed precision beside PyTorch's ways."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mpcompile.artifacts import write_json
+from mpcompile.errors import BadInput, CheckFailed
+from mpcompile.program.workload import Workload, load
+from mpcompile.speed.peers import VARIANTS, stepper
+from mpcompile.speed.side_by_side import Found, compare, run_process, said, summarize
+from mpcompile.speed.timing import measure
+
+COMPARED = {
+    "fp32": "eager FP32",
+    "autocast": "autocast",
+    "compiled": "torch.compile",
+    "ours": "mpcompile",
+}
+"""The variants, and what a person calls them; torch.compile is with autocast too."""
+
+LIMIT = 3600.0
+"""Seconds after which one variant is ended."""
+
+
+def bench(source: str, steps: int, warmup: int, json_to: str | None) -> None:
+    """Time a workload's step in each of `COMPARED`, print a table, write JSON.
+
+    Each variant runs in a process of its own (`mpcompile.speed.side_by_side`), so the user's file
+    is executed once a variant, and once here to say at once what is wrong with it.
+
+    Raises:
+        BadInput: an argument or the workload is wrong.
+        CheckFailed: a variant failed; the others are printed.
+    """
+    if steps < 2:
+        raise BadInput(f"--steps is {steps}", "", "give at least 2")
+    if warmup < 0:
+        raise BadInput(f"--warmup is {warmup}", "", "give 0 or more")
+    console = Console(stderr=json_to == "-", highlight=False)
+    device = device_of(load(source))
+    found: dict[str, Found] = {}
+    with tempfile.TemporaryDirectory(prefix="mpcompile-bench-") as folder:
+        for name, title in COMPARED.items():
+            command = ["-m", "mpcompile.commands.bench", source, name, str(steps), str(warmup)]
+            with console.status(f"timing {title}"):
+                run = run_process(command, Path(folder), name, LIMIT)
+            found[name] = summarize([run])
+    best = compare(found, {name for name in COMPARED if VARIANTS[name].peer})
+    console.print(table_of(found, f"{source} on {device}, {steps} steps a variant"))
+    write_json(json_to, {"source": source, "device": device, "variants": found, **best})
+    failed = {
+        name: run["runs"][0]["error"] for name, run in found.items() if "error" in run["runs"][0]
+    }
+    if failed:
+        sentences = [f"{COMPARED[name]} failed ({said(text)})" for name, text in failed.items()]
+        raise CheckFailed("; ".join(sentences), source, "")
+
+
+ROWS: tuple[tuple[str, str, float, str], ...] = (
+    ("step, ms", "median_ms", 1, ".3f"),
+    ("a tenth below", "p10_ms", 1, ".3f"),
+    ("a tenth above", "p90_ms", 1, ".3f"),
+    ("samples/s", "samples_per_s", 1, ",.0f"),
+    ("peak MiB", "memory", 2**-20, ",.0f"),
+    ("setup, s", "setup_s", 1, ".1f"),
+    ("host waits", "syncs", 1, "d"),
+    ("last loss", "loss", 1, ".4f"),
+    ("x best peer's speed", "times_faster_than_best_peer", 1, ".2f"),
+    ("memory / least", "memory_of_best_peer", 1, ".2f"),
+    ("setup / compile's", "setup_of_compiled", 1, ".2f"),
+)
+"""What the table says, by which key of a summary, in which unit and format."""
+
+
+def table_of(found: dict[str, Found], title: str) -> Table:
+    """Return a column a variant; what failed has no numbers."""
+    table = Table("", title=title, title_justify="left")
+    for name in found:
+        table.add_column(COMPARED[name], justify="right")
+    for label, key, unit, form in ROWS:
+        cells = [run.get(key) for run in found.values()]
+        table.add_row(label, *("-" if v is None else format(unit * v, form) for v in cells))
+    return table
+
+
+def device_of(workload: Workload) -> str:
+    """Return where a workload trains: ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        BadInput: it has no loss, or is on another device.
+    """
+    if workload.loss is None:
+        raise BadInput(
+            "the workload has no loss and no optimizer", workload.origin, "add both to time it"
+        )
+    device = next(iter(workload.model.parameters())).device.type
+    if device not in ("cpu", "cuda"):
+        raise BadInput(f"the model is on {device}", workload.origin, "put it on cpu or cuda")
+    return device
+
+
+def samples(workload: Workload) -> int:
+    """Return the samples of a batch: the first size of its first tensor, or 1."""
+    sizes = getattr(workload.batch[0], "shape", ()) if workload.batch else ()
+    return int(sizes[0]) if sizes else 1
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Time one variant in this process and print what was measured as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m mpcompile.commands.bench")
+    parser.add_argument("source")
+    parser.add_argument("variant", choices=VARIANTS)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("warmup", type=int)
+    options = parser.parse_args(arguments)
+    workload = load(options.source)
+    device = device_of(workload)
+    variant = VARIANTS[options.variant]
+    found: dict[str, Any]
+    _, found = measure(
+        lambda: stepper(workload, variant, device), device, options.warmup, options.steps
+    )
+    sys.stdout.write(json.dumps({"batch": samples(workload), **found}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""``mpcompile calibrate model.py``: measure in FP32 what each tensor holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from mpcompile.artifacts import check_file, write_file, write_json
+from mpcompile.numerics.calibration import calibrate as measure
+from mpcompile.program.workload import load, source_name
+from mpcompile.show.summary import print_ranges
+
+
+def calibrate(
+    source: str, output: Path | None, batches: int, force: bool, json_to: str | None
+) -> None:
+    """``mpcompile calibrate model.py``: measure, print the nearest to danger, write the ranges."""
+    console = Console(stderr=json_to == "-", highlight=False)
+    file = output or Path(f"{source_name(source)}.ranges.json")
+    check_file(file, force)
+    workload = load(source)
+    with console.status("measuring"):
+        ranges = measure(workload, batches)
+    write_file(file, ranges.to_json() + "\n", force)
+    print_ranges(ranges, console)
+    console.print(f"wrote {file}")
+    write_json(
+        json_to,
+        {
+            "source": source,
+            "output": str(file),
+            "batches": ranges.batches,
+            "tensors": len(ranges.values),
+            "largest": max((held.largest_finite for held in ranges.values.values()), default=0.0),
+            "not_finite": sum(held.nonfinite > 0 for held in ranges.values.values()),
+        },
+    )

@@ -1,0 +1,217 @@
+"""``mpcompile check``: every tensor of a step beside FP64 and eager autocast."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.text import Text
+
+from mpcompile.artifacts import write_json
+from mpcompile.commands.load_program import transform_source
+from mpcompile.errors import BadInput, CheckFailed, printable
+from mpcompile.numerics.node_errors import NodeError, failures, origin, worst
+from mpcompile.numerics.node_errors import check as compare
+from mpcompile.numerics.warm_up import settled_step
+from mpcompile.plan.ranges import Ranges
+from mpcompile.program.capture import capture
+from mpcompile.program.workload import epochs
+from mpcompile.settings import find_settings
+from mpcompile.show.summary import numbers_table
+from mpcompile.train.train_step import TrainStep
+
+VERSION = 1
+_SHOWN = 10
+
+
+def check(
+    source: str,
+    flags: dict[str, Any],
+    plan: Path | None,
+    ranges: Ranges | None,
+    tolerance: float,
+    batches: int,
+    steps: int,
+    everything: bool,
+    json_to: str | None,
+) -> None:
+    """Print how far each tensor of forward and backward is from FP64; fail at the first too far.
+
+    Args:
+        source: a program with a loss.
+        flags: settings given on the command line.
+        plan: a plan.json.
+        ranges: what was measured.
+        tolerance: see `mpcompile.numerics.node_errors.NodeError.fails`.
+        batches: how many of the workload's data are compared.
+        steps: training steps before that; the loss scale is found on each batch compared.
+        everything: the table is not cut short.
+        json_to: where the document goes.
+
+    Raises:
+        BadInput: an argument is wrong, or the program does not train.
+        CheckFailed: a node is over the tolerance.
+    """
+    if not tolerance > 0:
+        raise BadInput(f"--tolerance is {tolerance}", "", "give a number above 0")
+    if batches < 1 or steps < 0:
+        raise BadInput(f"--batches is {batches}, --steps {steps}", "", "give at least 1 and 0")
+    console = Console(stderr=json_to == "-", highlight=False)
+    settings = find_settings(Path.cwd()).over(flags)
+    transformed = transform_source(source, settings, plan, ranges, console)
+    workload = transformed.workload
+    data = list(islice(epochs(workload), steps + batches))
+    with console.status("training"):
+        step, _ = settled_step(transformed, data, steps)
+    plain = capture(workload)
+    rows: list[NodeError] = []
+    with console.status("comparing"):
+        for batch in data[steps:]:
+            now = compare(step, *batch, autocast=plain)
+            rows = worst(rows, now) if rows else now
+    failed = list(failures(rows, tolerance))
+    _print(rows, failed, tolerance, batches, step, everything, console)
+    write_json(
+        json_to,
+        {
+            "version": VERSION,
+            "source": source,
+            "reference": "fp64",
+            "tolerance": tolerance,
+            "batches": batches,
+            "steps": steps,
+            "loss_scale": step.loss_scale,
+            "first": failed[0].id if failed else None,
+            "failed": [row.id for row in failed],
+            "rows": [_document(row) for row in rows],
+        },
+    )
+    if failed:
+        first, begins = failed[0], origin(rows, failed[0])
+        what = _verdict(first, tolerance) + _beginning(first, begins)
+        raise CheckFailed(what, _place(first), _advice(begins))
+
+
+def _print(
+    rows: Sequence[NodeError],
+    failed: Sequence[NodeError],
+    tolerance: float,
+    batches: int,
+    step: TrainStep,
+    everything: bool,
+    console: Console,
+) -> None:
+    for title, chosen in _tables(rows, failed, everything):
+        table = numbers_table(title, "node", "where")
+        table.box, table.pad_edge = SIMPLE_HEAD, False
+        table.columns[1].justify, table.columns[1].overflow = "left", "fold"
+        for name in ("error", "own", "autocast", "FP32", "bits", "zero", "subn"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in chosen:
+            table.add_row(*_cells(row))
+        console.print(table)
+    peers = [row for row in rows if row.autocast is not None]
+    nearer = sum(row.error <= (row.autocast or 0.0) for row in peers)
+    count = f"{batches} batch" if batches == 1 else f"{batches} batches"
+    verdict = f"{len(failed)} over" if failed else "none over"
+    console.print(
+        "error: against FP64, of the tensor and of the node on its own; bits: left to 65504; "
+        "zero, subn: share of zeros and of FP16 subnormals",
+        style="dim",
+    )
+    console.print(
+        f"{len(rows):,} tensors in {count} at a loss scale of {step.loss_scale:g}: {verdict} the "
+        f"tolerance of {tolerance:g}; {nearer:,} of the {len(peers):,} that eager autocast makes "
+        "too are at least as near to FP64 as its own",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _tables(
+    rows: Sequence[NodeError], failed: Sequence[NodeError], everything: bool
+) -> Iterator[tuple[str, Sequence[NodeError]]]:
+    if everything:
+        yield f"all {len(rows)} tensors, in order", rows
+        return
+    if failed:
+        yield f"over the tolerance: the first {min(_SHOWN, len(failed))}", failed[:_SHOWN]
+    for stage in ("forward", "backward"):
+        made = [row for row in rows if row.stage == stage and row.own]  # the others hand it on
+        by_error = sorted(made, key=lambda row: -_excess(row))[:_SHOWN]
+        if by_error and not failed:
+            yield f"{stage}: farthest from FP64", by_error
+
+
+def _excess(row: NodeError) -> float:
+    """Return the error, or 0 where FP32 is far off too: nobody learns from noise."""
+    return row.error if row.error > row.explained or row.full < 1e-4 else 0.0
+
+
+def _cells(row: NodeError) -> list[str | Text]:
+    here = f"{Path.cwd()}{os.sep}"
+    return [
+        Text(printable(row.id)),
+        Text(printable(str(row.where).replace(here, ""))),
+        _number(row.error),
+        _number(row.own),
+        "-" if row.autocast is None else _number(row.autocast),
+        _number(row.full),
+        "-" if row.headroom_bits is None else f"{row.headroom_bits:.1f}",
+        _share(row.zeros),
+        _share(row.subnormals),
+    ]
+
+
+def _number(error: float) -> str:
+    """Write it in one digit: ``9e-4``."""
+    if not error or not isfinite(error):
+        return "inf" if error else "0"
+    digit, _, power = f"{error:.0e}".partition("e")
+    return f"{digit}e{int(power)}"
+
+
+def _share(part: float) -> str:
+    return f"{part:.0%}" if part else "-"
+
+
+def _verdict(row: NodeError, tolerance: float) -> str:
+    what = f"{row.id} ({row.op}, {row.stage}) is the first tensor over the tolerance: "
+    if row.nonfinite:
+        return f"{what}{row.nonfinite:,} of its numbers are not finite"
+    lost = f", {row.vanished:.0%} of it rounded to zero" if row.vanished else ""
+    return f"{what}its error is {row.error:.2g}, over {tolerance:g}{lost}; FP32's is {row.full:.2g}"
+
+
+def _beginning(row: NodeError, begins: NodeError) -> str:
+    if begins is row:
+        return ""
+    lost = f", {begins.vanished:.0%} of it rounded to zero" if begins.vanished else ""
+    place = str(begins.where).replace(f"{Path.cwd()}{os.sep}", "")
+    return f"; it begins with {begins.id} ({begins.op}, {begins.stage}) at {place}{lost}"
+
+
+def _place(row: NodeError) -> str:
+    return f"{row.where.file}:{row.where.line}" if row.where.file else row.where.module
+
+
+def _advice(row: NodeError) -> str:
+    if row.stage == "backward" and (row.nonfinite or row.vanished):
+        return f"give a {'smaller' if row.nonfinite else 'larger'} --loss-scale"
+    flags = " ".join(f"--full node:{name}" for name in row.keep)
+    return f"`{flags}` keeps it in FP32" if flags else ""
+
+
+def _document(row: NodeError) -> dict[str, Any]:
+    """Return a row as JSON, which has no infinity: such a number is null."""
+    return {
+        name: value if not isinstance(value, float) or isfinite(value) else None
+        for name, value in asdict(row).items()
+    }

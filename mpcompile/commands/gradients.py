@@ -1,0 +1,376 @@
+"""``mpcompile gradients``: exponents, what FP16 loses, the loss scale, and vanishing updates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mpcompile.artifacts import check_file, write_file, write_json
+from mpcompile.commands.warnings import warnings_on_one_line
+from mpcompile.errors import BadInput, printable
+from mpcompile.numerics.calibration import measure_ranges
+from mpcompile.numerics.gradient_exponents import (
+    HEADROOM_BITS,
+    Gradient,
+    Underflow,
+    gradients_in_fp16,
+    joined,
+    losses,
+    most_lost,
+    recommended_scale,
+    underflows,
+)
+from mpcompile.numerics.vanishing_updates import Vanishing, vanishing_updates
+from mpcompile.pipeline import constants_of, describe
+from mpcompile.plan.given import decide
+from mpcompile.plan.plan import read_plan
+from mpcompile.plan.ranges import Range, Ranges
+from mpcompile.precision import Precision
+from mpcompile.program.capture import Forward, capture
+from mpcompile.program.unfit_constants import unfit_constants
+from mpcompile.program.workload import Workload, load
+from mpcompile.settings import Settings, find_settings
+from mpcompile.show.exponent_plot import columns_for, exponent_plot, legend
+from mpcompile.show.summary import numbers_table
+from mpcompile.show.terminal import text_of, where_of
+from mpcompile.step.loss_scale import LossScale
+
+_SHOWN, _WIDEST = 10, 100
+_PICTURES = ("svg", "png")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How much is measured, and where it goes.
+
+    Attributes:
+        batches: the most batches to measure.
+        steps: how many updates.
+        figure: a file for a picture, perhaps.
+        force: whether it may be replaced.
+        json_to: where the document goes.
+    """
+
+    batches: int
+    steps: int
+    figure: Path | None
+    force: bool
+    json_to: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the command says.
+
+    Attributes:
+        batches: how many were measured.
+        gradients: those that FP16 would hold.
+        scale: the recommended loss scale; None if all gradients are zero, or none is in FP16.
+        underflows: where gradients begin to underflow without a scale.
+        updates: per trained parameter.
+        steps: how many updates were looked at.
+    """
+
+    batches: int
+    gradients: tuple[Gradient, ...]
+    scale: float | None
+    underflows: tuple[Underflow, ...]
+    updates: tuple[Vanishing, ...]
+    steps: int
+
+    def held(self) -> dict[str, Range]:
+        """Return what gradients held together, by activations and by weights."""
+        return {
+            "activations": joined(item for item in self.gradients if not item.weight),
+            "weights": joined(item for item in self.gradients if item.weight),
+        }
+
+
+def gradients(
+    source: str,
+    flags: dict[str, Any],
+    plan: Path | None,
+    ranges: Ranges | None,
+    wanted: Wanted,
+) -> None:
+    """Measure, print and write.
+
+    Args:
+        source: a program.
+        flags: settings given on the command line.
+        plan: a plan.json.
+        ranges: what was measured before; it decides, too, as in ``mpcompile model.py --ranges``.
+        wanted: how much, and where it goes.
+
+    Raises:
+        BadInput, CannotCapture: the program or an argument is wrong.
+    """
+    console = Console(stderr=wanted.json_to == "-", highlight=False)
+    if wanted.figure is not None:
+        _check_figure(wanted.figure, wanted.force)
+    settings = find_settings(Path.cwd()).over(flags)
+    workload = load(source)
+    if workload.optimizer is None:
+        raise BadInput(
+            "the workload has no loss and no optimizer, so it has no gradients",
+            workload.origin,
+            "add both",
+        )
+    with console.status("measuring"), warnings_on_one_line():
+        found = _measure(workload, settings, plan, ranges, wanted)
+    _print(found, console)
+    if wanted.figure is not None:
+        figure = import_module("mpcompile.show.exponent_figure")
+        title = f"{source}: exponents of gradients"
+        kind = wanted.figure.suffix.removeprefix(".")
+        picture = figure.exponent_figure(title, found.held(), found.scale, kind)
+        write_file(wanted.figure, picture, wanted.force)
+        console.print(f"wrote {printable(str(wanted.figure))}", markup=False)
+    write_json(wanted.json_to, {"source": source, **_document(found)})
+
+
+def _check_figure(file: Path, force: bool) -> None:
+    if file.suffix.removeprefix(".") not in _PICTURES:
+        raise BadInput(f"{file} is neither .svg nor .png", "", "name the picture so")
+    check_file(file, force)
+    try:
+        import_module("matplotlib")
+    except ImportError as error:
+        raise BadInput(
+            "--figure needs matplotlib, which is not installed", "", "pip install matplotlib"
+        ) from error
+
+
+def _measure(
+    workload: Workload,
+    settings: Settings,
+    given: Path | None,
+    ranges: Ranges | None,
+    wanted: Wanted,
+) -> Found:
+    forward = capture(workload)
+    policy = settings.policy
+    unfit = unfit_constants(forward.module, constants_of(forward), policy.precision)
+    flow = describe(forward, policy, unfit)
+    plan = decide(flow, policy.precision, read_plan(given) if given else None, ranges)
+    if plan.precision is not Precision.FP16:
+        raise BadInput(
+            f"the plan's precision is {plan.precision.value}, which needs no loss scale",
+            "",
+            "look at gradients with fp16",
+        )
+    measured = ranges or measure_ranges(workload, forward, wanted.batches)
+    return _found(workload, forward, gradients_in_fp16(forward, plan, measured), measured, wanted)
+
+
+def _found(
+    workload: Workload,
+    forward: Forward,
+    held: tuple[Gradient, ...],
+    measured: Ranges,
+    wanted: Wanted,
+) -> Found:
+    scale = recommended_scale(joined(held).largest_finite)
+    return Found(
+        batches=measured.batches,
+        gradients=held,
+        scale=scale,
+        underflows=underflows(forward, measured, min(scale or 1.0, 1.0)),
+        updates=vanishing_updates(workload, forward, wanted.steps),
+        steps=wanted.steps,
+    )
+
+
+def _print(found: Found, console: Console) -> None:
+    if not found.gradients:
+        _say(console, "No gradient would be in FP16, so no loss scale is needed.")
+    else:
+        _print_plots(found, console)
+    for sentence in _sentences(found):
+        _say(console, sentence)
+    if found.scale is not None:
+        _print_most_lost(found.gradients, found.scale, console)
+    _print_updates(found.updates, found.steps, console)
+
+
+def _print_plots(found: Found, console: Console) -> None:
+    scale = found.scale or 1.0
+    columns = columns_for(joined(found.gradients), scale, min(console.width, _WIDEST))
+    for name, held in found.held().items():
+        if held.count:
+            zero = f"{held.count:,} numbers in {found.batches} batches, {held.share_of_zeros:.1%}"
+            title = f"gradients by {name}: {zero} zero"
+            for line in exponent_plot(title, held, scale, columns):
+                console.print(line, no_wrap=True, overflow="ellipsis")
+    console.print(legend(), no_wrap=True, overflow="ellipsis")
+
+
+def _say(console: Console, sentence: str) -> None:
+    console.print(printable(sentence), markup=False, soft_wrap=True)
+
+
+def _sentences(found: Found) -> list[str]:
+    """Return what is lost without a scale, the recommended one, and what is lost with it."""
+    sentences = [
+        f"{_named(item)} is not finite in {item.held.nonfinite:,} of {item.held.count:,} numbers "
+        "in FP32 already; no loss scale mends that."
+        for item in found.gradients
+        if item.held.nonfinite
+    ]
+    if found.scale is None:
+        return [*sentences, "All gradients are zero."] if found.gradients else sentences
+    largest = max(found.gradients, key=lambda item: item.held.largest_finite)
+    both = found.held()
+    sentences.append(f"Without a loss scale: {_lost(both, 1.0)}.")
+    sentences.append(
+        f"Recommended loss scale: {_scale(found.scale)}, the largest power of two that keeps "
+        f"the largest gradient, {largest.held.largest_finite:.4g} of the one by "
+        f"{_described(largest)}, {HEADROOM_BITS} bits below overflow."
+    )
+    if found.scale < 1.0:
+        sentences.append(
+            "It is below 1: the gradients are too large as they are. Use LossScale.static with it, "
+            f"or a dynamic scale whose floor is as low, as the default floor is "
+            f"{LossScale().floor:g}; or divide the loss."
+        )
+    if found.scale != 1.0:
+        sentences.append(f"With it: {_lost(both, found.scale)}.")
+    for item in found.underflows[:_SHOWN]:
+        lost, rest = (item.gradient.held.share_lost(scale) for scale in (1.0, found.scale))
+        sentences.append(
+            f"Underflow begins at {_named(item.gradient)}, which the backward of "
+            f"{item.reader} ({where_of(item.where)}) makes: {lost:.1%} of it is below 2^-24, "
+            f"with the scale {rest:.1%}."
+        )
+    if len(found.underflows) > _SHOWN:
+        sentences.append(f"{len(found.underflows) - _SHOWN} more begin elsewhere.")
+    return sentences
+
+
+def _lost(both: dict[str, Range], scale: float) -> str:
+    """Say per kind of gradient which shares FP16 loses."""
+    parts = []
+    for name, held in both.items():
+        if held.count:
+            share = losses(held, scale)
+            over = ", the largest overflow" if share.overflows else ""
+            parts.append(
+                f"of those by {name} {share.lost:.2%} are below 2^-24 and lost, "
+                f"{share.subnormal:.2%} are below 2^-14 and hold fewer digits{over}"
+            )
+    return "; ".join(parts)
+
+
+def _named(gradient: Gradient) -> str:
+    return f"the gradient by {_described(gradient)}"
+
+
+def _described(gradient: Gradient) -> str:
+    place = str(where_of(gradient.where))
+    return f"{gradient.name} ({place})" if place else gradient.name
+
+
+def _scale(scale: float) -> str:
+    return f"{scale:g} = 2^{math.log2(scale):g}"
+
+
+def _print_most_lost(gradients: Sequence[Gradient], scale: float, console: Console) -> None:
+    lost = most_lost(gradients, scale)
+    if not lost:
+        return
+    table = numbers_table(
+        f"gradients of which most is lost, of {len(gradients)}: alone, and times {scale:g}",
+        "gradient by",
+        "largest",
+        "below 2^-24",
+        "times the scale",
+    )
+    table.add_column("where", overflow="fold")
+    for item in lost[:_SHOWN]:
+        table.add_row(
+            text_of(item.name),
+            f"{item.held.largest_finite:.4g}",
+            f"{item.held.share_below_smallest:.1%}",
+            f"{item.held.share_lost(scale):.1%}",
+            where_of(item.where),
+        )
+    console.print(table)
+
+
+def _print_updates(updates: Sequence[Vanishing], steps: int, console: Console) -> None:
+    every = _every(updates)
+    _say(
+        console,
+        f"Without master weights {every.share:.1%} of the updates other than zero would vanish "
+        f"({every.vanished:,} of {every.count - every.zeros:,} in {steps} steps; {every.zeros:,} "
+        "were zero): FP16 weight + update rounds to the FP16 weight.",
+    )
+    worst = sorted((item for item in updates if item.vanished), key=lambda item: -item.share)
+    if not worst:
+        return
+    columns = ("parameter", "updates", "zero", "vanish")
+    table = numbers_table(f"updates of which most vanish, of {len(updates)} parameters", *columns)
+    for item in worst[:_SHOWN]:
+        cells = (f"{item.count:,}", f"{item.zeros:,}", f"{item.share:.1%}")
+        table.add_row(text_of(item.parameter), *cells)
+    console.print(table)
+
+
+def _every(updates: Sequence[Vanishing]) -> Vanishing:
+    return Vanishing(
+        "",
+        sum(item.count for item in updates),
+        sum(item.zeros for item in updates),
+        sum(item.vanished for item in updates),
+    )
+
+
+def _document(found: Found) -> dict[str, Any]:
+    scale = found.scale
+    scales = sorted({1.0, scale or 1.0})
+    every = _every(found.updates)
+    return {
+        "batches": found.batches,
+        "recommended_scale": scale,
+        "histogram": {name: held.exponents for name, held in found.held().items()},
+        "zeros": {name: held.share_of_zeros for name, held in found.held().items()},
+        "lost": {
+            name: [asdict(losses(held, item)) for item in scales]
+            for name, held in found.held().items()
+        },
+        "gradients": [_gradient(item, scale or 1.0) for item in found.gradients],
+        "underflows": [
+            {
+                "gradient": _gradient(item.gradient, scale or 1.0),
+                "reader": item.reader,
+                "where": asdict(item.where),
+            }
+            for item in found.underflows
+        ],
+        "updates": {
+            "steps": found.steps,
+            "share_vanished": every.share,
+            "parameters": [asdict(item) | {"share": item.share} for item in found.updates],
+        },
+    }
+
+
+def _gradient(item: Gradient, scale: float) -> dict[str, Any]:
+    return {
+        "tensor": item.tensor,
+        "name": item.name,
+        "weight": item.weight,
+        "where": asdict(item.where),
+        "largest": item.held.largest_finite,
+        "zeros": item.held.zeros,
+        "not_finite": item.held.nonfinite,
+        "count": item.held.count,
+        "lost": losses(item.held, 1.0).lost,
+        "lost_scaled": losses(item.held, scale).lost,
+    }

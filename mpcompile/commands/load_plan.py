@@ -1,0 +1,28 @@
+"""The plan of a program or an ONNX model, by settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from mpcompile.commands.load_program import transform_source
+from mpcompile.onnx.rewrite import prepare
+from mpcompile.onnx_graph.gate import read_model
+from mpcompile.onnx_graph.kernels import Target
+from mpcompile.plan.given import decide
+from mpcompile.plan.plan import Plan
+from mpcompile.settings import Settings
+
+
+def plan_source(source: str, settings: Settings, console: Console) -> Plan:
+    """Return the plan of a program, or of an ``.onnx`` file for any target.
+
+    Raises:
+        BadInput, CannotCapture: it is neither.
+    """
+    if source.endswith(".onnx"):
+        wanted = settings.policy
+        prepared = prepare(read_model(Path(source)), wanted, wanted.precision, Target.ANY)
+        return decide(prepared.flow, wanted.precision)
+    return transform_source(source, settings, None, None, console).plan

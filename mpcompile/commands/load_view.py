@@ -1,0 +1,75 @@
+"""What a person may ask to look at: a program, an ONNX model, a plan, an artifact folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from mpcompile.commands.load_program import transform_source
+from mpcompile.errors import BadInput
+from mpcompile.pipeline import Transformed
+from mpcompile.plan.plan import read_plan
+from mpcompile.plan.ranges import Ranges
+from mpcompile.settings import Settings
+from mpcompile.show.of_onnx import view_of_onnx
+from mpcompile.show.of_plan import view_of_plan
+from mpcompile.show.of_step import view_of
+from mpcompile.show.view import PLAN, VIEW, View, read_view
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What was opened.
+
+    Attributes:
+        view: its rows.
+        made: the program behind it; None of a model, a plan or a folder.
+    """
+
+    view: View
+    made: Transformed | None = None
+
+
+def is_program(source: str) -> bool:
+    """Whether a source is a program rather than a file that is only read."""
+    return not (source.endswith((".onnx", ".json")) or Path(source).is_dir())
+
+
+def open_source(
+    source: str, settings: Settings, plan: Path | None, ranges: Ranges | None, console: Console
+) -> Opened:
+    """Return the rows of a source; only a program is executed.
+
+    Args:
+        source: ``model.py``, ``package.module:name``, an ``.onnx`` file, a ``plan.json``, a
+            ``view.json`` or a folder that `mpcompile model.py` has written.
+        settings: for a program.
+        plan: for a program.
+        ranges: for a program.
+        console: where warnings and progress are shown.
+
+    Raises:
+        BadInput: it is none of these, or a plan or ranges were given for what is no program.
+    """
+    if is_program(source):
+        made = transform_source(source, settings, plan, ranges, console)
+        return Opened(view_of(made, source), made)
+    if plan is not None or ranges is not None:
+        raise BadInput(f"{source} is shown as it is", "", "leave out --plan and --ranges")
+    path = Path(source)
+    if source.endswith(".onnx"):
+        return Opened(view_of_onnx(path, source))
+    if path.is_dir():
+        inside = [path / name for name in (VIEW, PLAN) if (path / name).is_file()]
+        if not inside:
+            raise BadInput(
+                "the folder holds neither view.json nor plan.json",
+                source,
+                "give a folder that `mpcompile model.py` has written",
+            )
+        path = inside[0]
+    if path.name.endswith(VIEW):
+        return Opened(read_view(path))
+    return Opened(view_of_plan(read_plan(path), source))

@@ -1,0 +1,226 @@
+"""``mpcompile model.onnx`` and ``mpcompile calibrate model.onnx``."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx_ir as ir
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mpcompile.artifacts import check_file, write_file, write_json
+from mpcompile.commands.warnings import warnings_on_one_line
+from mpcompile.errors import BadInput, CheckFailed, printable
+from mpcompile.onnx.batches import read_batches
+from mpcompile.onnx.comparison import Comparison, compare
+from mpcompile.onnx.rewrite import Rewritten
+from mpcompile.onnx.rewrite import rewrite as rewrite_model
+from mpcompile.onnx.sessions import Array, fault_of, input_types
+from mpcompile.onnx_graph.gate import EXTERNAL_ABOVE, read_model, write_model
+from mpcompile.onnx_graph.kernels import Target
+from mpcompile.plan.plan import read_plan
+from mpcompile.plan.ranges import Ranges
+from mpcompile.settings import find_settings
+
+_BATCHES = 8
+
+
+class OnnxFlags(Protocol):
+    """What the command line gives, see `mpcompile.cli.transform.OnnxFlags`."""
+
+    @property
+    def data(self) -> Path | None:
+        """The file of inputs."""
+
+    @property
+    def target(self) -> str:
+        """Where the model shall run."""
+
+    @property
+    def free_io(self) -> bool:
+        """Whether inputs and outputs may change their dtypes."""
+
+    @property
+    def tolerance(self) -> float | None:
+        """The largest error."""
+
+
+def rewrite(
+    source: Path,
+    output: Path | None,
+    flags: dict[str, Any],
+    plan: Path | None,
+    ranges: Ranges | None,
+    onnx: OnnxFlags,
+    force: bool,
+    json_to: str | None,
+) -> None:
+    """Rewrite a model, compare it with the original, and write it with its plan beside it.
+
+    Raises:
+        BadInput: the file is no valid model, or an argument is wrong.
+        CheckFailed: an output is further from the original's than the tolerance.
+    """
+    console = Console(stderr=json_to == "-", highlight=False)
+    if onnx.tolerance is not None and not onnx.tolerance >= 0:
+        raise BadInput(f"--tolerance is {onnx.tolerance:g}", "", "give 0 or more")
+    if {"loss_scale", "without"} & flags.keys():
+        what = "a model that is not trained has no loss scale, and no pass to leave out"
+        raise BadInput(what, str(source), "leave out --loss-scale and --without")
+    settings = find_settings(Path.cwd()).over(flags)
+    file = output or source.with_name(f"{source.stem}.{settings.precision}.onnx")
+    plan_file = file.with_name(f"{file.stem}.plan.json")
+    if os.path.realpath(file) == os.path.realpath(source):  # resolve() fails on links in a circle
+        raise BadInput(f"{file} is what is read", "", "choose another --output")
+    for path in (file, plan_file):
+        check_file(path, force)
+    given = read_plan(plan) if plan else None
+    original = read_model(source)
+    with console.status("rewriting"), warnings_on_one_line():
+        rewritten = rewrite_model(
+            original,
+            settings.policy,
+            plan=given,
+            ranges=ranges,
+            target=Target(onnx.target),
+            keep_io=not onnx.free_io,
+        )
+    with console.status("checking"):
+        fault = fault_of(rewritten.model)
+        if fault and not fault_of(original):
+            raise CheckFailed(f"the rewritten model is not valid: {fault}", "", "report this model")
+    with console.status("comparing"):
+        found, why_not = _compared(original, rewritten, onnx)
+    _print(source, rewritten, found, why_not, console)
+    if found is not None and not found.passed:
+        raise CheckFailed(
+            f"the rewritten model is not what {source} is: {found.first or found.worst}",
+            "",
+            "keep that op in FP32 with --full, measure with `mpcompile calibrate`, or raise "
+            "--tolerance",
+        )
+    # Weights that came in a file of their own leave in one: never all in memory at once.
+    apart = _weights(original) > source.stat().st_size
+    written = write_model(rewritten.model, file, force, 0 if apart else EXTERNAL_ABOVE)
+    write_file(plan_file, rewritten.plan.to_json() + "\n", force)
+    console.print(f"wrote {', '.join(map(str, [*written, plan_file]))}", markup=False)
+    write_json(json_to, _document(source, file, rewritten, found, why_not))
+
+
+def calibrate(
+    source: Path,
+    output: Path | None,
+    data: Path | None,
+    batches: int,
+    force: bool,
+    json_to: str | None,
+) -> None:
+    """Measure what a model's tensors hold on the batches of a file."""
+    from mpcompile.onnx.measure import calibrate as measure
+
+    console = Console(stderr=json_to == "-", highlight=False)
+    if batches < 1:
+        raise BadInput(f"--batches is {batches}", "", "give at least 1")
+    if data is None:
+        raise BadInput("there is no data to measure on", str(source), "give --data FILE.npz")
+    file = output or source.with_name(f"{source.stem}.ranges.json")
+    check_file(file, force)
+    model = read_model(source)
+    with console.status("measuring"):
+        found = measure(model, islice(read_batches(data, input_types(model)), batches))
+    write_file(file, found.to_json() + "\n", force)
+    console.print(f"measured {len(found.values)} tensors on {found.batches} batches", markup=False)
+    console.print(f"wrote {file}", markup=False)
+    write_json(
+        json_to,
+        {
+            "source": str(source),
+            "output": str(file),
+            "batches": found.batches,
+            "tensors": len(found.values),
+        },
+    )
+
+
+def _compared(
+    original: ir.Model, rewritten: Rewritten, onnx: OnnxFlags
+) -> tuple[Comparison | None, str]:
+    """Return the comparison, or why there is none."""
+    batches: list[Mapping[str, Array]] | None = None
+    if onnx.data is not None:
+        batches = list(islice(read_batches(onnx.data, input_types(original)), _BATCHES))
+    try:
+        return compare(original, rewritten, batches, onnx.tolerance), ""
+    except BadInput as error:
+        if onnx.data is not None:
+            raise
+        return None, error.what
+    except CheckFailed as error:
+        if Target(onnx.target) is not Target.CUDA:  # which has kernels that no CPU has
+            raise
+        return None, error.what
+
+
+def _print(
+    source: Path,
+    rewritten: Rewritten,
+    found: Comparison | None,
+    why_not: str,
+    console: Console,
+) -> None:
+    plan = rewritten.plan
+    kinds = Counter((decision.kind, decision.stores.short) for decision in plan.decisions)
+    table = Table(title=escape(printable(f"{source} in {plan.precision.short}")))
+    table.add_column("op")
+    columns = [name for name in ("f16", "bf16", "f32") if any(s == name for _, s in kinds)]
+    for name in columns:
+        table.add_column(name, justify="right")
+    for kind in sorted({kind for kind, _ in kinds}):
+        cells = [str(kinds[kind, name] or "") for name in columns]
+        table.add_row(escape(printable(kind)), *cells)
+    console.print(table)
+    more = "more" if rewritten.casts >= 0 else "fewer"
+    lines = [f"{abs(rewritten.casts)} casts {more} than before", *rewritten.notes]
+    if not rewritten.changed:
+        lines = ["nothing to win: the model stays as it is", *rewritten.notes]
+    if found is None:
+        lines.append(f"not compared with the original: {why_not}")
+    else:
+        lines.append(
+            f"largest error {found.worst.error:.3g} of the largest magnitude "
+            f"({found.worst.tensor}, {found.batches} "
+            + ("batch of random numbers)" if found.made_up else "batches)")
+        )
+        run = ", ".join(f"{count} {kind}" for kind, count in found.casts.items())
+        lines.append(f"casts that ONNX Runtime really runs on a CPU: {run or 'none'}")
+    for line in lines:
+        console.print(printable(line), markup=False)
+
+
+def _weights(model: ir.Model) -> int:
+    """Return the bytes of a model's weights."""
+    held = [value.const_value for g in model.graphs() for value in g.initializers.values()]
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+
+def _document(
+    source: Path, file: Path, rewritten: Rewritten, found: Comparison | None, why_not: str
+) -> dict[str, Any]:
+    decisions = Counter(decision.stores.short for decision in rewritten.plan.decisions)
+    return {
+        "source": str(source),
+        "output": str(file),
+        "changed": rewritten.changed,
+        "ops": dict(decisions),
+        "casts": rewritten.casts,
+        "notes": list(rewritten.notes),
+        "errors": {d.tensor: d.error for d in found.outputs} if found else None,
+        "not_compared": why_not or None,
+        "casts_at_run_time": dict(found.casts) if found else None,
+    }

@@ -1,0 +1,85 @@
+"""``mpcompile run train.onnx``: train in ONNX Runtime, with no torch in the process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from rich.console import Console
+
+from mpcompile.artifacts import check_file, write_json
+from mpcompile.commands.progress import train
+from mpcompile.errors import BadInput
+from mpcompile.onnx.batches import read_batches
+from mpcompile.onnx.device_memory import Array, dtype_of
+from mpcompile.onnx.train_step import OrtTrainStep
+
+
+def run(
+    source: Path,
+    data: Path | None,
+    steps: int,
+    device: Literal["cpu", "cuda"],
+    output: Path | None,
+    force: bool,
+    json_to: str | None,
+) -> None:
+    """Train a step on the batches of a file, an epoch after another.
+
+    Args:
+        source: ``train.onnx``; its description and state lie beside it and are left as they are.
+        data: a ``.npz`` file, see `mpcompile.onnx.batches.read_batches`.
+        steps: how many.
+        device: where.
+        output: a ``.safetensors`` file for the final state.
+        force: whether that file may be replaced.
+        json_to: see `mpcompile.artifacts.write_json`.
+
+    Raises:
+        BadInput: a file is none of these, or an argument is wrong.
+    """
+    if steps < 1:
+        raise BadInput(f"--steps is {steps}", "", "give at least 1")
+    if data is None:
+        raise BadInput("there is no data to train on", str(source), "give --data FILE.npz")
+    if output is not None:
+        if output.suffix != ".safetensors":  # with --force it could be the step itself
+            raise BadInput(f"{output} is no name for a state", "", "let it end in .safetensors")
+        check_file(output, force)
+    console = Console(stderr=json_to == "-", highlight=False)
+    step = OrtTrainStep(source, device=device)
+    losses, seconds = train(step, _batches(step, data, steps), steps, console)
+    typical = 1000 * median(seconds[1:] or seconds)
+    console.print(
+        f"{len(losses)} steps: loss {losses[0]:.4f} -> {losses[-1]:.4f}, "
+        f"loss scale {step.loss_scale:g}, {step.skipped} skipped, {typical:.1f} ms a step"
+    )
+    if output is not None:
+        step.save(output)
+        console.print(f"wrote {output}", markup=False)
+    document = {
+        "source": str(source),
+        "device": device,
+        "steps": len(losses),
+        "taken": step.taken,
+        "skipped": step.skipped,
+        "loss_scale": step.loss_scale,
+        "median_step_ms": round(typical, 3),
+        "output": None if output is None else str(output),
+        "losses": losses,
+    }
+    write_json(json_to, document)
+
+
+def _batches(step: OrtTrainStep, data: Path, steps: int) -> Iterator[list[Array]]:
+    """Yield batches, an epoch after another; the file is read anew in each."""
+    inputs = {spec.name: (dtype_of(spec), spec.shape) for spec in step.file.batch}
+    count = 0
+    while True:
+        for batch in read_batches(data, inputs):
+            if count == steps:
+                return
+            yield [batch[name] for name in inputs]
+            count += 1

@@ -1,0 +1,205 @@
+"""``torch.compile(model, backend="mpcompile")``: casts by our plan in each graph that Dynamo makes.
+
+Autograd, graph breaks, the optimizer and the loss scale stay the user's own. Parameters are inputs
+of a graph, so their casts are nodes of it and their gradients are FP32.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from mpcompile.errors import BadInput
+from mpcompile.integrations.exported_program import insert_casts
+from mpcompile.lower.lower import default_backend
+from mpcompile.passes.lowering.emulate_half import emulate_half
+from mpcompile.plan.policy import Policy, UnmatchedOverride
+from mpcompile.program.control_flow import is_control_flow
+from mpcompile.settings import Settings, check_settings
+from mpcompile.torch_private.inductor import compile_under_autograd, composite, dynamo_constant
+from mpcompile.torch_private.ops import is_higher_order, op_name
+
+_ATEN = torch.ops.aten
+_LOG = logging.getLogger("mpcompile")
+_ROOT = re.compile(r"^[LG]\['[^']*'\]\.?")
+_NOT_HERE = {
+    "loss_scale": "scale the loss in the training loop, with torch.amp.GradScaler",
+    "without": "leave it out; these passes need the whole training step",
+    "lint": "leave it out; it is of `mpcompile lint`",
+}
+
+
+def mpcompile(
+    module: fx.GraphModule,
+    inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """Rewrite one graph of Dynamo; the entry point of the group ``torch_dynamo_backends``.
+
+    With the backend ``interpreter``, on a CPU the default, the graph runs op by op under eager
+    autograd, on a CPU in pseudo FP16 (`mpcompile.passes.lowering.emulate_half`). With ``inductor``,
+    on CUDA the default, it is handed on to inductor.
+
+    Args:
+        module: calls of torch functions; parameters and buffers are inputs.
+        inputs: fake tensors, and symbols for dynamic sizes.
+        options: as in ``torch.compile(options=...)``: ``level``, ``precision``, ``full``, ``half``,
+            ``free`` and ``backend``, as in ``[tool.mpcompile]``.
+        mode: there is none; torch passes it on if the user gives one.
+
+    Raises:
+        BadInput: an option is wrong, or the model runs under ``torch.autocast``. Dynamo raises it
+            as the cause of its own ``BackendCompilerFailed``.
+    """
+    if mode is not None:
+        raise BadInput(f"the mode is {mode!r}", "torch.compile", "leave it out; give options=")
+    settings = _settings(options or {})
+    _refuse_autocast(module)
+    tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    backend = settings.backend or default_backend(device)
+    rewritten = None if settings.policy.changes_nothing else _rewritten(module, settings.policy)
+    if backend == "inductor":
+        if rewritten is not None:
+            _write_back(*rewritten)
+        return compile_under_autograd(module, rewritten and rewritten[0], inputs)
+    if rewritten is None:
+        return module.forward
+    if device.type == "cpu":
+        emulate_half(rewritten[0])
+    _write_back(*rewritten)
+    return rewritten[0].forward
+
+
+def _settings(options: Mapping[str, Any]) -> Settings:
+    where = "the options of torch.compile"
+    for name, advice in _NOT_HERE.items():
+        if name in options:
+            raise BadInput(f"{name} is no option of this backend", where, advice)
+    return check_settings(dict(options), where)
+
+
+def _refuse_autocast(module: fx.GraphModule) -> None:
+    enters = [node for node in module.graph.nodes if op_name(node) == "_enter_autocast"]
+    if enters or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise BadInput(
+            "the model runs under torch.autocast",
+            "torch.compile(backend='mpcompile')",
+            "take autocast out; the casts are put in by the plan",
+        )
+
+
+def _rewritten(
+    module: fx.GraphModule, policy: Policy
+) -> tuple[fx.GraphModule, tuple[str, ...]] | None:
+    """Return the graph with casts, in composite ops and without writes; None if it has no cast.
+
+    Its first results are the next values of the inputs whose placeholders come with it.
+    """
+    for node in module.graph.nodes:
+        if is_higher_order(node) and not is_control_flow(node):
+            _say_left(f"calls {op_name(node)}, which has a backward of its own")
+            return None
+    places = module.graph.find_nodes(op="placeholder")
+    values = [node.meta["example_value"] for node in places]
+    traced, written = composite(module, values)
+    names = [node.name for node in traced.graph.find_nodes(op="placeholder")]
+    parameters = [isinstance(value, torch.nn.Parameter) for value in values]
+    if any(name in written for name, mine in zip(names, parameters, strict=True) if mine):
+        _say_left("writes to a parameter")
+        return None
+    constants = {
+        name: constant
+        for name, place in zip(names, places, strict=True)
+        if name not in written and (constant := dynamo_constant(place)) is not None
+    }
+    fixed = {
+        name: "a parameter" if parameter else "a buffer" if name in constants else "an input"
+        for name, parameter in zip(names, parameters, strict=True)
+    }
+    for node in traced.graph.nodes:
+        _name_modules(node)
+    _detach_instead_of_switching(traced.graph)
+    with warnings.catch_warnings():
+        # What an override is for may stand in another graph of the model.
+        warnings.simplefilter("ignore", UnmatchedOverride)
+        plan = insert_casts(traced, fixed, constants, policy)
+    if not plan.casts:
+        return None
+    narrow = sum(decision.computes.value != "float32" for decision in plan.decisions)
+    _LOG.info(
+        "a graph of %d ops: %d compute in 16 bits, %d casts",
+        len(plan.decisions),
+        narrow,
+        len(plan.casts),
+    )
+    return traced, written
+
+
+def _say_left(reason: str) -> None:
+    _LOG.warning("a graph stays in FP32: it %s; do that outside of what is compiled", reason)
+
+
+def _name_modules(node: fx.Node) -> None:
+    """Give modules the dotted names that they have in the model: ``L['self'].fc`` is ``fc``."""
+    stack = node.meta.get("nn_module_stack") or {}
+    named = {key: (_ROOT.sub("", path), kind) for key, (path, kind) in stack.items()}
+    node.meta["nn_module_stack"] = named
+
+
+def _detach_instead_of_switching(graph: fx.Graph) -> None:
+    """Let no node switch gradients off or on: what a region without them makes is detached.
+
+    A cast is shared by readers within and without such a region, so it must carry gradients.
+
+    A region *with* gradients inside a call without them computes the same without.
+    """
+    enabled = True
+    inside: list[fx.Node] = []
+    for node in list(graph.nodes):
+        if op_name(node) == "_set_grad_enabled":
+            enabled = bool(node.args[0])
+            graph.erase_node(node)
+        elif not enabled and node.op == "call_function":
+            inside.append(node)
+    for node in inside:
+        value = node.meta.get("val")
+        users = [user for user in node.users if user not in inside]
+        if users and isinstance(value, torch.Tensor) and value.is_floating_point():
+            with graph.inserting_after(node):
+                detached = graph.call_function(_ATEN.detach.default, (node,))
+            detached.meta = dict(node.meta)
+            for user in users:
+                user.replace_input_with(node, detached)
+
+
+def _write_back(module: fx.GraphModule, written: Sequence[str]) -> None:
+    """Let the graph write the next values of inputs into them, and return the others only.
+
+    It reads a copy of each, as autograd keeps what ops read, and that must not change.
+    """
+    graph = module.graph
+    output = graph.output_node()
+    (returned,) = output.args
+    assert isinstance(returned, list | tuple)
+    places = {node.name: node for node in graph.find_nodes(op="placeholder")}
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    for name in written:
+        with graph.inserting_before(first):
+            copied = graph.call_function(_ATEN.clone.default, (places[name],))
+        places[name].replace_all_uses_with(copied)
+        copied.args = (places[name],)
+    with graph.inserting_before(output):
+        for name, value in zip(written, returned, strict=False):
+            graph.call_function(_ATEN.copy_.default, (places[name], value))
+    output.args = (tuple(returned[len(written) :]),)
+    graph.lint()
+    module.recompile()

@@ -1,0 +1,90 @@
+"""Rewrite what `torch.export` has exported into mixed precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+
+from mpcompile.passes.order import forward_passes
+from mpcompile.passes.runner import run_passes
+from mpcompile.plan.given import decide
+from mpcompile.plan.plan import Plan
+from mpcompile.plan.policy import Policy
+from mpcompile.program.control_flow import all_graphs
+from mpcompile.program.describe import dataflow
+from mpcompile.program.unfit_constants import unfit_constants, unfit_reasons
+from mpcompile.torch_private.graphs import copy_graph, new_program
+from mpcompile.torch_private.ops import mutated_inputs
+
+
+def rewrite(
+    program: torch.export.ExportedProgram,
+    policy: Policy | None = None,
+    plan: Plan | None = None,
+) -> torch.export.ExportedProgram:
+    """Rewrite an exported forward graph into mixed precision.
+
+    Inputs, outputs and parameters keep their dtypes; the casts are nodes of the graph.
+
+    Args:
+        program: from `torch.export.export`; not changed.
+        policy: default: FP16 by the op table.
+        plan: decisions that hold before the policy; it must be of this very program.
+
+    Raises:
+        BadInput: the plan is of another graph, or overrides of the policy contradict each other.
+    """
+    policy = policy or Policy()
+    if any(
+        mutated_inputs(node)
+        for graph in all_graphs(program.graph_module)
+        for node in graph.graph.nodes
+    ):
+        program = program.run_decompositions({})  # makes it functional, decomposes nothing
+    module = copy_graph(program.graph_module)
+    signature = program.graph_signature
+    fixed = dict.fromkeys(signature.inputs_to_parameters, "a parameter")
+    fixed |= dict.fromkeys(signature.inputs_to_buffers, "a buffer")
+    held = {**program.state_dict, **program.constants}
+    buffers = {
+        node: held[name]
+        for node, name in [
+            *signature.inputs_to_buffers.items(),
+            *signature.inputs_to_lifted_tensor_constants.items(),
+        ]
+        if name not in signature.buffers_to_mutate.values() and name in held
+    }
+    insert_casts(module, fixed, buffers, policy, plan)
+    return new_program(program, module)
+
+
+def insert_casts(
+    module: fx.GraphModule,
+    fixed: dict[str, str],
+    constants: Mapping[str, torch.Tensor],
+    policy: Policy,
+    plan: Plan | None = None,
+) -> Plan:
+    """Plan a forward graph and put in the casts; return the plan.
+
+    Args:
+        module: FP32 composite ops that write to no tensor, with ``meta["val"]``; changed.
+        fixed: placeholder name to what it is (``"a parameter"``).
+        constants: per placeholder the buffer that is never written.
+        policy: gives each op its wish.
+        plan: decisions that hold before the policy.
+    """
+    unfit = unfit_constants(module, constants, plan.precision if plan else policy.precision)
+    flow = dataflow(module, fixed, policy, unfit_reasons(module, unfit))
+    plan = decide(flow, policy.precision, plan)
+    run_passes(module, forward_passes(plan), _lint)
+    for graph in all_graphs(module):
+        graph.recompile()
+    return plan
+
+
+def _lint(module: fx.GraphModule) -> None:
+    for graph in all_graphs(module):
+        graph.graph.lint()

@@ -1,0 +1,70 @@
+"""`rewrite`: mixed precision for whatever graph it is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import onnx
+import onnx_ir as ir
+
+from mpcompile.onnx import rewrite as onnx_rewrite
+from mpcompile.plan.plan import Plan
+from mpcompile.plan.policy import Policy
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.onnx import ONNXProgram
+
+    Program = TypeVar("Program", ExportedProgram, ONNXProgram, onnx.ModelProto, ir.Model)
+
+
+@overload
+def rewrite(
+    program: str | Path, policy: Policy | None = None, plan: Plan | None = None, **options: Any
+) -> ir.Model: ...
+
+
+@overload
+def rewrite(
+    program: Program, policy: Policy | None = None, plan: Plan | None = None, **options: Any
+) -> Program: ...
+
+
+def rewrite(
+    program: Any, policy: Policy | None = None, plan: Plan | None = None, **options: Any
+) -> Any:
+    """Rewrite a forward graph into mixed precision.
+
+    Inputs, outputs and parameters keep their dtypes; the casts are nodes of the graph.
+
+    Args:
+        program: a ``torch.export.ExportedProgram``, what ``torch.onnx.export`` returns, an
+            ``onnx.ModelProto``, an ``onnx_ir.Model``, or the path of an ONNX file, which may come
+            from anyone. It is not changed.
+        policy: default: FP16 by the op table.
+        plan: decisions that hold before the policy; it must be of this very program.
+        options: for ONNX graphs those of `mpcompile.onnx.rewrite.rewrite`: ``ranges``, ``target``,
+            ``keep_io``.
+
+    Returns:
+        A graph of the kind that was given; for a path an ``onnx_ir.Model``.
+
+    Raises:
+        BadInput: the plan is of another graph, overrides of the policy contradict each other, or
+            the file is no valid model.
+    """
+    if isinstance(program, str | Path | ir.Model):
+        return onnx_rewrite.rewrite(program, policy, plan=plan, **options).model
+    if isinstance(program, onnx.ModelProto):
+        done = onnx_rewrite.rewrite(program, policy, plan=plan, **options)
+        return ir.to_proto(done.model) if done.changed else program
+    # Only now, so that a tool that rewrites ONNX files does not wait for torch.
+    from torch.onnx import ONNXProgram
+
+    from mpcompile.integrations.exported_program import rewrite as rewrite_exported
+
+    if isinstance(program, ONNXProgram):
+        done = onnx_rewrite.rewrite(program.model, policy, plan=plan, **options)
+        return ONNXProgram(done.model, program.exported_program)
+    return rewrite_exported(program, policy, plan, **options)

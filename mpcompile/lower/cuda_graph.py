@@ -1,0 +1,119 @@
+"""One launch a step: the whole training step captured as a CUDA graph, then replayed.
+
+A step reads nothing back from the device, and its state stays where it is, so gradient and update
+graph fit into one CUDA graph (``torch.cuda.CUDAGraph``). What changes from step to step stands in
+tensors that the graph reads: the batch in copies of its own, learning rates, scale and counters in
+the step's state, random numbers in the generator, whose offset each replay advances.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+
+from mpcompile.program.control_flow import is_control_flow
+from mpcompile.step.collectives import is_collective
+from mpcompile.torch_private.ops import op_name
+
+WARM_UP = 3
+"""Steps before the capture: kernels are compiled, chosen and loaded in them."""
+
+_WAITING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+Step: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+_log = logging.getLogger("mpcompile")
+
+
+def obstacle(*graphs: fx.Graph) -> str:
+    """Say what in the graphs cannot be captured, as the host must wait for it; "" if nothing."""
+    for graph in graphs:
+        for node in graph.nodes:
+            tags = getattr(node.target, "tags", ())
+            if is_collective(node):
+                return f"{op_name(node)} talks to other processes"
+            waits = (
+                torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
+            )
+            if waits or is_control_flow(node):
+                where = node.meta.get("where")
+                place = f" at {where.file}:{where.line}" if where and where.file else ""
+                return f"{op_name(node)}{place} decides on the host"
+    return ""
+
+
+class CapturedStep:
+    """A training step that is replayed as one CUDA graph after `WARM_UP` plain steps.
+
+    A capture runs nothing, so a step that cannot be captured loses nothing: it runs as it did
+    before, which is said once in the log ``mpcompile``.
+
+    Args:
+        run: one step: takes the batch, returns the loss and what stands beside it; all else it
+            reads and writes stays in place.
+        obstacle: why it shall not be captured, or "".
+        shapes: of the batches that are replayed, where a step takes others too; they run plainly.
+    """
+
+    def __init__(
+        self, run: Step, obstacle: str = "", shapes: list[torch.Size] | None = None
+    ) -> None:
+        self._run = run
+        self._shapes = shapes
+        self._left = WARM_UP
+        self._plain = False
+        self._graph: Any = None
+        self._batch: list[torch.Tensor] = []
+        self._results: Sequence[torch.Tensor] = []
+        if obstacle:
+            self._run_plainly(obstacle)
+
+    def __call__(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Run one step; its results are tensors of their own."""
+        if self._shapes is not None and [value.shape for value in batch] != self._shapes:
+            return self._run(batch)
+        if self._plain or self._left:
+            self._left = max(0, self._left - 1)
+            return self._run(batch)
+        if self._graph is None:
+            self._capture(batch)
+            if self._plain:
+                return self._run(batch)
+        for copy, value in zip(self._batch, batch, strict=True):
+            copy.copy_(value, non_blocking=True)
+        self._graph.replay()
+        return [value.clone() for value in self._results]
+
+    def forget(self) -> None:
+        """Capture again at the next call: what the graph reads has moved."""
+        self._graph = None
+
+    def _capture(self, batch: Sequence[torch.Tensor]) -> None:
+        cuda = torch.cuda
+        stream: Any = cuda.current_stream()
+        generator: Any = cuda.default_generators[stream.device.index]
+        drawn = generator.clone_state()
+        graph: Any = cuda.CUDAGraph()
+        self._batch = [value.clone() for value in batch]
+        try:
+            # Other threads (a data loader that pins memory) may go on meanwhile.
+            with cuda.graph(graph, capture_error_mode="thread_local"):
+                self._results = self._run(self._batch)
+        except RuntimeError as error:
+            # A capture that broke off leaves its stream current and the generator recording.
+            cuda.set_stream(stream)
+            generator.graphsafe_set_state(drawn)
+            self._batch = []
+            with suppress(RuntimeError):
+                graph.reset()
+            self._run_plainly(str(error).partition("\n")[0])
+        else:
+            self._graph = graph
+
+    def _run_plainly(self, why: str) -> None:
+        self._plain = True
+        _log.warning("the step is not replayed as a CUDA graph: %s", why)

@@ -1,0 +1,258 @@
+"""Step graph to something that runs: FX's own generated code, or inductor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import fx
+
+from mpcompile.errors import BadInput, CannotCapture, did_you_mean
+from mpcompile.lower.cuda_graph import obstacle
+from mpcompile.lower.recompute import Recomputing
+from mpcompile.lower.update_numbers import split_numbers
+from mpcompile.passes.lowering.emulate_half import emulate_half
+from mpcompile.passes.lowering.numbers_to_tensors import numbers_to_tensors
+from mpcompile.program.control_flow import is_control_flow
+from mpcompile.step.graph import StepGraph, add_inputs, call, placeholders, results
+from mpcompile.torch_private.graphs import copy_graph
+from mpcompile.torch_private.inductor import Code, compiled, known_options
+from mpcompile.torch_private.ops import is_view, op_name
+
+Backend: TypeAlias = Literal["interpreter", "inductor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """Two callables that share state by reference.
+
+    Attributes:
+        gradient: takes the tensors of `gradient_inputs`, returns those of `gradient_results`.
+        update: takes the tensors of `update_inputs`, writes state in place, returns nothing.
+        accumulate: takes those of `accumulate_inputs` and does the same; None if there is no such
+            graph.
+        gradient_inputs: slot names in order.
+        gradient_results: slot names in order; the loss is first.
+        update_inputs: slot names in order.
+        accumulate_inputs: slot names in order.
+        obstacle: why a CUDA graph cannot hold both, or "".
+    """
+
+    gradient: Callable[..., Any]
+    update: Callable[..., Any]
+    accumulate: Callable[..., Any] | None
+    gradient_inputs: tuple[str, ...]
+    gradient_results: tuple[str, ...]
+    update_inputs: tuple[str, ...]
+    accumulate_inputs: tuple[str, ...]
+    obstacle: str
+
+
+def default_backend(device: torch.device) -> Backend:
+    """Return ``inductor`` on CUDA and ``interpreter`` elsewhere."""
+    return "inductor" if device.type == "cuda" else "interpreter"
+
+
+def lower(
+    step: StepGraph,
+    backend: Backend,
+    device: torch.device,
+    memory_budget: float = 1.0,
+    options: Mapping[str, Any] | None = None,
+) -> Lowered:
+    """Lower a step graph; the step graph itself stays as it is.
+
+    ``interpreter`` on a device without Tensor Cores computes in pseudo FP16
+    (`mpcompile.passes.lowering.emulate_half`) and keeps for backward what the graph says.
+    ``inductor`` compiles both graphs at the first call, forward and backward of the gradient graph
+    apart (`mpcompile.lower.recompute`); a gradient graph with an open batch size at once.
+
+    Args:
+        step: what to lower.
+        backend: ``"interpreter"`` or ``"inductor"``.
+        device: of the model.
+        memory_budget: of inductor's activations, see `mpcompile.lower.recompute.Recomputing`.
+        options: of ``torch._inductor.config``.
+
+    Raises:
+        BadInput: there is no such backend, budget or option.
+        CannotCapture: inductor cannot compile the gradient of this control flow, or for an open
+            batch size.
+    """
+    if backend not in ("interpreter", "inductor"):
+        raise BadInput(f"there is no backend {backend!r}", "", "choose 'interpreter' or 'inductor'")
+    if not 0 < memory_budget <= 1:
+        raise BadInput(
+            f"the memory budget is {memory_budget}",
+            "",
+            "give the part of the activations to keep: above 0, at most 1",
+        )
+    if options:
+        _check_options(options)
+    gradient = copy_graph(step.gradient)
+    if backend == "inductor":
+        _refuse_unknown_sizes(gradient.graph)
+        separate_operands(gradient.graph)
+    if backend == "interpreter" and device.type == "cpu":
+        emulate_half(gradient)  # what the optimizer does in 16 bits, as Muon, is its own
+    gradient.graph.lint()
+    gradient.recompile()
+    inputs = tuple(placeholders(gradient.graph))
+    made = tuple(results(gradient.graph))
+    forward: Callable[..., Any] = gradient.forward
+    if backend == "inductor":
+        try:
+            forward = Recomputing(gradient, step.slots, memory_budget, options=options)
+        except Exception as error:  # it compiles now only if a batch size is open
+            raise CannotCapture(
+                f"inductor cannot compile this for an open batch size ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]})",
+                "",
+                "choose backend='interpreter', or leave out dynamic=True",
+            ) from error
+    if device.type == "cuda":
+        forward = full_accumulation()(forward)
+    update, write = _lower_writes(step, step.update, backend, device, options)
+    gather: Callable[..., Any] | None = None
+    gathered: tuple[str, ...] = ()
+    after = update
+    if step.accumulation is not None:
+        after, gather = _lower_writes(step, step.accumulation, backend, device, options)
+        gathered = tuple(placeholders(after))
+    stops = obstacle(gradient.graph, after)
+    return Lowered(
+        forward, write, gather, inputs, made, tuple(placeholders(update)), gathered, stops
+    )
+
+
+def _lower_writes(
+    step: StepGraph,
+    module: fx.GraphModule,
+    backend: Backend,
+    device: torch.device,
+    options: Mapping[str, Any] | None,
+) -> tuple[fx.Graph, Callable[..., Any]]:
+    """Lower a graph whose results are state, which it then writes in place."""
+    module = copy_graph(module)
+    if backend == "inductor" or device.type != "cpu":
+        numbers_to_tensors(module)
+    write_in_place(step, module)
+    module.graph.lint()
+    module.recompile()
+    write: Callable[..., Any] = module.forward
+    if backend == "inductor":
+        write = _Compiled(module, options)
+    if device.type == "cuda":
+        write = full_accumulation()(write)
+    return module.graph, write
+
+
+@contextmanager
+def full_accumulation() -> Iterator[None]:
+    """Let cuBLAS add up 16-bit matmuls in FP32 to the end (paper 3.3).
+
+    Left alone it may join the parts of a long sum in 16 bits. The setting is the process's, so it
+    is put back.
+    """
+    cublas = torch.backends.cuda.matmul
+    names = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+    allowed = [name for name in names if getattr(cublas, name)]
+    for name in allowed:
+        setattr(cublas, name, False)
+    try:
+        yield
+    finally:
+        for name in allowed:
+            setattr(cublas, name, True)
+
+
+def separate_operands(graph: fx.Graph) -> None:
+    """Give branches and loops copies of the weights they read.
+
+    Weights share the memory of their arena, and torch traces no op that calls graphs on tensors
+    that share memory. The interpreter asks for no such thing.
+    """
+    for node in graph.nodes:
+        if is_control_flow(node):
+            for item in node.all_input_nodes:
+                if (item.op == "placeholder" or is_view(item)) and item.meta["val"].dim():
+                    with graph.inserting_before(node):
+                        copied = call(graph, torch.ops.aten.clone.default, item)
+                    node.replace_input_with(item, copied)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    known = known_options()
+    for name in options:
+        if name not in known:
+            raise BadInput(
+                f"inductor has no option {name!r}{did_you_mean(name, known)}",
+                "",
+                "torch._inductor.list_options() names all",
+            )
+
+
+def _refuse_unknown_sizes(graph: fx.Graph) -> None:
+    """Refuse what inductor cannot compile, as it must know the size of all that is kept."""
+    advice = "choose backend='interpreter'"
+    for node in graph.nodes:
+        name, where = op_name(node), node.meta.get("where")
+        place = f"{where.file}:{where.line}" if where and where.file else ""
+        if is_control_flow(node) and name == "while_loop_stack_output":
+            what = "the gradient of a while loop"
+            raise CannotCapture(
+                f"inductor cannot compile {what}", place, f"{advice}, or a scan of fixed length"
+            )
+        if name == "mkldnn_rnn_layer_backward":
+            what = "the gradient of an FP32 LSTM on a CPU"
+            raise CannotCapture(f"inductor cannot compile {what}", place, advice)
+
+
+def write_in_place(step: StepGraph, update: fx.GraphModule) -> None:
+    """Let the update write each result into its slot's own tensor, after all reads."""
+    graph = update.graph
+    values = results(graph)
+    inputs = placeholders(graph)
+    output = graph.output_node()
+    missing = [step.slots[name] for name in values if name not in inputs]
+    if missing:
+        like = next(iter(inputs.values()))
+        added = add_inputs(graph, missing, like)
+        inputs |= {slot.name: node for slot, node in zip(missing, added, strict=True)}
+    for name, node in values.items():
+        with graph.inserting_before(output):
+            call(graph, torch.ops.aten.copy_.default, inputs[name], node)
+    output.args = ((),)
+    output.meta["slots"] = ()
+
+
+class _Compiled:
+    """An update that inductor compiles at its first call, on the tensors it is called with."""
+
+    def __init__(self, update: fx.GraphModule, options: Mapping[str, Any] | None) -> None:
+        self._options = options
+        self._numbers, self._rest = split_numbers(update)
+        places = {node.name: k for k, node in enumerate(update.graph.find_nodes(op="placeholder"))}
+        self._read = [places[n.name] for n in self._numbers.graph.find_nodes(op="placeholder")]
+        self._code: tuple[Code, Code] | None = None
+
+    def __call__(self, *inputs: torch.Tensor) -> None:
+        read = [inputs[place] for place in self._read]
+        if self._code is None:
+            options = self._options
+            first: Code = _nothing
+            if read:
+                [(_, first)] = compiled(self._numbers, read, options=options)
+            given = [*inputs, *first(list(read))]
+            [(_, rest)] = compiled(self._rest, given, options=options)
+            self._code = first, rest
+        first, rest = self._code
+        rest([*inputs, *first(read)])
+
+
+def _nothing(_: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Stand for a graph without numbers."""
+    return []

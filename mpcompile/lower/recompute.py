@@ -1,0 +1,402 @@
+"""Let backward compute again what is cheap: the gradient graph in two halves, cut by torch.
+
+Given as one graph, forward and backward reach inductor as a graph for inference: nobody chooses
+what is kept between them, and inductor fuses copies that only backward reads into kernels of
+forward, where they stay alive. So the graph is handed over as what it is, a function with a
+derivative of its own. AOTAutograd traces both halves into the joint graph, torch's
+`min_cut_rematerialization_partition` chooses what to keep, and inductor compiles the halves as it
+compiles any training program: saved tensors in the layout their readers want, each freed or
+overwritten at its last use. That partitioner is the only one to run.
+
+What lies outside anyway (weights, working copies, buffers, the batch) costs nothing to keep. A
+random number is never drawn again.
+"""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils.checkpoint import CheckpointPolicy
+
+from mpcompile.program.node_tensors import is_size
+from mpcompile.step.liveness import result_bytes
+from mpcompile.step.slots import Role, Slot
+from mpcompile.torch_private.graphs import copy_graph, module_of
+from mpcompile.torch_private.inductor import Code, compiled, min_cut
+from mpcompile.torch_private.ops import draws
+from mpcompile.torch_private.tensors import fake_like, fake_with
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A gradient graph before the cut.
+
+    Attributes:
+        forward: takes the inputs; returns the results that do not depend on the seed, the loss
+            first, then all that `backward` reads besides the inputs.
+        backward: takes that, the inputs and the seed; returns the gradients.
+        early: places of forward's results among the results of the gradient graph.
+        late: places of the gradients.
+        like: per gradient a fake tensor.
+        scale: place of the seed among the inputs; None: the seed is 1.
+        constants: tensors that the graph holds; they follow the inputs.
+    """
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    early: tuple[int, ...]
+    late: tuple[int, ...]
+    like: tuple[torch.Tensor, ...]
+    scale: int | None
+    constants: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A gradient graph after the cut, in the ops that inductor compiles.
+
+    Attributes:
+        forward: returns its results, then what is kept for backward.
+        backward: computes again what is neither kept nor an input.
+        results: number of forward's results before those that are kept.
+        seconds: that the cut took.
+    """
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    results: int
+    seconds: float
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes alive between the halves that forward made."""
+        return result_bytes(self.forward.graph, self.results)
+
+
+def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
+    """Split a gradient graph at its seed, which becomes an input; the graph stays as it is.
+
+    Backward is what depends on the seed, wherever it stands: all else is the cut's to place.
+
+    Args:
+        gradient: its seed carries ``meta["seed"]`` or is the loss scale.
+        slots: of the step, by name.
+    """
+    module = copy_graph(gradient)
+    graph, output = module.graph, module.graph.output_node()
+    inputs = graph.find_nodes(op="placeholder")
+    roles = [slots[node.meta["slot"]].role for node in inputs]
+    scale = roles.index(Role.SCALE) if Role.SCALE in roles else None
+    constants = _take_constants(module)
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    seed = _take_seed(graph, None if scale is None else inputs[scale])
+    late = {seed}
+    for node in graph.nodes:
+        if node.op == "call_function" and late.intersection(node.all_input_nodes):
+            late.add(node)
+    names: tuple[str, ...] = output.meta["slots"]
+    results: list[fx.Node] = list(output.args[0])  # type: ignore[arg-type]
+    gradients = [place for place, name in enumerate(names) if slots[name].role is Role.GRADIENT]
+    others = [place for place in range(len(names)) if place not in gradients]
+    made = [results[place] for place in gradients]
+    carried = [
+        node
+        for node in graph.nodes
+        if node.op == "call_function" and node not in late
+        if isinstance(node.meta.get("val"), torch.Tensor)
+        if node in made or late.intersection(node.users)
+    ]
+    early = [node for node in graph.nodes if node not in late and node.op != "output"]
+    # Branches of control flow stand in both, and sizes that are reckoned from an open batch size.
+    named = [node for node in graph.nodes if node.op == "get_attr" or is_size(node)]
+    return Halves(
+        _part(module, inputs, early, [*(results[place] for place in others), *carried]),
+        _part(module, [*carried, *inputs, seed], [*named, *late], made),
+        tuple(others),
+        tuple(gradients),
+        tuple(node.meta["val"] for node in made),
+        scale,
+        constants,
+    )
+
+
+def _take_constants(module: fx.GraphModule) -> tuple[torch.Tensor, ...]:
+    """Make the tensors that a graph holds inputs of it, behind the others."""
+    found = []
+    last = module.graph.find_nodes(op="placeholder")[-1]
+    for node in module.graph.find_nodes(op="get_attr"):
+        value = getattr(module, str(node.target))
+        if isinstance(value, torch.Tensor):
+            with module.graph.inserting_after(last):
+                last = module.graph.placeholder(f"held_{node.name}")
+            last.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(last)
+            module.graph.erase_node(node)
+            found.append(value)
+    return tuple(found)
+
+
+def _take_seed(graph: fx.Graph, scale: fx.Node | None) -> fx.Node:
+    """Let backward start from an input of its own."""
+    old = scale or next(node for node in graph.nodes if node.meta.get("seed"))
+    last = graph.find_nodes(op="placeholder")[-1]
+    with graph.inserting_after(last):
+        seed = graph.placeholder("seed")
+    seed.meta["val"] = old.meta["val"]
+    old.replace_all_uses_with(seed)
+    return seed
+
+
+def _part(
+    module: fx.GraphModule,
+    inputs: Sequence[fx.Node],
+    nodes: Sequence[fx.Node],
+    results: Sequence[fx.Node],
+) -> fx.GraphModule:
+    """Return a part of a graph: the nodes, which may be unsorted, from inputs to results."""
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(node.name) for node in inputs}
+    for old, new in copies.items():
+        new.meta = dict(old.meta)
+    for node in sorted(set(nodes) - set(copies)):
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(tuple(copies[node] for node in results))
+    graph.eliminate_dead_code()
+    graph.lint()
+    return module_of(graph, module)
+
+
+class _Derivative(torch.autograd.Function):
+    """What AOTAutograd traces: `Halves` as a function whose derivative is known.
+
+    The gradients are those of stand-ins, which come first: a weight's own gradient need not have
+    the dtype of the copy that forward reads.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, halves: Halves, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        inputs = values[len(halves.late) :]
+        made = halves.forward(*inputs)
+        results = made[: len(halves.early)]
+        ctx.halves = halves
+        ctx.save_for_backward(*made[len(results) :], *inputs)
+        ctx.mark_non_differentiable(*results[1:])
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, seed: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        gradients = ctx.halves.backward(*ctx.saved_tensors, seed)
+        inputs = len(ctx.needs_input_grad) - 1 - len(gradients)
+        return (None, *gradients, *[None] * inputs)
+
+
+class _Function(torch.nn.Module):
+    """Forward of `_Derivative` as a module, which a graph can call."""
+
+    def __init__(self, halves: Halves) -> None:
+        super().__init__()
+        self.halves = halves
+
+    def forward(self, *values: torch.Tensor) -> Any:
+        """Return forward's results."""
+        return _Derivative.apply(self.halves, *values)  # type: ignore[no-untyped-call]
+
+    def called(self, inputs: int) -> fx.GraphModule:
+        """Return a call of it as a graph."""
+        graph = fx.Graph()
+        values = tuple(graph.placeholder(f"input{place}") for place in range(inputs))
+        made = graph.call_module("function", values)
+        results = range(len(self.halves.early))
+        graph.output(tuple(graph.call_function(operator.getitem, (made, k)) for k in results))
+        return fx.GraphModule({"function": self}, graph)
+
+
+def choose(joint: fx.GraphModule, results: int, memory_budget: float) -> Cut:
+    """Let torch cut a joint graph; every input is free to keep.
+
+    Random numbers are marked to be kept: under a budget torch would also draw them again. The
+    budget is reckoned from the bytes of all inputs: those that nobody reads shall have none.
+
+    Args:
+        joint: as AOTAutograd hands it to a partitioner; changed.
+        results: number of forward's results.
+        memory_budget: as for `Recomputing`.
+    """
+    for node in joint.graph.nodes:
+        # An attention without dropout is tagged as random too.
+        if draws(node):
+            node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+    inputs = joint.graph.find_nodes(op="placeholder")
+    static = [place for place, node in enumerate(inputs) if not node.name.startswith("tangents")]
+    unread = {node.name: node.meta["val"] for node in inputs if not node.users}
+    for node in inputs:
+        if node.name in unread:
+            like = unread[node.name]
+            node.meta["val"] = fake_like(like.fake_mode, (0,), like.dtype, like.device)
+    begin = time.perf_counter()
+    forward, backward = min_cut(joint, results, static, memory_budget)
+    seconds = time.perf_counter() - begin
+    for node in forward.graph.find_nodes(op="placeholder"):
+        node.meta["val"] = unread.get(node.name, node.meta["val"])
+    return Cut(forward, backward, results, seconds)
+
+
+def cut(gradient: fx.GraphModule, slots: dict[str, Slot], memory_budget: float = 1.0) -> Cut:
+    """Return what the compiled halves would be, without making code; no tensor needs values.
+
+    Args:
+        gradient: as for `split`.
+        slots: of the step, by name.
+        memory_budget: as for `Recomputing`.
+    """
+    halves = split(gradient, slots)
+    values = [node.meta["val"] for node in halves.forward.graph.find_nodes(op="placeholder")]
+    return _compile(halves, values, memory_budget, run_as_traced=True).cut
+
+
+@dataclass(frozen=True)
+class _Code:
+    """The two halves, ready to run.
+
+    Attributes:
+        cut: what was compiled.
+        forward: its code.
+        backward: its code.
+        stand_ins: forward's first inputs, which it does not read.
+        carried: places among forward's results of backward's inputs, but for the last, the seed.
+    """
+
+    cut: Cut
+    forward: Code
+    backward: Code
+    stand_ins: list[torch.Tensor]
+    carried: list[int]
+
+    def __call__(
+        self, values: Sequence[torch.Tensor], seed: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return forward's results and the gradients."""
+        made = list(self.forward([*self.stand_ins, *values]))
+        early = made[: self.cut.results]
+        inputs = [made[place] for place in self.carried]
+        made.clear()  # what backward has read is freed
+        inputs.append(seed)
+        return early, list(self.backward(inputs))
+
+
+class Recomputing:
+    """A gradient graph that inductor compiles in two halves, for its inputs of the first call.
+
+    If a batch size is open it compiles at once: what it then says of sizes holds for every call.
+
+    No input may ask for a gradient.
+
+    Args:
+        gradient: its seed carries ``meta["seed"]`` or is the loss scale.
+        slots: of the step, by name.
+        memory_budget: in (0, 1]: ``torch._functorch.config.activation_memory_budget``. At 1, what
+            fuses into kernels of backward is computed again; below, more, up to matmuls, until the
+            tensors kept need that part of the bytes that they need at 1.
+        options: of inductor.
+        run_as_traced: run the nodes of both halves one by one instead of compiling them.
+    """
+
+    def __init__(
+        self,
+        gradient: fx.GraphModule,
+        slots: dict[str, Slot],
+        memory_budget: float = 1.0,
+        *,
+        options: Mapping[str, Any] | None = None,
+        run_as_traced: bool = False,
+    ) -> None:
+        self._halves = split(gradient, slots)
+        self._budget, self._options = memory_budget, options
+        self._run_as_traced = run_as_traced
+        self._code: _Code | None = None
+        self._one = torch.ones(())
+        likes = _open_examples(self._halves)
+        if likes:
+            self._prepare(likes)
+
+    @property
+    def cut(self) -> Cut | None:
+        """What was compiled, after the first call."""
+        return self._code.cut if self._code else None
+
+    def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Return the gradient graph's results, in its order."""
+        halves = self._halves
+        values = [*inputs, *halves.constants]
+        code = self._code or self._prepare(values)
+        seed = self._one if halves.scale is None else values[halves.scale]
+        early, late = code(values, seed)
+        results = dict(zip(halves.early, early, strict=True))
+        results |= zip(halves.late, late, strict=False)  # then Nones, for inputs without gradient
+        return [results[place] for place in range(len(results))]
+
+    def _prepare(self, values: Sequence[torch.Tensor]) -> _Code:
+        """Compile for inputs like these."""
+        self._one = self._one.to(values[0].device)
+        self._code = _compile(
+            self._halves,
+            values,
+            self._budget,
+            options=self._options,
+            run_as_traced=self._run_as_traced,
+        )
+        return self._code
+
+
+def _open_examples(halves: Halves) -> list[torch.Tensor]:
+    """Return fake examples of the inputs if a batch size is open, else none."""
+    likes = [node.meta["val"] for node in halves.forward.graph.find_nodes(op="placeholder")]
+    if not any(isinstance(size, torch.SymInt) for like in likes for size in like.shape):
+        return []
+    return [fake_with(like, likes).detach() for like in likes]
+
+
+def _compile(
+    halves: Halves,
+    values: Sequence[torch.Tensor],
+    memory_budget: float,
+    *,
+    options: Mapping[str, Any] | None = None,
+    run_as_traced: bool,
+) -> _Code:
+    """Trace, cut and compile.
+
+    Args:
+        halves: before the cut.
+        values: examples of the inputs.
+        memory_budget: as for `Recomputing`.
+        options: as for `Recomputing`.
+        run_as_traced: as for `Recomputing`.
+    """
+    cuts: list[Cut] = []
+
+    def partition(joint: fx.GraphModule, results: int) -> tuple[fx.GraphModule, fx.GraphModule]:
+        cuts.append(choose(joint, results, memory_budget))
+        return cuts[0].forward, cuts[0].backward
+
+    device = values[0].device
+    stand_ins = [  # of the shape and dtype of each gradient; without memory
+        torch.empty((), dtype=like.dtype, device=device).expand(like.shape).requires_grad_()
+        for like in halves.like
+    ]
+    inputs = [*(fake_with(value, values) for value in stand_ins), *values]
+    function = _Function(halves).called(len(inputs))
+    (forward, forth), (backward, back) = compiled(
+        function, inputs, partition, options=options, run_as_traced=run_as_traced
+    )
+    results: Any = forward.output_node().args[0]
+    places = {node.name: place for place, node in enumerate(results) if node is not None}
+    *kept, seed = [node.name for node in backward.find_nodes(op="placeholder")]
+    assert seed.startswith("tangents")
+    return _Code(cuts[0], forth, back, stand_ins, [places[name] for name in kept])

@@ -1,0 +1,91 @@
+"""The neutral graph: all the planner ever sees, free of torch and ONNX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mpcompile.plan.op_table import Wish
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """A place in the user's program; empty strings and 0 mean unknown."""
+
+    module: str = ""
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.file else ""
+        return "  ".join(part for part in (self.module, place) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation.
+
+    Attributes:
+        id: the node's name; unique in its graph.
+        kind: the op's name, for people.
+        rule: the row of the op table.
+        wish: what its result shall be, overrides applied.
+        inside: it computes in FP32 whatever its inputs are stored in.
+        streams: a fusing backend makes a loop of it, which converts what it reads and writes in
+            registers; else it is a library call that finds its inputs in memory.
+        reason: why it has this wish.
+        reads: ids of the floating-point tensors it reads.
+        writes: ids of the floating-point tensors it writes.
+        keeps: those of them that its backward needs.
+        full_reads: those of its inputs that it reads in FP32 whatever its own precision.
+        gathers: it finds by index what it reads, which therefore lies in memory in some precision.
+        view: its results share memory with its inputs if both have the same precision. A view
+            that does not stream is the border of a graph inside: all its tensors are one value.
+        unfit: why FP16 cannot hold what it computes with or makes, or "".
+        overridden: the user has said what it shall be.
+        where: its place in the user's program.
+    """
+
+    id: str
+    kind: str
+    rule: str
+    wish: Wish
+    inside: bool
+    streams: bool
+    reason: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    keeps: tuple[str, ...] = ()
+    full_reads: tuple[str, ...] = ()
+    gathers: bool = False
+    view: bool = False
+    unfit: str = ""
+    overridden: bool = False
+    where: Where = Where()
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One FP32 tensor.
+
+    Attributes:
+        id: the node's name; unique in its graph.
+        elements: how many numbers it holds; inside a loop or a branch, over all the times that
+            runs (`mpcompile.program.control_flow`).
+        fixed: why it exists in FP32 anyway (a parameter, a buffer, an input), or None.
+        output: it leaves the graph and must be FP32 there.
+        fits: it was measured, and FP16 holds all its numbers with all their digits.
+    """
+
+    id: str
+    elements: int
+    fixed: str | None = None
+    output: bool = False
+    fits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dataflow:
+    """Ops and tensors of one graph; every read tensor is written by one op or fixed."""
+
+    ops: tuple[Op, ...]
+    tensors: tuple[Tensor, ...]

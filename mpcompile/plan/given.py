@@ -1,0 +1,120 @@
+"""Decide by a plan that is given, such as a file that a person has edited.
+
+Of such a plan only the decisions count: each pins its op, and the planner makes casts, storage and
+cost anew. So whatever stands in the file, every reader finds the precision it needs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from mpcompile.errors import BadInput
+from mpcompile.plan.dataflow import Dataflow, Op
+from mpcompile.plan.fingerprint import differences, graph_of
+from mpcompile.plan.growth import contain_growth
+from mpcompile.plan.measured import apply_ranges
+from mpcompile.plan.op_table import TABLE, Wish
+from mpcompile.plan.plan import Decision, Plan
+from mpcompile.plan.planner import make_plan
+from mpcompile.plan.ranges import Ranges
+from mpcompile.precision import Precision
+
+_INSIDE = {rule.name: rule.inside for rule in TABLE}
+
+
+def decide(
+    flow: Dataflow, precision: Precision, given: Plan | None = None, ranges: Ranges | None = None
+) -> Plan:
+    """Return the plan for a graph, complete with what it was made for.
+
+    Args:
+        flow: the neutral graph, with the policy's wishes.
+        precision: the policy's 16-bit format.
+        given: a plan whose decisions hold before the policy; ops it says nothing about are left to
+            the policy. Its precision holds too.
+        ranges: what was measured; see `apply_ranges`.
+
+    Raises:
+        BadInput: the given plan is of another graph, or contradicts itself.
+    """
+    wanted = given.precision if given else Precision.FP32
+    narrow = precision if wanted is Precision.FP32 else wanted
+    if ranges is not None:
+        flow = apply_ranges(flow, ranges, narrow)
+    flow = contain_growth(flow, narrow)
+    plan = make_plan(flow, narrow)
+    if given is not None:
+        plan = make_plan(_pinned(flow, given, plan), given.precision)
+    return replace(plan, graph=graph_of(flow))
+
+
+def for_other_shapes(plan: Plan, flow: Dataflow) -> Plan:
+    """Return a program's plan as one of the same program with a batch of other shapes.
+
+    Decisions about ops that it has not there are left out.
+    """
+    graph = graph_of(flow)
+    same = {op for op, what in graph.ops.items() if plan.graph.ops.get(op) == what and what.writes}
+    decisions = tuple(decision for decision in plan.decisions if decision.op in same)
+    return replace(plan, graph=graph, decisions=decisions)
+
+
+def _pinned(flow: Dataflow, given: Plan, own: Plan) -> Dataflow:
+    """Return the graph with each op's wish as the plan decides."""
+    different = differences(given.graph, graph_of(flow), "the plan", "this program")
+    if different:
+        raise BadInput(
+            f"the plan is of another graph: {'; '.join(different)}",
+            "the plan",
+            "make one from this program",
+        )
+    decisions = {decision.op: decision for decision in given.decisions}
+    twice = [op for op, count in Counter(d.op for d in given.decisions).items() if count > 1]
+    strange = decisions.keys() - {op.id for op in flow.ops if op.writes}
+    if twice or strange:
+        what = "decides twice about" if twice else "decides about what computes no FP32 tensor:"
+        raise BadInput(f"the plan {what} {sorted(twice or strange)[0]!r}", "the plan", "remove it")
+    mine = {decision.op: decision for decision in own.decisions}
+    ops = tuple(
+        _pin(op, decisions[op.id], mine[op.id], given.precision) if op.id in decisions else op
+        for op in flow.ops
+    )
+    return Dataflow(ops, flow.tensors)
+
+
+def _pin(op: Op, decision: Decision, own: Decision, precision: Precision) -> Op:
+    """Return the op as the decision wants it.
+
+    What it stores decides. What it computes in follows, but for an op that can compute in FP32 and
+    store 16 bits (*inside*), which may be asked to compute in 16 bits too.
+    """
+    if decision.stores not in (precision, Precision.FP32):
+        raise BadInput(
+            f"{op.id} stores {decision.stores.value}, and the plan's precision is "
+            f"{precision.value}",
+            "the plan",
+            f"choose {precision.value} or float32",
+        )
+    narrow = decision.stores is not Precision.FP32
+    if narrow and not op.reads and op.rule in _INSIDE:  # a weight of an ONNX file is in no row
+        raise BadInput(
+            f"{op.id} stores {decision.stores.value}, but it is made in FP32, not computed from "
+            "anything",
+            "the plan",
+            "let it store float32",
+        )
+    inside = _INSIDE.get(op.rule, op.inside)
+    return replace(
+        op,
+        wish=Wish.HALF if narrow else Wish.FULL,
+        inside=inside and not (narrow and decision.computes is precision),
+        reason=_reason(decision, own),
+    )
+
+
+def _reason(decision: Decision, own: Decision) -> str:
+    """Return the decision's reason, unless it is still that of what an editor has changed."""
+    if decision.stores is own.stores or decision.reason != own.reason:
+        return decision.reason
+    return f"set in the plan; the policy alone stores {own.stores.short}: {own.reason}"

@@ -1,0 +1,105 @@
+"""Let measured ranges decide: keep in FP32 what comes near overflow, release what does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mpcompile.errors import BadInput
+from mpcompile.plan.dataflow import Dataflow, Op
+from mpcompile.plan.footprint import is_neutral, reads_wide
+from mpcompile.plan.op_table import Wish
+from mpcompile.plan.plan import Plan
+from mpcompile.plan.ranges import Range, Ranges, tensors_of
+from mpcompile.precision import Precision
+
+RELEASABLE: frozenset[str] = frozenset(
+    ("range grows", "special function", "sum", "scatter sum", "vector norm", "variance")
+)
+"""Rows that write FP32 because of the range alone; losses and solvers lose digits in 16 bits."""
+
+
+class MeasuredOverflow(UserWarning):
+    """A tensor is in FP16 as the user said, though it was measured to be too large for it."""
+
+
+def apply_ranges(flow: Dataflow, ranges: Ranges, precision: Precision) -> Dataflow:
+    """Return the graph with the wishes that measurements decide.
+
+    A tensor that came nearer to overflow than the margin stays in FP32: so does the op that writes
+    it, and each op that would read it in 16 bits, Tensor-Core ops among them. What the user has
+    said stands, see `overruled`. Infinities do not count: FP16 has them too, and a mask is full of
+    them.
+
+    With ``release`` an op whose result can grow, but was measured to lie between the smallest
+    normal 16-bit number and the margin, may be stored in 16 bits; a loss never is. What follows a
+    tensor that lay there is no longer taken to have grown.
+
+    Raises:
+        BadInput: the ranges were measured on another program.
+    """
+    if ranges.fingerprint != tensors_of(flow):
+        raise BadInput(
+            "the ranges were measured on another program, or on other batch shapes",
+            "",
+            "run `mpcompile calibrate` again",
+        )
+    if precision is not Precision.FP16:
+        return flow
+    sizes = {name: found.largest_finite for name, found in ranges.values.items()}
+    limit = _limit(ranges)
+    fits = {n for n, held in ranges.values.items() if ranges.release and _is_harmless(held, limit)}
+    elements = {tensor.id: tensor.elements for tensor in flow.tensors}
+    ops = []
+    for op in flow.ops:
+        tensors = (*op.writes, *(name for name in op.reads if _reads_narrow(op, name)))
+        large = next((name for name in tensors if sizes.get(name, 0.0) > limit), None)
+        if large is not None and op.wish is not Wish.FULL and not op.overridden:
+            reason = _too_large(large, ranges)
+            # Nobody measured what an op in a branch makes; what came in large may leave so.
+            unmeasured = "" if sizes.keys() >= set(op.writes) else reason
+            op = replace(op, wish=Wish.FULL, reason=reason, unfit=op.unfit or unmeasured)
+        elif _grew(op) and fits.issuperset(op.writes) and any(elements[n] > 1 for n in op.writes):
+            most = max(sizes[name] for name in op.writes)
+            reason = f"it lay between 2^-14 and {most:.3g} in {ranges.batches} batches"
+            op = replace(op, wish=Wish.FREE, reason=reason)
+        ops.append(op)
+    tensors_now = tuple(replace(t, fits=True) if t.id in fits else t for t in flow.tensors)
+    return Dataflow(tuple(ops), tensors_now)
+
+
+def overruled(plan: Plan, ranges: Ranges) -> tuple[str, ...]:
+    """Return a sentence per tensor that a plan has in FP16 though it was measured to be too large.
+
+    There is none unless an override of the policy or a given plan wants it so.
+    """
+    return tuple(
+        f"{name} is in FP16 as you said, but {_too_large(name, ranges)}"
+        for name, held in ranges.values.items()
+        if Precision.FP16 in plan.storage.get(name, ()) and held.largest_finite > _limit(ranges)
+    )
+
+
+def _limit(ranges: Ranges) -> float:
+    return float(Precision.FP16.largest / 2**ranges.margin_bits)
+
+
+def _too_large(name: str, ranges: Ranges) -> str:
+    return (
+        f"{name} reached {ranges.values[name].largest_finite:.3g} in {ranges.batches} batches, "
+        f"beyond {_limit(ranges):.5g}, the largest f16 less {ranges.margin_bits} bits"
+    )
+
+
+def _is_harmless(held: Range, limit: float) -> bool:
+    return held.largest <= limit and not held.share_below_normal
+
+
+def _reads_narrow(op: Op, name: str) -> bool:
+    """Whether an op that stores 16 bits reads a tensor in 16 bits."""
+    return not (is_neutral(op, name) or reads_wide(op, name))
+
+
+def _grew(op: Op) -> bool:
+    """Whether an op writes FP32 only because its result could grow, and a loop can round it."""
+    from_table = op.wish is Wish.FULL and op.inside and not (op.overridden or op.unfit)
+    return from_table and op.rule in RELEASABLE and op.streams and bool(op.reads and op.writes)

@@ -1,0 +1,240 @@
+"""Decide precisions: the assignment that writes the fewest bytes, found as a minimum cut.
+
+``docs/planner.md`` states the problem and proves the construction; `mpcompile.plan.footprint`
+evaluates the same objective term by term.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import networkx as nx
+
+from mpcompile.plan.dataflow import Dataflow, Op, Tensor
+from mpcompile.plan.footprint import Footprint, cost, footprints, is_neutral, reads_wide
+from mpcompile.plan.min_cut import source_side
+from mpcompile.plan.op_table import Wish
+from mpcompile.plan.plan import Cast, Decision, Plan
+from mpcompile.precision import Precision
+
+HALF_SIDE, FULL_SIDE = "half side", "full side"
+"""Source and sink of `network_of`."""
+
+
+def make_plan(flow: Dataflow, precision: Precision) -> Plan:
+    """Return the cheapest plan for a graph.
+
+    Args:
+        flow: the neutral graph, its ops in an order for people.
+        precision: the 16-bit format; FP32, or a graph in which no op on FP32 tensors wants 16 bits,
+            gives the plan that changes nothing.
+    """
+    rows = footprints(flow)
+    wanted = any(op.wish is Wish.HALF and (op.reads or op.writes) for op in flow.ops)
+    if precision is Precision.FP32 or not wanted:
+        return plan_of(flow, rows, frozenset(), Precision.FP32)
+    return plan_of(flow, rows, cheapest(flow, rows), precision)
+
+
+def plan_of(
+    flow: Dataflow, rows: tuple[Footprint, ...], half: frozenset[str], precision: Precision
+) -> Plan:
+    """Return the plan that an assignment is: its decisions, casts and cost.
+
+    Args:
+        flow: the neutral graph.
+        rows: its `footprints`.
+        half: ids of the ops that store 16 bits.
+        precision: the 16-bit format; FP32 for the plan that changes nothing.
+    """
+    copies = [_copies(row, half, precision) for row in rows]
+    return Plan(
+        precision=precision,
+        decisions=tuple(_decision(op, half, precision) for op in flow.ops if op.writes),
+        storage={row.tensor.id: storage for row, (storage, _) in zip(rows, copies, strict=True)},
+        casts=tuple(cast for _, casts in copies for cast in casts),
+        cost=cost(rows, half).bytes,
+    )
+
+
+def cheapest(flow: Dataflow, rows: tuple[Footprint, ...]) -> frozenset[str]:
+    """Return the ids of the ops that store 16 bits in a cheapest plan.
+
+    Of several cheapest plans it is the one with the most such ops, whatever the order of the rows.
+
+    Args:
+        flow: the neutral graph.
+        rows: its `footprints`.
+    """
+    side = source_side(network_of(flow, rows), HALF_SIDE, FULL_SIDE)
+    return frozenset(
+        op.id
+        for op in flow.ops
+        if op.wish is Wish.HALF or (op.wish is Wish.FREE and ("op", op.id) in side)
+    )
+
+
+def network_of(flow: Dataflow, rows: tuple[Footprint, ...]) -> nx.DiGraph:
+    """Return the network whose minimum cut is the cheapest plan.
+
+    An op with a choice is a node ``("op", id)``, on the source's side if it stores 16 bits; an op
+    without one is the source or the sink itself. A copy of a tensor that exists as soon as one op
+    of several wants it is a node of its own. An edge without ``capacity`` is infinite.
+
+    Args:
+        flow: the neutral graph.
+        rows: its `footprints`.
+    """
+    network = nx.DiGraph()
+    network.add_nodes_from((HALF_SIDE, FULL_SIDE))
+    network.add_nodes_from(("op", op.id) for op in flow.ops if op.wish is Wish.FREE)
+    unit = 2 * len(rows) + 1  # one byte outweighs the casts of all tensors together
+    for row in rows:
+        _add_tensor(network, row, unit)
+    return network
+
+
+def _node(op: Op) -> object:
+    if op.wish is Wish.FREE:
+        return ("op", op.id)
+    return HALF_SIDE if op.wish is Wish.HALF else FULL_SIDE
+
+
+def _add_tensor(network: nx.DiGraph, row: Footprint, unit: int) -> None:
+    """Add the terms of one tensor's cost, in the order of `mpcompile.plan.footprint.cost`."""
+    name = row.tensor.id
+    narrow, wide = unit * row.narrow_bytes, unit * row.wide_bytes
+    writer = FULL_SIDE if row.writer is None else _node(row.writer)
+    loads, reads, kept = ([_node(op) for op in ops] for ops in (row.loads, row.reads, row.kept))
+    if row.written:
+        _add(network, writer, FULL_SIDE, narrow)
+        _add(network, HALF_SIDE, writer, wide)
+    as_wide = [FULL_SIDE] if row.wide else []
+    _narrow_copy(network, ("narrow", name), loads, writer if row.present else FULL_SIDE, narrow)
+    _wide_copy(network, ("wide", name), loads + as_wide, writer if row.present else HALF_SIDE, wide)
+    _narrow_copy(network, ("kept narrow", name), kept, FULL_SIDE, narrow)
+    _wide_copy(network, ("kept wide", name), kept, HALF_SIDE, wide)
+    _narrow_copy(network, ("narrow cast", name), reads, writer, 1)
+    rounded = [FULL_SIDE] if row.rounded else []
+    _wide_copy(network, ("wide cast", name), reads + as_wide + rounded, writer, 1)
+
+
+def _narrow_copy(
+    network: nx.DiGraph, copy: object, readers: list[object], writer: object, size: int
+) -> None:
+    """Charge a size if a reader is on the 16-bit side and the writer is not."""
+    readers = [node for node in dict.fromkeys(readers) if node != FULL_SIDE]
+    if HALF_SIDE in readers or len(readers) == 1:
+        _add(network, HALF_SIDE if HALF_SIDE in readers else readers[0], writer, size)
+    elif readers and writer != HALF_SIDE:
+        for reader in readers:
+            network.add_edge(reader, copy)
+        _add(network, copy, writer, size)
+
+
+def _wide_copy(
+    network: nx.DiGraph, copy: object, readers: list[object], writer: object, size: int
+) -> None:
+    """Charge a size if a reader is on the FP32 side and the writer is not."""
+    readers = [node for node in dict.fromkeys(readers) if node != HALF_SIDE]
+    if FULL_SIDE in readers or len(readers) == 1:
+        _add(network, writer, FULL_SIDE if FULL_SIDE in readers else readers[0], size)
+    elif readers and writer != FULL_SIDE:
+        for reader in readers:
+            network.add_edge(copy, reader)
+        _add(network, writer, copy, size)
+
+
+def _add(network: nx.DiGraph, tail: object, head: object, size: int) -> None:
+    """Add a capacity to an edge, unless no cut can ever have to pay it."""
+    if tail in (head, FULL_SIDE) or head == HALF_SIDE or (tail == HALF_SIDE and head == FULL_SIDE):
+        return
+    if network.has_edge(tail, head):
+        network[tail][head]["capacity"] += size
+    else:
+        network.add_edge(tail, head, capacity=size)
+
+
+def _decision(op: Op, half: frozenset[str], precision: Precision) -> Decision:
+    narrow = op.id in half and precision is not Precision.FP32
+    if op.wish is not Wish.FREE or precision is Precision.FP32:
+        reason = op.reason
+    elif narrow:
+        reason = f"{op.reason}; stored in {precision.short}: no choice writes fewer bytes"
+    else:
+        reason = f"{op.reason}; stored in f32: 16 bits would cost more bytes or casts"
+    return Decision(
+        op=op.id,
+        kind=op.kind,
+        rule=op.rule,
+        computes=precision if narrow and not op.inside else Precision.FP32,
+        stores=precision if narrow else Precision.FP32,
+        reason=reason,
+        where=op.where,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reads:
+    """Who reads a tensor in which precision."""
+
+    narrow: tuple[str, ...]
+    wide: tuple[str, ...]
+    inside: tuple[str, ...]
+
+
+def _copies(
+    row: Footprint, half: frozenset[str], precision: Precision
+) -> tuple[tuple[Precision, ...], list[Cast]]:
+    """Return the precisions a tensor is stored in and the casts that make them so."""
+    if precision is Precision.FP32:
+        return (Precision.FP32,), []
+    tensor, writer, ops = row.tensor, row.writer, row.readers
+    stored_half = writer is not None and writer.id in half
+    arrives_wide = not stored_half or (writer is not None and writer.inside)
+    inside = {op.id for op in ops if is_neutral(op, tensor.id)}
+    narrow = {op.id for op in ops if op.id in half and not reads_wide(op, tensor.id)} - inside
+    reads = _Reads(
+        narrow=tuple(op.id for op in ops if op.id in narrow),
+        wide=tuple(op.id for op in ops if op.id not in narrow | inside)
+        + (("output",) if tensor.output else ()),
+        inside=tuple(op.id for op in ops if op.id in inside),
+    )
+
+    def cast(source: str, to: Precision, who: tuple[str, ...], reason: str) -> Cast:
+        suffix = f"{to.short}" if source == tensor.id else f"{precision.short}.{to.short}"
+        return Cast(f"{tensor.id}.{suffix}", tensor.id, source, to, who, tensor.elements, reason)
+
+    casts: list[Cast] = []
+    if not arrives_wide:
+        if reads.wide or reads.inside:
+            casts.append(
+                cast(
+                    tensor.id,
+                    Precision.FP32,
+                    reads.wide + reads.inside,
+                    "read by arithmetic in FP32",
+                )
+            )
+    elif not stored_half:
+        if reads.narrow:
+            casts.append(cast(tensor.id, precision, reads.narrow, _why_narrow(tensor)))
+    else:
+        # Computed in FP32, stored in 16 bits: whoever can, reads what is stored.
+        down = cast(tensor.id, precision, reads.narrow, "stored in 16 bits, computed in FP32")
+        if reads.wide or not reads.inside:
+            casts.extend([down] if reads.narrow else [])
+        else:
+            casts.append(down)
+            casts.append(cast(down.id, Precision.FP32, reads.inside, "read by arithmetic in FP32"))
+    storage = {precision} if stored_half else {Precision.FP32}
+    storage |= {c.to for c in casts if c.to is precision or set(c.readers) & set(reads.wide)}
+    if stored_half and reads.wide:
+        storage.add(Precision.FP32)
+    return tuple(p for p in (precision, Precision.FP32) if p in storage), casts
+
+
+def _why_narrow(tensor: Tensor) -> str:
+    if tensor.fixed:
+        return f"{tensor.fixed}, read in 16 bits"
+    return "stored in FP32, read in 16 bits"

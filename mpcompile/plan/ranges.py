@@ -1,0 +1,174 @@
+"""What tensors hold: magnitudes and exponents measured on real batches, forward and backward."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from mpcompile.errors import BadInput
+from mpcompile.plan.dataflow import Dataflow
+from mpcompile.plan.fingerprint import Graph
+from mpcompile.validation import read_document, sentence, without_head
+
+VERSION = 2
+NORMAL, SMALLEST = -14, -24
+"""Exponents of the smallest normal and of the smallest FP16 number."""
+LOWEST, HIGHEST = -127, 127
+"""Exponents of FP32; all its subnormal numbers count as `LOWEST`."""
+_AGAIN = "run `mpcompile calibrate` again"
+
+_Count = Annotated[int, Field(ge=0, le=1 << 62)]
+_Exponent = Annotated[int, Field(ge=LOWEST, le=HIGHEST)]
+_Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """What one tensor held, over all batches.
+
+    Attributes:
+        largest_finite: the largest magnitude but for infinities.
+        count: how many numbers were looked at.
+        zeros: how many of them were zero.
+        nonfinite: how many of them were infinite or not a number.
+        exponents: per exponent e that occurred, in ascending order, how many magnitudes lay in
+            ``[2**e, 2**(e + 1))``.
+    """
+
+    largest_finite: _Size
+    count: _Count
+    zeros: _Count
+    nonfinite: _Count
+    exponents: tuple[tuple[_Exponent, _Count], ...]
+
+    def __post_init__(self) -> None:
+        known = [exponent for exponent, _ in self.exponents]
+        finite = sum(count for _, count in self.exponents)
+        if known != sorted(set(known)) or not all(count for _, count in self.exponents):
+            raise ValueError("its exponents do not ascend, or one has no numbers")
+        if finite + self.zeros + self.nonfinite != self.count:
+            raise ValueError("its counts do not add up")
+        if (max(known) if known else None) != _exponent(self.largest_finite):
+            raise ValueError("its largest number is not among its exponents")
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude; infinite if a number was infinite or not a number."""
+        return math.inf if self.nonfinite else self.largest_finite
+
+    @property
+    def share_of_zeros(self) -> float:
+        """The share of numbers that were zero."""
+        return self.zeros / self.count if self.count else 0.0
+
+    def share_below(self, exponent: float) -> float:
+        """Return the share of the numbers other than zero that were less than ``2**exponent``.
+
+        An exponent between two integers counts as the lower.
+        """
+        others = self.count - self.zeros
+        below = sum(count for known, count in self.exponents if known < math.floor(exponent))
+        return below / others if others else 0.0
+
+    @property
+    def share_below_normal(self) -> float:
+        """The share of the numbers other than zero that FP16 holds with fewer digits or not."""
+        return self.share_below(NORMAL)
+
+    @property
+    def share_below_smallest(self) -> float:
+        """The share of the numbers other than zero that are below the smallest FP16 number."""
+        return self.share_below(SMALLEST)
+
+    def share_lost(self, scale: float) -> float:
+        """Return `share_below_smallest` of the tensor times a factor, such as a loss scale."""
+        return self.share_below(SMALLEST - math.log2(scale))
+
+    def joined(self, other: Range) -> Range:
+        """Return the range of what both have measured."""
+        exponents = Counter(dict(self.exponents))
+        exponents.update(dict(other.exponents))
+        return Range(
+            largest_finite=max(self.largest_finite, other.largest_finite),
+            count=self.count + other.count,
+            zeros=self.zeros + other.zeros,
+            nonfinite=self.nonfinite + other.nonfinite,
+            exponents=tuple(sorted(exponents.items())),
+        )
+
+
+def _exponent(magnitude: float) -> int | None:
+    return max(math.frexp(magnitude)[1] - 1, LOWEST) if magnitude else None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """What the tensors of one program held, and how the planner shall read it.
+
+    Attributes:
+        fingerprint: of the tensors that were measured, see `tensors_of`.
+        batches: how many batches were run.
+        values: per tensor of the forward graph what it held.
+        gradients: per tensor what the gradient of the unscaled loss with respect to it held.
+        margin_bits: a tensor is kept in FP32 if it came closer to the largest 16-bit number than
+            a factor of ``2**margin_bits``.
+        release: whether ops whose results can grow may be stored in 16 bits where they did not.
+    """
+
+    fingerprint: str
+    batches: Annotated[int, Field(ge=1)]
+    values: Mapping[str, Range] = field(default_factory=dict)
+    gradients: Mapping[str, Range] = field(default_factory=dict)
+    margin_bits: Annotated[int, Field(ge=0, le=15)] = 2
+    release: bool = False
+
+    def to_json(self) -> str:
+        """Write the ranges as a JSON document; `from_json` reads it back."""
+        return json.dumps({"version": VERSION, **asdict(self)}, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str | bytes, where: str = "") -> Ranges:
+        """Read ranges that may come from anyone.
+
+        Raises:
+            BadInput: the text is no such document, or it contradicts itself.
+        """
+        try:
+            file = _format().validate_json(text)
+        except ValidationError as error:
+            what = f"these are no ranges: {sentence(error)}"
+            raise BadInput(what, where, _AGAIN) from error
+        return without_head(file, Ranges)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File(Ranges):
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    version: Literal[2]
+
+
+@cache
+def _format() -> TypeAdapter[Any]:
+    return TypeAdapter(_File)
+
+
+def read_ranges(path: Path) -> Ranges:
+    """Read ranges from a file; raises BadInput if it holds none, see `Ranges.from_json`."""
+    return Ranges.from_json(read_document(path, "ranges.json", _AGAIN), str(path))
+
+
+def tensors_of(flow: Dataflow) -> str:
+    """Return the fingerprint of a graph's tensors: their names and sizes.
+
+    A name says which op of its kind made a tensor. What the policy says of ops does not show.
+    """
+    return Graph(elements={tensor.id: tensor.elements for tensor in flow.tensors}).fingerprint

@@ -1,0 +1,35 @@
+"""Compute what is made of weights alone from the FP32 masters.
+
+A regulariser such as ``weight.abs().sum()`` would read the 16-bit working copy, in which small
+weights underflow, and so would its gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mpcompile.plan.dataflow import Dataflow, Op
+from mpcompile.plan.op_table import Wish
+
+_ARITHMETIC = frozenset(("pointwise", "activation", "mean"))
+REASON = "computed from weights alone, so from their FP32 masters"
+
+
+def keep_weight_terms(flow: Dataflow) -> Dataflow:
+    """Return the graph with FP32 for free arithmetic that reads parameters and nothing else.
+
+    Views and other movement only hand a weight on; a matmul ends it, as do ops that the user has
+    spoken about.
+    """
+    weights = {tensor.id for tensor in flow.tensors if tensor.fixed == "a parameter"}
+    return replace(flow, ops=tuple(_kept(op, weights) for op in flow.ops))
+
+
+def _kept(op: Op, weights: set[str]) -> Op:
+    """Return an op as it shall be; note its results if they are made of weights alone."""
+    if not op.reads or not weights.issuperset(op.reads) or op.wish is Wish.HALF or op.overridden:
+        return op
+    if op.rule in _ARITHMETIC and op.wish is Wish.FREE:
+        op = replace(op, wish=Wish.FULL, reason=REASON)
+    weights.update(op.writes)
+    return op

@@ -1,0 +1,86 @@
+"""Describe to the planner what crosses the borders of graphs inside a graph."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import ceil
+
+from torch import fx
+
+from mpcompile.plan.dataflow import Op, Tensor, Where
+from mpcompile.plan.op_table import PrecisionClass, Rule, Wish
+from mpcompile.plan.policy import Resolution
+from mpcompile.program.control_flow import CARRY, OPERAND, RESULT, SLICE, STACK, Border, items_of
+from mpcompile.program.node_tensors import count_of, is_full_tensor
+from mpcompile.torch_private.ops import op_name
+
+_WHY = {
+    CARRY: "a loop carries it: one precision at entry, in every round and at exit",
+    OPERAND: "enters a graph; who needs another precision there casts it there",
+    SLICE: "a loop goes over its rows",
+    RESULT: "branches agree on what they return",
+    STACK: "a loop collects its rows",
+}
+
+SINGLE = "a single number: nothing to save in 16 bits"
+"""Why a 0-d tensor stays in FP32."""
+
+
+def border_rule(name: str) -> Rule:
+    """Return the row of the op table for what crosses the borders of an op's inner graphs."""
+    why = "it crosses the border of a graph"
+    return Rule("control flow", name, "", PrecisionClass.TRANSPARENT, "", False, why)
+
+
+def border_row(
+    border: Border, ids: dict[fx.Node, str], rounds: Fraction, resolution: Resolution, where: Where
+) -> tuple[Op, tuple[Tensor, ...]] | None:
+    """Describe a border to the planner, if it is a border of FP32 tensors.
+
+    It is an op that takes either precision, which all its names then have: it reads what comes in
+    and writes what goes on. It shares the memory of what it reads; only what a loop collects is
+    written anew.
+
+    Args:
+        border: one value.
+        ids: `Nest.ids`.
+        rounds: how often its caller runs.
+        resolution: the policy may pin it, by the caller's op name or by one of the border's ids;
+            of several callers the one with the strictest need decides.
+        where: its caller's place.
+
+    Returns:
+        The row, and a tensor for each result of the caller that nobody takes.
+    """
+    name = op_name(border.caller)
+    values = [call.meta["val"][place] for call, place in border.results]
+    values += [node.meta.get("val") for node in border.inputs]
+    if not values or not all(is_full_tensor(value) for value in values):
+        return None
+    unread = tuple(
+        Tensor(f"{ids[call]}/{place}", ceil(count_of(call.meta["val"][place]) * rounds))
+        for call, place in border.results
+        if not items_of(call, place)
+    )
+    said = [resolution.wishes[id][1:] for id in border.ids]
+    wish, reason = min(said, key=lambda each: (Wish.FULL, Wish.HALF, Wish.FREE).index(each[0]))
+    overridden = any(id in resolution.overridden for id in border.ids)
+    reason = reason if overridden else _WHY[border.kind]
+    if wish is Wish.FREE and max(count_of(value) for value in values) <= 1:
+        wish, reason = Wish.FULL, SINGLE
+    reads = [use.value for use in border.reads]
+    row = Op(
+        id=border.id,
+        kind=f"{name} {border.kind}",
+        rule=border_rule(name).name,
+        wish=wish,
+        inside=False,
+        streams=False,
+        reason=reason,
+        reads=tuple(dict.fromkeys(ids[node] for node in reads if isinstance(node, fx.Node))),
+        writes=(*(ids[node] for node in border.writes), *(tensor.id for tensor in unread)),
+        view=border.kind != STACK,
+        overridden=overridden,
+        where=where,
+    )
+    return row, unread

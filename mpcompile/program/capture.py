@@ -1,0 +1,318 @@
+"""Capture a training program's forward pass as an FX graph, and describe it to the planner."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import os
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from enum import Enum
+from importlib.resources import files
+from typing import Any
+
+import torch
+from torch import fx
+
+from mpcompile.errors import BadInput, CannotCapture
+from mpcompile.plan.dataflow import Where
+from mpcompile.program.batch_size import BatchSize, dynamic_shapes
+from mpcompile.program.functional import make_functional
+from mpcompile.program.returned import Nest, loss_last, nest_of_results, stands_alone
+from mpcompile.program.stack_lines import users_line
+from mpcompile.program.workload import Workload
+from mpcompile.torch_private.ops import op_name
+from mpcompile.torch_private.tracing import DataDependent
+
+# With the separator: torchvision and torch_geometric are a user's own choice, and begin alike.
+_FOREIGN = tuple(f"{files(package)}{os.sep}" for package in ("torch", "mpcompile"))
+
+
+class Kind(Enum):
+    """What an input of the forward graph is."""
+
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    BATCH = "batch"
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input of the forward graph.
+
+    Attributes:
+        node: name of its placeholder.
+        kind: parameter, buffer (tensor constants of the model count as buffers) or batch.
+        name: dotted name in the model (``encoder.0.weight``), or ``batch.0``.
+        tensor: the user's own tensor.
+    """
+
+    node: str
+    kind: Kind
+    name: str
+    tensor: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A captured forward pass: composite ATen ops, without mutation.
+
+    Attributes:
+        module: the graph; its results are the next values of `written`, then the tensors that the
+            loss function returns beside the loss, then the loss.
+        inputs: its placeholders in order, a tied weight once.
+        written: names of the buffers that the forward pass updates.
+        returns: what the loss function returns if that is more than the loss; without a loss
+            function what the model returns.
+        batch_size: what stands in its shapes for the size of a batch; None: that of the example.
+    """
+
+    module: fx.GraphModule
+    inputs: tuple[Input, ...]
+    written: tuple[str, ...]
+    returns: Nest | None = None
+    batch_size: BatchSize | None = None
+
+
+class _Program(torch.nn.Module):
+    """The model under one name, so that its parameters' dotted names stay its own."""
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__()
+        self.model = workload.model
+        self._loss = workload.loss
+
+    def forward(self, *batch: Any) -> Any:
+        return self.model(*batch) if self._loss is None else self._loss(self.model, *batch)
+
+
+def capture(workload: Workload, open_places: tuple[bool, ...] = ()) -> Forward:
+    """Capture ``loss(model, *batch)`` with `torch.export`, or ``model(*batch)`` without a loss.
+
+    Args:
+        workload: the program.
+        open_places: per tensor of the batch whether its dimension 0 becomes a symbol; see
+            `mpcompile.program.open_capture`.
+
+    Raises:
+        BadInput: the program itself fails on the example batch, or its loss is not a 0-d FP32
+            tensor or a pair of one and anything.
+        CannotCapture: it runs, but not as one graph.
+    """
+    for position, value in enumerate(workload.batch):
+        if not isinstance(value, torch.Tensor):
+            raise BadInput(
+                f"element {position} of the example batch is of type {type(value).__name__}",
+                workload.origin,
+                "make the batch a flat tuple of tensors",
+            )
+    program = export(_Program(workload), workload, open_places)
+    returns = _returns(program, workload)
+    _refuse_hidden_writes(program.graph, workload)
+    program, module, written = make_functional(program)
+    _place_loss(module, workload)
+    if workload.loss is not None:
+        loss_last(module.graph, len(written))
+    names = tuple(name.removeprefix("model.") for name in written)
+    return Forward(module, _inputs(program, module, workload), names, returns)
+
+
+def export(
+    module: torch.nn.Module, workload: Workload, open_places: tuple[bool, ...] = ()
+) -> torch.export.ExportedProgram:
+    """Run `torch.export` and turn what it raises into one sentence."""
+    # A tensor that stands twice in the batch would become one input.
+    batch = tuple(value.clone() for value in workload.batch)
+    try:
+        with _quiet():
+            shapes = dynamic_shapes(open_places) if open_places else None
+            return torch.export.export(module, batch, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        raise _refusal(error, module, batch, workload) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's own warnings and logged tracebacks off the screen; errors are ours to say."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        # torch prints the graph it has so far when it meets a data-dependent branch.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _refusal(
+    error: Exception, module: torch.nn.Module, batch: tuple[Any, ...], workload: Workload
+) -> Exception:
+    if not isinstance(error, DataDependent):
+        try:
+            with torch.no_grad():
+                copy.deepcopy(module)(*batch)
+        except Exception as eager:
+            shapes = ", ".join(str(list(value.shape)) for value in batch)
+            return BadInput(
+                f"the program raises {type(eager).__name__} on the example batch of shapes "
+                f"{shapes}: {_first_line(eager)}",
+                user_place(eager) or workload.origin,
+                "give a batch that loss(model, *batch) accepts",
+            )
+    if _reads_packed_sequence(error):
+        return CannotCapture(
+            "a recurrent layer reads a packed sequence, whose shape depends on the batch",
+            user_place(error) or workload.origin,
+            "give it the padded tensor, and leave the padding out of the loss",
+        )
+    return CannotCapture(
+        "this cannot become one graph: "
+        + (
+            "Python control flow depends on the value of a tensor"
+            if isinstance(error, DataDependent)
+            else f"{type(error).__name__}: {_first_line(error)}"
+        ),
+        user_place(error) or workload.origin,
+        "use torch.where or torch.cond instead of if, and no .item() in the model"
+        if isinstance(error, DataDependent)
+        else "express this line in other operations",
+    )
+
+
+def _reads_packed_sequence(error: Exception) -> bool:
+    """Whether an error was raised while a recurrent layer of torch read a packed sequence."""
+    return any(
+        frame.f_code.co_filename == torch.nn.modules.rnn.__file__
+        and frame.f_locals.get("batch_sizes") is not None
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".")[:300] if lines else "no message"
+
+
+def user_place(error: BaseException) -> str:
+    """Return ``file:line`` of the deepest frame that is neither torch's nor ours."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not is_foreign(frame.filename)
+    ]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def _returns(program: torch.export.ExportedProgram, workload: Workload) -> Nest | None:
+    """Return what a program returns; check the loss, which alone needs no nest."""
+    outputs = program.graph.output_node().args[0]
+    assert isinstance(outputs, list | tuple)
+    place = definition(workload.loss) or workload.origin
+    users = [
+        item
+        for item, spec in zip(outputs, program.graph_signature.output_specs, strict=True)
+        if spec.kind.name == "USER_OUTPUT"
+    ]
+    found = nest_of_results(program.call_spec.out_spec, users)
+    if workload.loss is None:
+        return found
+    advice = "return one 0-d FP32 tensor, or a pair of it and anything"
+    try:
+        alone = stands_alone(found)
+    except ValueError as error:
+        raise BadInput(f"the loss returns {error}", place, advice) from None
+    value = users[0].meta.get("val") if isinstance(users[0], fx.Node) else None
+    if not isinstance(value, torch.Tensor):
+        raise BadInput("the loss is no tensor", place, advice)
+    if value.dim() != 0 or value.dtype is not torch.float32:
+        raise BadInput(
+            f"the loss is a {str(value.dtype).removeprefix('torch.')} tensor of shape "
+            f"{list(value.shape)}",
+            place,
+            "reduce it to one FP32 number, for example with .mean()",
+        )
+    return None if alone else found
+
+
+def _refuse_hidden_writes(graph: fx.Graph, workload: Workload) -> None:
+    """Refuse an instance norm that updates statistics: its schema does not say that it does."""
+    for node in graph.nodes:
+        if op_name(node) == "instance_norm" and isinstance(node.args[3], fx.Node) and node.args[5]:
+            where = place_of(node)
+            raise CannotCapture(
+                f"the instance norm {where.module} updates running statistics",
+                f"{where.file}:{where.line}" if where.file else workload.origin,
+                "create it with track_running_stats=False",
+            )
+
+
+def _place_loss(module: fx.GraphModule, workload: Workload) -> None:
+    """Give ops of the loss function, whose frames torch leaves out, the line of its definition."""
+    file, _, line = definition(workload.loss).rpartition(":")
+    for node in module.graph.nodes:
+        if file and node.op == "call_function" and not str(place_of(node)):
+            trace = node.meta.get("stack_trace") or ""
+            node.meta["stack_trace"] = f'{trace}\n  File "{file}", line {line}, in loss'
+
+
+def definition(function: Callable[..., Any] | None) -> str:
+    """Return ``file:line`` of a function's definition, or ``""``."""
+    code = getattr(function, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else ""
+
+
+def _inputs(
+    program: torch.export.ExportedProgram, module: fx.GraphModule, workload: Workload
+) -> tuple[Input, ...]:
+    """Name the placeholders; a parameter that stands under two names keeps its first."""
+    signature = program.graph_signature
+    # Each of these is made anew when it is asked for.
+    parameters, buffers = signature.inputs_to_parameters, signature.inputs_to_buffers
+    constants = signature.inputs_to_lifted_tensor_constants
+    tensors: dict[str, torch.Tensor] = dict(workload.model.named_parameters(remove_duplicate=False))
+    tensors |= dict(workload.model.named_buffers(remove_duplicate=False))
+    inputs: list[Input] = []
+    first: dict[int, fx.Node] = {}
+    position = 0
+    for node in list(module.graph.find_nodes(op="placeholder")):
+        if node.name in parameters:
+            kind, name = Kind.PARAMETER, parameters[node.name]
+        elif node.name in buffers:
+            kind, name = Kind.BUFFER, buffers[node.name]
+        elif node.name in constants:
+            kind, name = Kind.BUFFER, constants[node.name]
+        else:
+            inputs.append(
+                Input(node.name, Kind.BATCH, f"batch.{position}", workload.batch[position])
+            )
+            position += 1
+            continue
+        constant = program.constants.get(name)
+        name = name.removeprefix("model.")
+        tensor = tensors.get(name, constant)
+        assert isinstance(tensor, torch.Tensor)
+        if id(tensor) in first:
+            node.replace_all_uses_with(first[id(tensor)])
+            module.graph.erase_node(node)
+            continue
+        first[id(tensor)] = node
+        inputs.append(Input(node.name, kind, name, tensor))
+    return tuple(inputs)
+
+
+def place_of(node: fx.Node) -> Where:
+    """Return the module and the user's source line a node came from."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values()]
+    module = paths[-1].removeprefix("model").removeprefix(".") if paths else ""
+    return Where(module, *users_line(node.meta.get("stack_trace") or "", is_foreign))
+
+
+def is_foreign(path: str) -> bool:
+    """Whether a file is torch's or ours."""
+    return path.startswith((*_FOREIGN, "<"))

@@ -1,0 +1,177 @@
+"""Describe a forward graph, and the graphs inside it, to the planner."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import ceil
+from types import MappingProxyType
+
+import torch
+from torch import fx
+
+from mpcompile.plan.dataflow import Dataflow, Op, Tensor, Where
+from mpcompile.plan.op_table import TORCH_RULES, Rule, Wish
+from mpcompile.plan.policy import Policy, Resolution, Row, resolve
+from mpcompile.plan.weight_terms import keep_weight_terms
+from mpcompile.program.border_rows import SINGLE, border_row, border_rule
+from mpcompile.program.capture import place_of
+from mpcompile.program.control_flow import Nest, nest_of
+from mpcompile.program.node_tensors import count_of, is_full, is_size
+from mpcompile.torch_private.ops import arguments_of, is_view, op_name
+
+
+def dataflow(
+    module: fx.GraphModule,
+    fixed: dict[str, str],
+    policy: Policy,
+    unfit: Mapping[str, str] = MappingProxyType({}),
+) -> Dataflow:
+    """Return the neutral graph.
+
+    Args:
+        module: FP32 graph with ``meta["val"]`` on every node.
+        fixed: placeholder name to what it is (``"a parameter"``).
+        policy: gives each op its wish.
+        unfit: per node why FP16 cannot hold what it computes with.
+    """
+    nest = nest_of(module)
+    ids = nest.ids()
+    resolution = _resolve(nest, ids, fixed, policy)
+    ops: list[Op] = []
+    tensors: list[Tensor] = []
+    fixed = dict(fixed)
+    outputs = set(module.graph.output_node().all_input_nodes)
+
+    for node, prefix, caller in _visited(nest, "", Where()):
+        rounds = nest.rounds[prefix]
+        for border in nest.borders_of(node):
+            if row := border_row(border, ids, rounds, resolution, place_of(node)):
+                ops.append(row[0])
+                tensors.extend(row[1])
+        if _computes(node, nest):
+            op = _op(node, ids, *resolution.wishes[ids[node]])
+            ops.append(
+                replace(
+                    op,
+                    overridden=op.id in resolution.overridden,
+                    unfit=unfit.get(op.id, ""),
+                    where=_place(node, caller),
+                )
+            )
+            fixed.update(
+                (ids[item], "a statistic") for item in _results(node) if ids[item] not in op.writes
+            )
+        if is_full(node):
+            tensors.append(
+                Tensor(
+                    id=ids[node],
+                    elements=ceil(count_of(node.meta["val"]) * rounds),
+                    fixed=fixed.get(ids[node]),
+                    output=node in outputs,
+                )
+            )
+    return keep_weight_terms(Dataflow(tuple(ops), tuple(tensors)))
+
+
+def _visited(nest: Nest, prefix: str, caller: Where) -> Iterator[tuple[fx.Node, str, Where]]:
+    """Yield the nodes of all graphs, each with its graph's prefix and the place of the caller.
+
+    What a node calls follows it.
+    """
+    for node in nest.graphs[prefix].graph.nodes:
+        yield node, prefix, caller
+        for inner in nest.called.get(node, ()):
+            yield from _visited(nest, inner, place_of(node))
+
+
+def _computes(node: fx.Node, nest: Nest) -> bool:
+    called = node.op == "call_function" and node.target is not operator.getitem
+    return called and not is_size(node) and node not in nest.called
+
+
+def _place(node: fx.Node, caller: Where) -> Where:
+    """Return a node's place; inside a graph without source lines that of its caller."""
+    where = place_of(node)
+    return where if where.file else replace(caller, module=where.module or caller.module)
+
+
+def _resolve(
+    nest: Nest, ids: dict[fx.Node, str], fixed: dict[str, str], policy: Policy
+) -> Resolution:
+    """Return what the policy says of each op and each border; warn of overrides that match none."""
+    rules = {**TORCH_RULES, **{op_name(node): border_rule(op_name(node)) for node in nest.called}}
+
+    def rows() -> Iterator[Row]:
+        for node, _, caller in _visited(nest, "", Where()):
+            for border in nest.borders_of(node):
+                for name in border.ids:
+                    yield Row(name, op_name(node), place_of(node).module)
+            if _computes(node, nest):
+                module = _place(node, caller).module
+                yield Row(ids[node], op_name(node), module, _is_residual(node, fixed))
+
+    resolution = resolve(policy, rules, rows())
+    resolution.warn()
+    return resolution
+
+
+def _is_residual(node: fx.Node, fixed: dict[str, str]) -> bool:
+    """Whether the node adds two activations: no parameter, no buffer, nothing broadcast."""
+    parts = node.args[:2]
+    if op_name(node) != "add" or not is_full(node):
+        return False
+    for part in parts:
+        if not (isinstance(part, fx.Node) and is_full(part)):
+            return False
+        if count_of(part.meta["val"]) != count_of(node.meta["val"]):
+            return False
+        while part.op == "call_function" and is_view(part):
+            part = part.all_input_nodes[0]
+        if fixed.get(part.name) in ("a parameter", "a buffer"):
+            return False
+    return any(isinstance(part, fx.Node) and part.op == "call_function" for part in parts)
+
+
+def _op(node: fx.Node, ids: dict[fx.Node, str], rule: Rule, wish: Wish, reason: str) -> Op:
+    results = _results(node)
+    inside = rule.inside and wish is not Wish.HALF
+    if inside and results and isinstance(node.meta["val"], tuple | list):
+        results = [item for item in results if item.args[1] == 0]  # the others are statistics
+    writes = tuple(ids[result] for result in results)
+    reads = tuple(ids[item] for item in node.all_input_nodes if is_full(item))
+    numbers = [count_of(result.meta["val"]) for result in results]
+    if wish is Wish.FREE and writes and max(numbers) <= 1:
+        wish, reason = Wish.FULL, SINGLE
+    if wish is Wish.FREE and inside and not rule.streams:
+        wish, reason = Wish.FULL, "a library call that computes and writes FP32"
+    if wish is not Wish.FULL and not reads and writes:
+        wish, reason = Wish.FULL, "made in FP32, not computed from anything"
+    saves = rule.saves.split()
+    wide = rule.full_arguments.split()
+    return Op(
+        id=ids[node],
+        kind=op_name(node),
+        rule=rule.name,
+        wish=wish,
+        inside=inside,
+        streams=rule.streams or rule.gathers,
+        reason=reason,
+        reads=reads,
+        writes=writes,
+        keeps=(*(reads if "in" in saves else ()), *(writes if "out" in saves else ())),
+        full_reads=tuple(
+            ids[item]
+            for argument, item in (arguments_of(node).items() if wide else ())
+            if argument in wide and ids[item] in reads
+        ),
+        gathers=rule.gathers,
+        view=is_view(node),
+    )
+
+
+def _results(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes that stand for an op's FP32 results."""
+    single = isinstance(node.meta.get("val"), torch.Tensor)
+    return [item for item in ([node] if single else node.users) if is_full(item)]

@@ -1,0 +1,183 @@
+"""Capture a program so that it runs for batches of every size: dimension 0 becomes a symbol.
+
+The graph has the ops and the names of the one that is captured for the example's size, and between
+them nodes that compute sizes. So a plan, an override or a checkpoint of one fits the other.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Container
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from mpcompile.errors import BadInput, CannotCapture, CompileError
+from mpcompile.program.batch_size import LEAST, Fixed, find_size, size_of
+from mpcompile.program.capture import Forward, Kind, capture, definition, is_foreign, place_of
+from mpcompile.program.cudnn_rnn import MODES
+from mpcompile.program.node_tensors import is_size
+from mpcompile.program.workload import Workload
+from mpcompile.torch_private.graphs import copy_graph
+from mpcompile.torch_private.ops import draws, given, op_name
+from mpcompile.torch_private.tracing import guards_named_by, python_dispatcher
+
+_ATEN = torch.ops.aten
+_WHAT = "the batch size cannot be left open"
+_ADVICE = "write it for any size, with x.shape[0] and not len(x), or leave out dynamic=True"
+
+
+class _Foreign(Container[str]):
+    """All files that are not the user's."""
+
+    def __contains__(self, path: object) -> bool:
+        return is_foreign(str(path))
+
+
+def capture_open(workload: Workload, places: tuple[bool, ...]) -> Forward:
+    """Capture ``loss(model, *batch)`` for batches of every size from `LEAST` on.
+
+    Args:
+        workload: the program.
+        places: per tensor of the batch whether its dimension 0 has the size that is left open,
+            unless the program says otherwise.
+
+    Raises:
+        BadInput: see `capture`; or the example batch is too small to tell.
+        CannotCapture: see `capture`; or the program is not the same for every size.
+    """
+    plain = capture(workload)
+    if size_of(workload.batch, places) is None:
+        raise BadInput(
+            "the example batch has no size to leave open",
+            workload.origin,
+            f"give tensors with {LEAST} rows or more, or leave out dynamic=True",
+        )
+    try:
+        with guards_named_by(_Foreign()):
+            forward = capture(workload, places)
+            module = _named_like(forward.module, plain.module)
+            nodes = {node.name: node for node in module.graph.find_nodes(op="placeholder")}
+            fakes = [
+                nodes[item.node].meta["val"] for item in forward.inputs if item.kind is Kind.BATCH
+            ]
+            size = find_size(fakes, places)
+    except CompileError as error:
+        raise CannotCapture(f"{_WHAT}: {error.what}", error.where, _ADVICE) from error
+    where = definition(workload.loss) or workload.origin
+    if isinstance(size, Fixed):
+        raise _refusal(size, where)
+    for node in module.graph.output_node().all_input_nodes:
+        if is_size(node):
+            raise CannotCapture(
+                f"{_WHAT}: a number that depends on it is returned beside the loss",
+                where,
+                "return it as a tensor, or leave out dynamic=True",
+            )
+    return replace(forward, module=module, batch_size=size)
+
+
+def check_open(forward: Forward, workload: Workload) -> None:
+    """Refuse a program of which a later stage has found that its batch size is not open.
+
+    Raises:
+        CannotCapture: it is not.
+    """
+    fixed = forward.batch_size.fixed_by() if forward.batch_size else None
+    if fixed is not None:  # by no line of the user's
+        where = definition(workload.loss) or workload.origin
+        raise _refusal(replace(fixed, where=""), where)
+
+
+class WatchedInterpreter(fx.Interpreter):
+    """Runs a forward graph on fake tensors; refuses an op that needs to know the batch size.
+
+    Args:
+        forward: the graph; if its batch size is not open, nothing is watched.
+        origin: the user's place for error messages.
+    """
+
+    def __init__(self, forward: Forward, origin: str) -> None:
+        super().__init__(forward.module)
+        self._size, self._origin = forward.batch_size, origin
+        self._guards = len(self._size.environment.guards) if self._size else 0
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node, and look whether torch has noted something new about sizes."""
+        if self._size is None:
+            return super().run_node(n)
+        where = place_of(n)
+        place = f"{where.file}:{where.line}" if where.file else self._origin
+        try:
+            result = super().run_node(n)
+        except RuntimeError as error:
+            if draws(n) or op_name(n) in MODES:  # it would draw twice, or become another program
+                raise needs_size(op_name(n), place) from error
+            with python_dispatcher():
+                result = super().run_node(n)
+        if len(self._size.environment.guards) > self._guards:
+            self._guards = len(self._size.environment.guards)
+            if self._size.fixed_by() is not None:
+                raise needs_size(op_name(n), place)
+        return result
+
+
+def needs_size(what: str, where: str) -> CannotCapture:
+    """Return the refusal of a program that torch differentiates for known sizes only."""
+    return CannotCapture(
+        f"{_WHAT}: torch must know it to differentiate {what}", where, "leave out dynamic=True"
+    )
+
+
+def _refusal(fixed: Fixed, where: str) -> CannotCapture:
+    what = f"{_WHAT}, as this asks for {fixed.what}"
+    return CannotCapture(what, fixed.where or where, _ADVICE)
+
+
+def _say_output_sizes(graph: fx.Graph) -> None:
+    """Give interpolations the size of their result, which torch else works out from known sizes.
+
+    What ``aten::upsample_nearest2d.vec`` does is to work out that size and call the default.
+    """
+    for node in graph.nodes:
+        name = op_name(node)
+        if name.startswith("upsample_") and node.target is getattr(_ATEN, name).vec:
+            sizes = node.meta["val"].shape[2:]
+            value, _, *options, factors = given(node).values()
+            node.target = getattr(_ATEN, name).default
+            node.args = (value, list(sizes), *options, *(factors or [None] * len(sizes)))
+            node.kwargs = {}
+
+
+def _named_like(module: fx.GraphModule, like: fx.GraphModule) -> fx.GraphModule:
+    """Return a graph whose nodes have the names of another's, those between them names of sizes.
+
+    A graph of other ops keeps its names.
+    """
+    _drop_whole_slices(module.graph, like.graph)
+    _say_output_sizes(module.graph)
+    numbers = [node for node in module.graph.nodes if is_size(node)]
+    mine = [node for node in module.graph.nodes if not is_size(node)]
+    theirs = list(like.graph.nodes)
+    if [op_name(node) for node in mine] != [op_name(node) for node in theirs]:
+        return module
+    for place, node in enumerate(numbers):
+        node.name = f"size_{place}"
+    for node, other in zip(mine, theirs, strict=True):
+        node.name = other.name
+    return copy_graph(module)
+
+
+def _drop_whole_slices(graph: fx.Graph, like: fx.Graph) -> None:
+    """Remove slices of all rows, which ``x[:, 1:]`` makes where their number is a symbol."""
+    if any(map(_is_whole_slice, like.nodes)):
+        return
+    for node in list(filter(_is_whole_slice, graph.nodes)):
+        node.replace_all_uses_with(node.args[0])
+        graph.erase_node(node)
+
+
+def _is_whole_slice(node: fx.Node) -> bool:
+    return node.target is _ATEN.slice.Tensor and node.args[2:] == (0, sys.maxsize)

@@ -1,0 +1,73 @@
+"""What a captured function returns: tensors and constants in a nest, which graphs know not of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from mpcompile.torch_private.tracing import unflatten
+
+PREFIX = "aux."
+"""Of the slots of tensors that a loss returns beside the loss: ``aux.0``."""
+
+
+TENSOR = object()
+"""Stands for a tensor among the leaves of a `Nest`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nest:
+    """A nest of tensors and constants, as `torch.export` flattens it.
+
+    Attributes:
+        structure: of the nest.
+        leaves: what is in it; a constant itself, `TENSOR` for a tensor.
+    """
+
+    structure: Any
+    leaves: tuple[Any, ...]
+
+    def __call__(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """Return the nest around these tensors."""
+        given = iter(tensors)
+        leaves = [next(given) if leaf is TENSOR else leaf for leaf in self.leaves]
+        return unflatten(leaves, self.structure)
+
+
+def nest_of_results(structure: Any, outputs: Sequence[Any]) -> Nest:
+    """Return the nest that an exported program's own outputs make."""
+    leaves = tuple(TENSOR if isinstance(item, fx.Node) else item for item in outputs)
+    return Nest(structure, leaves)
+
+
+def stands_alone(found: Nest) -> bool:
+    """Whether a loss function returns the loss and nothing beside it.
+
+    Raises:
+        ValueError: it returns neither ``loss`` nor ``(loss, anything)``.
+    """
+    count = len(found.leaves)
+    whole = unflatten(list(range(count)), found.structure)
+    if count == 1 and whole in (0, (0,)):
+        return True
+    if not isinstance(whole, tuple) or len(whole) != 2 or whole[0] != 0:
+        raise ValueError(f"{count} values")
+    return False
+
+
+def loss_last(graph: fx.Graph, written: int) -> None:
+    """Put a graph's results in order: written buffers, tensors beside the loss, the loss.
+
+    Args:
+        graph: its results are the written buffers, the loss and what stands beside it.
+        written: how many buffers it writes.
+    """
+    output = graph.output_node()
+    values = output.args[0]
+    assert isinstance(values, list | tuple)
+    tensors = [item for item in values[written + 1 :] if isinstance(item, fx.Node)]
+    output.args = ((*values[:written], *tensors, values[written]),)

@@ -1,0 +1,176 @@
+"""The rows a person looks at: one a node, for training steps and ONNX models alike."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from mpcompile.errors import BadInput
+from mpcompile.plan.dataflow import Where
+from mpcompile.validation import read_document, sentence, without_head
+
+VERSION = 1
+VIEW, PLAN, BEFORE = "view.json", "plan.json", "view.before.json"
+"""What an artifact folder holds: all of the step, of its forward pass, and of the step in FP32."""
+STAGES = ("forward", "backward", "update")
+PRECISIONS = ("f16", "bf16", "f32", "both", "other")
+_AGAIN = "write it again with `mpcompile model.py`"
+
+Stage: TypeAlias = Literal["forward", "backward", "update"]
+Role: TypeAlias = Literal["input", "op", "cast", "view", "output"]
+Precision: TypeAlias = Literal["f16", "bf16", "f32", "both", "other"]
+_Count = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, slots=True)
+class ViewNode:
+    """One node of a graph.
+
+    Attributes:
+        id: unique in its view; nodes of an update graph are ``update.NAME``.
+        op: its op, such as ``addmm`` or ``MatMul``; of an input what it is for (``master``).
+        role: ``op``; ``cast`` between two float formats; ``view``, which moves no bytes;
+            ``input`` and ``output``.
+        stage: of the step; ``forward`` for everything of a model that does not train.
+        precision: ``f16``, ``bf16`` or ``f32`` if that is what it computes in and what its tensors
+            are stored in; ``both`` if it computes in FP32 on tensors that are stored in 16 bits, or
+            makes one from the other; ``other`` without such tensors.
+        computes: the format of the operands it computes with, ``f32``; empty without a float.
+        stores: the format its result lies in memory in; empty without a float.
+        type: its first result, ``f16[8,32]``; of a Python number ``number``.
+        bytes: of all its results.
+        reads: ids of the nodes it reads, each once, in order.
+        planned: id of the op of the plan that decided about it, or empty.
+        rule: the row of the op table, or the pass that made it; may be empty.
+        reason: why it is what it is, a sentence without a full stop; may be empty.
+        saved: forward makes it and backward reads it.
+        alive: bytes of tensors that are alive while it runs, with the state; 0 if not known.
+        where: its place in the user's program.
+    """
+
+    id: str
+    op: str
+    role: Role
+    stage: Stage
+    precision: Precision
+    computes: str = ""
+    stores: str = ""
+    type: str = ""
+    bytes: _Count = 0
+    reads: tuple[str, ...] = ()
+    planned: str = ""
+    rule: str = ""
+    reason: str = ""
+    saved: bool = False
+    alive: _Count = 0
+    where: Where = field(default_factory=Where)
+
+
+_FIELDS = tuple(item.name for item in fields(ViewNode) if item.name != "where")
+
+
+def plain(node: ViewNode) -> dict[str, Any]:
+    """Return a row as a JSON-ready dictionary; `dataclasses.asdict` would copy every string."""
+    where = node.where
+    row = {name: getattr(node, name) for name in _FIELDS}
+    return row | {"where": {"module": where.module, "file": where.file, "line": where.line}}
+
+
+@dataclass(frozen=True)
+class View:
+    """A graph for a person.
+
+    Attributes:
+        source: what was opened, as the user named it.
+        kind: what it was read from; a ``plan`` knows the forward pass only.
+        precision: the 16-bit format it was planned for, such as ``fp16``.
+        nodes: in the order in which they run.
+    """
+
+    source: str
+    kind: Literal["program", "onnx", "plan"]
+    precision: Literal["fp16", "bf16", "fp32"]
+    nodes: tuple[ViewNode, ...]
+
+    @cached_property
+    def by_id(self) -> dict[str, ViewNode]:
+        """Every node by its id."""
+        return {node.id: node for node in self.nodes}
+
+    @cached_property
+    def readers(self) -> dict[str, tuple[str, ...]]:
+        """Per node that is read the ids of its readers, in order."""
+        found: dict[str, list[str]] = {}
+        for node in self.nodes:
+            for read in node.reads:
+                found.setdefault(read, []).append(node.id)
+        return {name: tuple(readers) for name, readers in found.items()}
+
+    def to_json(self) -> str:
+        """Write the view as a JSON document; `from_json` reads it back."""
+        document = {
+            "version": VERSION,
+            "source": self.source,
+            "kind": self.kind,
+            "precision": self.precision,
+            "nodes": [plain(node) for node in self.nodes],
+        }
+        return json.dumps(document, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str | bytes, where: str = "") -> View:
+        """Read a view that may come from anyone.
+
+        Raises:
+            BadInput: it is no view of this version, or its nodes do not fit together.
+        """
+        try:
+            file = _format().validate_json(text)
+        except ValidationError as error:
+            raise BadInput(f"this is no view: {sentence(error)}", where, _AGAIN) from error
+        view: View = without_head(file, View)
+        if len(view.by_id) != len(view.nodes):
+            raise BadInput("two nodes of the view have one id", where, _AGAIN)
+        unknown = next((name for name in view.readers if name not in view.by_id), None)
+        if unknown is not None:
+            raise BadInput(f"the view reads {unknown}, which is not in it", where, _AGAIN)
+        return view
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File(View):
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    version: Literal[1]
+
+
+@cache
+def _format() -> TypeAdapter[Any]:
+    return TypeAdapter(_File)
+
+
+def read_view(path: Path) -> View:
+    """Read a view from a file; raises BadInput if it holds none, see `View.from_json`."""
+    return View.from_json(read_document(path, "view.json", _AGAIN), str(path))
+
+
+def precision_of(computes: str, read: set[str], written: set[str]) -> Precision:
+    """Return what a node's formats come to.
+
+    Args:
+        computes: the format of its operands.
+        read: the formats its operands lie in memory in.
+        written: the formats its results lie in.
+    """
+    formats = ({computes} | read | written) & {"f16", "bf16", "f32"}
+    if not formats:
+        return "other"
+    if len(formats) > 1:
+        return "both"
+    (single,) = formats
+    return single  # type: ignore[return-value]

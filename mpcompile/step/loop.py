@@ -1,0 +1,46 @@
+"""What a training loop does between backward and the optimizer: gather gradients, or clip them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mpcompile.errors import BadInput
+from mpcompile.step.processes import DataParallel
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What becomes of the unscaled FP32 gradients before the optimizer reads them.
+
+    Attributes:
+        max_grad_norm: as ``torch.nn.utils.clip_grad_norm_`` with the 2-norm; None: no clipping.
+        max_grad_value: as ``torch.nn.utils.clip_grad_value_``; None: no clipping.
+        accumulate: micro-batches an update; the optimizer reads the mean of their gradients.
+        parallel: the processes over whose gradients it is a mean, too; None: this one alone.
+
+    Raises:
+        BadInput: a number out of its range, or both ways of clipping.
+    """
+
+    max_grad_norm: float | None = None
+    max_grad_value: float | None = None
+    accumulate: int = 1
+    parallel: DataParallel | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_grad_norm", "max_grad_value"):
+            limit = getattr(self, name)
+            if limit is not None and not 0.0 < limit < float("inf"):
+                raise BadInput(f"{name} is {limit}", "", "give a number above 0, or None")
+        if not isinstance(self.accumulate, int) or self.accumulate < 1:
+            raise BadInput(
+                f"an update over {self.accumulate} micro-batches", "", "give a number from 1 on"
+            )
+        if self.max_grad_norm is not None and self.max_grad_value is not None:
+            raise BadInput(
+                "the gradients would be clipped by norm and by value", "", "choose one of the two"
+            )
+
+
+PLAIN = Loop()
+"""The optimizer reads the gradients as they are."""

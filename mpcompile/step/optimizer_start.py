@@ -1,0 +1,169 @@
+"""What an optimizer does in its first step, found by running ``step()`` on small parameters."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mpcompile.step.arena import ALIGNMENT, Arena
+from mpcompile.step.optimizer_options import KERNELS, is_input, parts, replaced
+
+State = dict[str, torch.Tensor]
+
+BEGUN = "begun"
+"""The slot that says whether an arena has had its first step: ``arena0.begun``, 1 or 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The state before the first step.
+
+    Attributes:
+        state: small tensors, whose first element fills the whole state.
+        alike: whether a first step from that state is like any other, whatever the options are.
+            Otherwise ``step()`` has to fill an empty state itself.
+    """
+
+    state: State
+    alike: bool
+
+
+class _Recorded(dict[str, Any]):
+    """An optimizer state that remembers the first value of each entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: State = {}
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key not in self.first and isinstance(value, torch.Tensor):
+            self.first[key] = value.detach().clone()
+        super().__setitem__(key, value)
+
+
+def optimizer_around(
+    optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], state: Mapping[Any, Any]
+) -> torch.optim.Optimizer:
+    """Return the user's optimizer around other parameters and state.
+
+    Step it with ``type(it).step(it)``: a schedule may have put another ``step`` on the user's own.
+    """
+    shell: torch.optim.Optimizer = object.__new__(type(optimizer))
+    shell.__dict__.update(optimizer.__dict__)
+    shell.param_groups = groups
+    shell.state = state  # type: ignore[assignment]
+    return shell
+
+
+def group_of(optimizer: torch.optim.Optimizer, arena: Arena, **changes: Any) -> dict[str, Any]:
+    """Return the options of an arena's group, without those that pick a special kernel."""
+    group = {**optimizer.param_groups[arena.group]}
+    group |= {option: False for option in KERNELS if option in group}
+    return {**group, **changes}
+
+
+def start_of(optimizer: torch.optim.Optimizer, arena: Arena) -> Start:
+    """Return what the optimizer's state holds before the first step.
+
+    Found by letting ``step()`` fill an empty state on a small parameter (the parameter's own shape
+    where it matters) and noting the first value of each entry.
+    """
+    try:
+        state = _first_state(optimizer, arena, {})
+    except KeyError:  # Adagrad fills the state when it is made
+        made: Mapping[str, Any] = next(
+            (s for p, s in optimizer.state.items() if not isinstance(p, str)), {}
+        )
+        return Start(_first_state(optimizer, arena, made), alike=True)
+    moved = {
+        name: value * 0.5
+        for name, value in parts(optimizer.param_groups[arena.group])
+        if is_input(name, value)
+    }
+    other = _first_state(optimizer, arena, {}, moved)
+    fixed = all(torch.equal(value, other[key]) for key, value in state.items())
+    kept = {key: value.clone() for key, value in state.items()}
+    [empty], [full] = _run(optimizer, arena, [{}]), _run(optimizer, arena, [kept])
+    return Start(state, fixed and torch.equal(empty, full))
+
+
+def _shape(arena: Arena) -> tuple[int, ...]:
+    return (ALIGNMENT,) if arena.flat else arena.shape
+
+
+def _first_state(
+    optimizer: torch.optim.Optimizer,
+    arena: Arena,
+    made: Mapping[str, Any],
+    options: Mapping[str, Any] | None = None,
+) -> State:
+    """Run one step on zeros, from a state like one that there is; return each first value."""
+    shape = _shape(arena)
+    zeros = torch.zeros(shape)
+    zeros.grad = torch.zeros(shape)
+    recorded = _Recorded()
+    for key, value in made.items():
+        if isinstance(value, torch.Tensor):
+            whole = value.dim() == 0
+            recorded[key] = torch.zeros(()) if whole else torch.zeros(shape, dtype=value.dtype)
+    group = replaced(group_of(optimizer, arena, params=[zeros]), options or {})
+    shell = optimizer_around(optimizer, [group], defaultdict(dict, {zeros: recorded}))
+    type(shell).step(shell)
+    return recorded.first
+
+
+def _run(
+    optimizer: torch.optim.Optimizer, arena: Arena, states: Sequence[dict[str, Any]]
+) -> list[torch.Tensor]:
+    """Run two steps on as many small parameters as there are states; return them."""
+    generator = torch.Generator().manual_seed(0)
+    weight, *gradients = (torch.randn(_shape(arena), generator=generator) for _ in range(3))
+    parameters = [weight * (1 + place) for place in range(len(states))]
+    shell = optimizer_around(
+        optimizer,
+        [group_of(optimizer, arena, params=parameters)],
+        defaultdict(dict, dict(zip(parameters, states, strict=True))),
+    )
+    for gradient in gradients:
+        for place, parameter in enumerate(parameters):
+            parameter.grad = gradient * (1 - place / 2)
+        type(shell).step(shell)
+    return parameters
+
+
+def has_begun(states: Iterable[Mapping[str, Any]], first: Mapping[str, torch.Tensor]) -> bool:
+    """Whether one of some parameters' states is another than before the first step."""
+    return any(
+        bool((state[key] != value.flatten()[0].to(state[key].device)).any())
+        for state in states
+        for key, value in first.items()
+        if isinstance(state.get(key), torch.Tensor)
+    )
+
+
+def acts_alone(optimizer: torch.optim.Optimizer, arena: Arena) -> bool:
+    """Whether a parameter goes the same way beside another one: two steps are run both ways."""
+    state = start_of(optimizer, arena).state
+    copies = [{key: value.clone() for key, value in state.items()} for _ in range(3)]
+    [alone] = _run(optimizer, arena, copies[:1])
+    return torch.equal(alone, _run(optimizer, arena, copies[1:])[0])
+
+
+def keeps_zeros(optimizer: torch.optim.Optimizer, arena: Arena, initial: State) -> bool:
+    """Whether weights of 0 with a state and gradients of 0 stay 0: two steps are run on some."""
+    zeros = torch.zeros(ALIGNMENT)
+    state = {
+        key: torch.zeros(ALIGNMENT, dtype=value.dtype) if value.dim() else value.clone()
+        for key, value in initial.items()
+    }
+    shell = optimizer_around(
+        optimizer, [group_of(optimizer, arena, params=[zeros])], defaultdict(dict, {zeros: state})
+    )
+    for _ in range(2):
+        zeros.grad = torch.zeros(ALIGNMENT)
+        type(shell).step(shell)
+    return not zeros.any()

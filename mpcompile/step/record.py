@@ -1,0 +1,248 @@
+"""Record the ATen ops a function makes on fake tensors, as an FX graph.
+
+`make_fx` does the same for any program, with proxies around each tensor; that is slower, and most
+of what happens before lowering is recording. What it can and this cannot: tensors that come from
+nowhere, and branches on symbolic shapes.
+
+A number that the function reads from a tensor (``.item()``) stays a number: arithmetic on it is
+recorded as Python operators.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from mpcompile.errors import CannotCapture
+from mpcompile.program.control_flow import with_graphs
+from mpcompile.step.recorded_number import (
+    TAKE_TENSORS,
+    Numbers,
+    is_known,
+    is_recorded,
+    node_of_number,
+    number_of,
+    truth_of,
+)
+from mpcompile.step.recorded_size import RecordedSizes
+from mpcompile.torch_private.graphs import copy_graph, module_of
+from mpcompile.torch_private.ops import mutated_inputs, op_name
+from mpcompile.torch_private.tensors import FakeTensorMode, device_of, is_fake
+from mpcompile.torch_private.tracing import (
+    DataDependent,
+    DispatchMode,
+    autograd_number,
+    functionalized,
+    keep_node_meta,
+)
+
+Results = tuple[torch.Tensor, ...]
+
+
+def record(
+    function: Callable[..., Results],
+    inputs: Sequence[torch.Tensor],
+    mode: FakeTensorMode,
+    numbers: Numbers | None = None,
+) -> fx.GraphModule:
+    """Run a function once and return what it did as a graph without mutation.
+
+    Autograd inside the function is recorded too. Each node carries its fake result in
+    ``meta["val"]``; ``stack_trace``, ``nn_module_stack``, ``planned`` and ``pass`` of a graph that
+    the function interprets are kept, and nodes of backward get those of the forward op they are
+    derived from.
+
+    Args:
+        function: takes the inputs flat, returns a flat tuple of tensors. A tensor that it changes
+            in place must be one it made itself.
+        inputs: fake tensors.
+        mode: theirs.
+        numbers: what is known of the numbers that the function reads from tensors.
+
+    Raises:
+        CannotCapture: the function uses a tensor that is neither an input nor made by it.
+    """
+    numbers = numbers or Numbers()
+    module = _record(function, inputs, mode, numbers)
+    if any(mutated_inputs(node) or _is_fused_dropout(node) for node in module.graph.nodes):
+        # Functionalization wraps each tensor, so it is paid for only where it is needed.
+        module = _record(functionalized(function), inputs, mode, numbers)
+    return module
+
+
+def _record(
+    function: Callable[..., Results],
+    inputs: Sequence[torch.Tensor],
+    mode: FakeTensorMode,
+    numbers: Numbers,
+) -> fx.GraphModule:
+    graph = fx.Graph()
+    recorder = _Recorder(graph, numbers)
+    places = {graph.placeholder(f"arg{place}"): value for place, value in enumerate(inputs)}
+    for node, value in places.items():
+        recorder.note(value, node)
+    recorder.sizes = RecordedSizes(graph, places)
+    with mode, recorder, keep_node_meta():
+        results = function(*inputs)
+    graph.output(tuple(recorder.node_of(value) for value in results))
+    return module_of(graph, recorder.constants)
+
+
+def _is_fused_dropout(node: fx.Node) -> bool:
+    """Whether torch chose, for a dispatch mode's sake, a dropout that a CPU alone would not use.
+
+    It draws other numbers than eager PyTorch; under functionalization torch chooses as in eager.
+    """
+    return op_name(node) == "native_dropout" and node.meta["val"][0].device.type == "cpu"
+
+
+def _plain(value: Any) -> Any:
+    return 1.0 if isinstance(value, torch.SymFloat) and is_recorded(value) else value
+
+
+def _constant(value: Any) -> Any:
+    is_option = isinstance(value, torch.SymFloat) and is_recorded(value) and is_known(value)
+    return float(value) if is_option else value
+
+
+class _Recorder(DispatchMode):
+    """Sees each op below autograd and functionalization."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, graph: fx.Graph, numbers: Numbers) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._graph = graph
+        self._numbers = numbers
+        # The tensor is kept so that its id stays its own.
+        self._nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
+        self._origins = Origins()
+        self.constants = torch.nn.Module()
+        self.sizes: RecordedSizes
+
+    def note(self, value: torch.Tensor, node: fx.Node) -> None:
+        """Remember which node made a tensor."""
+        node.meta["val"] = value
+        self._nodes[id(value)] = (value, node)
+
+    def node_of(self, value: torch.Tensor) -> fx.Node:
+        """Return the node that made a tensor."""
+        if id(value) not in self._nodes and value.dim() == 0 and not is_fake(value):
+            # Indexing makes tensors of Python numbers without asking the dispatcher.
+            name = f"constant{len(list(self.constants.buffers()))}"
+            self.constants.register_buffer(name, value)
+            self.note(value, self._graph.get_attr(name))
+        if id(value) not in self._nodes:
+            raise CannotCapture(
+                f"the program uses a tensor of shape {list(value.shape)} that is neither an input, "
+                "a parameter, a buffer nor computed from one",
+                "",
+                "register it with register_buffer",
+            )
+        return self._nodes[id(value)][1]
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        del types
+        if func is torch.ops.prim.device.default:  # asked several times an op
+            return device_of(args[0])
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return self._number(func, args[0])
+        args = with_graphs(func, args)
+        if self._is_foreign((*args, *kwargs.values())):
+            return func(*args, **kwargs)
+        if getattr(func, "overloadpacket", func).__name__ not in TAKE_TENSORS:
+            args, kwargs = fx.node.map_aggregate((args, kwargs), _constant)
+        # No shape depends on a number, so the fake result is that of any other number.
+        result = func(*fx.node.map_aggregate(args, _plain), **fx.node.map_aggregate(kwargs, _plain))
+        values = result if isinstance(result, list | tuple) else (result,)
+        if not any(isinstance(value, torch.Tensor) for value in values):
+            return result  # a question about a tensor, such as its device
+        if func is torch.ops.aten.detach.default:  # without mutation an alias does nothing
+            self._nodes[id(result)] = (result, self.node_of(args[0]))
+            return result
+        node = self._graph.create_node(
+            "call_function",
+            func,
+            fx.node.map_aggregate(args, self._argument),
+            fx.node.map_aggregate(kwargs, self._argument) if kwargs else None,
+            name=getattr(func, "overloadpacket", func).__name__,
+        )
+        node.meta.update(self._origins.now())
+        if values is result:
+            node.meta["val"] = result
+            for position, value in enumerate(values):
+                if isinstance(value, torch.Tensor):
+                    item = self._graph.call_function(operator.getitem, (node, position))
+                    item.meta.update(node.meta)
+                    self.note(value, item)
+        else:
+            self.note(result, node)
+        return result
+
+    def _argument(self, value: Any) -> Any:
+        if isinstance(value, fx.GraphModule):
+            return self._graph_inside(value)
+        if isinstance(value, torch.SymInt) or (
+            isinstance(value, torch.SymFloat) and not is_recorded(value)
+        ):
+            return self.sizes.node_of(value)
+        if isinstance(value, torch.SymFloat):
+            return node_of_number(value)
+        return self.node_of(value) if isinstance(value, torch.Tensor) else value
+
+    def _is_foreign(self, arguments: tuple[Any, ...]) -> bool:
+        """Whether an op reads tensors, but none of the recorded program's.
+
+        To differentiate a loop, torch makes some of its own while it looks at the loop's body.
+        """
+        tensors: list[torch.Tensor] = []
+        fx.node.map_aggregate(
+            arguments, lambda a: tensors.append(a) if isinstance(a, torch.Tensor) else None
+        )
+        return bool(tensors) and all(is_fake(t) and id(t) not in self._nodes for t in tensors)
+
+    def _graph_inside(self, graph: fx.GraphModule) -> fx.Node:
+        """Return a node that names a graph which an op such as ``cond`` calls; a copy of it."""
+        name = f"graph_{len(list(self.constants.children()))}"
+        self.constants.add_module(name, copy_graph(graph))
+        return self._graph.get_attr(name)
+
+    def _number(self, func: Any, tensor: torch.Tensor) -> torch.SymFloat | torch.SymBool:
+        truth = tensor.dtype is torch.bool
+        if not (truth or tensor.is_floating_point()):
+            raise DataDependent("an integer read from a tensor")
+        node = self._graph.create_node(
+            "call_function", func, (self.node_of(tensor),), name="_local_scalar_dense"
+        )
+        make = truth_of if truth else number_of
+        node.meta["val"] = number = make(self._numbers, self._graph, node)
+        return number
+
+
+class Origins:
+    """Where ops come from, asked while each runs: of backward, the forward op behind it."""
+
+    def __init__(self) -> None:
+        self._meta: dict[int, dict[str, Any]] = {}
+
+    def now(self) -> dict[str, Any]:
+        """Return what a node of the op now running carries of the interpreted graph's."""
+        number, backward = autograd_number()
+        if backward:
+            return {**self._meta.get(number, {}), "backward": True}
+        current = fx.traceback.get_current_meta()
+        kept = ("stack_trace", "nn_module_stack", "planned", "pass")
+        meta: dict[str, Any] = {key: current[key] for key in kept if key in current}
+        self._meta.setdefault(number, meta)
+        return meta

@@ -1,0 +1,179 @@
+"""Every touch of inductor, Dynamo and AOTAutograd, each with what it is needed for.
+
+Checked on torch 2.11 and 2.13. Importing them takes seconds, hence inside the functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from mpcompile.torch_private.graphs import copy_graph
+from mpcompile.torch_private.ops import draws
+
+Code: TypeAlias = Callable[[list[Any]], Any]
+"""Compiled code: takes a list of inputs, which it empties."""
+
+Partition: TypeAlias = Callable[[fx.GraphModule, int], tuple[fx.GraphModule, fx.GraphModule]]
+
+
+def known_options() -> list[str]:
+    """Return the names of inductor's options."""
+    from torch._inductor import list_options
+
+    return list(list_options())
+
+
+def compiled(
+    module: fx.GraphModule,
+    inputs: Sequence[Any],
+    partition: Partition | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    run_as_traced: bool = False,
+) -> list[tuple[fx.Graph, Code]]:
+    """Compile a graph with inductor as `torch.compile` does below Dynamo.
+
+    Shapes are fixed, but for symbols in those of fake inputs.
+
+    Returns each graph that was compiled, in the ops that inductor compiles, and its code: one for
+    a graph without derivative; forward and backward for a function that has one. The code stands
+    alone: guards, autograd and the handling of views, which AOTAutograd puts around it, have no
+    work to do here. Code comes from torch's cache on disk where that has it.
+
+    Args:
+        module: returns a tuple of tensors; not to be used again.
+        inputs: examples; fake ones if the result is not called.
+        partition: of a function with a derivative: takes the joint graph in inductor's ops and the
+            number of forward's results; returns forward, which also returns what it keeps, and
+            backward.
+        options: of ``torch._inductor.config``, over those of this function.
+        run_as_traced: let the graphs run node by node instead.
+    """
+    from torch._functorch._aot_autograd.utils import make_boxed_func
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    made: list[tuple[fx.Graph, Code]] = []
+
+    def code(part: fx.GraphModule, *given: Any, **options: Any) -> Any:
+        graph = copy_graph(part).graph  # inductor renames nodes
+        plain = make_boxed_func(part.forward) if run_as_traced else None
+        with config.patch(custom_partitioner_fn=None):  # its work is done; it has no cache key
+            made.append((graph, plain or compile_fx_inner(part, *given, **options)))
+        return made[-1][1]
+
+    patches = {"reorder_for_peak_memory": True, **(options or {})}
+    if partition is not None:
+        patches["custom_partitioner_fn"] = _partitioner(partition)
+    given = next((item.fake_mode for item in inputs if isinstance(item, FakeTensor)), None)
+    # Without a shape environment torch takes nothing from its cache.
+    is_open = any(isinstance(size, torch.SymInt) for item in inputs for size in item.shape)
+    mode = given or FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
+    settings = {
+        # Its key is a graph's text, which does not show what a module called in it does.
+        "enable_autograd_cache": False,
+        "force_non_lazy_backward_lowering": True,
+    }
+    with (
+        tracing(TracingContext(mode)),
+        torch._functorch.config.patch(settings),
+        torch.set_grad_enabled(partition is not None),
+    ):
+        compile_fx(
+            module,
+            list(inputs),
+            inner_compile=code,
+            config_patches=patches,
+            ignore_shape_env=not is_open,
+        )
+    return made
+
+
+def _partitioner(partition: Partition) -> Any:
+    from torch._inductor.custom_graph_pass import CustomPartitionerFn
+
+    class Partitioner(CustomPartitionerFn):
+        def __call__(self, gm: fx.GraphModule, joint_inputs: Any, **options: Any) -> Any:  # noqa: ARG002
+            return partition(gm, options["num_fwd_outputs"])
+
+        def uuid(self) -> str:
+            return "mpcompile"  # what is compiled and cached are the halves themselves
+
+    return Partitioner()
+
+
+def min_cut(
+    joint: fx.GraphModule, results: int, static: list[int], memory_budget: float
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Cut a joint graph, which it changes, by torch's partitioner.
+
+    Inputs are named ``primals`` and ``tangents``; those in the places `static` are free to keep.
+    """
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+    # torch merges equal calls, but for random ops that it knows by name.
+    own = [n for n in joint.graph.nodes if str(n.target).startswith("mpcompile.")]
+    merge = not any(map(draws, own))
+    with torch._functorch.config.patch(activation_memory_budget=memory_budget, cse=merge):
+        return min_cut_rematerialization_partition(
+            joint, None, num_fwd_outputs=results, static_lifetime_input_indices=static
+        )
+
+
+def composite(
+    module: fx.GraphModule, inputs: Sequence[Any]
+) -> tuple[fx.GraphModule, tuple[str, ...]]:
+    """Trace a graph of Dynamo into composite ATen ops, none of which writes to a tensor.
+
+    Returns the graph and the placeholders of the inputs that the given one writes to; the next
+    values of these are the graph's first results.
+
+    Args:
+        module: calls of torch functions.
+        inputs: fake tensors and symbols.
+    """
+    from torch._functorch.aot_autograd import aot_export_module
+
+    traced, signature = aot_export_module(module, inputs, trace_joint=False, pre_dispatch=True)
+    assert isinstance(traced, fx.GraphModule)
+    return traced, tuple(signature.user_inputs_to_mutate.values())
+
+
+def compile_under_autograd(
+    dynamo: fx.GraphModule, module: fx.GraphModule | None, inputs: Sequence[Any]
+) -> Callable[..., Any]:
+    """Compile a graph as ``torch.compile`` does: differentiable, guarded by Dynamo.
+
+    Args:
+        dynamo: what Dynamo made; it knows which inputs keep their place in memory.
+        module: what shall run in its stead, with the same inputs; None: what Dynamo made.
+        inputs: what Dynamo gave its backend.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    if module is None:
+        module = dynamo
+    module.meta.update(dynamo.meta)
+    module._param_name_to_source = dynamo._param_name_to_source
+    places = module.graph.find_nodes(op="placeholder")
+    for new, old in zip(places, dynamo.graph.find_nodes(op="placeholder"), strict=True):
+        new.meta.update(old.meta)
+        if hasattr(old, "_dynamo_source"):
+            new._dynamo_source = old._dynamo_source
+    made = compile_fx(module, list(inputs))
+    assert callable(made)
+    return made
+
+
+def dynamo_constant(placeholder: fx.Node) -> torch.Tensor | None:
+    """Return the buffer that an input of a graph of Dynamo stands for; None for anything else."""
+    value = placeholder.meta["grapharg"].example
+    is_state = hasattr(value, "_dynamo_static_input_type")
+    return value if is_state and not isinstance(value, torch.nn.Parameter) else None

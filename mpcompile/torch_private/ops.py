@@ -1,0 +1,120 @@
+"""What torch's op registry knows of a node's op: names, arguments, tags."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed._functional_collectives  # the shapes of collective ops
+from torch import fx
+from torch._ops import HigherOrderOperator
+
+COLLECTIVES: Any = torch.ops._c10d_functional
+"""Operations between processes as ops of a graph; checked on 2.13."""
+
+
+def op_name(node: fx.Node) -> str:
+    """Return a node's ATen name without namespace and overload (``add``), or its target's name."""
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(getattr(packet or node.target, "__name__", node.target))
+
+
+def is_higher_order(node: fx.Node) -> bool:
+    """Whether the node calls graphs, like ``torch.cond``."""
+    return isinstance(node.target, HigherOrderOperator)
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether the node's result may share memory with one of its inputs."""
+    return _returns_alias(node.target)
+
+
+@cache
+def _returns_alias(target: object) -> bool:
+    schema = getattr(target, "_schema", None)
+    return schema is not None and any(
+        result.alias_info is not None and not result.alias_info.is_write
+        for result in schema.returns
+    )
+
+
+def arguments_of(node: fx.Node) -> dict[str, fx.Node]:
+    """Return the nodes among an op's arguments by the names its schema gives them."""
+    return {name: value for name, value in given(node).items() if isinstance(value, fx.Node)}
+
+
+def given(node: fx.Node) -> dict[str, Any]:
+    """Return an op's arguments by name, those that are not given by their defaults."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    named = {argument.name: argument.default_value for argument in schema}
+    return named | dict(zip(named, node.args, strict=False)) | dict(node.kwargs)
+
+
+def number_arguments(node: fx.Node, values: Collection[str] = ()) -> dict[str, float]:
+    """Return the Python numbers that an op takes as operands, by the names its schema gives them.
+
+    Such an argument is declared a number, or a tensor for which a number may stand; sizes,
+    dimensions and options are declared otherwise.
+
+    Args:
+        node: a call.
+        values: names of arguments that are operands though they are declared as options are.
+    """
+    if not hasattr(node.target, "_schema"):
+        return {}
+    kinds = {item.name: str(item.type) for item in node.target._schema.arguments}
+    return {
+        name: float(value)
+        for name, value in given(node).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        if kinds[name] in ("number", "Optional[number]", "Tensor") or name in values
+    }
+
+
+def mutated_inputs(node: fx.Node) -> list[fx.Node]:
+    """Return the graph nodes whose tensors the node's schema says it writes to."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or node.op != "call_function":
+        return []
+    written = []
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = (
+                node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+            )
+            written += [item for item in _flat(value) if isinstance(item, fx.Node)]
+    return written
+
+
+def _flat(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def functional_overload(node: fx.Node) -> Any | None:
+    """Return the functional twin of an in-place op (``add_.Tensor`` -> ``add.Tensor``), or None."""
+    name, overload = op_name(node), getattr(node.target, "_overloadname", "")
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    packet = getattr(torch.ops.aten, name[:-1], None)
+    return getattr(packet, overload, None) if packet is not None else None
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """Whether each element of the result depends on the same element of the inputs only."""
+    return torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+
+def draws(node: fx.Node) -> bool:
+    """Whether the op draws random numbers; a dropout in evaluation or of probability 0 does not."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    options = given(node)
+    trains = options.get("train", options.get("training"))
+    return trains is not False and 0 not in map(options.get, ("p", "dropout", "dropout_p"))
+
+
+def scan_is_differentiable() -> bool:
+    """Whether torch's gradient of ``scan`` is right: in 2.11 it is not, in 2.13 it is."""
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)

@@ -1,0 +1,130 @@
+"""Recording what a program does: dispatch modes, autograd, sizes that are symbols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._higher_order_ops.utils import materialize_as_graph
+from torch._logging._internal import trace_structured_artifact
+from torch.fx.experimental import symbolic_shapes
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_unflatten
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+
+class DispatchMode(TorchDispatchMode):
+    """Sees every op that reaches the dispatcher below autograd; see `mpcompile.step.record`."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from guarding each dispatch against dynamo, which never runs here."""
+        return False
+
+
+DataDependent: type[Exception] = symbolic_shapes.GuardOnDataDependentSymNode
+"""What tracing raises when Python control flow asks for a tensor's value."""
+
+
+def keep_node_meta() -> AbstractContextManager[Any]:
+    """Carry ``stack_trace`` and ``nn_module_stack`` of an interpreted graph into a new trace."""
+    return torch.fx.traceback.preserve_node_meta()
+
+
+def traced(function: Callable[..., Any], inputs: Sequence[Any]) -> fx.GraphModule:
+    """Return what a function does to fake tensors as a graph, unseen by the modes around it.
+
+    torch does the same with the functions that its own autograd gives to control-flow ops.
+    """
+    module: fx.GraphModule = materialize_as_graph(function, tuple(inputs))
+    return module
+
+
+def functionalized(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with in-place ops replaced by functional ones, below autograd.
+
+    The C++ half of functionalization: a dispatch mode around it sees functional ops on plain
+    tensors. Below the Python half only torch's own modes can sit.
+    """
+
+    def wrapped(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        torch._enable_functionalization(reapply_views=True)
+        try:
+            results = function(*[torch._to_functional_tensor(value) for value in inputs])
+        finally:
+            torch._disable_functionalization()
+        for value in results:
+            torch._sync(value)  # type: ignore[attr-defined, no-untyped-call]
+        return tuple(torch._from_functional_tensor(value) for value in results)
+
+    return wrapped
+
+
+def autograd_number() -> tuple[int, bool]:
+    """Return autograd's number for the op now running, and whether that op is in backward.
+
+    Autograd numbers its nodes as forward makes them; backward of an op runs under its number.
+    """
+    node = torch._C._current_autograd_node()
+    if node is not None:
+        return node._sequence_nr(), True
+    return torch.autograd._get_sequence_nr() - 1, False
+
+
+def trace_artifact(name: str, text: Callable[[], str]) -> None:
+    """Put a text into the structured log that ``TORCH_TRACE`` asks for, which ``tlparse`` shows.
+
+    Args:
+        name: of its file there.
+        text: asked for only if there is such a log.
+    """
+    encoding = "json" if name.endswith(".json") else "string"
+    trace_structured_artifact(name, encoding, text)
+
+
+def note_step(optimizer: torch.optim.Optimizer) -> None:
+    """Let learning-rate schedulers know that the optimizer has stepped; they warn otherwise.
+
+    The mark is the one that the wrapper sets which a scheduler puts around ``optimizer.step``.
+    """
+    optimizer._opt_called = True  # type: ignore[attr-defined]
+
+
+def uncompile(module: torch.nn.Module) -> None:
+    """Undo ``module.compile()``, for which torch has no word."""
+    module._compiled_call_impl = None
+
+
+def unflatten(leaves: list[Any], structure: Any) -> Any:
+    """Return a nest of a structure that `torch.export` has noted, around other leaves."""
+    return tree_unflatten(leaves, structure)
+
+
+def python_dispatcher() -> AbstractContextManager[Any]:
+    """Let kernels written in Python go first: some in C++ take no symbol for a size."""
+    manager: AbstractContextManager[Any] = enable_python_dispatcher()
+    return manager
+
+
+@contextmanager
+def guards_named_by(foreign: Container[str]) -> Iterator[None]:
+    """Let each guard on a size name the line that asked for it: the first in no file of these."""
+    asked = "uninteresting_files"
+    before = getattr(symbolic_shapes, asked)
+    setattr(symbolic_shapes, asked, lambda: foreign)
+    try:
+        yield
+    finally:
+        setattr(symbolic_shapes, asked, before)
+
+
+def node_of_expression(expression: Any, symbols: Mapping[Any, fx.Node]) -> fx.Node:
+    """Add a sympy expression of sizes to their graph; return the node of its value."""
+    proxies = {symbol: fx.Proxy(node) for symbol, node in symbols.items()}
+    made: fx.Proxy = sympy_interp(PythonReferenceAnalysis, proxies, expression)
+    return made.node

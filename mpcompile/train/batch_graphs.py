@@ -1,0 +1,130 @@
+"""The gradient graphs of one step, one for each shape of batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TypeAlias
+
+import torch
+
+from mpcompile.errors import BadInput
+from mpcompile.lower.cuda_graph import CapturedStep, Step
+from mpcompile.program.batch_size import BatchSize, size_of
+from mpcompile.program.returned import Nest
+from mpcompile.step.graph import StepGraph
+from mpcompile.step.slots import Role
+from mpcompile.train.bound_graphs import BoundGradient
+
+_log = logging.getLogger("mpcompile")
+
+_Shapes: TypeAlias = tuple[tuple[int | str, ...], ...]
+
+
+@dataclass(frozen=True)
+class BatchGraph:
+    """What runs for batches of one shape, or of one shape but for the batch size.
+
+    Attributes:
+        step: the step graph; its update is that of all.
+        gradient: its gradient graph on the step's state.
+        returns: what the caller gets, if that is more than the loss.
+        size: the batch size that it leaves open, or None.
+        run: runs the gradient graph and what follows it.
+    """
+
+    step: StepGraph
+    gradient: BoundGradient
+    returns: Nest | None
+    size: BatchSize | None
+    run: Step
+
+
+class BatchGraphs:
+    """All graphs of a step: that of the example batch, and others as their shapes come.
+
+    Args:
+        first: of the example batch.
+        batch: the example.
+        another: makes one for a batch of other shapes; told which tensors have an open size.
+    """
+
+    def __init__(
+        self,
+        first: BatchGraph,
+        batch: Sequence[torch.Tensor],
+        another: Callable[[tuple[torch.Tensor, ...], tuple[bool, ...]], BatchGraph],
+    ) -> None:
+        self._slots = [slot for slot in first.step.slots.values() if slot.role is Role.BATCH]
+        self._devices = [value.device for value in batch]
+        self._places = first.size.places if first.size else ()
+        self._graphs: dict[_Shapes, list[BatchGraph]] = {}
+        _, key = self._size_and_key(batch)
+        self._graphs[key] = [first]
+        self._another = another
+
+    def __len__(self) -> int:
+        """Count the graphs made so far."""
+        return sum(map(len, self._graphs.values()))
+
+    def bind(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Let all graphs read the state where it lies now."""
+        for graph in chain.from_iterable(self._graphs.values()):
+            graph.gradient.bind(state)
+            if isinstance(graph.run, CapturedStep):
+                graph.run.forget()
+
+    def __call__(self, batch: Sequence[torch.Tensor]) -> BatchGraph:
+        """Return the graph for a batch; raise BadInput if none can be for it."""
+        self._check(batch)
+        size, key = self._size_and_key(batch)
+        found = self._graphs.setdefault(key, [])
+        for graph in found:  # more than one where inductor makes other code for large sizes
+            if graph.size is None or size is None or graph.size.admits(size):
+                return graph
+        made = self._another(tuple(batch), () if size is None else self._places)
+        if made.size is not None and made.size.places != self._places:
+            raise BadInput(
+                "of this shape the program fixes a size that the example batch leaves open",
+                "",
+                "compile another step for it",
+            )
+        found.append(made)
+        shapes = ", ".join(f"[{', '.join(map(str, shape))}]" for shape in key)
+        _log.info("graph %d of the step: batches of shapes %s", len(self), shapes)
+        return made
+
+    def _size_and_key(self, batch: Sequence[torch.Tensor]) -> tuple[int | None, _Shapes]:
+        """Return the open size of a batch, if it has one, and its shapes but for that."""
+        size = size_of(batch, self._places) if self._places else None
+        if size is None:
+            return None, tuple(value.shape for value in batch)
+        return size, tuple(
+            ("any", *value.shape[1:]) if is_open else value.shape
+            for value, is_open in zip(batch, self._places, strict=True)
+        )
+
+    def _check(self, batch: Sequence[torch.Tensor]) -> None:
+        if len(batch) != len(self._slots):
+            raise BadInput(
+                f"the step was called with {len(batch)} tensors",
+                "",
+                f"give {len(self._slots)}, as in the example batch",
+            )
+        for value, slot, device in zip(batch, self._slots, self._devices, strict=True):
+            if value.device != device:
+                raise BadInput(
+                    f"{slot.name} is on {value.device}, the example batch was on {device}",
+                    "",
+                    f"move it there, for example {slot.name}.to({str(device)!r})",
+                )
+            if value.dim() != len(slot.shape) or value.dtype is not slot.dtype:
+                raise BadInput(
+                    f"{slot.name} is {str(value.dtype).removeprefix('torch.')}"
+                    f"{list(value.shape)}, the step was compiled for "
+                    f"{str(slot.dtype).removeprefix('torch.')}{list(slot.shape)}",
+                    "",
+                    "give as many dimensions and the dtype of the example batch",
+                )

@@ -1,0 +1,401 @@
+"""The tensors behind a step's slots, of which the user's parameters and optimizer are views."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+
+from mpcompile.errors import BadInput
+from mpcompile.passes.step.accumulate_gradients import BEFORE
+from mpcompile.program.capture import Forward
+from mpcompile.program.workload import Workload
+from mpcompile.step.arena import Arena, arena_views
+from mpcompile.step.collectives import put_together
+from mpcompile.step.graph import StepGraph, placeholders
+from mpcompile.step.loss_scale import LossScale
+from mpcompile.step.processes import DataParallel
+from mpcompile.step.slices import absent, is_absent, own_slice
+from mpcompile.step.slots import STATE, Role
+from mpcompile.torch_private.tensors import version_of
+from mpcompile.train.bound_optimizer import BoundOptimizer, when_loaded
+from mpcompile.train.weight_copies import ReadWeights, claim
+
+
+class BoundState:
+    """All state of one step, in arenas.
+
+    The model's parameters become views of the masters, the optimizer's entries views of its state;
+    what is written to either by others is taken over. Of a sharded arena this process holds a
+    slice: weights that forward reads in 16 bits alone are then absent from the model, and the state
+    from the optimizer, but for `whole`.
+
+    Attributes:
+        tensors: by slot.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        forward: Forward,
+        step: StepGraph,
+        initial: dict[str, dict[str, torch.Tensor]],
+        scale: LossScale,
+        parallel: DataParallel | None = None,
+    ) -> None:
+        assert workload.optimizer is not None
+        self._parallel = parallel
+        self._step, self._rule = step, scale
+        self._is_whole = False
+        self._model, self._optimizer = workload.model, workload.optimizer
+        self._device = next(iter(workload.model.parameters())).device
+        self._parameters = {item.name: item.tensor for item in forward.inputs}
+        self._names = {id(item.tensor): item.name for item in forward.inputs}
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._entries = BoundOptimizer(
+            self._optimizer, step, initial, self._parameters, self.tensors, parallel
+        )
+        self._trained: list[torch.Tensor] = []
+        self._first: list[tuple[torch.Tensor, int]] = []
+        self._lost = ""
+        self._read = ReadWeights(self.tensors)
+        for arena in step.arenas:
+            self._bind_arena(arena)
+        claim(self._trained, self)
+        self._bind_rest()
+        self._read.follow()
+        self._refuse_to_save_slices()
+        when_loaded(self._optimizer, self.adopt)
+        self._written = self._versions()
+
+    def take_over(self) -> bool:
+        """Write the working copies again if somebody has written to the parameters.
+
+        A parameter that is read only may have moved, when another step was compiled that trains it.
+
+        Returns:
+            Whether one or its copy has, so that slots have other tensors now.
+
+        Raises:
+            BadInput: trained parameters have moved, or another step trains them.
+        """
+        self._check_places()
+        self.catch_up()
+        return self._read.follow()
+
+    def admit(self, step: StepGraph) -> None:
+        """Let another gradient graph of the same program read the state.
+
+        Raises:
+            BadInput: it would have the state laid out otherwise.
+        """
+        mine = self._step
+        own = (Role.BATCH, Role.AUXILIARY, Role.SHARED)
+        alike = (
+            step.arenas == mine.arenas
+            and step.working == mine.working
+            and all(
+                name in step.joined or slot.role in own or mine.slots.get(name) == slot
+                for name, slot in step.slots.items()
+            )
+        )
+        if not alike:
+            raise BadInput(
+                "a batch of this shape would have the weights laid out otherwise",
+                "",
+                "drop the last, smaller batch, or compile another step for it",
+            )
+        for arena in step.arenas:
+            self._bind_joined(step, arena)
+        self._read.add(step, self._parameters)
+
+    def masters(self, step: StepGraph) -> dict[str, torch.Tensor]:
+        """Return the FP32 masters of each 16-bit copy that is read; all processes ask together."""
+        found = {}
+        wholes = {arena.name: self._whole_master(arena) for arena in self._step.arenas}
+        for name in placeholders(step.gradient.graph):
+            slot = step.slots[name]
+            if slot.role is Role.WORKING:
+                first = step.members(name)[0]
+                arena = step.arena_of(first)
+                master = wholes[arena.name]
+                start = arena.offset_of(first) if arena.flat else 0
+                found[name] = master.flatten()[start : start + prod(slot.shape)].view(slot.shape)
+            elif slot.role is Role.SHARED:
+                found[name] = self.tensors[step.members(name)[0]]
+        return found
+
+    def _whole_master(self, arena: Arena) -> torch.Tensor:
+        own = self.tensors[f"{arena.name}.master"]
+        if arena.ranks == 1:
+            return own
+        assert self._parallel is not None
+        whole = self.tensors.get(f"{arena.name}.whole")
+        return put_together(own, self._parallel) if whole is None else whole
+
+    def named(self) -> dict[str, torch.Tensor]:
+        """Return all that lives from step to step by the user's own names, not copied.
+
+        Neither names nor shapes depend on the plan: ``model.fc1.weight``,
+        ``optimizer.exp_avg.fc1.weight``, and of the step itself ``step.scale`` and its counters.
+        """
+        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
+        users = (Role.MASTER, Role.WORKING, Role.BUFFER, Role.OPTIMIZER, Role.PENDING)
+        return {
+            **{f"model.{name}": value for name, value in self._model.named_parameters()},
+            **{f"model.{name}": value for name, value in self._model.named_buffers()},
+            **{
+                f"optimizer.{key}.{names[id(parameter)]}": value
+                for parameter, entries in self._optimizer.state.items()
+                for key, value in entries.items()
+                if isinstance(value, torch.Tensor)
+            },
+            **{
+                f"step.{slot.name}": self.tensors[slot.name]
+                for slot in self._step.slots.values()
+                if slot.role in STATE and slot.role not in users
+            },
+        }
+
+    def working_copies(self) -> dict[int, torch.Tensor]:
+        """Return the 16-bit copies by the ``id`` of their parameters."""
+        mine = {
+            id(self._parameters[name]): self.tensors[f"{name}.working"]
+            for name in self._step.working
+        }
+        return mine | self._read.copies()
+
+    def copy_of(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+        """See `mpcompile.train.weight_copies.Trainer`."""
+        name = self._names[id(parameter)]
+        copy, master = self.tensors.get(f"{name}.working"), self.tensors.get(name)
+        if copy is None or copy.dtype is not dtype:
+            return None
+        here = is_absent(parameter) if master is None else parameter.data_ptr() == master.data_ptr()
+        return copy if here else None
+
+    def lose(self, parameter: torch.Tensor) -> None:
+        """See `mpcompile.train.weight_copies.Trainer`."""
+        self._lost = self._lost or self._names[id(parameter)]
+
+    def keep_buffers(self) -> None:
+        """Note the buffers as they are before the first micro-batch of an update."""
+        for name, kept in self.tensors.items():
+            if name.startswith(BEFORE):
+                kept.copy_(self.tensors[name.removeprefix(BEFORE)])
+
+    def refresh(self) -> None:
+        """Write the working copies again from the masters, also those of weights that are read."""
+        self._check_places()
+        self.rewrite()
+        self._read.rewrite()
+
+    def catch_up(self) -> None:
+        """See `mpcompile.train.weight_copies.Trainer`."""
+        if self._versions() != self._written:
+            self.rewrite()
+
+    def rewrite(self) -> None:
+        """Write the step's own working copies again from the masters."""
+        with torch.no_grad():
+            for arena in self._step.arenas:
+                working = self.tensors.get(f"{arena.name}.working")
+                name = "whole" if arena.ranks > 1 else "master"
+                master = self.tensors.get(f"{arena.name}.{name}")
+                if master is None:
+                    continue  # absent weights cannot be written to
+                if arena.ranks > 1:
+                    own = own_slice(arena, master, self._parallel)
+                    self.tensors[f"{arena.name}.master"].copy_(own)
+                if working is not None:
+                    working.copy_(master[: working.shape[0]] if arena.flat else master)
+        self._written = self._versions()
+
+    def _versions(self) -> int:
+        """Count the in-place writes to parameters; the step's own writes do not show here."""
+        return version_of(*self._trained)
+
+    def _check_places(self) -> None:
+        """Raise BadInput if another step trains the parameters, or they lie elsewhere by now."""
+        if self._is_whole:
+            raise BadInput("a step is called inside step.whole()", "", "leave the with block first")
+        if self._lost:
+            raise BadInput(
+                f"{self._lost} has moved to a step that was compiled later and trains it too",
+                "",
+                "use that step, or leave the parameter out of one of the two optimizers and "
+                "compile both again",
+            )
+        for parameter, place in self._first:
+            if parameter.data_ptr() != place:
+                raise BadInput(
+                    "the model's parameters have moved since this step was compiled",
+                    "",
+                    "compile again after model.to(...)",
+                )
+
+    def _bind_arena(self, arena: Arena) -> None:
+        """Move parameters and optimizer state into an arena, and point the user's tensors there."""
+        parameters = [self._parameters[name] for name in arena.parameters]
+        self._trained += parameters
+        self._bind_weights(arena, self._laid_out(arena))
+        self._first.append((parameters[0], parameters[0].data_ptr()))
+        self._entries.bind(arena)
+        working = self._step.slots.get(f"{arena.name}.working")
+        if working is not None:
+            copy = self.tensors[working.name]
+            names = [name for name in arena.parameters if name in self._step.working]
+            for name, view in zip(names, arena_views(arena, copy), strict=False):
+                self.tensors[f"{name}.working"] = view
+            self._bind_joined(self._step, arena)
+
+    def _laid_out(self, arena: Arena) -> torch.Tensor:
+        """Return an arena's weights as they stand in the model, as one new tensor."""
+        shape = (arena.length,) if arena.flat else arena.shape
+        whole = torch.zeros(shape, device=self._device)
+        for name, view in zip(arena.parameters, arena_views(arena, whole), strict=True):
+            if is_absent(self._parameters[name]):
+                raise BadInput(
+                    f"the weight {name} is held in slices by another step",
+                    "",
+                    "compile inside `with step.whole():` of that step",
+                )
+            view.copy_(self._parameters[name].detach())
+        return whole
+
+    def _bind_weights(self, arena: Arena, whole: torch.Tensor) -> None:
+        """Keep of the weights what this process has to hold, and point the parameters there."""
+        kept = self._keeps_weights(arena)
+        if kept and arena.ranks > 1:
+            self.tensors[f"{arena.name}.whole"] = whole
+        own = own_slice(arena, whole, self._parallel)
+        # Apart from the whole: inductor takes no inputs that share memory and are written to.
+        self._hold(f"{arena.name}.master", own if arena.ranks == 1 else own.clone())
+        for name, view in zip(arena.parameters, arena_views(arena, whole), strict=True):
+            parameter = self._parameters[name]
+            parameter.data = view if kept else absent(parameter, self._device)
+            if kept:
+                self.tensors[name] = view
+        working = self._step.slots.get(f"{arena.name}.working")
+        if working is not None:
+            copied = whole[: working.shape[0]] if arena.flat else whole
+            self._hold(working.name, copied.to(working.dtype))
+
+    def _keeps_weights(self, arena: Arena) -> bool:
+        """Whether this process holds all of an arena's masters, as forward reads some in FP32."""
+        return arena.ranks == 1 or f"{arena.name}.whole" in self._step.slots
+
+    def _hold(self, name: str, value: torch.Tensor) -> None:
+        """Write a slot where it lies, or let it lie here from now on."""
+        if name in self.tensors:
+            self.tensors[name].copy_(value)
+        else:
+            self.tensors[name] = value
+
+    def _bind_joined(self, step: StepGraph, arena: Arena) -> None:
+        """Bind the slots that are views of several of an arena's working copies."""
+        for name, members in step.joined.items():
+            if members[0] in arena.parameters:
+                slot, start = step.slots[name], arena.offset_of(members[0])
+                copy = self.tensors[f"{arena.name}.working"]
+                self.tensors[name] = copy[start : start + prod(slot.shape)].view(slot.shape)
+
+    def adopt(self) -> None:
+        """Take over what somebody has put in place of the arenas' views, or written to them."""
+        if self._is_whole or self._lost:
+            return  # until it is cut into slices again; or it is another step's
+        for arena in self._step.arenas:
+            self._entries.bind(arena)
+        self.refresh()
+
+    @contextmanager
+    def whole(self, device: torch.device | None = None) -> Iterator[None]:
+        """Put weights and optimizer state together, and cut them into slices again at the end.
+
+        All processes must do so, and must leave the same in them.
+
+        Args:
+            device: where to; default: the model's.
+        """
+        sharded = [arena for arena in self._step.arenas if arena.ranks > 1]
+        if not sharded or self._is_whole:
+            yield
+            return
+        for arena in sharded:
+            self._put_together(arena, device or self._device)
+        self._is_whole = True
+        try:
+            yield
+        finally:
+            self._is_whole = False
+            for arena in sharded:
+                if not self._keeps_weights(arena):
+                    self._bind_weights(arena, self._laid_out(arena))
+                self._entries.bind(arena)
+            self._note_places()
+            self.refresh()
+
+    def _put_together(self, arena: Arena, device: torch.device) -> None:
+        assert self._parallel is not None
+        parameters = [self._parameters[name] for name in arena.parameters]
+        if not self._keeps_weights(arena):
+            whole = self._whole_master(arena).to(device)
+            for parameter, view in zip(parameters, arena_views(arena, whole), strict=True):
+                parameter.data = view
+        self._entries.put_together(arena, device)
+
+    @contextmanager
+    def stood_in(self) -> Iterator[None]:
+        """Let weights that are absent have memory, though no values: to capture the model again."""
+        missing = [parameter for parameter in self._trained if is_absent(parameter)]
+        for parameter in missing:
+            parameter.data = torch.empty(parameter.shape, device=self._device)
+        try:
+            yield
+        finally:
+            for parameter in missing:
+                parameter.data = absent(parameter, self._device)
+            self._note_places()
+
+    def _note_places(self) -> None:
+        """Note where the absent weights are now."""
+        self._first = [
+            (parameter, parameter.data_ptr() if is_absent(parameter) else place)
+            for parameter, place in self._first
+        ]
+
+    def _refuse_to_save_slices(self) -> None:
+        """Let nobody save a model or an optimizer by hand of which there are slices only."""
+        trained, entries = self._trained, weakref.ref(self._entries)
+
+        def check(*_: Any) -> None:
+            mine = entries()
+            if any(map(is_absent, trained)) or (mine is not None and mine.are_sliced()):
+                raise BadInput(
+                    "this process holds slices of the weights and of the optimizer's state",
+                    "",
+                    "call step.save, or state_dict() inside `with step.whole():`",
+                )
+
+        if any(arena.ranks > 1 for arena in self._step.arenas):
+            self._optimizer.register_state_dict_pre_hook(check)
+            for module in self._model.modules():
+                module.register_state_dict_pre_hook(check)
+
+    def _bind_rest(self) -> None:
+        self._read.add(self._step, self._parameters)
+        for slot in self._step.slots.values():
+            if slot.name in self.tensors:
+                continue
+            if slot.role is Role.BUFFER:
+                self.tensors[slot.name] = self._parameters[slot.name].detach()
+            elif slot.role in (Role.SCALE, Role.TRACKER, Role.COUNTER, Role.HYPER, Role.PENDING,
+                               Role.REPORT):  # fmt: skip
+                first = self._rule.initial if slot.role is Role.SCALE else 0
+                self.tensors[slot.name] = torch.full(
+                    slot.shape, first, dtype=slot.dtype, device=self._device
+                )

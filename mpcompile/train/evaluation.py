@@ -1,0 +1,180 @@
+"""The model's forward pass in mixed precision, outside of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from mpcompile.errors import BadInput
+from mpcompile.lower.lower import Backend, full_accumulation
+from mpcompile.passes.forward.clean_casts import is_cast
+from mpcompile.passes.lowering.emulate_half import emulate_half
+from mpcompile.passes.order import forward_passes
+from mpcompile.passes.runner import run_passes
+from mpcompile.plan.given import decide
+from mpcompile.plan.policy import Policy
+from mpcompile.program.capture import Forward, Kind, capture
+from mpcompile.program.control_flow import all_graphs
+from mpcompile.program.describe import dataflow
+from mpcompile.program.module_modes import evaluation_modes, in_modes
+from mpcompile.program.returned import Nest
+from mpcompile.program.unfit_constants import unfit_constants, unfit_reasons
+from mpcompile.program.workload import Workload
+from mpcompile.step.slices import is_absent
+from mpcompile.torch_private.inductor import compiled
+from mpcompile.torch_private.tensors import fake_like
+
+_Key = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
+_Run = Callable[[Sequence[torch.Tensor], Mapping[int, torch.Tensor]], Any]
+
+
+class MixedForward:
+    """The forward graphs of a model in evaluation mode, one for each shape it was called with.
+
+    Args:
+        model: FP32; its mode is not changed.
+        policy: by which the graphs are planned.
+        backend: see `mpcompile.lower.lower.lower`.
+        options: of inductor.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        policy: Policy,
+        backend: Backend,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._model, self._policy = model, policy
+        self._backend, self._options = backend, options
+        self._made: dict[_Key, _Run] = {}
+
+    def __call__(self, inputs: Sequence[torch.Tensor], working: Mapping[int, torch.Tensor]) -> Any:
+        """Return what the model returns, with tensors that need no gradient.
+
+        Args:
+            inputs: of the model.
+            working: 16-bit copies by the ``id`` of their parameters, always of the same ones.
+        """
+        if not all(isinstance(value, torch.Tensor) for value in inputs):
+            key: _Key = ()  # `capture` says what is wrong
+        else:
+            key = tuple((value.shape, value.dtype, value.device) for value in inputs)
+        if key not in self._made:
+            with in_modes(evaluation_modes(self._model)):
+                forward = capture(Workload(self._model, tuple(inputs)))
+            self._made[key] = self._lower(self._planned(forward), working)
+        return self._made[key](inputs, working)
+
+    def _planned(self, forward: Forward) -> Forward:
+        """Insert casts by the policy."""
+        precision = self._policy.precision
+        buffers = {
+            item.node: item.tensor
+            for item in forward.inputs
+            if item.kind is Kind.BUFFER and item.name not in forward.written
+        }
+        unfit = unfit_constants(forward.module, buffers, precision)
+        fixed = {item.node: f"a {item.kind.value}" for item in forward.inputs}
+        reasons = unfit_reasons(forward.module, unfit)
+        plan = decide(dataflow(forward.module, fixed, self._policy, reasons), precision)
+        run_passes(forward.module, forward_passes(plan), lambda module: module.graph.lint())
+        return forward
+
+    def _lower(self, forward: Forward, working: Mapping[int, torch.Tensor]) -> _Run:
+        module, nest = forward.module, forward.returns
+        assert nest is not None
+        copied = read_working_copies(forward, working)
+        given = [None if item.kind is Kind.BATCH else item.tensor for item in forward.inputs]
+        output = module.graph.output_node()
+        values = output.args[0]
+        assert isinstance(values, list | tuple)
+        made = values[len(forward.written) :]
+        output.args = (tuple(item for item in made if isinstance(item, fx.Node)),)
+        module.graph.eliminate_dead_code()
+        device = next(iter(self._model.parameters())).device
+        if self._backend == "interpreter" and device.type == "cpu":
+            emulate_half(module)
+        for graph in all_graphs(module):
+            graph.graph.lint()
+            graph.recompile()
+        return _bound(self._function(module), given, copied, nest)
+
+    def _function(self, module: fx.GraphModule) -> Callable[..., Any]:
+        run: Callable[..., Any] = module.forward
+        if self._backend == "inductor":
+            run = _Compiled(module, self._options)
+        return full_accumulation()(run)
+
+
+def read_working_copies(forward: Forward, working: Mapping[int, torch.Tensor]) -> list[int]:
+    """Let a forward graph read working copies in the place of its casts of weights.
+
+    Returns:
+        The keys of the copies that its last placeholders stand for.
+    """
+    graph = forward.module.graph
+    copied: list[int] = []
+    nodes = list(graph.find_nodes(op="placeholder"))
+    last = nodes[-1]
+    for item, node in zip(forward.inputs, nodes, strict=True):
+        copy = working.get(id(item.tensor))
+        casts = [
+            user
+            for user in node.users
+            if copy is not None and is_cast(user) and user.meta["val"].dtype is copy.dtype
+        ]
+        if copy is None or not casts:
+            continue
+        with graph.inserting_after(last):
+            last = graph.placeholder(f"{node.name}_working")
+        like = node.meta["val"]
+        last.meta["val"] = fake_like(like.fake_mode, tuple(like.shape), copy.dtype, like.device)
+        for cast in casts:
+            cast.replace_all_uses_with(last)
+            graph.erase_node(cast)
+        copied.append(id(item.tensor))
+    for item, node in zip(forward.inputs, nodes, strict=True):
+        if is_absent(item.tensor) and node.users:
+            raise BadInput(
+                f"in evaluation mode {item.name} is read in FP32, and this process holds a slice",
+                "",
+                "call the model itself inside `with step.whole():`",
+            )
+    return copied
+
+
+def _bound(
+    run: Callable[..., Any],
+    held: Sequence[torch.Tensor | None],
+    copied: Sequence[int],
+    nest: Nest,
+) -> _Run:
+    places = [place for place, value in enumerate(held) if value is None]
+
+    def call(inputs: Sequence[torch.Tensor], working: Mapping[int, torch.Tensor]) -> Any:
+        # Weights and copies lie elsewhere when another step has been compiled that trains them.
+        given = [None if value is None else value.detach() for value in held]
+        for place, value in zip(places, inputs, strict=True):
+            given[place] = value.detach()
+        given += [working[key] for key in copied]
+        with torch.no_grad():
+            return nest(run(*given))
+
+    return call
+
+
+class _Compiled:
+    """A graph that inductor compiles at its first call."""
+
+    def __init__(self, module: fx.GraphModule, options: Mapping[str, Any] | None) -> None:
+        self._module, self._options = module, options
+        self._code: Callable[[list[Any]], Any] | None = None
+
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        if self._code is None:
+            [(_, self._code)] = compiled(self._module, inputs, options=self._options)
+        return self._code(list(inputs))

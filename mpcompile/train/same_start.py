@@ -1,0 +1,100 @@
+"""All processes start one and the same step: the same program, weights and optimizer."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import distributed
+
+from mpcompile.errors import BadInput
+from mpcompile.precision import Precision
+from mpcompile.step.graph import StepGraph
+from mpcompile.step.loss_scale import LossScale
+from mpcompile.step.processes import DataParallel, all_say, first_says, meeting_place
+from mpcompile.step.slices import is_absent
+
+
+def check_same_step(
+    step: StepGraph, scale: LossScale, optimizer: torch.optim.Optimizer, parallel: DataParallel
+) -> None:
+    """Refuse to go on if another process has compiled another step.
+
+    The graphs and the optimizer's options must be the same; constants in the model's code and the
+    shapes of later batches may differ.
+
+    Raises:
+        BadInput: they differ, on every process; or gradients would travel in FP16 without a scale.
+    """
+    if parallel.reduce is Precision.FP16 and not scale.active:
+        raise BadInput(
+            "without a loss scale gradients that travel as float16 would underflow or overflow",
+            "",
+            "choose reduce='bfloat16', or give a loss_scale",
+        )
+    told = f"{step}\n{scale}\n{_options(optimizer)}"
+    every = all_say(hashlib.sha256(told.encode()).hexdigest(), parallel)
+    others = [rank for rank, one in enumerate(every) if one != every[0]]
+    if others:
+        raise BadInput(
+            f"process {others[0]} has compiled another step than process 0",
+            "",
+            "give all processes the same model, optimizer, options and shapes of the example",
+        )
+
+
+def spread(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, parallel: DataParallel
+) -> None:
+    """Let every process hold the first one's parameters, buffers and optimizer state."""
+    values = [*model.parameters(), *model.buffers()]
+    for parameter, wanted in zip(
+        _parameters(optimizer), first_says(_layout(optimizer), parallel), strict=True
+    ):
+        if wanted or parameter in optimizer.state:
+            entries = {
+                key: optimizer.state[parameter].get(key, _like(kind, parameter))
+                for key, kind in wanted.items()
+            }
+            optimizer.state[parameter] = entries
+            values += [v for _, v in sorted(entries.items()) if isinstance(v, torch.Tensor)]
+    for value in values:
+        if not is_absent(value):
+            moved = value.detach().to(meeting_place(value.device, parallel)).contiguous()
+            distributed.broadcast(moved, group=parallel.group, group_src=0)
+            with torch.no_grad():
+                value.detach().copy_(moved)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return what a step reads of the optimizer's options."""
+    kinds = (bool, int, float, str, tuple, torch.Tensor)
+    return [
+        {name: value for name, value in group.items() if isinstance(value, kinds)}
+        for group in optimizer.param_groups
+    ]
+
+
+def _layout(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return each parameter's state, of tensors their shape, dtype and whether they lie with it."""
+    return [
+        {
+            key: (tuple(value.shape), value.dtype, value.device == parameter.device)
+            if isinstance(value, torch.Tensor)
+            else value
+            for key, value in optimizer.state.get(parameter, {}).items()
+        }
+        for parameter in _parameters(optimizer)
+    ]
+
+
+def _like(kind: Any, parameter: torch.Tensor) -> Any:
+    if not isinstance(kind, tuple):
+        return kind
+    shape, dtype, beside = kind
+    return torch.empty(shape, dtype=dtype, device=parameter.device if beside else "cpu")

@@ -1,0 +1,399 @@
+"""`TrainStep`: the callable a user gets, and the state behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+from torch.optim.lr_scheduler import LRScheduler
+
+from mpcompile.errors import BadInput
+from mpcompile.lower.cuda_graph import CapturedStep
+from mpcompile.lower.lower import Backend, Lowered, lower
+from mpcompile.passes.step.count_steps import SKIPPED, TAKEN
+from mpcompile.passes.step.report_outcome import APPLIED, GRADIENT_NORM
+from mpcompile.passes.step.scale_loss import SCALE
+from mpcompile.plan.plan import Plan
+from mpcompile.plan.policy import Policy
+from mpcompile.program.capture import Forward
+from mpcompile.program.workload import Workload
+from mpcompile.step.collectives import averaged
+from mpcompile.step.graph import StepGraph
+from mpcompile.step.loss_scale import LossScale
+from mpcompile.step.optimizer_options import OptionInputs
+from mpcompile.step.processes import DataParallel, lost
+from mpcompile.step.slots import Role
+from mpcompile.step.whole_step import whole_step
+from mpcompile.torch_private.tracing import note_step
+from mpcompile.train import checkpoint
+from mpcompile.train.batch_graphs import BatchGraph, BatchGraphs
+from mpcompile.train.bound_graphs import BoundGradient, BoundWrites
+from mpcompile.train.bound_state import BoundState
+from mpcompile.train.checkpoint_of_processes import load, save
+from mpcompile.train.evaluation import MixedForward
+from mpcompile.train.scaler_state import load_scaler_state, scaler_state
+from mpcompile.train.schedules import Schedules
+
+ForBatch: TypeAlias = Callable[
+    [tuple[torch.Tensor, ...], tuple[bool, ...]], tuple[Forward, StepGraph]
+]
+"""Makes a step graph for a batch; told which of its tensors have an open size."""
+
+
+class TrainStep:
+    """One compiled training step: call it with a batch, get the loss.
+
+    The model's parameters are the FP32 masters and the optimizer's state is the one that the graph
+    updates: both are views of the step's arenas, so ``model.state_dict()`` and
+    ``optimizer.state_dict()`` hold what they always hold. After writing weights other than through
+    PyTorch's own operations on the parameters (``param.data``), call `refresh`.
+
+    Attributes:
+        plan: what runs in which precision, and why.
+        captured: the forward graph with its casts.
+        step: gradient graph, update graph and slots.
+        backend: ``"interpreter"`` or ``"inductor"``.
+        parallel: the processes that share the step; None: this one alone.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        forward: Forward,
+        plan: Plan,
+        step: StepGraph,
+        initial: dict[str, dict[str, torch.Tensor]],
+        scale: LossScale,
+        backend: Backend,
+        memory_budget: float = 1.0,
+        cuda_graph: bool = True,
+        options: Mapping[str, Any] | None = None,
+        accumulate: int = 1,
+        policy: Policy | None = None,
+        for_batch: ForBatch | None = None,
+        parallel: DataParallel | None = None,
+    ) -> None:
+        assert workload.optimizer is not None
+        self.plan, self.captured, self.step, self.backend = plan, forward, step, backend
+        self._model, self._optimizer, self._rule = workload.model, workload.optimizer, scale
+        self._device = next(iter(workload.model.parameters())).device
+        self._lowered = lower(step, backend, self._device, memory_budget, options)
+        self.parallel = parallel
+        self._bound = BoundState(workload, forward, step, initial, scale, parallel)
+        self._state = self._bound.tensors
+        self._forward = MixedForward(workload.model, policy or Policy(), backend, options)
+        made = self._lowered.gradient_results
+        self._update = BoundWrites(
+            self._lowered.update, self._lowered.update_inputs, self._state, made
+        )
+        self._gather: BoundWrites | None = None
+        if self._lowered.accumulate is not None:
+            self._gather = BoundWrites(
+                self._lowered.accumulate, self._lowered.accumulate_inputs, self._state, made
+            )
+        self._every, self._gathered = accumulate, 0
+        self._schedules = Schedules(self._optimizer, scale.gated)
+        self._options = OptionInputs(self._optimizer, step.guards, self._state)
+        self._replays = cuda_graph and backend == "inductor" and self._device.type == "cuda"
+
+        def another(batch: tuple[torch.Tensor, ...], places: tuple[bool, ...]) -> BatchGraph:
+            assert for_batch is not None
+            with self._bound.stood_in():
+                captured, graph = for_batch(batch, places)
+            self._bound.admit(graph)
+            lowered = lower(graph, backend, self._device, memory_budget, options)
+            return self._batch_graph(captured, graph, lowered, batch)
+
+        first = self._batch_graph(forward, step, self._lowered, workload.batch)
+        self._graphs = BatchGraphs(first, workload.batch, another)
+
+    def __call__(self, *batch: torch.Tensor) -> Any:
+        """Run one step; with ``accumulate=k`` each k-th call updates.
+
+        Args:
+            batch: tensors of the dtypes of the example batch. The first one of other shapes than
+                before, such as the last of an epoch, is captured, planned and lowered, on the same
+                weights; the log ``mpcompile`` says so.
+
+        Returns:
+            The unscaled loss before the update: 0-d FP32, on the model's device, not copied to the
+            host. If the loss function returns ``(loss, anything)`` so does the step, with tensors
+            that need no gradient.
+
+        Raises:
+            BadInput: the batch does not fit the program.
+        """
+        graph, given = self._prepare(batch)
+        self._schedules.settle()
+        if self._gather is not None and self._gathered == 0:
+            self._bound.keep_buffers()
+            self.applied.zero_()
+        self._gathered += 1
+        due = self._gathered == self._every
+        if due:
+            self._gathered = 0
+            self._options.hand_over()
+        try:
+            loss, *beside = graph.run(given)
+            if due and self._gather is not None:
+                self._update()
+        except RuntimeError as error:
+            gone = None if self.parallel is None else lost(error)
+            if gone is None:
+                raise
+            raise gone from error
+        if due:
+            note_step(self._optimizer)
+            self._schedules.note(self.applied)
+        return loss if graph.returns is None else graph.returns([loss, *beside])
+
+    def _batch_graph(
+        self,
+        captured: Forward,
+        step: StepGraph,
+        lowered: Lowered,
+        batch: Sequence[torch.Tensor],
+    ) -> BatchGraph:
+        """Bind a gradient graph, with what runs after it: the update, or what gathers for it."""
+        is_open = captured.batch_size is not None
+        gradient = BoundGradient(step, lowered, self._state, batch, is_open)
+        after = self._gather or self._update
+
+        def run(batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+            results = gradient(batch)
+            after(results)
+            return [results[place] for place in gradient.returned]
+
+        shapes = [value.shape for value in batch] if is_open else None
+        replayed = CapturedStep(run, lowered.obstacle, shapes) if self._replays else run
+        return BatchGraph(step, gradient, captured.returns, captured.batch_size, replayed)
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """Run ``model(*inputs)`` in mixed precision as in evaluation mode, without gradients.
+
+        It reads the working copies that training reads. The model's own mode stays; the first call
+        for each shape captures and plans a graph, by the policy alone. For FP32 on the masters call
+        ``model.eval()(*inputs)``.
+
+        Args:
+            inputs: tensors, of any shape that the model takes.
+
+        Returns:
+            What the model returns; what is FP32 there is FP32 here.
+
+        Raises:
+            BadInput, CannotCapture: see `mpcompile.compile`.
+        """
+        if self._bound.take_over():
+            self._graphs.bind(self._state)
+        return self._forward(inputs, self._bound.working_copies())
+
+    def scheduler(self, schedule: LRScheduler) -> None:
+        """Let the step call ``schedule.step()`` after each update that was applied.
+
+        It does so right before the next step, or when `settle` is called. Then the host waits until
+        the last update is done, if that can be skipped at all. Do not step the schedule yourself.
+
+        Args:
+            schedule: of this step's optimizer, counting updates; for one that counts epochs call
+                ``schedule.step()`` yourself.
+
+        Raises:
+            BadInput: it is of another optimizer, needs a measured number, or was given before.
+        """
+        self._schedules.add(schedule)
+
+    def settle(self) -> None:
+        """Step the schedules for the last update now, for example to read a rate; `save` does."""
+        self._schedules.settle()
+
+    def gradients(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Run forward and backward only, and return each weight's unscaled FP32 gradient.
+
+        Nothing changes but the random state, if the model draws random numbers. Of several
+        processes all must call it, and get the mean.
+
+        Args:
+            batch: as for a step.
+        """
+        graph, given = self._prepare(batch)
+        named = zip(graph.gradient.results, graph.gradient(given), strict=True)
+        scale = self._state.get(SCALE)
+        inverse = 1.0 if scale is None else scale.double().reciprocal().float()
+        parallel = self.parallel
+        late = parallel if parallel and parallel.in_update(self._every) else None
+        return {
+            name.removeprefix("grad."): averaged(value.float() * inverse, late)
+            for name, value in named
+            if self.step.slots[name].role is Role.GRADIENT
+        }
+
+    def values(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what the gradient graph reads for a batch, by slot: state and batch, no copies.
+
+        Args:
+            batch: as for a step.
+        """
+        graph, given = self._prepare(batch)
+        return graph.gradient.values(given)
+
+    def graph_of(self, *batch: torch.Tensor) -> StepGraph:
+        """Return the step graph for a batch: `step` itself for one of the example's shapes."""
+        return self._graphs(batch).step
+
+    def masters(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return, per 16-bit copy that the gradient graph for a batch reads, its FP32 masters."""
+        return self._bound.masters(self.graph_of(*batch))
+
+    def refresh(self) -> None:
+        """Write the working copies again from the masters."""
+        self._bound.refresh()
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Put weights and optimizer state together of which each process holds a slice.
+
+        Inside ``with step.whole():`` model and optimizer are as on one process; at its end what
+        stands there, the same on all processes, is cut into slices again. All must enter it.
+        """
+        return self._bound.whole()
+
+    def _prepare(self, batch: Sequence[torch.Tensor]) -> tuple[BatchGraph, list[torch.Tensor]]:
+        """Take over what was written to the weights; return graph and batch, laid out for it."""
+        graph = self._graphs(batch)
+        if self._bound.take_over():
+            self._graphs.bind(self._state)
+        return graph, graph.gradient.prepare(batch)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self._device
+
+    @property
+    def loss_scale(self) -> float:
+        """The current loss scale; 1 if there is none. Reads it from the device."""
+        return float(self._state[SCALE]) if SCALE in self._state else 1.0
+
+    @property
+    def taken(self) -> int:
+        """Steps whose update was applied. Reads the counter from the device."""
+        return int(self._state[TAKEN])
+
+    @property
+    def skipped(self) -> int:
+        """Steps skipped because a gradient was not finite. Reads the counter from the device."""
+        return int(self._state[SKIPPED])
+
+    @property
+    def applied(self) -> torch.Tensor:
+        """Whether the last step's update was applied: 0-d bool on the device, not copied.
+
+        The next step writes to the same tensor.
+        """
+        return self._state[APPLIED]
+
+    @property
+    def gradient_norm(self) -> torch.Tensor:
+        """The 2-norm of all unscaled gradients of the last step before clipping: 0-d FP32.
+
+        It stays on the device, and the next step writes to the same tensor.
+
+        Raises:
+            BadInput: the step does not clip by norm, so it computes none.
+        """
+        if GRADIENT_NORM not in self._state:
+            raise BadInput(
+                "the step computes no norm of the gradients", "", "compile with max_grad_norm"
+            )
+        return self._state[GRADIENT_NORM]
+
+    @property
+    def forward_graph(self) -> fx.GraphModule:
+        """The forward graph with its casts."""
+        return self.captured.module
+
+    @property
+    def step_graph(self) -> fx.GraphModule:
+        """The whole step as one functional graph: state and batch in, next state and loss out."""
+        return whole_step(self.step)
+
+    def scaler_state(self) -> dict[str, float | int]:
+        """Return the loss scale under the keys of ``GradScaler.state_dict``; empty without one."""
+        return scaler_state(self._rule, self._state)
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        """Take over scale and tracker from a ``GradScaler.state_dict()``.
+
+        Factors and interval are constants of the compiled graph and must agree.
+
+        Raises:
+            BadInput: a key is missing, or a factor differs.
+        """
+        load_scaler_state(self._rule, self._state, state)
+
+    def save(
+        self, run: Path | str, *, keep: int | None = None, **also: checkpoint.Stateful
+    ) -> Path:
+        """Write a checkpoint into the folder of a run: a new folder, complete or not there.
+
+        Weights, buffers, optimizer state and options, loss scale and counters, the global random
+        generators, and the plan.
+
+        Args:
+            run: made if it is not there; one process writes to it.
+            keep: how many checkpoints stay; None: all.
+            also: what else has a ``state_dict()`` and shall go on: schedulers, loaders.
+
+        Returns:
+            The checkpoint, such as ``run/step-00000120``.
+
+        Raises:
+            BadInput: it cannot be written, another one after so many steps is there, or an update
+                is half gathered.
+        """
+        if self._gathered:
+            done = f"{self._gathered} of {self._every} micro-batches of an update are gathered"
+            raise BadInput(done, "", "save after a call that updates")
+        self._schedules.settle()
+        return save(self._held, Path(run), keep, also, self.parallel, self._bound.whole)
+
+    def load(self, run: Path | str, *, any_plan: bool = False, **also: checkpoint.Stateful) -> Path:
+        """Take over a run's newest complete checkpoint, or the one that is named.
+
+        Every byte is checked before anything is changed. If a newer one is damaged, it warns with
+        `mpcompile.errors.DamagedCheckpoint`.
+
+        Args:
+            run: the folder of the run, or one checkpoint.
+            any_plan: load also what was trained with another plan, loss scaling or options of the
+                optimizer; the step's own stay.
+            also: as for `save`, under the same names.
+
+        Returns:
+            The checkpoint that was loaded.
+
+        Raises:
+            BadInput: no checkpoint is complete, or it is of another model, optimizer or plan.
+        """
+        self._schedules.settle()  # else what is loaded would be stepped for an update before it
+        loaded = load(self._held, Path(run), any_plan, also, self.parallel, self._bound.whole)
+        self._gathered = 0
+        for slot in self.step.slots.values():
+            if slot.role is Role.PENDING:
+                self._state[slot.name].zero_()
+        return loaded
+
+    def _held(self) -> checkpoint.Held:
+        return checkpoint.Held(
+            self._bound.named(),
+            self._optimizer,
+            self.plan,
+            self._rule,
+            self._device,
+            self.taken + self.skipped,
+            self._bound.adopt,
+        )

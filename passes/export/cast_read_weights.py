@@ -1,0 +1,42 @@
+"""Cast the weights that a step only reads within it, where its graph leaves without the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from mpcompile.passes.forward.clean_casts import CAST
+from mpcompile.step.graph import add_input, call, placeholders
+from mpcompile.step.slots import Role, Slot
+
+
+@dataclass(frozen=True)
+class CastReadWeights:
+    """Let a graph read weights in the place of their shared copies.
+
+    What leaves holds each weight that it does not train once, as it is.
+
+    Attributes:
+        slots: of the step, by name.
+    """
+
+    slots: dict[str, Slot]
+
+    def __call__(self, module: fx.GraphModule) -> int:
+        """Return the number of copies that are casts now."""
+        graph = module.graph
+        made = 0
+        for name, copy in placeholders(graph).items():
+            if self.slots[name].role is not Role.SHARED:
+                continue
+            weight = self.slots[name.removesuffix(".working")]
+            source = placeholders(graph).get(weight.name) or add_input(graph, weight, copy)
+            first = next(node for node in graph.nodes if node.op != "placeholder")
+            with graph.inserting_before(first):
+                cast = call(graph, CAST, source, dtype=self.slots[name].dtype)
+            copy.replace_all_uses_with(cast)
+            graph.erase_node(copy)
+            made += 1
+        graph.lint()
+        return made

@@ -1,0 +1,1 @@
+"""Rewrites of the forward graph: casts, and matmuls in shapes that a Tensor Core likes."""

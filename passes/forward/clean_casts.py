@@ -1,0 +1,154 @@
+"""Share casts, cancel lossless pairs, move casts through views, make constants narrow at once.
+
+Only 16 bits -> FP32 -> the same 16 bits is a lossless pair. FP32 -> 16 bits -> FP32 rounds and is
+never removed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import fx
+
+from mpcompile.program.control_flow import all_graphs
+from mpcompile.program.node_tensors import NARROW
+from mpcompile.torch_private.ops import is_view, op_name
+
+CAST = torch.ops.aten._to_copy.default
+_FILLS = ("zeros", "ones", "full")
+
+
+def is_cast(node: object) -> bool:
+    """Whether the node converts its dtype and does nothing else."""
+    return isinstance(node, fx.Node) and node.target is CAST and set(node.kwargs) == {"dtype"}
+
+
+def widens(node: object) -> bool:
+    """Whether the node is a lossless cast from 16 bits to FP32."""
+    return (
+        isinstance(node, fx.Node)
+        and is_cast(node)
+        and node.kwargs["dtype"] is torch.float32
+        and source_of(node).meta["val"].dtype in NARROW
+    )
+
+
+def source_of(cast: fx.Node) -> fx.Node:
+    """Return what a cast reads."""
+    source = cast.args[0]
+    assert isinstance(source, fx.Node)
+    return source
+
+
+def clean_casts(module: fx.GraphModule) -> int:
+    """Clean up until nothing is left to do; return the number of casts removed or moved."""
+    changes = 0
+    for graph in all_graphs(module):
+        before = changes
+        while found := sum(_clean(node) for node in list(graph.graph.nodes) if is_cast(node)):
+            changes += found
+        if changes > before:
+            graph.graph.eliminate_dead_code()
+    return changes
+
+
+def _clean(cast: fx.Node) -> int:
+    if not cast.users:
+        return 0
+    for rule in (_same_dtype, _share, _cancel, _share_through_view, _fill):
+        replacement = rule(cast)
+        if replacement is not None:
+            cast.replace_all_uses_with(replacement)
+            cast.graph.erase_node(cast)
+            return 1
+    return 0
+
+
+def _same_dtype(cast: fx.Node) -> fx.Node | None:
+    source = source_of(cast)
+    return source if source.meta["val"].dtype is cast.kwargs["dtype"] else None
+
+
+def _twin(source: fx.Node, cast: fx.Node) -> fx.Node | None:
+    """Return an earlier cast of `source` to the same dtype, in the same half of the step."""
+    for user in source.users:
+        if (
+            user is not cast
+            and is_cast(user)
+            and user.kwargs == cast.kwargs
+            and user.meta.get("backward") == cast.meta.get("backward")
+            and user < cast
+        ):
+            return user
+    return None
+
+
+def _share(cast: fx.Node) -> fx.Node | None:
+    return _twin(source_of(cast), cast)
+
+
+def _share_through_view(cast: fx.Node) -> fx.Node | None:
+    """``cast(view(x))`` becomes ``view(cast(x))`` where ``cast(x)`` is there already."""
+    view = source_of(cast)
+    if not _looks(view):
+        return None
+    twin = _twin(view.all_input_nodes[0], cast)
+    return None if twin is None else _again(view, twin, cast)
+
+
+def _cancel(cast: fx.Node) -> fx.Node | None:
+    """``narrow(view(widen(x)))`` becomes ``view(x)``, for any number of views."""
+    views: list[fx.Node] = []
+    node = source_of(cast)
+    while _looks(node):
+        views.append(node)
+        node = node.all_input_nodes[0]
+    if not widens(node) or source_of(node).meta["val"].dtype is not cast.kwargs["dtype"]:
+        return None
+    replacement = source_of(node)
+    for view in reversed(views):
+        replacement = _again(view, replacement, cast)
+    return replacement
+
+
+def _fill(cast: fx.Node) -> fx.Node | None:
+    """A constant made in FP32 and cast is made in 16 bits instead.
+
+    torch refuses to make what the cast would turn into an infinity.
+    """
+    source = source_of(cast)
+    if op_name(source) not in _FILLS or len(source.users) != 1:
+        return None
+    value = source.args[1] if op_name(source) == "full" else 0
+    largest = torch.finfo(cast.meta["val"].dtype).max
+    if not isinstance(value, int | float) or largest < abs(value) < math.inf:
+        return None
+    source.kwargs = {**source.kwargs, "dtype": cast.kwargs["dtype"]}
+    source.meta["val"] = cast.meta["val"]
+    return source
+
+
+def _looks(node: fx.Node) -> bool:
+    """Whether the node shows one tensor of its own dtype, from the same place, in another way."""
+    if not is_view(node) or len(node.all_input_nodes) != 1:
+        return False
+    shown, value = node.all_input_nodes[0].meta["val"], node.meta["val"]
+    return (
+        isinstance(value, torch.Tensor)
+        and shown.dtype is value.dtype
+        and shown.device == value.device
+        and (op_name(node) != "to" or shown.stride() == value.stride())
+    )
+
+
+def _again(view: fx.Node, source: fx.Node, before: fx.Node) -> fx.Node:
+    """Repeat a view on another source; what asks for the dtype that a tensor has is not needed."""
+    if op_name(view) == "to":
+        return source
+    with before.graph.inserting_before(before):
+        node = before.graph.node_copy(
+            view, lambda item: source if item is view.all_input_nodes[0] else item
+        )
+    node.meta["val"] = view.meta["val"].to(source.meta["val"].dtype)
+    return node

@@ -1,0 +1,79 @@
+"""Let large linears have a multiple of eight outputs, as a Tensor Core wants it.
+
+Vocabularies come in all sizes: GPT-2's has 50,257 tokens, BERT's 30,522. With rows of zeros behind
+the weight the matmul has aligned rows, and the surplus columns of its result are sliced off. The
+zeros lie in the arena, in the room behind the weight (`mpcompile.step.arena.Arena`), from where
+`passes.lay_out_copies` lets the step read them: nothing is padded by copying in a step. Their
+gradient is not kept, so they stay zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from mpcompile.passes.forward.clean_casts import is_cast, source_of
+from mpcompile.passes.forward.join_matmuls import allow_strides, arguments_of_linear, takes_strides
+from mpcompile.program.node_tensors import NARROW, count_of
+from mpcompile.step.arena import TILE, Place
+from mpcompile.step.graph import call
+
+_ATEN = torch.ops.aten
+_LINEAR = _ATEN.linear.default
+
+
+@dataclass(frozen=True)
+class PadVocabulary:
+    """Pad 16-bit linears whose trained weight has room for the zeros behind it.
+
+    Attributes:
+        places: per placeholder of a trained weight where it lies.
+        least: the numbers that the result of a linear has at least.
+    """
+
+    places: Mapping[str, Place]
+    least: int = 1 << 20
+
+    def __call__(self, module: fx.GraphModule) -> int:
+        """Rewrite a forward graph in which casts stand; return the number of linears padded."""
+        found = [node for node in module.graph.nodes if self.pads(node)]
+        for node in found:
+            _pad(module.graph, node)
+        return len(found)
+
+    def pads(self, node: fx.Node) -> bool:
+        """Whether a node is a linear that is padded."""
+        if node.target is not _LINEAR or node.meta["val"].dtype not in NARROW:
+            return False
+        _, weight, _ = arguments_of_linear(node)
+        place = self.places.get(source_of(weight).name) if is_cast(weight) else None
+        shape = weight.meta["val"].shape
+        if place is None or not place.zeros or len(shape) != 2:
+            return False
+        missing = -shape[0] % TILE * shape[1]
+        large = count_of(node.meta["val"]) >= self.least
+        return 0 < missing <= place.room and large and takes_strides(node)
+
+
+def _pad(graph: fx.Graph, node: fx.Node) -> None:
+    x, weight, bias = arguments_of_linear(node)
+    outputs, inputs = weight.meta["val"].shape
+    missing = -outputs % TILE
+
+    def padded(value: Any, *rest: int) -> fx.Node:
+        zeros = call(graph, _ATEN.new_zeros.default, value, [missing, *rest])
+        return call(graph, _ATEN.cat.default, [value, zeros])
+
+    with graph.inserting_before(node):
+        wide = padded(weight, inputs)
+        whole = call(graph, _LINEAR, x, wide, None if bias is None else padded(bias))
+        part = call(graph, _ATEN.slice.Tensor, whole, -1, 0, outputs)
+    for new in (wide, whole, part):
+        new.meta = {**node.meta, "val": new.meta["val"]}
+    allow_strides(node)
+    node.replace_all_uses_with(part)
+    graph.erase_node(node)

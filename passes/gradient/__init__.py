@@ -1,0 +1,1 @@
+"""Rewrites of the gradient graph: what is kept for backward."""

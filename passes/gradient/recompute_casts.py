@@ -1,0 +1,30 @@
+"""Widen in backward again instead of keeping the FP32 copy of a 16-bit tensor alive till then."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from mpcompile.passes.forward.clean_casts import widens
+
+
+def recompute_casts(module: fx.GraphModule) -> int:
+    """Give backward its own widening casts; return how many were repeated.
+
+    A widening cast is exact, so nothing changes but what is saved for backward: 2 bytes a number
+    instead of 4.
+    """
+    repeated = 0
+    for cast in [node for node in module.graph.nodes if widens(node)]:
+        late = [user for user in cast.users if user.meta.get("backward")]
+        if not late or cast.meta.get("backward"):
+            continue
+        first = min(late)
+        with module.graph.inserting_before(first):
+            again = module.graph.node_copy(cast)
+        again.meta = {**cast.meta, "backward": True}
+        for user in late:
+            user.replace_input_with(cast, again)
+        repeated += 1
+    if repeated:
+        module.graph.eliminate_dead_code()
+    return repeated

@@ -1,0 +1,43 @@
+"""Keep for backward what the plan stores: the 16-bit copy, not the FP32 value behind it.
+
+Softmax and its like are computed in FP32 and stored in 16 bits; autograd, which knows nothing of
+the plan, keeps the FP32 result. Paper, section 3.3: such ops read and write FP16.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from mpcompile.passes.forward.clean_casts import is_cast, source_of
+
+
+def save_narrow(module: fx.GraphModule) -> int:
+    """Let backward widen the stored 16-bit copy; return how many FP32 tensors are freed earlier.
+
+    Only a tensor whose 16-bit copy forward reads anyway, and whose FP32 value only backward needs
+    besides, is changed.
+    """
+    freed = 0
+    for narrow in [node for node in module.graph.nodes if is_cast(node)]:
+        wide = source_of(narrow)
+        late = [user for user in wide.users if user.meta.get("backward")]
+        early = [user for user in wide.users if not user.meta.get("backward")]
+        if (
+            narrow.meta.get("backward")
+            or wide.op == "placeholder"
+            or not late
+            or early != [narrow]
+            or narrow.meta["val"].element_size() >= wide.meta["val"].element_size()
+        ):
+            continue
+        with module.graph.inserting_before(min(late)):
+            again = module.graph.call_function(
+                narrow.target,
+                (narrow,),
+                {"dtype": wide.meta["val"].dtype},
+            )
+        again.meta = {**narrow.meta, "val": wide.meta["val"], "backward": True}
+        for user in late:
+            user.replace_input_with(wide, again)
+        freed += 1
+    return freed

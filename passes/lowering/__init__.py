@@ -1,0 +1,1 @@
+"""Rewrites just before a graph runs, for the device that runs it."""

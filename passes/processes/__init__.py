@@ -1,0 +1,1 @@
+"""Rewrites of the step graph for many processes."""

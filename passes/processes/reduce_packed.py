@@ -1,0 +1,44 @@
+"""Average packed gradients over processes in the update graph, and leave each what it updates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from mpcompile.step.collectives import finished, is_collective, started
+from mpcompile.step.graph import StepGraph, call
+from mpcompile.step.loop import Loop
+
+
+@dataclass(frozen=True)
+class ReducePacked:
+    """Average what `passes.pack_gradients` and `passes.accumulate_gradients` have made.
+
+    Attributes:
+        loop: says whether there are other processes; what `passes.reduce_in_backward` has averaged
+            is left alone.
+    """
+
+    loop: Loop
+
+    def __call__(self, step: StepGraph) -> int:
+        """Return the number of arenas averaged, or 0 if that is not to be done here."""
+        parallel, graph = self.loop.parallel, step.update.graph
+        if parallel is None or not parallel.in_update(self.loop.accumulate):
+            return 0
+        packed = [node for node in graph.nodes if node.meta.get("packed")]
+        if any(map(is_collective, graph.nodes)):
+            return 0
+        readers = {node: list(node.users) for node in packed}
+        with graph.inserting_before(packed[-1].next):
+            sent = [started(graph, node, parallel) for node in packed]
+            for node, begun in zip(packed, sent, strict=True):
+                averaged = finished(graph, begun, parallel)
+                if averaged.meta["val"].dtype is not torch.float32:
+                    cast = torch.ops.aten._to_copy.default
+                    averaged = call(graph, cast, averaged, dtype=torch.float32)
+                for reader in readers[node]:
+                    reader.replace_input_with(node, averaged)
+                averaged.meta["packed"] = node.meta.pop("packed")
+        return len(packed)

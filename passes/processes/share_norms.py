@@ -1,0 +1,49 @@
+"""Let each process that sees a slice of the gradients know the norm of all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from mpcompile.passes.step.clip_gradients import NORM
+from mpcompile.passes.step.gate_update import MEASURE
+from mpcompile.step.collectives import gathered
+from mpcompile.step.graph import StepGraph, call
+from mpcompile.step.loop import Loop
+
+_ATEN = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class ShareNorms:
+    """Make a norm of slices one of all slices: for clipping, and for one decision on all processes.
+
+    Attributes:
+        loop: says whether each process updates a slice.
+    """
+
+    loop: Loop
+
+    def __call__(self, step: StepGraph) -> int:
+        """Return the number of norms, or 0 if they are shared already."""
+        parallel, graph = self.loop.parallel, step.update.graph
+        if parallel is None or not parallel.shard:
+            return 0
+        norms = [
+            node
+            for node in graph.nodes
+            if (node.meta.get(MEASURE) or node.meta.get(NORM) == "total")
+            and not node.meta.get("shared")
+        ]
+        for node in norms:
+            readers = list(node.users)
+            with graph.inserting_before(node.next):
+                own = call(graph, _ATEN.reshape.default, node, [1])
+                every = gathered(graph, own, parallel)
+                norm = call(graph, _ATEN.linalg_vector_norm.default, every, *node.args[1:])
+            for reader in readers:
+                reader.replace_input_with(node, norm)
+            norm.meta |= {key: node.meta.pop(key) for key in (MEASURE, NORM) if key in node.meta}
+            norm.meta["shared"] = True
+        return len(norms)

@@ -1,0 +1,89 @@
+"""Add the gradients of several micro-batches in FP32, and let one update read their mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import fx
+
+from mpcompile.step.graph import StepGraph, add_input, call, results, set_results
+from mpcompile.step.loop import Loop
+from mpcompile.step.loss_scale import LossScale
+from mpcompile.step.slots import Role, Slot
+from mpcompile.torch_private.graphs import module_of
+
+BEFORE = "before."
+"""Prefix of a buffer's value before the first micro-batch of an update."""
+
+_ATEN = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class AccumulateGradients:
+    """Move the packing of gradients into a graph of its own, which runs after each micro-batch.
+
+    Attributes:
+        loop: says how many micro-batches make an update.
+        scale: says whether an update can be skipped.
+    """
+
+    loop: Loop
+    scale: LossScale
+
+    def __call__(self, step: StepGraph) -> int:
+        """Return the number of arenas, or 0 if there is nothing to add or it is added already.
+
+        Each micro-batch writes its buffers at once, as the next one reads them. If the update is
+        skipped they get back the values they had before the first one.
+        """
+        if self.loop.accumulate == 1 or step.accumulation is not None:
+            return 0
+        update = step.update.graph
+        packed = [node for node in update.nodes if node.meta.get("packed")]
+        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        needed = _ancestors(packed)
+        for node in [node for node in update.nodes if node in needed]:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            copies[node].meta.pop("packed", None)
+        made: dict[str, fx.Node] = {}
+        values = results(update)
+        for node in packed:
+            name, shape = f"{node.meta['packed']}.sum", tuple(node.meta["val"].shape)
+            slot = step.slots[name] = Slot(name, Role.PENDING, shape, torch.float32)
+            total = add_input(graph, slot, copies[node])
+            made[name] = call(graph, _ATEN.add.Tensor, total, copies[node])
+            total = add_input(update, slot, node)
+            with update.inserting_before(node):
+                mean = call(update, _ATEN.div.Tensor, total, self.loop.accumulate)
+            mean.meta["packed"] = node.meta.pop("packed")
+            node.replace_all_uses_with(mean)
+            with update.inserting_before(update.output_node()):
+                values[name] = call(update, _ATEN.zeros_like.default, total)
+        for name in [name for name in values if step.slots[name].role is Role.BUFFER]:
+            like = values.pop(name)
+            made[name] = add_input(graph, step.slots[f"next.{name}"], like)
+            if self.scale.gated:
+                buffer = step.slots[name]
+                step.slots[BEFORE + name] = replace(buffer, name=BEFORE + name, role=Role.PENDING)
+                values[name] = add_input(update, buffer, like)
+                add_input(update, step.slots[BEFORE + name], like)
+        graph.output(()).meta["slots"] = ()
+        set_results(graph, made)
+        set_results(update, values)
+        update.eliminate_dead_code()
+        for node in list(update.find_nodes(op="placeholder")):
+            if step.slots[node.meta["slot"]].role in (Role.GRADIENT, Role.UPDATED):
+                update.erase_node(node)
+        step.accumulation = module_of(graph, step.update)
+        return len(packed)
+
+
+def _ancestors(nodes: list[fx.Node]) -> set[fx.Node]:
+    found = set(nodes)
+    waiting = list(nodes)
+    while waiting:
+        new = set(waiting.pop().all_input_nodes) - found
+        found |= new
+        waiting += new
+    return found

@@ -1,0 +1,69 @@
+"""Clip the unscaled FP32 gradients, by their norm or by value, before the optimizer reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from mpcompile.step.graph import StepGraph, call
+from mpcompile.step.loop import Loop
+
+NORM, CLIPPED = "norm", "clipped"
+_ATEN = torch.ops.aten
+_EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class ClipGradients:
+    """Insert ``torch.nn.utils.clip_grad_norm_`` or ``clip_grad_value_`` over all arenas.
+
+    Attributes:
+        loop: its limits become constants of the graph.
+    """
+
+    loop: Loop
+
+    def __call__(self, step: StepGraph) -> int:
+        """Return the number of arenas clipped, or 0 if they are clipped already.
+
+        By norm the gradients are multiplied by ``min(1, limit / (norm + 1e-6))``, where the norm is
+        that of all of them together. `mpcompile.passes.step.gate_update` goes on to look at the
+        gradients as they were: clipped by value, an infinity would look like a large number.
+        """
+        graph = step.update.graph
+        packed = [node for node in graph.nodes if node.meta.get("packed")]
+        if any(node.meta.get(CLIPPED) for node in graph.nodes):
+            return 0
+        norm, value = self.loop.max_grad_norm, self.loop.max_grad_value
+        if norm is None and value is None:
+            return 0
+        with graph.inserting_before(packed[-1].next):
+            factor = None if norm is None else _factor(graph, packed, norm)
+            for node in packed:
+                readers = [user for user in node.users if not user.meta.get(NORM)]
+                if factor is not None:
+                    clipped = call(graph, _ATEN.mul.Tensor, node, factor)
+                else:
+                    clipped = call(graph, _ATEN.clamp.default, node, -value, value)  # type: ignore[operator]
+                clipped.meta[CLIPPED] = True
+                for reader in readers:
+                    reader.replace_input_with(node, clipped)
+        return len(packed)
+
+
+def _factor(graph: fx.Graph, packed: list[fx.Node], limit: float) -> fx.Node:
+    """Return the 0-d FP32 factor; the gradients' norm is marked for whoever wants it."""
+    norms = [call(graph, _ATEN.linalg_vector_norm.default, node) for node in packed]
+    total = norms[0]
+    if len(norms) > 1:
+        total = call(
+            graph, _ATEN.linalg_vector_norm.default, call(graph, _ATEN.stack.default, norms)
+        )
+    for node in norms:
+        node.meta[NORM] = True
+    total.meta[NORM] = "total"
+    above = call(graph, _ATEN.add.Tensor, total, _EPSILON)
+    ratio = call(graph, _ATEN.mul.Tensor, call(graph, _ATEN.reciprocal.default, above), limit)
+    return call(graph, _ATEN.clamp.default, ratio, None, 1.0)

@@ -1,0 +1,40 @@
+"""Remove nodes, inputs and slots that nothing needs."""
+
+from __future__ import annotations
+
+from mpcompile.step.graph import StepGraph
+from mpcompile.step.slots import Role
+
+
+def drop_dead(step: StepGraph) -> int:
+    """Return the number of nodes and slots removed.
+
+    Batch slots stay even if unread, so that a step is called with what the loss is called with. A
+    weight of which a copy is read is no input, but its slot stays: it is in memory all the same.
+    """
+    removed = 0
+    for graph in step.graphs().values():
+        before = len(graph.nodes)
+        graph.eliminate_dead_code()
+        for node in list(graph.find_nodes(op="placeholder")):
+            if not node.users and step.slots[node.meta["slot"]].role is not Role.BATCH:
+                graph.erase_node(node)
+        removed += before - len(graph.nodes)
+    used = {
+        name
+        for graph in step.graphs().values()
+        for name in (
+            *(node.meta["slot"] for node in graph.find_nodes(op="placeholder")),
+            *graph.output_node().meta["slots"],
+        )
+    }
+    used |= {
+        member
+        for name in used
+        if step.slots[name].role is Role.SHARED
+        for member in step.members(name)
+    }
+    for name in set(step.slots) - used:
+        del step.slots[name]
+        removed += 1
+    return removed

@@ -1,0 +1,36 @@
+"""Lift the casts of weights that a step only reads out of it too.
+
+The step that trains such a weight keeps a working copy, which this one reads as well; a frozen
+weight has one 16-bit copy for all steps. Neither is cast in a step
+(`mpcompile.train.weight_copies`).
+"""
+
+from __future__ import annotations
+
+from mpcompile.passes.forward.clean_casts import is_cast
+from mpcompile.program.node_tensors import NARROW
+from mpcompile.step.graph import StepGraph, add_input, placeholders
+from mpcompile.step.slots import Role, Slot
+
+
+def hoist_read_casts(step: StepGraph) -> int:
+    """Turn 16-bit casts of such weights into inputs; return how many weights got one."""
+    graph = step.gradient.graph
+    hoisted = 0
+    for name, weight in placeholders(graph).items():
+        casts = [
+            user for user in weight.users if is_cast(user) and user.meta["val"].dtype in NARROW
+        ]
+        if step.slots[name].role is not Role.CONSTANT or not casts:
+            continue
+        first = casts[0].meta["val"]
+        slot = Slot(f"{name}.working", Role.SHARED, step.slots[name].shape, first.dtype)
+        step.slots[slot.name] = slot
+        copy = add_input(graph, slot, weight)
+        copy.meta["val"] = first  # of the strides that the weight has
+        for cast in casts:
+            if cast.meta["val"].dtype is first.dtype:
+                cast.replace_all_uses_with(copy)
+                graph.erase_node(cast)
+        hoisted += 1
+    return hoisted

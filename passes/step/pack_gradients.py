@@ -1,0 +1,80 @@
+"""Lay the gradients of an arena side by side, in its parameters' order, as one FP32 tensor."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from math import prod
+from typing import Any
+
+import torch
+from torch import fx
+
+from mpcompile.passes.forward.clean_casts import CAST
+from mpcompile.step.arena import Arena
+from mpcompile.step.graph import StepGraph, add_inputs, call, placeholders
+from mpcompile.step.slots import Role
+from mpcompile.torch_private.tensors import fake_like
+
+_ATEN = torch.ops.aten
+
+
+def pack_gradients(step: StepGraph) -> int:
+    """Make each arena's packed gradient in the update graph; return the number of arenas.
+
+    16-bit gradients are joined first and widened in one go. Gaps that align the parameters hold
+    zeros.
+    """
+    graph = step.update.graph
+    packed = [arena for arena in step.arenas if f"{arena.name}.grad" in placeholders(graph)]
+    for arena in packed:
+        old = placeholders(graph)[f"{arena.name}.grad"]
+        inputs = add_inputs(graph, [step.slots[f"grad.{name}"] for name in arena.parameters], old)
+        first = next(node for node in graph.nodes if node.op != "placeholder")
+        with graph.inserting_before(first):
+            whole = _join(graph, arena, inputs) if arena.flat else _widen(graph, inputs[0])
+        if whole.op == "placeholder":  # an FP32 gradient that needs no packing
+            with graph.inserting_before(first):
+                whole = call(graph, _ATEN.alias.default, whole)
+        whole.meta["packed"] = arena.name
+        old.replace_all_uses_with(whole)
+        graph.erase_node(old)
+        assert step.slots.pop(f"{arena.name}.grad").role is Role.PACKED
+    return len(packed)
+
+
+def _join(graph: fx.Graph, arena: Arena, inputs: list[fx.Node]) -> fx.Node:
+    gaps: dict[tuple[int, torch.dtype], fx.Node] = {}
+    offsets = arena.offsets
+    parts: list[tuple[torch.dtype, fx.Node]] = []
+    for position, node in enumerate(inputs):
+        dtype = node.meta["val"].dtype
+        length = prod(arena.shapes[position])
+        parts.append((dtype, _row(graph, _ATEN.reshape.default, node, -1, length)))
+        gap = offsets[position + 1] - offsets[position] - length
+        if gap:
+            if (gap, dtype) not in gaps:
+                gaps[gap, dtype] = _row(graph, _ATEN.new_zeros.default, node, gap, gap)
+            parts.append((dtype, gaps[gap, dtype]))
+    runs = [
+        _widen(graph, _cat(graph, [node for _, node in run]))
+        for _, run in groupby(parts, key=lambda part: part[0])
+    ]
+    return _cat(graph, runs)
+
+
+def _row(graph: fx.Graph, target: Any, node: fx.Node, size: int, length: int) -> fx.Node:
+    """Call an op that takes ``[size]`` and makes one dimension of a known length."""
+    row = graph.call_function(target, (node, [size]))
+    like = node.meta["val"]
+    row.meta["val"] = fake_like(like.fake_mode, (length,), like.dtype, like.device)
+    return row
+
+
+def _cat(graph: fx.Graph, nodes: list[fx.Node]) -> fx.Node:
+    return nodes[0] if len(nodes) == 1 else call(graph, _ATEN.cat.default, nodes)
+
+
+def _widen(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    if node.meta["val"].dtype is torch.float32:
+        return node
+    return call(graph, CAST, node, dtype=torch.float32)

@@ -1,0 +1,59 @@
+"""Start backward from the loss scale instead of 1, and divide it out of the FP32 gradients.
+
+Paper, section 3.2: scaling the loss scales every gradient by the chain rule; the gradients are
+unscaled in FP32, right after backward, before clipping and weight decay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from mpcompile.step.graph import StepGraph, add_input, call
+from mpcompile.step.loss_scale import LossScale
+from mpcompile.step.slots import Role, Slot
+
+SCALE = "loss_scale"
+_ATEN = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class ScaleLoss:
+    """Insert the scale on both sides.
+
+    Attributes:
+        scale: `LossScale.none` inserts nothing.
+    """
+
+    scale: LossScale
+
+    def __call__(self, step: StepGraph) -> int:
+        """Return 1 for the seed and 1 for each arena unscaled, or 0 if that is done already.
+
+        The scale is a 0-d FP32 slot; its inverse is rounded from FP64, as
+        ``torch.amp.GradScaler`` does it.
+        """
+        if not self.scale.active or SCALE in step.slots:
+            return 0
+        slot = Slot(SCALE, Role.SCALE, (), torch.float32)
+        step.slots[SCALE] = slot
+        gradient, update = step.gradient.graph, step.update.graph
+        seed = next(node for node in gradient.nodes if node.meta.get("seed"))
+        seed.replace_all_uses_with(add_input(gradient, slot, seed))
+        gradient.erase_node(seed)
+        packed = [node for node in update.nodes if node.meta.get("packed")]
+        scale = add_input(update, slot, packed[0])
+        first = next(node for node in update.nodes if node.op != "placeholder")
+        with update.inserting_before(first):
+            wide = call(update, _ATEN._to_copy.default, scale, dtype=torch.float64)
+            inverse = call(update, _ATEN.reciprocal.default, wide)
+            inverse = call(update, _ATEN._to_copy.default, inverse, dtype=torch.float32)
+        for node in packed:
+            with update.inserting_after(node):
+                unscaled = call(update, _ATEN.mul.Tensor, node, inverse)
+            node.replace_all_uses_with(
+                unscaled, delete_user_cb=lambda u, new=unscaled: u is not new
+            )
+            unscaled.meta["packed"] = node.meta.pop("packed")
+        return 1 + len(packed)

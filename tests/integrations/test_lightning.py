@@ -1,0 +1,145 @@
+"""The Lightning plugin: beside Lightning's own ``16-mixed``, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import mpcompile
+
+pl: Any = pytest.importorskip("pytorch_lightning")
+lightning: Any = pytest.importorskip("mpcompile.lightning")
+
+ROWS = torch.utils.data.DataLoader[Any]
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+class Classifier(pl.LightningModule):  # type: ignore[misc]
+    """Learns with SGD, so that each weight tells of the size of each gradient."""
+
+    def __init__(self, size: float = 1.0, optimizer: str = "SGD") -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(8, 16), nn.Sequential(nn.GELU(), nn.Linear(16, 4))])
+        self.size, self.optimizer = size, optimizer
+        self.norms: list[float] = []
+
+    def forward(self, x: torch.Tensor) -> Any:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1]) * self.size
+        self.log("loss", loss)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        found = [p.grad.norm() for p in self.parameters() if p.grad is not None]
+        self.norms.append(float(torch.stack(found).norm()))
+
+    def predict_step(self, batch: list[torch.Tensor]) -> Any:
+        return self(batch[0])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        kind = getattr(torch.optim, self.optimizer)
+        made: torch.optim.Optimizer = kind(self.parameters(), lr=0.1)
+        return made
+
+
+def rows() -> ROWS:
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(48, 8, generator=random)
+    return ROWS(torch.utils.data.TensorDataset(x, x[:, :4].argmax(1)), batch_size=16)
+
+
+def trainer(plugin: Any = None, **options: Any) -> Any:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    options = {"enable_checkpointing": False, "max_epochs": 4, **options}
+    return pl.Trainer(accelerator="cpu", plugins=plugin, **quiet, **options)
+
+
+def test_it_trains_as_in_fp32_but_for_rounding_and_clips_unscaled_gradients() -> None:
+    plain = Classifier()
+    mine = copy.deepcopy(plain)
+    trainer(gradient_clip_val=0.2).fit(plain, rows())
+    plugin = lightning.MPCompilePrecision()
+    trainer(plugin, gradient_clip_val=0.2).fit(mine, rows())
+    assert plugin.scaler.get_scale() == 2.0**16
+    assert mine.norms == pytest.approx(plain.norms, rel=1e-2)
+    for one, other in zip(plain.parameters(), mine.parameters(), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-2, atol=1e-3)
+        assert not torch.equal(other, one)
+
+
+def test_at_level_fp32_nothing_is_scaled_and_it_is_bitwise_lightning() -> None:
+    plain = Classifier()
+    mine = copy.deepcopy(plain)
+    trainer().fit(plain, rows())
+    plugin = lightning.MPCompilePrecision(mpcompile.FULL_PRECISION)
+    trainer(plugin).fit(mine, rows())
+    assert plugin.scaler is None
+    assert all(map(torch.equal, plain.parameters(), mine.parameters()))
+
+
+def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:
+    model = Classifier()
+    before = copy.deepcopy(model.state_dict())
+    plugin = lightning.MPCompilePrecision(scaler=torch.amp.GradScaler("cpu", init_scale=2.0**26))
+    trainer(plugin, max_steps=2).fit(model, rows())
+    assert plugin.scaler.get_scale() == 2.0**24
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_scale_is_in_the_checkpoint_under_a_name_that_must_not_change(tmp_path: Path) -> None:
+    first = trainer(lightning.MPCompilePrecision(), max_epochs=1)
+    first.fit(Classifier(), rows())
+    first.precision_plugin.scaler.update(2.0**11)
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    held = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert held["MPCompilePrecision"]["scale"] == 2.0**11
+    assert set(held["state_dict"]) == set(Classifier().state_dict())
+    second = trainer(lightning.MPCompilePrecision(), max_epochs=2)
+    second.fit(Classifier(), rows(), ckpt_path=tmp_path / "last.ckpt")
+    assert second.precision_plugin.scaler.get_scale() == 2.0**11
+
+
+def test_prediction_is_in_mixed_precision_and_the_module_comes_back_as_it_was() -> None:
+    model = Classifier()
+    found = torch.cat(trainer(lightning.MPCompilePrecision()).predict(model, rows()))
+    expected = torch.cat([model(batch[0]) for batch in rows()])
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+    assert not torch.equal(found, expected)
+    assert "forward" not in vars(model)
+    assert torch.equal(copy.deepcopy(model)(torch.ones(1, 8)), model(torch.ones(1, 8)))
+
+
+def test_it_refuses_what_one_scale_cannot_fit() -> None:
+    with pytest.raises(mpcompile.BadInput, match="L-BFGS evaluates the loss several times a step"):
+        trainer(lightning.MPCompilePrecision()).fit(Classifier(optimizer="LBFGS"), rows())
+    with pytest.raises(mpcompile.BadInput, match="only FP16 needs one"):
+        policy = mpcompile.Policy(precision=mpcompile.Precision.BF16)
+        lightning.MPCompilePrecision(policy, scaler=torch.amp.GradScaler("cpu"))
+
+
+def test_nobody_imports_lightning_who_did_not_ask_for_it() -> None:
+    script = (
+        "import sys, mpcompile, mpcompile.integrations.dynamo_backend, mpcompile.pipeline\n"
+        "names = {name.partition('.')[0] for name in sys.modules}\n"
+        "assert not names & {'pytorch_lightning', 'lightning_fabric', 'transformers'}, names\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
