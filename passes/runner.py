@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
 
@@ -13,6 +14,16 @@ def pass_name(rewrite: object) -> str:
     """Return ``scale_loss`` for a function of that name or for an instance of ``ScaleLoss``."""
     name = getattr(rewrite, "__name__", type(rewrite).__name__)
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+
+
+def about(name: str) -> str:
+    """Return the docstring of the module of a pass that has run."""
+    modules = (
+        module
+        for path, module in sys.modules.items()
+        if path.startswith(f"{__package__}.") and path.endswith(f".{name}")
+    )
+    return next(modules).__doc__ or ""
 
 
 def run_passes(

@@ -1,4 +1,8 @@
-"""The command line: a file a command. None imports torch before a command really runs."""
+"""The command line: flags, their help and exit codes, a file a command.
+
+In come the words of a command line; out go options for `mpcompile.commands`, and one exit code. No
+file here imports torch, so that ``--help`` and wrong flags are answered at once.
+"""
 
 from mpcompile.cli import (  # noqa: F401  # each adds its command
     bench,

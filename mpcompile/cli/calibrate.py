@@ -35,4 +35,4 @@ def calibrate(
         return
     if data is not None:
         raise BadInput(f"{source} is no .onnx file", "", "leave out --data: it has its own")
-    import_module("mpcompile.commands.transform").calibrate(source, output, batches, force, json)
+    import_module("mpcompile.commands.calibrate").calibrate(source, output, batches, force, json)

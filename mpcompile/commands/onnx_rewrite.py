@@ -19,6 +19,7 @@ from mpcompile.commands.warnings import warnings_on_one_line
 from mpcompile.errors import BadInput, CheckFailed, printable
 from mpcompile.onnx.batches import read_batches
 from mpcompile.onnx.comparison import Comparison, compare
+from mpcompile.onnx.measure import calibrate as measure
 from mpcompile.onnx.rewrite import Rewritten
 from mpcompile.onnx.rewrite import rewrite as rewrite_model
 from mpcompile.onnx.sessions import Array, fault_of, input_types
@@ -122,8 +123,6 @@ def calibrate(
     json_to: str | None,
 ) -> None:
     """Measure what a model's tensors hold on the batches of a file."""
-    from mpcompile.onnx.measure import calibrate as measure
-
     console = Console(stderr=json_to == "-", highlight=False)
     if batches < 1:
         raise BadInput(f"--batches is {batches}", "", "give at least 1")

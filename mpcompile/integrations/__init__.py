@@ -2,4 +2,23 @@
 
 In comes a graph that somebody else has captured; out goes the same graph with the plan's casts.
 Autograd, optimizer and loss scale stay with the caller.
+
+`exported_program` is loaded on first use, so that a tool that rewrites ONNX files needs no torch.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mpcompile.integrations import exported_program
+
+__all__ = ["exported_program"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.{name}")

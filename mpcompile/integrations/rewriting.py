@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import onnx
 import onnx_ir as ir
 
+from mpcompile import integrations
 from mpcompile.onnx import rewrite as onnx_rewrite
 from mpcompile.plan.plan import Plan
 from mpcompile.plan.policy import Policy
@@ -62,9 +63,7 @@ def rewrite(
     # Only now, so that a tool that rewrites ONNX files does not wait for torch.
     from torch.onnx import ONNXProgram
 
-    from mpcompile.integrations.exported_program import rewrite as rewrite_exported
-
     if isinstance(program, ONNXProgram):
         done = onnx_rewrite.rewrite(program.model, policy, plan=plan, **options)
         return ONNXProgram(done.model, program.exported_program)
-    return rewrite_exported(program, policy, plan, **options)
+    return integrations.exported_program.rewrite(program, policy, plan, **options)

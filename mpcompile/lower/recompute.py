@@ -2,14 +2,12 @@
 
 Given as one graph, forward and backward reach inductor as a graph for inference: nobody chooses
 what is kept between them, and inductor fuses copies that only backward reads into kernels of
-forward, where they stay alive. So the graph is handed over as what it is, a function with a
-derivative of its own. AOTAutograd traces both halves into the joint graph, torch's
-`min_cut_rematerialization_partition` chooses what to keep, and inductor compiles the halves as it
-compiles any training program: saved tensors in the layout their readers want, each freed or
-overwritten at its last use. That partitioner is the only one to run.
+forward, where they stay alive. So the graph is handed over as a function with its
+derivative. AOTAutograd traces both halves into the joint graph, torch's
+`min_cut_rematerialization_partition` chooses what to keep, and inductor compiles the halves as in
+any training program: saved tensors in the layout their readers want, each freed at its last use.
 
-What lies outside anyway (weights, working copies, buffers, the batch) costs nothing to keep. A
-random number is never drawn again.
+Weights, copies, buffers and the batch cost nothing to keep. Random numbers are not drawn again.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +11,7 @@ import torch
 from torch import fx
 
 from mpcompile.passes.forward.clean_casts import is_cast, source_of, widens
+from mpcompile.passes.runner import about
 from mpcompile.pipeline import Transformed
 from mpcompile.plan.dataflow import Where
 from mpcompile.plan.plan import Cast, Decision
@@ -105,8 +105,7 @@ class _Teller:
 @cache
 def _purpose(name: str) -> str:
     """Return what a pass does: the first sentence of its module's docstring."""
-    text = (sys.modules[f"mpcompile.passes.{name}"].__doc__ or "").split("\n\n")[0]
-    return " ".join(text.split()).rstrip(".")
+    return " ".join(about(name).split("\n\n")[0].split()).rstrip(".")
 
 
 def _passed(step: StepGraph) -> int:

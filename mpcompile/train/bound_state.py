@@ -30,9 +30,8 @@ class BoundState:
     """All state of one step, in arenas.
 
     The model's parameters become views of the masters, the optimizer's entries views of its state;
-    what is written to either by others is taken over. Of a sharded arena this process holds a
-    slice: weights that forward reads in 16 bits alone are then absent from the model, and the state
-    from the optimizer, but for `whole`.
+    what others write to either is taken over. Of a sharded arena this process holds a slice:
+    outside `whole`, its state is absent, and so are weights that forward reads in 16 bits alone.
 
     Attributes:
         tensors: by slot.

@@ -18,7 +18,7 @@ HOSTILE = r"\x1b[31m[bold red]\nimport os\r# coding: utf-7 \u202e"
 QUOTES = '"""\'\\'
 HOSTILE_MODEL = f"""\
 import torch
-from failing_parts import Unit, square
+from planted.failing_parts import Unit, square
 from torch import nn
 from mpcompile import Workload
 
@@ -40,7 +40,7 @@ def workload():
 # Neither one number for all nor random numbers have its signs.
 MATCHED = """\
 import torch
-from failing_parts import square, trained
+from planted.failing_parts import square, trained
 
 
 def workload():
@@ -54,7 +54,7 @@ def workload():
 
 BRANCH = """\
 import torch
-from failing_parts import square, trained
+from planted.failing_parts import square, trained
 
 
 class Branch(torch.nn.Module):
@@ -72,7 +72,9 @@ def workload():
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in (*PLANTED, "healthy", "own_fault"):
-        (tmp_path / f"{name}.py").write_text(f"from failing_parts import {name} as workload\n")
+        (tmp_path / f"{name}.py").write_text(
+            f"from planted.failing_parts import {name} as workload\n"
+        )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

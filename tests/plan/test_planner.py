@@ -198,7 +198,7 @@ def test_the_example_of_the_documentation() -> None:
 def test_the_hash_seed_does_not_matter() -> None:
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
-        "from graphs import tied, forward_of\n"
+        "from programs.graphs import tied, forward_of\n"
         "from mpcompile.program.capture import capture\n"
         "from mpcompile.pipeline import describe\n"
         "from mpcompile.plan.planner import make_plan\n"
