@@ -25,14 +25,14 @@ _Shapes: TypeAlias = tuple[tuple[int | str, ...], ...]
 
 @dataclass(frozen=True)
 class BatchGraph:
-    """What runs for batches of one shape, or of one shape but for the batch size.
+    """The graphs for batches of one shape, or of all shapes that differ in the batch size only.
 
     Attributes:
-        step: the step graph; its update is that of all.
-        gradient: its gradient graph on the step's state.
-        returns: what the caller gets, if that is more than the loss.
-        size: the batch size that it leaves open, or None.
-        run: runs the gradient graph and what follows it.
+        step: the step graph; all batch graphs share one update graph.
+        gradient: its gradient graph, bound to the step's state.
+        returns: the structure of the caller's result, if it is more than the loss.
+        size: the batch size that the graph leaves open, or None.
+        run: runs the gradient graph and the graph after it.
     """
 
     step: StepGraph
@@ -43,12 +43,13 @@ class BatchGraph:
 
 
 class BatchGraphs:
-    """All graphs of a step: that of the example batch, and others as their shapes come.
+    """All graphs of a step: one for the example batch, and one more for each new shape.
 
     Args:
-        first: of the example batch.
-        batch: the example.
-        another: makes one for a batch of other shapes; told which tensors have an open size.
+        first: the graph for the example batch.
+        batch: the example batch.
+        another: makes a graph for a batch of other shapes; its second argument says which tensors
+            have an open batch size.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class BatchGraphs:
     ) -> None:
         self._slots = [slot for slot in first.step.slots.values() if slot.role is Role.BATCH]
         self._devices = [value.device for value in batch]
-        self._places = first.size.places if first.size else ()
+        self._is_open = first.size.places if first.size else ()
         self._graphs: dict[_Shapes, list[BatchGraph]] = {}
         _, key = self._size_and_key(batch)
         self._graphs[key] = [first]
@@ -70,26 +71,26 @@ class BatchGraphs:
         return sum(map(len, self._graphs.values()))
 
     def bind(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Let all graphs read the state where it lies now."""
+        """Let all graphs read the state at its present storage."""
         for graph in chain.from_iterable(self._graphs.values()):
             graph.gradient.bind(state)
             if isinstance(graph.run, CapturedStep):
                 graph.run.forget()
 
     def __call__(self, batch: Sequence[torch.Tensor]) -> BatchGraph:
-        """Return the graph for a batch; raise BadInput if none can be for it."""
+        """Return the graph for a batch; raise BadInput if the program does not admit the batch."""
         self._check(batch)
         size, key = self._size_and_key(batch)
         found = self._graphs.setdefault(key, [])
-        for graph in found:  # more than one where inductor makes other code for large sizes
+        for graph in found:  # more than one if inductor makes other code for large sizes
             if graph.size is None or size is None or graph.size.admits(size):
                 return graph
-        made = self._another(tuple(batch), () if size is None else self._places)
-        if made.size is not None and made.size.places != self._places:
+        made = self._another(tuple(batch), () if size is None else self._is_open)
+        if made.size is not None and made.size.places != self._is_open:
             raise BadInput(
-                "of this shape the program fixes a size that the example batch leaves open",
+                "for this shape the program fixes a size that the example batch leaves open",
                 "",
-                "compile another step for it",
+                "compile another step for this shape",
             )
         found.append(made)
         shapes = ", ".join(f"[{', '.join(map(str, shape))}]" for shape in key)
@@ -97,13 +98,13 @@ class BatchGraphs:
         return made
 
     def _size_and_key(self, batch: Sequence[torch.Tensor]) -> tuple[int | None, _Shapes]:
-        """Return the open size of a batch, if it has one, and its shapes but for that."""
-        size = size_of(batch, self._places) if self._places else None
+        """Return the open size of a batch, if it has one, and its shapes without this size."""
+        size = size_of(batch, self._is_open) if self._is_open else None
         if size is None:
             return None, tuple(value.shape for value in batch)
         return size, tuple(
             ("any", *value.shape[1:]) if is_open else value.shape
-            for value, is_open in zip(batch, self._places, strict=True)
+            for value, is_open in zip(batch, self._is_open, strict=True)
         )
 
     def _check(self, batch: Sequence[torch.Tensor]) -> None:
@@ -118,7 +119,7 @@ class BatchGraphs:
                 raise BadInput(
                     f"{slot.name} is on {value.device}, the example batch was on {device}",
                     "",
-                    f"move it there, for example {slot.name}.to({str(device)!r})",
+                    f"move it, for example {slot.name}.to({str(device)!r})",
                 )
             if value.dim() != len(slot.shape) or value.dtype is not slot.dtype:
                 raise BadInput(
@@ -126,5 +127,5 @@ class BatchGraphs:
                     f"{list(value.shape)}, the step was compiled for "
                     f"{str(slot.dtype).removeprefix('torch.')}{list(slot.shape)}",
                     "",
-                    "give as many dimensions and the dtype of the example batch",
+                    "give the number of dimensions and the dtype of the example batch",
                 )

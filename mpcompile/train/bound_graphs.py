@@ -1,4 +1,4 @@
-"""Lowered graphs bound to a step's state: only the batch and what passes between them moves."""
+"""Lowered graphs bound to a step's state: a call passes only the batch and the gradients."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from mpcompile.step.slots import Role
 
 
 class BoundGradient:
-    """A gradient graph on a step's state, for batches of one shape.
+    """A gradient graph bound to a step's state, for batches of one shape.
 
     Attributes:
-        results: the slots of what it returns, the loss first.
-        returned: places among them of the loss and of what the caller gets beside it.
+        results: the slots of its results, the loss first.
+        returned: the indices in `results` of the loss and of the caller's other results.
 
     Args:
         step: the step graph.
-        lowered: the same step.
-        state: by slot.
+        lowered: the same step, lowered.
+        state: the tensors by slot.
         batch: an example, which gives strides.
-        is_open: whether batches may be of another size than the example.
+        is_open: whether a batch may have another batch size than the example.
     """
 
     def __init__(
@@ -37,27 +37,27 @@ class BoundGradient:
     ) -> None:
         self.results = lowered.gradient_results
         self.returned = [
-            place
-            for place, name in enumerate(self.results)
+            index
+            for index, name in enumerate(self.results)
             if step.slots[name].role in (Role.LOSS, Role.AUXILIARY)
         ]
         self._function, self._names = lowered.gradient, lowered.gradient_inputs
         self._strides = [value.stride() for value in batch]
         self._orders = [_memory_order(value) for value in batch] if is_open else []
         slots = [slot.name for slot in step.slots.values() if slot.role is Role.BATCH]
-        wanted = {name: position for position, name in enumerate(slots)}
+        in_batch = {name: index for index, name in enumerate(slots)}
         self._inputs: list[Any] = []
         self.bind(state)
-        self._places = [
-            (place, wanted[name]) for place, name in enumerate(self._names) if name in wanted
+        self._batch_inputs = [
+            (index, in_batch[name]) for index, name in enumerate(self._names) if name in in_batch
         ]
 
     def bind(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Read the state where it lies now."""
+        """Read the state at its present storage."""
         self._inputs = [state.get(name) for name in self._names]
 
     def prepare(self, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return a batch of the example's shapes laid out as the example."""
+        """Return a batch in the memory layout of the example."""
         if self._orders:
             return list(map(_laid_out, batch, self._orders))
         return [
@@ -68,22 +68,24 @@ class BoundGradient:
         ]
 
     def __call__(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Run it on a prepared batch."""
+        """Run the graph on a prepared batch."""
         inputs = self._inputs
-        for place, position in self._places:
-            inputs[place] = batch[position].detach()
-        # No input asks for a gradient, so none is recorded. Without grad mode oneDNN's LSTM would
-        # keep nothing for the backward that stands in the graph.
+        for index, in_batch in self._batch_inputs:
+            inputs[index] = batch[in_batch].detach()
+        # No input requires a gradient, so autograd records nothing. Without grad mode oneDNN's LSTM
+        # would not keep the tensors that the backward ops of the graph read.
         with torch.enable_grad():
             results: Sequence[torch.Tensor] = self._function(*inputs)
-        for place, _ in self._places:
-            inputs[place] = None
+        for index, _ in self._batch_inputs:
+            inputs[index] = None
         return results
 
     def values(self, batch: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return what it reads for a prepared batch, by slot."""
+        """Return the graph's inputs for a prepared batch, by slot."""
         named = dict(zip(self._names, self._inputs, strict=True))
-        return named | {self._names[place]: batch[at].detach() for place, at in self._places}
+        return named | {
+            self._names[index]: batch[in_batch].detach() for index, in_batch in self._batch_inputs
+        }
 
 
 def _memory_order(value: torch.Tensor) -> list[int]:
@@ -93,7 +95,7 @@ def _memory_order(value: torch.Tensor) -> list[int]:
 
 
 def _laid_out(value: torch.Tensor, order: list[int]) -> torch.Tensor:
-    """Return a tensor as it is if it lies in memory in this order without gaps, or a copy."""
+    """Return the tensor if its memory has this order without gaps, otherwise a copy that has."""
     if value.permute(order).is_contiguous():
         return value
     return torch.empty_permuted(value.shape, order, dtype=value.dtype, device=value.device).copy_(
@@ -102,13 +104,13 @@ def _laid_out(value: torch.Tensor, order: list[int]) -> torch.Tensor:
 
 
 class BoundWrites:
-    """A graph that writes state in place, and reads state and results of a gradient graph.
+    """A graph that reads state and the results of a gradient graph, and writes state in place.
 
     Args:
         function: the lowered graph.
-        names: its inputs' slots in order.
-        state: by slot.
-        results: the gradient graph's slots in order.
+        names: the slots of its inputs, in order.
+        state: the tensors by slot.
+        results: the slots of the gradient graph's results, in order.
     """
 
     def __init__(
@@ -120,17 +122,17 @@ class BoundWrites:
     ) -> None:
         self._function = function
         self._inputs: list[Any] = [state.get(name) for name in names]
-        made = {name: place for place, name in enumerate(results)}
+        made = {name: index for index, name in enumerate(results)}
         self._passed = [
-            (place, made[name]) for place, name in enumerate(names) if name not in state
+            (index, made[name]) for index, name in enumerate(names) if name not in state
         ]
 
     def __call__(self, results: Sequence[torch.Tensor] = ()) -> None:
-        """Run it on what a gradient graph has returned."""
+        """Run the graph on the results of a gradient graph."""
         inputs = self._inputs
-        for place, position in self._passed:
-            inputs[place] = results[position]
+        for index, in_results in self._passed:
+            inputs[index] = results[in_results]
         with torch.no_grad():
             self._function(*inputs)
-        for place, _ in self._passed:
-            inputs[place] = None
+        for index, _ in self._passed:
+            inputs[index] = None

@@ -1,4 +1,4 @@
-"""The optimizer's state in arenas, of which the user's entries are views."""
+"""The optimizer's state in arenas; the user's entries are views of the arenas."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mpcompile.step.slices import own_slice
 
 
 def when_loaded(optimizer: torch.optim.Optimizer, method: Callable[[], None]) -> None:
-    """Call a method after each ``load_state_dict``, as long as its object lives."""
+    """Call a method after each ``load_state_dict``, as long as its object is alive."""
     reference = weakref.WeakMethod(method)
 
     def call(_: torch.optim.Optimizer) -> None:
@@ -32,16 +32,16 @@ def when_loaded(optimizer: torch.optim.Optimizer, method: Callable[[], None]) ->
 class BoundOptimizer:
     """The state that the update graph reads and writes, by slot.
 
-    Of a sharded arena this process holds a slice of each tensor, and the optimizer has no entry for
-    it but for `put_together`. Numbers, such as step counters, all processes hold.
+    In a sharded arena this process holds a slice of each tensor. The optimizer has an entry for it
+    after `put_together` only. All processes hold all numbers, such as step counters.
 
     Args:
-        optimizer: the user's.
+        optimizer: the user's optimizer.
         step: gives slots and arenas.
-        initial: per arena the value each state tensor starts with.
-        parameters: by name.
-        tensors: where the state is put.
-        parallel: the processes of sharded arenas.
+        initial: per arena, the start value of each state tensor.
+        parameters: the model's parameters by name.
+        tensors: the step's tensors by slot; the state is added to them.
+        parallel: the processes that share the sharded arenas.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class BoundOptimizer:
         self._parameters, self._tensors, self._parallel = parameters, tensors, parallel
 
     def bind(self, arena: Arena) -> None:
-        """Take over an arena's state; it has begun if it is not as before any step."""
+        """Take over an arena's state; it has begun if it differs from the initial state."""
         initial, entries = self._initial[arena.name], self._entries(arena)
         begun, there = f"{arena.name}.{BEGUN}", self._in_slices(arena, entries)
         if begun in self._step.slots and not there:
@@ -71,7 +71,7 @@ class BoundOptimizer:
                 self._bind(arena, key, first)
 
     def put_together(self, arena: Arena, device: torch.device) -> None:
-        """Give the optimizer the whole state of a sharded arena; all processes must do so."""
+        """Give the optimizer the whole state of a sharded arena; all processes must call this."""
         assert self._parallel is not None
         for key in self._sliced(arena):
             state = put_together(self._tensors[f"{arena.name}.{key}"], self._parallel).to(device)
@@ -81,7 +81,7 @@ class BoundOptimizer:
                 entry[key] = view
 
     def are_sliced(self) -> bool:
-        """Whether the optimizer lacks state of which this process holds a slice."""
+        """Whether the optimizer lacks state because this process holds only a slice of it."""
         return any(
             key not in entry
             for arena in self._step.arenas
@@ -91,27 +91,27 @@ class BoundOptimizer:
 
     def _entries(self, arena: Arena) -> list[tuple[dict[str, Any], torch.Tensor]]:
         parameters = [self._parameters[name] for name in arena.parameters]
-        if not self._initial[arena.name]:  # asking makes an entry
+        if not self._initial[arena.name]:  # `optimizer.state[parameter]` would make an entry
             return [({}, parameter) for parameter in parameters]
         return [(self._optimizer.state[parameter], parameter) for parameter in parameters]
 
     def _sliced(self, arena: Arena) -> list[str]:
-        """Return the kinds of state of which each process holds a slice."""
+        """Return the kinds of state that are split into one slice per process."""
         initial = self._initial[arena.name]
         return [key for key, first in initial.items() if arena.ranks > 1 and first.dim() > 0]
 
     def _in_slices(
         self, arena: Arena, entries: Sequence[tuple[dict[str, Any], torch.Tensor]]
     ) -> bool:
-        """Whether the state is in slices already, and nobody has given the optimizer another."""
+        """Whether the state is in slices already, and the optimizer was given no other state."""
         keys = self._sliced(arena)
         given = any(key in entry for entry, _ in entries for key in keys)
         return bool(keys) and not given and f"{arena.name}.{keys[0]}" in self._tensors
 
     def _bind(self, arena: Arena, key: str, first: torch.Tensor) -> None:
-        """Take over one kind of state, or start it, and point the user's entries at it.
+        """Take over one kind of state, or start it, and make the user's entries views of it.
 
-        Each parameter gets memory of its own, so that a checkpoint can be loaded anywhere.
+        Each parameter gets its own part of the memory, so that any process can load a checkpoint.
         """
         slot = self._step.slots[f"{arena.name}.{key}"]
         numbers = arena.flat and first.dim() == 0
@@ -136,6 +136,6 @@ class BoundOptimizer:
             self._tensors[slot.name] = own.clone()
         else:
             held.copy_(own)
-        for entry, parameter in entries:  # a state_dict() that somebody holds has the old ones
+        for entry, parameter in entries:  # a state_dict() made earlier keeps the old entries
             kept = {name: value for name, value in entry.items() if name != key}
             self._optimizer.state[parameter] = kept

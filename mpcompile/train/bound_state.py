@@ -1,4 +1,4 @@
-"""The tensors behind a step's slots, of which the user's parameters and optimizer are views."""
+"""The tensors behind a step's slots; the user's parameters and optimizer state are their views."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from mpcompile.train.weight_copies import ReadWeights, claim
 class BoundState:
     """All state of one step, in arenas.
 
-    The model's parameters become views of the masters, the optimizer's entries views of its state;
-    what others write to either is taken over. Of a sharded arena this process holds a slice:
-    outside `whole`, its state is absent, and so are weights that forward reads in 16 bits alone.
+    The model's parameters become views of the masters, and the optimizer's entries become views of
+    its state. The step takes over writes to either. In a sharded arena this process holds a slice:
+    outside `whole`, optimizer state and weights that forward reads in 16 bits only are absent.
 
     Attributes:
-        tensors: by slot.
+        tensors: the step's tensors by slot.
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class BoundState:
         self._written = self._versions()
 
     def take_over(self) -> bool:
-        """Write the working copies again if somebody has written to the parameters.
+        """Write the working copies again if the parameters were written to.
 
-        A parameter that is read only may have moved, when another step was compiled that trains it.
+        A parameter that this step only reads may have moved: a step compiled later may train it.
 
         Returns:
-            Whether one or its copy has, so that slots have other tensors now.
+            Whether such a parameter or its copy has moved, so that slots have other tensors now.
 
         Raises:
             BadInput: trained parameters have moved, or another step trains them.
         """
-        self._check_places()
+        self._check_storage()
         self.catch_up()
         return self._read.follow()
 
@@ -89,7 +89,7 @@ class BoundState:
         """Let another gradient graph of the same program read the state.
 
         Raises:
-            BadInput: it would have the state laid out otherwise.
+            BadInput: the graph needs another layout of the state.
         """
         mine = self._step
         own = (Role.BATCH, Role.AUXILIARY, Role.SHARED)
@@ -103,7 +103,7 @@ class BoundState:
         )
         if not alike:
             raise BadInput(
-                "a batch of this shape would have the weights laid out otherwise",
+                "a batch of this shape needs another layout of the weights",
                 "",
                 "drop the last, smaller batch, or compile another step for it",
             )
@@ -112,7 +112,7 @@ class BoundState:
         self._read.add(step, self._parameters)
 
     def masters(self, step: StepGraph) -> dict[str, torch.Tensor]:
-        """Return the FP32 masters of each 16-bit copy that is read; all processes ask together."""
+        """Return the FP32 masters of each 16-bit copy that is read; all processes call this."""
         found = {}
         wholes = {arena.name: self._whole_master(arena) for arena in self._step.arenas}
         for name in placeholders(step.gradient.graph):
@@ -136,10 +136,10 @@ class BoundState:
         return put_together(own, self._parallel) if whole is None else whole
 
     def named(self) -> dict[str, torch.Tensor]:
-        """Return all that lives from step to step by the user's own names, not copied.
+        """Return all state that stays from step to step by the user's own names, not copied.
 
         Neither names nor shapes depend on the plan: ``model.fc1.weight``,
-        ``optimizer.exp_avg.fc1.weight``, and of the step itself ``step.scale`` and its counters.
+        ``optimizer.exp_avg.fc1.weight``, and for the step itself ``step.scale`` and its counters.
         """
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}
         users = (Role.MASTER, Role.WORKING, Role.BUFFER, Role.OPTIMIZER, Role.PENDING)
@@ -181,14 +181,14 @@ class BoundState:
         self._lost = self._lost or self._names[id(parameter)]
 
     def keep_buffers(self) -> None:
-        """Note the buffers as they are before the first micro-batch of an update."""
+        """Copy the buffers before the first micro-batch of an update."""
         for name, kept in self.tensors.items():
             if name.startswith(BEFORE):
                 kept.copy_(self.tensors[name.removeprefix(BEFORE)])
 
     def refresh(self) -> None:
-        """Write the working copies again from the masters, also those of weights that are read."""
-        self._check_places()
+        """Write all working copies again from the masters, also copies of weights only read."""
+        self._check_storage()
         self.rewrite()
         self._read.rewrite()
 
@@ -214,11 +214,11 @@ class BoundState:
         self._written = self._versions()
 
     def _versions(self) -> int:
-        """Count the in-place writes to parameters; the step's own writes do not show here."""
+        """Count the in-place writes to parameters, without the step's own writes."""
         return version_of(*self._trained)
 
-    def _check_places(self) -> None:
-        """Raise BadInput if another step trains the parameters, or they lie elsewhere by now."""
+    def _check_storage(self) -> None:
+        """Raise BadInput if another step trains the parameters, or their storage has changed."""
         if self._is_whole:
             raise BadInput("a step is called inside step.whole()", "", "leave the with block first")
         if self._lost:
@@ -228,8 +228,8 @@ class BoundState:
                 "use that step, or leave the parameter out of one of the two optimizers and "
                 "compile both again",
             )
-        for parameter, place in self._first:
-            if parameter.data_ptr() != place:
+        for parameter, address in self._first:
+            if parameter.data_ptr() != address:
                 raise BadInput(
                     "the model's parameters have moved since this step was compiled",
                     "",
@@ -237,7 +237,7 @@ class BoundState:
                 )
 
     def _bind_arena(self, arena: Arena) -> None:
-        """Move parameters and optimizer state into an arena, and point the user's tensors there."""
+        """Move parameters and optimizer state into an arena; the user's tensors become views."""
         parameters = [self._parameters[name] for name in arena.parameters]
         self._trained += parameters
         self._bind_weights(arena, self._laid_out(arena))
@@ -252,7 +252,7 @@ class BoundState:
             self._bind_joined(self._step, arena)
 
     def _laid_out(self, arena: Arena) -> torch.Tensor:
-        """Return an arena's weights as they stand in the model, as one new tensor."""
+        """Return an arena's weights, with the model's present values, as one new tensor."""
         shape = (arena.length,) if arena.flat else arena.shape
         whole = torch.zeros(shape, device=self._device)
         for name, view in zip(arena.parameters, arena_views(arena, whole), strict=True):
@@ -266,12 +266,12 @@ class BoundState:
         return whole
 
     def _bind_weights(self, arena: Arena, whole: torch.Tensor) -> None:
-        """Keep of the weights what this process has to hold, and point the parameters there."""
+        """Keep the part of the weights that this process must hold; parameters become views."""
         kept = self._keeps_weights(arena)
         if kept and arena.ranks > 1:
             self.tensors[f"{arena.name}.whole"] = whole
         own = own_slice(arena, whole, self._parallel)
-        # Apart from the whole: inductor takes no inputs that share memory and are written to.
+        # A copy apart from the whole: inductor rejects written inputs that share memory.
         self._hold(f"{arena.name}.master", own if arena.ranks == 1 else own.clone())
         for name, view in zip(arena.parameters, arena_views(arena, whole), strict=True):
             parameter = self._parameters[name]
@@ -284,18 +284,18 @@ class BoundState:
             self._hold(working.name, copied.to(working.dtype))
 
     def _keeps_weights(self, arena: Arena) -> bool:
-        """Whether this process holds all of an arena's masters, as forward reads some in FP32."""
+        """Whether this process holds all masters of an arena: forward may read some in FP32."""
         return arena.ranks == 1 or f"{arena.name}.whole" in self._step.slots
 
     def _hold(self, name: str, value: torch.Tensor) -> None:
-        """Write a slot where it lies, or let it lie here from now on."""
+        """Write the value to the slot's tensor, or make the value the slot's tensor."""
         if name in self.tensors:
             self.tensors[name].copy_(value)
         else:
             self.tensors[name] = value
 
     def _bind_joined(self, step: StepGraph, arena: Arena) -> None:
-        """Bind the slots that are views of several of an arena's working copies."""
+        """Bind the slots that are each a view of several working copies of an arena."""
         for name, members in step.joined.items():
             if members[0] in arena.parameters:
                 slot, start = step.slots[name], arena.offset_of(members[0])
@@ -303,9 +303,9 @@ class BoundState:
                 self.tensors[name] = copy[start : start + prod(slot.shape)].view(slot.shape)
 
     def adopt(self) -> None:
-        """Take over what somebody has put in place of the arenas' views, or written to them."""
+        """Take over tensors put instead of the arenas' views, and values written to the views."""
         if self._is_whole or self._lost:
-            return  # until it is cut into slices again; or it is another step's
+            return  # `whole` takes over at its end; another step owns a lost parameter
         for arena in self._step.arenas:
             self._entries.bind(arena)
         self.refresh()
@@ -314,10 +314,10 @@ class BoundState:
     def whole(self, device: torch.device | None = None) -> Iterator[None]:
         """Put weights and optimizer state together, and cut them into slices again at the end.
 
-        All processes must do so, and must leave the same in them.
+        All processes must call this, and must leave the same values in the tensors.
 
         Args:
-            device: where to; default: the model's.
+            device: holds the whole tensors; default: the model's device.
         """
         sharded = [arena for arena in self._step.arenas if arena.ranks > 1]
         if not sharded or self._is_whole:
@@ -334,7 +334,7 @@ class BoundState:
                 if not self._keeps_weights(arena):
                     self._bind_weights(arena, self._laid_out(arena))
                 self._entries.bind(arena)
-            self._note_places()
+            self._note_storage()
             self.refresh()
 
     def _put_together(self, arena: Arena, device: torch.device) -> None:
@@ -347,8 +347,8 @@ class BoundState:
         self._entries.put_together(arena, device)
 
     @contextmanager
-    def stood_in(self) -> Iterator[None]:
-        """Let weights that are absent have memory, though no values: to capture the model again."""
+    def placeholders_for_absent(self) -> Iterator[None]:
+        """Give absent weights memory without values, so that the model can be captured again."""
         missing = [parameter for parameter in self._trained if is_absent(parameter)]
         for parameter in missing:
             parameter.data = torch.empty(parameter.shape, device=self._device)
@@ -357,17 +357,17 @@ class BoundState:
         finally:
             for parameter in missing:
                 parameter.data = absent(parameter, self._device)
-            self._note_places()
+            self._note_storage()
 
-    def _note_places(self) -> None:
-        """Note where the absent weights are now."""
+    def _note_storage(self) -> None:
+        """Note the present addresses of the absent weights."""
         self._first = [
-            (parameter, parameter.data_ptr() if is_absent(parameter) else place)
-            for parameter, place in self._first
+            (parameter, parameter.data_ptr() if is_absent(parameter) else address)
+            for parameter, address in self._first
         ]
 
     def _refuse_to_save_slices(self) -> None:
-        """Let nobody save a model or an optimizer by hand of which there are slices only."""
+        """Make ``state_dict()`` of a model or optimizer fail if this process holds slices only."""
         trained, entries = self._trained, weakref.ref(self._entries)
 
         def check(*_: Any) -> None:

@@ -29,7 +29,7 @@ _SCALING = (f"step.{SCALE}", f"step.{TRACKER}")
 
 
 class Stateful(Protocol):
-    """What a scheduler, a loader and a module have in common."""
+    """The methods that schedulers, loaders and modules have in common."""
 
     def state_dict(self) -> Any:
         """Return the state."""
@@ -40,16 +40,16 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What of a step is saved.
+    """The state of a step that a checkpoint saves.
 
     Attributes:
-        tensors: its state by the user's own names, as views that can be written to.
-        optimizer: whose options are saved.
-        plan: what it was compiled by.
-        rule: its loss scaling.
-        device: where it runs.
-        steps: taken and skipped so far.
-        written: to call after the tensors have been written to.
+        tensors: the step's state by the user's own names, as views that can be written to.
+        optimizer: its options are saved.
+        plan: the plan of the step.
+        rule: the step's loss scaling.
+        device: the step's device.
+        steps: the number of steps taken and skipped so far.
+        written: must be called after writes to the tensors.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -62,7 +62,7 @@ class Held:
 
     @property
     def largest(self) -> int:
-        """Bytes that the state of a checkpoint may have: with averages of the weights, and more."""
+        """Most bytes that a checkpoint's state may have; leaves room for averages of weights."""
         return 16 * sum(value.nbytes for value in self.tensors.values()) + (1 << 30)
 
 
@@ -76,11 +76,11 @@ def save(
     """Write a checkpoint; see `mpcompile.TrainStep.save`.
 
     Args:
-        held: what is saved.
+        held: the step's state.
         run: the folder of the run.
         keep: how many checkpoints stay.
-        also: what else is saved.
-        others: as they are, what other processes have of their own.
+        also: other objects with a state.
+        others: the state that each other process has of its own, not packed.
     """
     if keep is not None and keep < 1:
         raise BadInput(f"keep is {keep}", "", "keep at least 1 checkpoint")
@@ -95,10 +95,10 @@ def save(
         also={name: pack(item.state_dict(), f"also.{name}", more) for name, item in also.items()},
         others=tuple(
             ProcessState(
-                pack(one.random, f"process.{place}.random", more),
-                {name: pack(v, f"process.{place}.{name}", more) for name, v in one.also.items()},
+                pack(one.random, f"process.{rank}.random", more),
+                {name: pack(v, f"process.{rank}.{name}", more) for name, v in one.also.items()},
             )
-            for place, one in enumerate(others, start=1)
+            for rank, one in enumerate(others, start=1)
         ),
     )
     folder = folder_of(run, held.steps)
@@ -119,16 +119,16 @@ def load(
 ) -> Path:
     """Take over a checkpoint; see `mpcompile.TrainStep.load`.
 
-    A process gets back what it had of its own if there were as many; else what the first one had,
-    and random numbers that no other has.
+    If the number of processes is that of the checkpoint, each process gets back its own state.
+    Otherwise each gets the state of the first process, and random numbers that no other has.
 
     Args:
-        held: what is written to.
+        held: the step's state, which is overwritten.
         run: the folder of the run, or one checkpoint.
-        any_plan: whether it may be of another plan.
-        also: what else takes a state.
-        rank: which process this is.
-        ranks: how many there are.
+        any_plan: whether the checkpoint may have another plan.
+        also: other objects that load a state.
+        rank: the index of this process.
+        ranks: the number of processes.
     """
     opened, damaged = newest(run, held.largest)
     for what in damaged:
@@ -167,7 +167,7 @@ def load(
                 group[name].fill_(float(value))
             elif _is_rate(name):
                 group[name] = value
-    # Last: a loader may have drawn random numbers to find its place.
+    # Last: a loader may have drawn random numbers to find its position in the data.
     set_every_state(random, held.device)
     if rank and not same:
         seed_all(int(torch.randint(2**31, ())) + rank)
@@ -175,7 +175,7 @@ def load(
 
 
 def _options(group: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Return a parameter group's options, but for what no file can hold, such as a function."""
+    """Return a parameter group's options without those that no file can hold, such as functions."""
     options = {}
     for name, value in group.items():
         if name != "params":
@@ -187,7 +187,7 @@ def _options(group: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[st
 
 
 def _check_step(held: Held, opened: Opened) -> None:
-    """Raise BadInput with the difference if another step was saved."""
+    """Raise BadInput, which names the differences, if another step was saved."""
     diff = plan_diff(opened.plan, held.plan, "the checkpoint", "this step")
     where = str(opened.folder)
     if not diff.same:
@@ -210,7 +210,7 @@ def _check_step(held: Held, opened: Opened) -> None:
 def _check_tensors(
     stored: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: str
 ) -> None:
-    advice = "load what was saved of this very model and optimizer"
+    advice = "load a checkpoint of this same model and optimizer"
     for what, names in (
         ("the checkpoint lacks", wanted.keys() - stored.keys()),
         ("this step has no", stored.keys() - wanted.keys()),
@@ -234,28 +234,28 @@ def _states(
     also: Mapping[str, Stateful],
     where: str,
 ) -> dict[str, Any]:
-    """Return what else was saved; raise BadInput if it is not what is asked for."""
+    """Return the other objects' states; raise BadInput if the names differ from those requested."""
     for name in checkpoint.also:
         if name not in also:
-            what = f"the checkpoint holds the state of {short(name)}, which nothing takes"
-            raise BadInput(what, where, "give what it was saved from under the same name")
+            what = f"the checkpoint holds the state of {short(name)}, which no argument takes"
+            raise BadInput(what, where, "give load() the same arguments as save()")
     for name in also:
         if name not in checkpoint.also:
-            raise BadInput(f"the checkpoint holds no state of {name}", where, "leave it out")
+            raise BadInput(f"the checkpoint holds no state of {name}", where, f"leave {name} out")
     return {name: unpack(state, stored) for name, state in checkpoint.also.items()}
 
 
 def _check_options(
     held: Held, optimizer: str, groups: list[dict[str, Any]], any_plan: bool, where: str
 ) -> None:
-    """Raise BadInput if the optimizer is not the one that was saved, learning rates apart."""
+    """Raise BadInput if the saved optimizer differs from this one in more than learning rates."""
     mine = type(held.optimizer).__name__
     if optimizer != mine or len(groups) != len(held.optimizer.param_groups):
         raise BadInput(
             f"the checkpoint is of {short(optimizer)[1:-1]} with {len(groups)} parameter groups, "
             f"this step of {mine} with {len(held.optimizer.param_groups)}",
             where,
-            "load what was saved of this very model and optimizer",
+            "load a checkpoint of this same model and optimizer",
         )
     for index, (group, options) in enumerate(zip(held.optimizer.param_groups, groups, strict=True)):
         for name, value in options.items():
@@ -273,7 +273,7 @@ def _check_options(
 
 
 def _is_rate(option: str) -> bool:
-    """Whether an option may change from step to step; schedulers add ``initial_lr`` and more."""
+    """Whether an option is a learning rate; schedulers add ``initial_lr`` and more."""
     return option == "lr" or option.endswith("_lr")
 
 

@@ -1,7 +1,7 @@
 """A checkpoint as a folder: written whole or not at all, and read only if every byte is right.
 
-A folder gets its name when all of it is on the disk: the state as safetensors, the rest as JSON,
-and last a manifest with the size and SHA-256 of each file. Nothing is pickled.
+A folder gets its name when all its files are on the disk: the state as safetensors, the rest as
+JSON, and last a manifest with the size and SHA-256 of each file. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ _Name = Annotated[str, Field(max_length=256)]
 
 @dataclass(frozen=True, slots=True)
 class ProcessState:
-    """What of a run each process has of its own.
+    """The state that each process of a run has of its own.
 
     Attributes:
-        random: the state of random numbers, see `mpcompile.train.state_tree`.
-        also: what else has a state, too.
+        random: the state of the random generators, packed by `mpcompile.train.state_tree`.
+        also: the states of other objects by name, packed too.
     """
 
     random: Any
@@ -60,17 +60,17 @@ class ProcessState:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a checkpoint holds beside tensors and plan.
+    """The contents of a checkpoint beside tensors and plan.
 
     Attributes:
-        steps: steps taken and skipped so far.
-        torch: the version of torch it ran with.
+        steps: the number of steps taken and skipped so far.
+        torch: the version of torch of the run.
         optimizer: the optimizer's class.
         loss_scale: the rule; the scale itself is a tensor.
-        groups: per parameter group of the optimizer its options, see `mpcompile.train.state_tree`.
-        random: the state of random numbers, too.
-        also: what else has a state, too.
-        others: of a run on many processes, what those behind the first have of their own.
+        groups: the options of each parameter group, packed by `mpcompile.train.state_tree`.
+        random: the state of the random generators, packed too.
+        also: the states of other objects by name, packed too.
+        others: in a run on many processes, the own states of all processes but the first.
     """
 
     steps: _Count
@@ -108,12 +108,12 @@ class _Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A checkpoint every byte of which is as it was written.
+    """A checkpoint whose bytes are all as they were written.
 
     Attributes:
-        folder: where it lies.
-        checkpoint: its numbers.
-        plan: the plan it was trained with.
+        folder: the checkpoint's folder.
+        checkpoint: its contents beside tensors and plan.
+        plan: the plan of the training.
     """
 
     folder: Path
@@ -121,10 +121,10 @@ class Opened:
     plan: Plan
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Read its tensors into the memory of the CPU.
+        """Read the checkpoint's tensors into the memory of the CPU.
 
         Raises:
-            BadInput: they are no safetensors file.
+            BadInput: the file is not a safetensors file.
         """
         path = self.folder / STATE
         try:
@@ -138,17 +138,17 @@ class Opened:
 def write_checkpoint(
     folder: Path, checkpoint: Checkpoint, plan: Plan, tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Write a checkpoint; `folder` appears when all of it is on the disk.
+    """Write a checkpoint; `folder` appears when all its files are on the disk.
 
     Args:
-        folder: its parent is made. If it is there, it must hold the very same.
-        checkpoint: its numbers.
+        folder: its parent is made. If the folder exists, it must hold the same checkpoint.
+        checkpoint: the contents beside tensors and plan.
         plan: the plan.
-        tensors: on any device; copied.
+        tensors: tensors on any device; they are copied.
 
     Raises:
-        BadInput: it cannot be written, or the folder holds something else; then nothing is left
-            behind.
+        BadInput: the checkpoint cannot be written, or the folder holds something else; then no file
+            is left behind.
     """
     parent = folder.parent
     fresh = None
@@ -158,7 +158,7 @@ def write_checkpoint(
             flush(parent.parent)
         fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=parent))
         fresh.chmod(0o755)
-        # Copies of their own: safetensors refuses views that share memory, as those of an arena do.
+        # Copies, because safetensors refuses views that share memory, such as those of an arena.
         copies = {
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, value in tensors.items()
@@ -169,7 +169,7 @@ def write_checkpoint(
         (fresh / PLAN).write_bytes(f"{plan.to_json()}\n".encode())
         sums = {}
         for name in (STATE, CHECKPOINT, PLAN):
-            (fresh / name).chmod(0o644)  # safetensors makes it for its owner alone
+            (fresh / name).chmod(0o644)  # safetensors lets only the owner read its file
             flush(fresh / name)
             sums[name] = asdict(_sum(fresh / name))
         (fresh / MANIFEST).write_bytes(_json({**head, "files": sums}))
@@ -191,16 +191,16 @@ def write_checkpoint(
 
 
 def read_checkpoint(folder: Path, largest: int) -> Opened:
-    """Read a checkpoint that may come from anyone, and check every byte before it is used.
+    """Read a checkpoint from an untrusted source, and check every byte before it is used.
 
-    Nothing outside the folder is opened, as no file's name comes from it.
+    No file outside the folder is opened, because no file name is read from the checkpoint.
 
     Args:
-        folder: where.
-        largest: bytes that its state may have.
+        folder: the checkpoint's folder.
+        largest: most bytes that the state may have.
 
     Raises:
-        BadInput: it is not complete, or not as it was written.
+        BadInput: the checkpoint is not complete, or differs from what was written.
     """
     text = _read(folder / MANIFEST, _LARGEST_MANIFEST)
     manifest = _parse(_manifest_format(), text, folder / MANIFEST, "the manifest of a checkpoint")
@@ -236,7 +236,7 @@ def _json(document: dict[str, Any]) -> bytes:
 
 
 def _parse(kind: TypeAdapter[Any], text: bytes, path: Path, what: str) -> Any:
-    """Return the document; another text for the same one, such as a key twice, is refused."""
+    """Return the document; refuse any text that `_json` would not write, such as a double key."""
     try:
         document = kind.validate_json(text)
         if _json(json.loads(text)) != text:
@@ -249,7 +249,7 @@ def _parse(kind: TypeAdapter[Any], text: bytes, path: Path, what: str) -> Any:
 
 
 def _size(path: Path, largest: int) -> int:
-    """Return the bytes of a plain file; raise BadInput if it is none, a link say, or too large."""
+    """Return a plain file's size in bytes; raise BadInput for a link, a folder or a large file."""
     try:
         found = path.lstat()
     except OSError as error:

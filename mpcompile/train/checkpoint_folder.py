@@ -1,4 +1,4 @@
-"""The checkpoints of one run, a folder each: which is the newest that is complete, which may go."""
+"""The checkpoints of one run, one folder each: find the newest complete one, remove old ones."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _HIDDEN = re.compile(r"\.step-[0-9]{8,15}\..+")
 
 
 def folder_of(run: Path, steps: int) -> Path:
-    """Return where the checkpoint after so many steps lies."""
+    """Return the folder of the checkpoint after a number of steps."""
     return run / f"step-{steps:08d}"
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Return the checkpoints of a run, the newest first, complete or not; links do not count."""
+    """Return a run's checkpoints, complete or not, the newest first; links are left out."""
     if not run.is_dir():
         return []
     found = [
@@ -32,14 +32,14 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def newest(run: Path, largest: int) -> tuple[Opened, tuple[str, ...]]:
-    """Return a run's newest complete checkpoint, and what is wrong with newer ones.
+    """Return a run's newest complete checkpoint, and the errors of the newer ones.
 
     Args:
         run: the folder of the checkpoints, or one checkpoint.
-        largest: bytes that the state of one may have.
+        largest: most bytes that a checkpoint's state may have.
 
     Raises:
-        BadInput: there is none.
+        BadInput: no checkpoint is complete.
     """
     if (run / MANIFEST).exists() or _NAME.fullmatch(run.name):
         return read_checkpoint(run, largest), ()
@@ -56,11 +56,11 @@ def newest(run: Path, largest: int) -> tuple[Opened, tuple[str, ...]]:
 
 
 def make_room(folder: Path, largest: int) -> None:
-    """Remove what was left half written, and the checkpoint itself if it is damaged.
+    """Remove half-written folders of the run, and the checkpoint itself if it is damaged.
 
     Args:
         folder: the checkpoint that is about to be written.
-        largest: bytes that its state may have.
+        largest: most bytes that its state may have.
     """
     if folder.parent.is_dir():
         for path in folder.parent.iterdir():
@@ -74,11 +74,11 @@ def make_room(folder: Path, largest: int) -> None:
 
 
 def drop_old(folder: Path, keep: int) -> None:
-    """Remove all but the newest of the checkpoints up to one that was just written.
+    """Remove old checkpoints; those newer than the one that was just written stay.
 
     Args:
-        folder: the one just written.
-        keep: how many stay, it among them.
+        folder: the checkpoint that was just written.
+        keep: how many checkpoints stay, with this one.
     """
     there = checkpoints(folder.parent)
     if folder in there:
@@ -87,7 +87,7 @@ def drop_old(folder: Path, keep: int) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint; whoever is stopped within leaves none that is half there."""
+    """Remove a checkpoint; an interrupted removal leaves no half checkpoint under its name."""
     try:
         away = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         folder.rename(away / folder.name)

@@ -1,7 +1,7 @@
-"""Checkpoints of a step on many processes: one folder in the form of one process.
+"""Checkpoints of a step on many processes: one folder, with the same files as for one process.
 
-The first process writes it. Loading, each process reads all of it and keeps its part, so the folder
-must be on a file system that all of them see.
+The first process writes the folder. To load it, each process reads all of it and keeps its part.
+So the folder must be on a file system that all processes see.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def save(
     """Write a checkpoint; see `mpcompile.TrainStep.save`.
 
     Args:
-        held: returns what is saved.
+        held: returns the step's state.
         run: the folder of the run.
         keep: how many checkpoints stay.
-        also: what else is saved; each process has its own.
+        also: other objects with a state; each process has its own.
         parallel: the processes.
         whole: puts sharded state together.
     """
@@ -69,10 +69,10 @@ def load(
     """Take over a checkpoint; see `mpcompile.TrainStep.load`.
 
     Args:
-        held: returns what is written to.
+        held: returns the step's state, which is overwritten.
         run: the folder of the run, or one checkpoint.
-        any_plan: whether it may be of another plan.
-        also: what else takes a state; each process has its own.
+        any_plan: whether the checkpoint may have another plan.
+        also: other objects that load a state; each process has its own.
         parallel: the processes.
         whole: puts sharded state together.
     """

@@ -1,4 +1,4 @@
-"""A workload's batches, with their place in the data as state that can be saved."""
+"""A workload's batches, and the position in the data as a state that can be saved."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from mpcompile.program.random_state import every_state, set_every_state
 from mpcompile.program.workload import Workload
 from mpcompile.step.processes import DataParallel, first_says
 
-_ADVICE = "go on with the data that the checkpoint was made with"
+_ADVICE = "use the same data as the run that saved the checkpoint"
 
 
 class Batches:
-    """A workload's batches without end, an epoch after another; see `workload.epochs`.
+    """An endless iterator over a workload's batches, epoch after epoch; see `workload.epochs`.
 
-    Data that has a ``state_dict()`` of its own finds its place by it. Any other is iterated once
-    more up to the place, with the random numbers that it had when the epoch began. So it comes to
-    the same batch if what it gives depends on these, on its own generators and on the file that
-    made it, and no batch on how many random numbers the training has drawn before.
+    Data with its own ``state_dict()`` restores its position itself. Other data is iterated again up
+    to the position, with the random state from the start of the epoch. The batch is the same if the
+    data depends only on this random state, on its own generators and on the file that made it. A
+    batch must not depend on how many random numbers the training has drawn before.
 
-    On many processes each takes the batches in turn: all of them draw the same ones, with random
-    numbers apart from those of the training, and each gives one of as many as there are processes.
-    Data with a ``DistributedSampler`` is taken as it is.
+    Many processes take the batches in turn. All of them draw the same batches, with random numbers
+    apart from those of the training. Of each P batches, P the number of processes, each process
+    gives one. Data with a ``DistributedSampler`` is not divided further.
 
     Args:
         workload: its data is iterated.
-        device: whose random numbers count beside the CPU's.
-        parallel: the processes; None: this one alone.
+        device: its random generator is saved beside the CPU's.
+        parallel: the processes; None: this process alone.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Batches:
         if isinstance(getattr(workload.data, "sampler", None), DistributedSampler):
             parallel = None
         self._parallel = parallel
-        # The first process's, as not everybody seeds the generators of Python and NumPy.
+        # From the first process, because users may not seed the generators of Python and NumPy.
         self._random: Any = first_says(every_state(device), parallel) if parallel else None
         self._data, self._origin, self._device = workload.data, workload.origin, device
         self._epoch = self._position = 0
@@ -50,14 +50,14 @@ class Batches:
         self._may_be_empty = False
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """Return itself: there is one place in the data."""
+        """Return itself: there is only one position in the data."""
         return self
 
     def __next__(self) -> tuple[Any, ...]:
         """Return the next batch.
 
         Raises:
-            BadInput: an epoch holds no batch.
+            BadInput: an epoch gave no batch.
         """
         if self._parallel is None:
             return self._next()
@@ -93,23 +93,24 @@ class Batches:
         return iter(self._data)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the data."""
-        return {**self._place(), **({} if self._random is None else {"random": self._random})}
+        """Return the position in the data."""
+        random = {} if self._random is None else {"random": self._random}
+        return {**self._position_state(), **random}
 
-    def _place(self) -> dict[str, Any]:
-        if self._keeps_its_place:
+    def _position_state(self) -> dict[str, Any]:
+        if self._data_has_state:
             loader: Any = self._data
             return {"loader": loader.state_dict(), "begun": self._left is not None}
         return {"epoch": self._epoch, "position": self._position, "start": self._start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a place; draws random numbers.
+        """Go to a position in the data; this draws random numbers.
 
         Raises:
-            BadInput: the data has no such place.
+            BadInput: the data has no such position.
         """
         if not isinstance(state, dict):
-            raise BadInput("the place in the data is none", self._origin, _ADVICE)
+            raise BadInput("the saved position in the data is not valid", self._origin, _ADVICE)
         if self._random is not None:
             set_every_state(state.get("random", self._random), self._device)
         self._go_to_epoch(state)
@@ -117,10 +118,14 @@ class Batches:
             self._random = every_state(self._device)
 
     def _go_to_epoch(self, state: dict[str, Any]) -> None:
-        if self._keeps_its_place != ("loader" in state):
-            what = "has a state_dict()" if self._keeps_its_place else "has no load_state_dict()"
-            raise BadInput(f"the workload's data {what}, unlike before", self._origin, _ADVICE)
-        if self._keeps_its_place:
+        if self._data_has_state != ("loader" in state):
+            what = "has a state_dict()" if self._data_has_state else "has no load_state_dict()"
+            raise BadInput(
+                f"the workload's data {what}, unlike the data of the checkpoint",
+                self._origin,
+                _ADVICE,
+            )
+        if self._data_has_state:
             loader: Any = self._data
             loader.load_state_dict(state["loader"])
             if state.get("begun"):
@@ -128,8 +133,8 @@ class Batches:
             return
         epoch, position, start = (state.get(key) for key in ("epoch", "position", "start"))
         if not isinstance(epoch, int) or not isinstance(position, int):
-            raise BadInput("the place in the data is none", self._origin, _ADVICE)
-        # A generator of the data's own goes on from epoch to epoch, so each is iterated.
+            raise BadInput("the saved position in the data is not valid", self._origin, _ADVICE)
+        # A generator inside the data continues from epoch to epoch, so each epoch is iterated.
         for _ in range(epoch):
             for _ in self._data:
                 pass
@@ -138,7 +143,7 @@ class Batches:
             self._go_to(position, start)
 
     def _go_to(self, position: int, start: dict[str, Any]) -> None:
-        """Iterate an epoch up to a place."""
+        """Iterate an epoch up to a position."""
         set_every_state(start, self._device)
         self._left = self._begun()
         for taken in range(position):
@@ -147,5 +152,5 @@ class Batches:
                 raise BadInput(what, self._origin, _ADVICE)
 
     @property
-    def _keeps_its_place(self) -> bool:
+    def _data_has_state(self) -> bool:
         return all(hasattr(self._data, name) for name in ("state_dict", "load_state_dict"))

@@ -1,4 +1,4 @@
-"""The model's forward pass in mixed precision, outside of training."""
+"""The model's forward pass in mixed precision, outside training."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _Run = Callable[[Sequence[torch.Tensor], Mapping[int, torch.Tensor]], Any]
 
 
 class MixedForward:
-    """The forward graphs of a model in evaluation mode, one for each shape it was called with.
+    """The forward graphs of a model in evaluation mode, one for each input shape.
 
     Args:
-        model: FP32; its mode is not changed.
-        policy: by which the graphs are planned.
+        model: an FP32 model; its mode is not changed.
+        policy: plans the graphs.
         backend: see `mpcompile.lower.lower.lower`.
-        options: of inductor.
+        options: options of inductor.
     """
 
     def __init__(
@@ -53,11 +53,12 @@ class MixedForward:
         self._made: dict[_Key, _Run] = {}
 
     def __call__(self, inputs: Sequence[torch.Tensor], working: Mapping[int, torch.Tensor]) -> Any:
-        """Return what the model returns, with tensors that need no gradient.
+        """Return the model's result; its tensors require no gradient.
 
         Args:
-            inputs: of the model.
-            working: 16-bit copies by the ``id`` of their parameters, always of the same ones.
+            inputs: the model's inputs.
+            working: 16-bit copies by the ``id`` of their parameters; the parameters are the same in
+                every call.
         """
         if not all(isinstance(value, torch.Tensor) for value in inputs):
             key: _Key = ()  # `capture` says what is wrong
@@ -70,7 +71,7 @@ class MixedForward:
         return self._made[key](inputs, working)
 
     def _planned(self, forward: Forward) -> Forward:
-        """Insert casts by the policy."""
+        """Insert the casts that the policy asks for."""
         precision = self._policy.precision
         buffers = {
             item.node: item.tensor
@@ -111,10 +112,10 @@ class MixedForward:
 
 
 def read_working_copies(forward: Forward, working: Mapping[int, torch.Tensor]) -> list[int]:
-    """Let a forward graph read working copies in the place of its casts of weights.
+    """Let a forward graph read working copies instead of its casts of weights.
 
     Returns:
-        The keys of the copies that its last placeholders stand for.
+        The keys of the copies that its last placeholders read.
     """
     graph = forward.module.graph
     copied: list[int] = []
@@ -153,13 +154,13 @@ def _bound(
     copied: Sequence[int],
     nest: Nest,
 ) -> _Run:
-    places = [place for place, value in enumerate(held) if value is None]
+    open_inputs = [index for index, value in enumerate(held) if value is None]
 
     def call(inputs: Sequence[torch.Tensor], working: Mapping[int, torch.Tensor]) -> Any:
-        # Weights and copies lie elsewhere when another step has been compiled that trains them.
+        # Weights and copies have new storage after another step is compiled that trains them.
         given = [None if value is None else value.detach() for value in held]
-        for place, value in zip(places, inputs, strict=True):
-            given[place] = value.detach()
+        for index, value in zip(open_inputs, inputs, strict=True):
+            given[index] = value.detach()
         given += [working[key] for key in copied]
         with torch.no_grad():
             return nest(run(*given))

@@ -1,4 +1,4 @@
-"""The processes that torchrun has started for one command."""
+"""The processes that torchrun starts for one command."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _EVERYTHING: Any = distributed  # its types leave some names out
 
 @contextmanager
 def launched(*, shard: bool, reduce: str) -> Iterator[DataParallel | None]:
-    """Join the processes that torchrun has started; None if this one is alone.
+    """Join the processes that torchrun has started; yield None if this process is alone.
 
-    Each has the CUDA device of its own place on the machine, under the name ``cuda``.
+    On each process the name ``cuda`` means the CUDA device of its local rank.
 
     Args:
         shard: see `mpcompile.data_parallel`.
-        reduce: see there.
+        reduce: see `mpcompile.data_parallel`.
 
     Raises:
-        LostProcess: another process is gone.
+        LostProcess: another process has ended.
     """
     if not distributed.is_available() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         if shard or reduce != "float32":
-            what = "--shard and --reduce are for several processes, and this one is alone"
+            what = "--shard and --reduce are for several processes, and this process is alone"
             raise BadInput(what, "", "start it with torchrun, or leave them out")
         yield None
         return
@@ -40,7 +40,7 @@ def launched(*, shard: bool, reduce: str) -> Iterator[DataParallel | None]:
     try:
         _join()
         yield data_parallel(shard=shard, reduce=reduce)
-        # Not after an error: then others may be gone, and this would wait for them.
+        # Not after an error: other processes may have ended, and this one would wait for them.
         distributed.barrier()
         distributed.destroy_process_group()
     except RuntimeError as error:
@@ -53,9 +53,9 @@ def launched(*, shard: bool, reduce: str) -> Iterator[DataParallel | None]:
 def _join() -> None:
     """Make the process group.
 
-    When torchrun starts its processes again it may keep the store by which they find each other,
-    and they would find the addresses of those that are gone. On one machine all of them know how
-    often that has happened.
+    The processes find each other by a store. When torchrun starts them again, it may keep this
+    store, with the addresses of processes that have ended. So each attempt has its own prefix. It
+    works on one machine only, where all processes know the number of the attempt.
     """
     store, rank, ranks = next(_EVERYTHING.rendezvous("env://"))
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:

@@ -1,4 +1,4 @@
-"""All processes start one and the same step: the same program, weights and optimizer."""
+"""All processes start the same step: the same program, weights and optimizer."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ def check_same_step(
     shapes of later batches may differ.
 
     Raises:
-        BadInput: they differ, on every process; or gradients would travel in FP16 without a scale.
+        BadInput: the steps differ (raised on every process), or the all-reduce is in FP16 without a
+            loss scale.
     """
     if parallel.reduce is Precision.FP16 and not scale.active:
         raise BadInput(
-            "without a loss scale gradients that travel as float16 would underflow or overflow",
+            "without a loss scale an all-reduce of gradients in float16 can underflow or overflow",
             "",
             "choose reduce='bfloat16', or give a loss_scale",
         )
@@ -47,7 +48,7 @@ def check_same_step(
 def spread(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, parallel: DataParallel
 ) -> None:
-    """Let every process hold the first one's parameters, buffers and optimizer state."""
+    """Copy the first process's parameters, buffers and optimizer state to every process."""
     values = [*model.parameters(), *model.buffers()]
     for parameter, wanted in zip(
         _parameters(optimizer), first_says(_layout(optimizer), parallel), strict=True
@@ -72,7 +73,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 
 def _options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Return what a step reads of the optimizer's options."""
+    """Return the optimizer's options that a step can read."""
     kinds = (bool, int, float, str, tuple, torch.Tensor)
     return [
         {name: value for name, value in group.items() if isinstance(value, kinds)}
@@ -81,7 +82,7 @@ def _options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 
 def _layout(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Return each parameter's state, of tensors their shape, dtype and whether they lie with it."""
+    """Return each parameter's state; per tensor its shape, dtype and whether devices agree."""
     return [
         {
             key: (tuple(value.shape), value.dtype, value.device == parameter.device)

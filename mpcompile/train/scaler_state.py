@@ -14,7 +14,7 @@ from mpcompile.step.loss_scale import LossScale
 
 
 def scaler_state(rule: LossScale, state: Mapping[str, torch.Tensor]) -> dict[str, float | int]:
-    """Return it under the keys of ``GradScaler.state_dict``; see `mpcompile.TrainStep`."""
+    """Return the loss scale's state under the keys of ``GradScaler.state_dict``."""
     if not rule.active:
         return {}
     return {
@@ -29,7 +29,7 @@ def scaler_state(rule: LossScale, state: Mapping[str, torch.Tensor]) -> dict[str
 def load_scaler_state(
     rule: LossScale, state: Mapping[str, torch.Tensor], given: Mapping[str, Any]
 ) -> None:
-    """Take over scale and tracker; see `mpcompile.TrainStep`."""
+    """Take over scale and tracker; see `mpcompile.TrainStep.load_scaler_state`."""
     mine = scaler_state(rule, state)
     if set(given) != set(mine):
         raise BadInput(f"the scaler state has the keys {sorted(given)}", "", f"give {sorted(mine)}")

@@ -1,4 +1,4 @@
-"""Learning-rate schedules that step with each applied update, and with no other."""
+"""Learning-rate schedules that step after each applied update only."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mpcompile.errors import BadInput
 class Schedules:
     """The schedules of one optimizer, and the outcome of its last update.
 
-    Whether an update was applied stands on the device. It is copied to the host without waiting,
-    and waited for only when it is needed, which is before the next update: what the host does
-    between two steps overlaps with the device.
+    The device stores whether an update was applied. The copy to the host does not block. The host
+    waits for it only before the next update, so its work between two steps overlaps with the
+    device.
 
     Args:
-        optimizer: whose learning rates they set.
-        gated: whether an update can be skipped at all; otherwise nothing is read.
+        optimizer: the schedules set its learning rates.
+        gated: whether an update can be skipped; if not, the outcome is not read.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, gated: bool) -> None:
@@ -33,7 +33,8 @@ class Schedules:
         """Take over the stepping of a schedule.
 
         Raises:
-            BadInput: it is of another optimizer, it needs a measured number, or it is here already.
+            BadInput: the schedule is of another optimizer, needs a measured number, or was added
+                before.
         """
         kind = type(schedule).__name__
         if isinstance(schedule, ReduceLROnPlateau):
@@ -43,18 +44,24 @@ class Schedules:
                 "step it yourself, for example after each evaluation",
             )
         if not isinstance(schedule, LRScheduler):
-            raise BadInput(f"a {kind} is no learning-rate schedule", "", "give an LRScheduler")
+            raise BadInput(f"a {kind} is not a learning-rate schedule", "", "give an LRScheduler")
         optimizer = getattr(schedule, "optimizer", self._optimizer)
         if optimizer is not self._optimizer:
             raise BadInput(
-                f"the {kind} sets the rates of another optimizer", "", "give it to that one's step"
+                f"the {kind} sets the rates of another optimizer",
+                "",
+                "give it to the step of that optimizer",
             )
         if schedule in self._schedules:
-            raise BadInput(f"this {kind} is stepped already", "", "give it once")
+            raise BadInput(f"this step already steps this {kind}", "", "give it once")
         self._schedules.append(schedule)
 
     def note(self, applied: torch.Tensor) -> None:
-        """Start to copy the outcome of an update: a 0-d bool on its device."""
+        """Start to copy the outcome of an update.
+
+        Args:
+            applied: 0-d bool on the step's device.
+        """
         if not self._schedules:
             return
         self._pending = True

@@ -1,7 +1,7 @@
-"""What a ``state_dict()`` returns as JSON, with its tensors apart.
+"""The result of a ``state_dict()`` as JSON, with its tensors apart.
 
-Schedulers and loaders keep more than JSON knows: tuples, dictionaries with numbers as keys, an
-infinite best loss, the state of a generator as a tensor. Nothing else is taken, and nothing is
+Schedulers and loaders keep values that JSON lacks: tuples, dictionaries with numbers as keys, an
+infinite best loss, the state of a generator as a tensor. Other values are refused, and nothing is
 pickled.
 """
 
@@ -21,16 +21,16 @@ _DEEPEST = 60
 
 
 def pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """Return a value as JSON can hold it; `unpack` gives it back.
+    """Return a value in a form that JSON can hold; `unpack` does the reverse.
 
     Args:
         value: None, a bool, number, string or tensor, or lists, tuples, dictionaries and counters
-            of such.
-        name: what it belongs to; tensors are named by it.
-        tensors: takes the tensors; not copied.
+            of these.
+        name: the owner of the value; the names of tensors begin with it.
+        tensors: the tensors are added to it, not copied.
 
     Raises:
-        BadInput: there is something else in it.
+        BadInput: the value holds another type.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -49,20 +49,20 @@ def pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     raise BadInput(
         f"the state of {name} holds {short(value)}, which is {type(value).__name__}",
         "",
-        "a checkpoint takes numbers, strings, tensors, lists and dictionaries of such",
+        "a checkpoint takes numbers, strings, tensors, and lists and dictionaries of these",
     )
 
 
 def unpack(packed: Any, tensors: Mapping[str, torch.Tensor], depth: int = 0) -> Any:
-    """Return what was given to `pack`.
+    """Return the value that was given to `pack`.
 
     Args:
-        packed: comes from a file, so from anyone.
-        tensors: what the file's tensors are, by name.
-        depth: of what it lies in.
+        packed: the packed value, from a file that is not trusted.
+        tensors: the file's tensors by name.
+        depth: how deep the value is nested.
 
     Raises:
-        BadInput: `pack` has not made it.
+        BadInput: `pack` cannot have made the value.
     """
     if depth > _DEEPEST:
         raise BadInput(f"a state is nested more than {_DEEPEST} deep", "", "")
@@ -84,4 +84,4 @@ def unpack(packed: Any, tensors: Mapping[str, torch.Tensor], depth: int = 0) -> 
                 keys = [key for key, _ in items]
                 if all(key is None or isinstance(key, int | float | str) for key in keys):
                     return Counter(dict(items)) if kind == "counter" else dict(items)
-    raise BadInput(f"a state holds {short(packed)}, which is nothing that is saved", "", "")
+    raise BadInput(f"a state holds {short(packed)}, which a checkpoint never contains", "", "")

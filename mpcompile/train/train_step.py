@@ -39,23 +39,23 @@ from mpcompile.train.schedules import Schedules
 ForBatch: TypeAlias = Callable[
     [tuple[torch.Tensor, ...], tuple[bool, ...]], tuple[Forward, StepGraph]
 ]
-"""Makes a step graph for a batch; told which of its tensors have an open size."""
+"""Makes a step graph for a batch; the flags say which tensors have an open batch size."""
 
 
 class TrainStep:
     """One compiled training step: call it with a batch, get the loss.
 
-    The model's parameters are the FP32 masters and the optimizer's state is the one that the graph
-    updates: both are views of the step's arenas, so ``model.state_dict()`` and
-    ``optimizer.state_dict()`` hold what they always hold. After writing weights other than through
-    PyTorch's own operations on the parameters (``param.data``), call `refresh`.
+    The model's parameters are the FP32 masters, and the graph updates the optimizer's own state.
+    Both are views of the step's arenas, so ``model.state_dict()`` and ``optimizer.state_dict()``
+    have their usual contents. If you write weights other than by PyTorch's own operations on the
+    parameters, for example by ``param.data``, call `refresh` afterwards.
 
     Attributes:
-        plan: what runs in which precision, and why.
+        plan: the precision of each op, and the reason.
         captured: the forward graph with its casts.
         step: gradient graph, update graph and slots.
         backend: ``"interpreter"`` or ``"inductor"``.
-        parallel: the processes that share the step; None: this one alone.
+        parallel: the processes that share the step; None: this process alone.
     """
 
     def __init__(
@@ -92,9 +92,9 @@ class TrainStep:
         on_cuda = self.backend == "inductor" and self._device.type == "cuda"
         self._replays = lowering.cuda_graph and on_cuda
 
-        def another(batch: tuple[torch.Tensor, ...], places: tuple[bool, ...]) -> BatchGraph:
-            with self._bound.stood_in():
-                captured, graph = for_batch(batch, places)
+        def another(batch: tuple[torch.Tensor, ...], is_open: tuple[bool, ...]) -> BatchGraph:
+            with self._bound.placeholders_for_absent():
+                captured, graph = for_batch(batch, is_open)
             self._bound.admit(graph)
             lowered = lower(graph, self._device, lowering)
             return self._batch_graph(captured, graph, lowered, batch)
@@ -106,14 +106,14 @@ class TrainStep:
         """Run one step; with ``accumulate=k`` each k-th call updates.
 
         Args:
-            batch: tensors of the dtypes of the example batch. The first one of other shapes than
-                before, such as the last of an epoch, is captured, planned and lowered, on the same
-                weights; the log ``mpcompile`` says so.
+            batch: tensors with the dtypes of the example batch. For the first batch of new shapes,
+                such as the last of an epoch, the step captures, plans and lowers another graph on
+                the same weights; the log ``mpcompile`` says so.
 
         Returns:
             The unscaled loss before the update: 0-d FP32, on the model's device, not copied to the
-            host. If the loss function returns ``(loss, anything)`` so does the step, with tensors
-            that need no gradient.
+            host. If the loss function returns ``(loss, anything)``, so does the step; its tensors
+            require no gradient.
 
         Raises:
             BadInput: the batch does not fit the program.
@@ -149,7 +149,7 @@ class TrainStep:
         lowered: Lowered,
         batch: Sequence[torch.Tensor],
     ) -> BatchGraph:
-        """Bind a gradient graph, with what runs after it: the update, or what gathers for it."""
+        """Bind a gradient graph and the graph after it: the update, or the sum of gradients."""
         is_open = captured.batch_size is not None
         gradient = BoundGradient(step, lowered, self._state, batch, is_open)
         after = self._gather or self._update
@@ -157,7 +157,7 @@ class TrainStep:
         def run(batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
             results = gradient(batch)
             after(results)
-            return [results[place] for place in gradient.returned]
+            return [results[index] for index in gradient.returned]
 
         shapes = [value.shape for value in batch] if is_open else None
         replayed = CapturedStep(run, lowered.obstacle, shapes) if self._replays else run
@@ -166,7 +166,7 @@ class TrainStep:
     def forward(self, *inputs: torch.Tensor) -> Any:
         """Run ``model(*inputs)`` in mixed precision as in evaluation mode, without gradients.
 
-        It reads the working copies that training reads. The model's own mode stays; the first call
+        It reads the working copies that training reads. The model's own mode stays. The first call
         for each shape captures and plans a graph, by the policy alone. For FP32 on the masters call
         ``model.eval()(*inputs)``.
 
@@ -174,7 +174,7 @@ class TrainStep:
             inputs: tensors, of any shape that the model takes.
 
         Returns:
-            What the model returns; what is FP32 there is FP32 here.
+            The model's result; its FP32 tensors are FP32 here too.
 
         Raises:
             BadInput, CannotCapture: see `mpcompile.compile`.
@@ -186,27 +186,31 @@ class TrainStep:
     def scheduler(self, schedule: LRScheduler) -> None:
         """Let the step call ``schedule.step()`` after each update that was applied.
 
-        It does so right before the next step, or when `settle` is called. Then the host waits until
-        the last update is done, if that can be skipped at all. Do not step the schedule yourself.
+        The call is right before the next step, or in `settle`. The host then waits until the last
+        update is done, if an update can be skipped. Do not step the schedule yourself.
 
         Args:
-            schedule: of this step's optimizer, counting updates; for one that counts epochs call
-                ``schedule.step()`` yourself.
+            schedule: a schedule of this step's optimizer that counts updates. For a schedule that
+                counts epochs call ``schedule.step()`` yourself.
 
         Raises:
-            BadInput: it is of another optimizer, needs a measured number, or was given before.
+            BadInput: the schedule is of another optimizer, needs a measured number, or was given
+                before.
         """
         self._schedules.add(schedule)
 
     def settle(self) -> None:
-        """Step the schedules for the last update now, for example to read a rate; `save` does."""
+        """Step the schedules for the last update now, for example to read a rate.
+
+        `save` calls it too.
+        """
         self._schedules.settle()
 
     def gradients(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """Run forward and backward only, and return each weight's unscaled FP32 gradient.
 
-        Nothing changes but the random state, if the model draws random numbers. Of several
-        processes all must call it, and get the mean.
+        Nothing changes but the random state, if the model draws random numbers. If several
+        processes share the step, all must call this, and each gets the mean.
 
         Args:
             batch: as for a step.
@@ -224,7 +228,7 @@ class TrainStep:
         }
 
     def values(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return what the gradient graph reads for a batch, by slot: state and batch, no copies.
+        """Return the gradient graph's inputs for a batch, by slot: state and batch, not copied.
 
         Args:
             batch: as for a step.
@@ -233,11 +237,11 @@ class TrainStep:
         return graph.gradient.values(given)
 
     def graph_of(self, *batch: torch.Tensor) -> StepGraph:
-        """Return the step graph for a batch: `step` itself for one of the example's shapes."""
+        """Return the step graph for a batch; for the example's shapes it is `step` itself."""
         return self._graphs(batch).step
 
     def masters(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return, per 16-bit copy that the gradient graph for a batch reads, its FP32 masters."""
+        """Return the FP32 masters of each 16-bit copy that the graph for a batch reads."""
         return self._bound.masters(self.graph_of(*batch))
 
     def refresh(self) -> None:
@@ -245,15 +249,16 @@ class TrainStep:
         self._bound.refresh()
 
     def whole(self) -> AbstractContextManager[None]:
-        """Put weights and optimizer state together of which each process holds a slice.
+        """Put weights and optimizer state together if each process holds a slice of them.
 
-        Inside ``with step.whole():`` model and optimizer are as on one process; at its end what
-        stands there, the same on all processes, is cut into slices again. All must enter it.
+        Inside ``with step.whole():`` model and optimizer are as on one process. At its end their
+        values, which must be the same on all processes, are cut into slices again. All processes
+        must enter it.
         """
         return self._bound.whole()
 
     def _prepare(self, batch: Sequence[torch.Tensor]) -> tuple[BatchGraph, list[torch.Tensor]]:
-        """Take over what was written to the weights; return graph and batch, laid out for it."""
+        """Take over writes to the weights; return the graph, and the batch in its layout."""
         graph = self._graphs(batch)
         if self._bound.take_over():
             self._graphs.bind(self._state)
@@ -261,22 +266,22 @@ class TrainStep:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device of the step."""
         return self._device
 
     @property
     def loss_scale(self) -> float:
-        """The current loss scale; 1 if there is none. Reads it from the device."""
+        """The current loss scale; 1 if there is none. This reads it from the device."""
         return float(self._state[SCALE]) if SCALE in self._state else 1.0
 
     @property
     def taken(self) -> int:
-        """Steps whose update was applied. Reads the counter from the device."""
+        """The number of applied updates. This reads the counter from the device."""
         return int(self._state[TAKEN])
 
     @property
     def skipped(self) -> int:
-        """Steps skipped because a gradient was not finite. Reads the counter from the device."""
+        """The number of skipped updates, where a gradient was not finite; reads the device."""
         return int(self._state[SKIPPED])
 
     @property
@@ -294,7 +299,7 @@ class TrainStep:
         It stays on the device, and the next step writes to the same tensor.
 
         Raises:
-            BadInput: the step does not clip by norm, so it computes none.
+            BadInput: the step does not clip by norm, so it computes no norm.
         """
         if GRADIENT_NORM not in self._state:
             raise BadInput(
@@ -319,7 +324,7 @@ class TrainStep:
     def load_scaler_state(self, state: dict[str, Any]) -> None:
         """Take over scale and tracker from a ``GradScaler.state_dict()``.
 
-        Factors and interval are constants of the compiled graph and must agree.
+        The factors and the interval are constants of the compiled graph, so they must agree.
 
         Raises:
             BadInput: a key is missing, or a factor differs.
@@ -329,22 +334,22 @@ class TrainStep:
     def save(
         self, run: Path | str, *, keep: int | None = None, **also: checkpoint.Stateful
     ) -> Path:
-        """Write a checkpoint into the folder of a run: a new folder, complete or not there.
+        """Write a checkpoint as a new folder into the folder of a run; it is complete or absent.
 
-        Weights, buffers, optimizer state and options, loss scale and counters, the global random
-        generators, and the plan.
+        It holds weights, buffers, optimizer state and options, loss scale and counters, the global
+        random generators, and the plan.
 
         Args:
-            run: made if it is not there; one process writes to it.
+            run: the folder of the run, made if it does not exist; one process writes to it.
             keep: how many checkpoints stay; None: all.
-            also: what else has a ``state_dict()`` and shall go on: schedulers, loaders.
+            also: other objects with a ``state_dict()`` to save: schedulers, loaders.
 
         Returns:
             The checkpoint, such as ``run/step-00000120``.
 
         Raises:
-            BadInput: it cannot be written, another one after so many steps is there, or an update
-                is half gathered.
+            BadInput: the checkpoint cannot be written, the folder has another checkpoint after the
+                same number of steps, or some micro-batches of an update are still missing.
         """
         if self._gathered:
             done = f"{self._gathered} of {self._every} micro-batches of an update are gathered"
@@ -353,15 +358,15 @@ class TrainStep:
         return save(self._held, Path(run), keep, also, self.parallel, self._bound.whole)
 
     def load(self, run: Path | str, *, any_plan: bool = False, **also: checkpoint.Stateful) -> Path:
-        """Take over a run's newest complete checkpoint, or the one that is named.
+        """Take over a run's newest complete checkpoint, or one named checkpoint.
 
-        Every byte is checked before anything is changed. If a newer one is damaged, it warns with
-        `mpcompile.errors.DamagedCheckpoint`.
+        Every byte is checked before any state changes. If a newer checkpoint is damaged, this warns
+        with `mpcompile.errors.DamagedCheckpoint`.
 
         Args:
             run: the folder of the run, or one checkpoint.
-            any_plan: load also what was trained with another plan, loss scaling or options of the
-                optimizer; the step's own stay.
+            any_plan: also load a checkpoint with another plan, loss scaling or options of the
+                optimizer; the step keeps its own.
             also: as for `save`, under the same names.
 
         Returns:
@@ -370,7 +375,7 @@ class TrainStep:
         Raises:
             BadInput: no checkpoint is complete, or it is of another model, optimizer or plan.
         """
-        self._schedules.settle()  # else what is loaded would be stepped for an update before it
+        self._schedules.settle()  # before loading: an earlier update must not step what is loaded
         loaded = load(self._held, Path(run), any_plan, also, self.parallel, self._bound.whole)
         self._gathered = 0
         for slot in self.step.slots.values():

@@ -1,8 +1,8 @@
 """One 16-bit copy of a weight for all steps that read it.
 
-The step that trains a weight keeps a working copy of it; a step that only reads the weight reads
-that one, wherever it lies. A weight that no step trains, or none with a copy of the wanted dtype,
-has one copy beside, for all who read it.
+The step that trains a weight keeps a working copy of it. A step that only reads the weight reads
+that same copy. If no step trains the weight, or its copy has another dtype, the weight has one
+extra copy for all steps that read it.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from mpcompile.torch_private.tensors import version_of
 
 
 class Trainer(Protocol):
-    """A step that trains weights, as others see it."""
+    """The interface of a step that trains weights, for steps that read them."""
 
     def copy_of(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
         """Return its working copy of a weight, if there is one of this dtype."""
 
     def catch_up(self) -> None:
-        """Write the working copies again if somebody has written to the parameters."""
+        """Write the working copies again if the parameters were written to."""
 
     def rewrite(self) -> None:
         """Write the working copies again from the masters."""
 
     def lose(self, parameter: torch.Tensor) -> None:
-        """Take note that a step that was compiled later trains a weight."""
+        """Note that a step compiled later trains a weight."""
 
 
-class _Beside:
-    """A copy of a weight that no step writes in its update."""
+class _ExtraCopy:
+    """A copy of a weight that no step's update writes."""
 
     def __init__(self, parameter: torch.Tensor, dtype: torch.dtype) -> None:
         self._parameter = parameter
@@ -47,14 +47,14 @@ class _Beside:
         return version_of(self._parameter), self._parameter.data_ptr()
 
     def follow(self, always: bool) -> None:
-        """Write it again if the weight has moved or was written to, or always."""
+        """Write the copy again if the weight has moved or was written to, or always."""
         if always or self._now() != self._written:
             self.tensor.copy_(self._parameter.detach())
             self._written = self._now()
 
 
 class _Weights:
-    """Who trains which weight, and the copies of weights beside; it keeps none of them alive.
+    """The step that trains each weight, and the extra copies, all as weak references.
 
     Attributes:
         changes: how often a weight has got or lost the step that trains it.
@@ -63,15 +63,15 @@ class _Weights:
     def __init__(self) -> None:
         self._trainers: MutableMapping[torch.Tensor, weakref.ref[Trainer]]
         self._trainers = WeakTensorKeyDictionary()
-        self._beside: MutableMapping[
+        self._extra: MutableMapping[
             torch.Tensor,
-            weakref.WeakValueDictionary[tuple[torch.dtype, torch.device], _Beside],
+            weakref.WeakValueDictionary[tuple[torch.dtype, torch.device], _ExtraCopy],
         ]
-        self._beside = WeakTensorKeyDictionary()
+        self._extra = WeakTensorKeyDictionary()
         self.changes = 0
 
     def claim(self, parameters: Iterable[torch.Tensor], trainer: Trainer) -> None:
-        """Note that a step trains weights from now on, and tell the one that did until now."""
+        """Note that a step trains weights from now on, and tell the step that trained them."""
 
         def forget(_: weakref.ref[Trainer]) -> None:
             self.changes += 1
@@ -89,13 +89,13 @@ class _Weights:
         found = self._trainers.get(parameter)
         return None if found is None else found()
 
-    def beside(self, parameter: torch.Tensor, dtype: torch.dtype) -> _Beside:
-        """Return the copy of a weight that no step trains in this dtype."""
-        copies = self._beside.setdefault(parameter, weakref.WeakValueDictionary())
+    def extra_copy(self, parameter: torch.Tensor, dtype: torch.dtype) -> _ExtraCopy:
+        """Return the extra copy of a weight in this dtype."""
+        copies = self._extra.setdefault(parameter, weakref.WeakValueDictionary())
         key = dtype, parameter.device
         found = copies.get(key)
         if found is None:
-            copies[key] = found = _Beside(parameter, dtype)
+            copies[key] = found = _ExtraCopy(parameter, dtype)
         return found
 
 
@@ -103,11 +103,11 @@ _WEIGHTS = _Weights()
 
 
 def claim(parameters: Iterable[torch.Tensor], trainer: Trainer) -> None:
-    """Note that a step trains weights from now on; the one that did until now loses them.
+    """Note that a step trains weights from now on; the step that trained them loses them.
 
     Args:
         parameters: the user's own tensors.
-        trainer: only asked as long as it lives.
+        trainer: the step; it is held as a weak reference.
     """
     _WEIGHTS.claim(parameters, trainer)
 
@@ -116,19 +116,24 @@ class ReadWeights:
     """The weights that a step reads and does not train, and their 16-bit copies.
 
     Args:
-        state: the step's tensors by slot, among which they are put.
+        state: the step's tensors by slot; weights and copies are added to them.
     """
 
     def __init__(self, state: dict[str, torch.Tensor]) -> None:
         self._state = state
         self._read: dict[str, tuple[torch.Tensor, torch.dtype]] = {}
-        self._places: list[tuple[torch.Tensor, int]] = []
+        self._addresses: list[tuple[torch.Tensor, int]] = []
         self._trainers: list[weakref.ref[Trainer]] = []
-        self._beside: list[tuple[_Beside, bool]] = []
+        self._extra: list[tuple[_ExtraCopy, bool]] = []
         self._changes = -1
 
     def add(self, step: StepGraph, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Read what a step graph reads of the parameters, by name; it is bound by `follow`."""
+        """Add the parameters that a step graph reads; `follow` binds them.
+
+        Args:
+            step: the step graph.
+            parameters: the user's own tensors by name.
+        """
         for slot in step.slots.values():
             reads = slot.role in (Role.CONSTANT, Role.SHARED) and slot.name not in self._read
             if reads:
@@ -146,13 +151,13 @@ class ReadWeights:
     def follow(self) -> bool:
         """Bring the copies up to date; return whether slots have other tensors now."""
         moved = self._changes != _WEIGHTS.changes or any(
-            parameter.data_ptr() != place for parameter, place in self._places
+            parameter.data_ptr() != address for parameter, address in self._addresses
         )
         if moved:
             moved = self._bind()
         for trainer in self._alive():
             trainer.catch_up()
-        for copy, always in self._beside:
+        for copy, always in self._extra:
             copy.follow(always)
         return moved
 
@@ -160,21 +165,21 @@ class ReadWeights:
         """Write the copies again from the weights."""
         for trainer in self._alive():
             trainer.rewrite()
-        for copy, _ in self._beside:
+        for copy, _ in self._extra:
             copy.follow(always=True)
 
     def _alive(self) -> Iterator[Trainer]:
-        """Yield the steps whose working copies are read, but for those that are gone."""
+        """Yield the steps whose working copies are read and which still exist."""
         for reference in self._trainers:
             trainer = reference()
             if trainer is not None:
                 yield trainer
 
     def _bind(self) -> bool:
-        """Find out where everything lies; return whether anything lies elsewhere than before."""
+        """Find the storage of all weights and copies; return whether any of it has changed."""
         self._changes = _WEIGHTS.changes
-        self._places = [(p, p.data_ptr()) for p, _ in self._read.values()]
-        self._beside = []
+        self._addresses = [(p, p.data_ptr()) for p, _ in self._read.values()]
+        self._extra = []
         trainers: dict[int, Trainer] = {}
         moved = False
         for slot, (parameter, dtype) in self._read.items():
@@ -187,10 +192,10 @@ class ReadWeights:
                     trainers[id(trainer)] = trainer
                     found = copy
                 else:
-                    beside = _WEIGHTS.beside(parameter, dtype)
-                    # A trainer's own update is no write that PyTorch counts.
-                    self._beside.append((beside, trainer is not None))
-                    found = beside.tensor
+                    extra = _WEIGHTS.extra_copy(parameter, dtype)
+                    # PyTorch does not count the writes of a trainer's own update.
+                    self._extra.append((extra, trainer is not None))
+                    found = extra.tensor
             before = self._state.get(slot)
             moved |= before is None or before.data_ptr() != found.data_ptr()
             self._state[slot] = found

@@ -255,9 +255,9 @@ def test_data_without_the_place_is_refused() -> None:
     place = batches.state_dict()
     with pytest.raises(BadInput, match="ends after 2 batches, before batch 3"):
         batches_of([(torch.zeros(1),)] * 2).load_state_dict(place)
-    with pytest.raises(BadInput, match=r"has a state_dict\(\), unlike before"):
+    with pytest.raises(BadInput, match=r"has a state_dict\(\), unlike the data of"):
         batches_of(Keeping()).load_state_dict(place)
-    with pytest.raises(BadInput, match=r"has no load_state_dict\(\), unlike before"):
+    with pytest.raises(BadInput, match=r"has no load_state_dict\(\), unlike the data of"):
         batches.load_state_dict({"loader": {}})
     for state in (7, {}, {**place, "epoch": "0"}, {**place, "start": {"torch": 3}}):
         with pytest.raises(BadInput):

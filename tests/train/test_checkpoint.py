@@ -279,7 +279,7 @@ def test_what_else_was_saved_must_be_asked_for(tmp_path: Path) -> None:
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     step.save(tmp_path / "with", scheduler=scheduler)
     step.save(tmp_path / "without")
-    with pytest.raises(BadInput, match="the state of 'scheduler', which nothing takes"):
+    with pytest.raises(BadInput, match="the state of 'scheduler', which no argument takes"):
         step.load(tmp_path / "with")
     with pytest.raises(BadInput, match="holds no state of scheduler"):
         step.load(tmp_path / "without", scheduler=scheduler)

@@ -257,7 +257,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "twice": (replaced('{"version":1,"version":1}\n'), "not a checkpoint"),
     "not utf-8": (replaced("\udcff".encode("utf-8", "surrogatepass").hex()), "not a checkpoint"),
     "no groups": (edited(lambda d: d.update(groups=[])), "0 parameter groups"),
-    "a strange tag": (edited(lambda d: d.update(random={"eval": "1"})), "nothing that is saved"),
+    "a strange tag": (
+        edited(lambda d: d.update(random={"eval": "1"})),
+        "which a checkpoint never contains",
+    ),
     "no such tensor": (edited(lambda d: d.update(random={"tensor": "/etc"})), "nothing that is"),
     "no random numbers": (edited(lambda d: d.update(random=None)), "no state of random"),
     "an odd scale": (edited(lambda d: d["loss_scale"].update(initial=0.0)), "0 does not lie"),

@@ -94,7 +94,7 @@ def test_a_schedule_of_something_else_is_refused() -> None:
         step.scheduler(ExponentialLR(other, 0.5))
     with pytest.raises(BadInput, match="measured number"):
         step.scheduler(ReduceLROnPlateau(optimizer_of(step)))
-    with pytest.raises(BadInput, match="no learning-rate schedule"):
+    with pytest.raises(BadInput, match="is not a learning-rate schedule"):
         step.scheduler(other)  # type: ignore[arg-type]
     schedule: LRScheduler = ExponentialLR(optimizer_of(step), 0.5)
     step.scheduler(schedule)
