@@ -1,5 +1,5 @@
-"""What the numbers of a step are: measured ranges, errors beside FP64, causes of infinities.
+"""Measurements of a step's numbers: ranges, errors against FP64, causes of infinities.
 
-In comes a workload or a step; out come measurements, and the ops that they point at. Nothing here
-changes a plan. A new check names a planted fault of ``tests/planted`` at its node and line.
+The room takes a workload or a step, and gives measurements and the ops that they point at. It never
+changes a plan. A new check must find a planted fault of ``tests/planted`` at its node and line.
 """

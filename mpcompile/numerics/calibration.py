@@ -22,33 +22,33 @@ from mpcompile.program.describe import dataflow
 from mpcompile.program.node_tensors import is_full
 from mpcompile.program.workload import Workload
 
-_PIECE = 1 << 22  # numbers looked at together, so that a large tensor needs little memory beside it
-_NO_SIGN, _MANTISSA, _BIAS = 0x7FFFFFFF, 23, 127  # of the bits of an FP32 number
+_PIECE = 1 << 22  # numbers measured at a time, so that a large tensor needs little extra memory
+_NO_SIGN, _MANTISSA, _BIAS = 0x7FFFFFFF, 23, 127  # the layout of the bits of an FP32 number
 _VALUE, _GRADIENT = "value", "gradient"
 
 
 def calibrate(workload: Workload, batches: int = 8) -> Ranges:
-    """Measure what the tensors of a program hold, and the gradients by them.
+    """Measure the numbers of a program's tensors, and of the gradients by these tensors.
 
-    Weights are those the model has now, for all batches; buffers that forward updates go from batch
-    to batch. Everything runs on copies: the model, the optimizer and the random-number generators
-    of torch, NumPy and Python are left as they were. `Workload.data` is iterated from its start; if
-    it is an iterator rather than an iterable, the batches are gone afterwards.
+    All batches use the model's present weights; buffers that forward updates pass from batch to
+    batch. Everything runs on copies: the model, the optimizer and the random generators of torch,
+    NumPy and Python stay as they were. `Workload.data` is iterated from its start; if it is an
+    iterator and not an iterable, the batches are used up afterwards.
 
     Args:
-        workload: its model's device is where it runs. Without data the example batch is run once.
-            Without a loss there are no gradients.
-        batches: how many batches at most.
+        workload: runs on its model's device. Without data the example batch is run once. Without a
+            loss there are no gradients.
+        batches: the largest number of batches.
 
     Raises:
-        BadInput: there is no batch, or one is not of the example's shapes and dtypes.
+        BadInput: there is no batch, or a batch has other shapes or dtypes than the example.
         CannotCapture: see `mpcompile.compile`.
     """
     return measure_ranges(workload, capture(workload), batches)
 
 
 def measure_ranges(workload: Workload, forward: Forward, batches: int) -> Ranges:
-    """Do as `calibrate` does, with a program that is captured already.
+    """Measure ranges as `calibrate` does, for a program that is captured already.
 
     Raises:
         BadInput: see `calibrate`.
@@ -73,7 +73,7 @@ def measure_ranges(workload: Workload, forward: Forward, batches: int) -> Ranges
 
 
 def range_of(tensor: torch.Tensor) -> Range:
-    """Return what one FP32 tensor of any shape holds."""
+    """Return the range of the numbers of one FP32 tensor of any shape."""
     tally = _Tally()
     tally.add(_VALUE, "", tensor)
     return tally.ranges(_VALUE)[""]
@@ -82,7 +82,7 @@ def range_of(tensor: torch.Tensor) -> Range:
 def _run(
     forward: Forward, trained: frozenset[str], values: dict[str, torch.Tensor], tally: _Tally
 ) -> dict[str, torch.Tensor]:
-    """Run one batch on copies; return the next values of the buffers that forward writes."""
+    """Run one batch on copies; return the new values of the buffers that forward writes."""
     given = {name: value.clone() for name, value in values.items()}
     leaves = {name: given[name].requires_grad_() for name in given if name in trained}
     with torch.set_grad_enabled(bool(leaves)):
@@ -104,7 +104,7 @@ def _trained(forward: Forward, workload: Workload) -> frozenset[str]:
 
 
 class _Meter(fx.Interpreter):
-    """Looks at each FP32 tensor as it is made, and at its gradient when backward has it."""
+    """An interpreter that measures each FP32 tensor, and its gradient when backward makes it."""
 
     def __init__(self, module: fx.GraphModule, tally: _Tally) -> None:
         super().__init__(module)
@@ -121,17 +121,17 @@ class _Meter(fx.Interpreter):
 
 
 class _Tally:
-    """Counts per tensor, kept on its device until they are asked for."""
+    """Counts per tensor, kept on the tensor's device until `ranges` reads them."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], torch.Tensor] = {}
         self._largest: dict[tuple[str, str], torch.Tensor] = {}
 
     def add(self, what: str, name: str, tensor: torch.Tensor) -> None:
-        """Count the numbers of one FP32 tensor; those of several batches add up.
+        """Count the numbers of one FP32 tensor; the counts of several batches add up.
 
-        Without their sign, FP32 numbers are in the order of their bits, and the upper eight are the
-        exponent.
+        Without the sign bit, the bits of FP32 numbers as integers have the order of the numbers.
+        The upper eight of these bits are the exponent.
         """
         key = (what, name)
         dense = tensor.to_dense() if tensor.is_sparse else tensor
@@ -140,14 +140,14 @@ class _Tally:
             counts = torch.bincount(size >> _MANTISSA, minlength=256)
             counts = torch.cat([counts, (size == 0).sum().reshape(1)])
             finite = size.masked_fill(size >= 255 << _MANTISSA, 0)
-            largest = torch.cat([finite, finite.new_zeros(1)]).amax()  # of no numbers 0
+            largest = torch.cat([finite, finite.new_zeros(1)]).amax()  # 0 for an empty tensor
             if key in self._counts:
                 counts = counts + self._counts[key]
                 largest = torch.maximum(largest, self._largest[key])
             self._counts[key], self._largest[key] = counts, largest
 
     def ranges(self, what: str) -> dict[str, Range]:
-        """Return what was counted per name."""
+        """Return the range per name, of values or of gradients."""
         return {
             name: _range(self._counts[kind, name].tolist(), int(self._largest[kind, name]))
             for kind, name in self._counts
@@ -159,7 +159,7 @@ def _range(counts: list[int], largest: int) -> Range:
     """Return the range of a tensor.
 
     Args:
-        counts: of each biased exponent, then of the zeros.
+        counts: the count of each biased exponent, then the count of the zeros.
         largest: the bits of the largest finite magnitude.
     """
     *exponents, nonfinite, zeros = counts
@@ -176,10 +176,10 @@ def _range(counts: list[int], largest: int) -> Range:
 def batch_by_node(
     values: tuple[Any, ...], forward: Forward, workload: Workload
 ) -> dict[str, torch.Tensor]:
-    """Return a batch's tensors by the nodes they stand for, on the example's devices.
+    """Return a batch's tensors by their placeholder nodes, on the example's devices.
 
     Raises:
-        BadInput: they are not of the example's shapes and dtypes.
+        BadInput: the tensors have other shapes or dtypes than the example.
     """
     inputs = [item for item in forward.inputs if item.kind is Kind.BATCH]
     _check(values, inputs, workload)
@@ -217,7 +217,7 @@ def _type(value: torch.Tensor) -> str:
 
 @contextmanager
 def same_random_numbers(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Leave the random-number generators as they were found, whatever is drawn inside."""
+    """Restore the random generators at the end of the ``with`` block."""
     cuda = sorted({device.index for device in devices if device.type == "cuda"})
     python, array = random.getstate(), np.random.get_state()
     try:

@@ -1,4 +1,4 @@
-"""What eager ``torch.autocast`` computes, under names that nodes of a step graph find it by."""
+"""The tensors that eager ``torch.autocast`` computes, under keys that step graph nodes have too."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from mpcompile.torch_private.tracing import DispatchMode, keep_node_meta
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a tensor is called in any run of one program.
+    """The name of a tensor, the same in every run of one program.
 
     Attributes:
-        planned: the forward op that it is computed for.
-        backward: whether in backward.
-        op: name of the ATen op that makes it.
-        count: how many of these came before.
-        item: which of its results.
+        planned: the forward op whose forward or backward computes the tensor.
+        backward: whether backward computes it.
+        op: the name of the ATen op that makes it.
+        count: the number of equal ops before it for the same forward op.
+        item: the index of the tensor among the op's results.
     """
 
     planned: str
@@ -41,12 +41,12 @@ class Key:
 
 
 def gradient_key(weight: str) -> Key:
-    """Return the key of a weight's gradient, whatever op makes it."""
+    """Return the key of a weight's gradient; it does not depend on the op that makes it."""
     return Key(weight, True, "", 0, 0)
 
 
 def keys_of(graph: fx.Graph) -> dict[fx.Node, Key]:
-    """Return the keys of a gradient graph's tensors; those that a pass has made have none."""
+    """Return the keys of a gradient graph's tensors; tensors made by a pass have no key."""
     counts: Counter[tuple[str, bool, str]] = Counter()
     several: dict[fx.Node, Key] = {}
     found: dict[fx.Node, Key] = {}
@@ -71,12 +71,11 @@ def autocast_values(
 
     Args:
         forward: the program in FP32, without casts.
-        moment: what the step reads; its loss scale is the seed.
-        wanted: what is kept of what the run makes.
+        moment: the step's inputs; the loss scale is the seed of backward.
+        wanted: the keys of the tensors to keep.
 
     Returns:
-        The tensors under their keys, and each weight's gradient, times the loss scale, under
-        `gradient_key`.
+        The tensors by key, and each weight's gradient, times the loss scale, by `gradient_key`.
     """
     values = {item.name: item.tensor.detach() for item in forward.inputs}
     values |= {name: value for name, value in moment.values.items() if name in values}
@@ -108,7 +107,7 @@ def autocast_values(
 
 
 class _Noting(DispatchMode):
-    """Keeps what ops make, below autograd and autocast."""
+    """A dispatch mode that keeps the results of ops, below autograd and autocast."""
 
     def __init__(self, wanted: frozenset[Key]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -129,10 +128,10 @@ class _Noting(DispatchMode):
         meta = self._origins.now()
         name = getattr(func, "overloadpacket", func).__name__
         kind = (str(meta.get("planned", "")), bool(meta.get("backward")), name)
-        for position, value in _tensors(result):
-            key = Key(*kind, self._counts[kind], position)
+        for index, value in _tensors(result):
+            key = Key(*kind, self._counts[kind], index)
             if key in self._wanted:
-                self.found[key] = value.detach().clone()  # eager ops may write over it
+                self.found[key] = value.detach().clone()  # eager ops may overwrite the result
         self._counts[kind] += 1
         return result
 

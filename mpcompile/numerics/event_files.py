@@ -1,4 +1,4 @@
-"""Scalars of a run as files that TensorBoard reads."""
+"""The scalars of a run as files that TensorBoard reads."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def event_files(folder: Path, first: int = 0) -> Iterator[Callable[[str, float, 
     """Yield a function that writes a scalar under a name at a step.
 
     Args:
-        folder: made if it is not there; what lies in it stays.
-        first: the first step that is written; TensorBoard drops what lies there from it on.
+        folder: made if it does not exist; its files stay.
+        first: the first step that is written; TensorBoard drops older scalars from this step on.
 
     Raises:
-        BadInput: TensorBoard is not installed; it is no dependency.
+        BadInput: TensorBoard is not installed; it is not a dependency.
     """
     try:
         writer = import_module("torch.utils.tensorboard").SummaryWriter(

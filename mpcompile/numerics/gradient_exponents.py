@@ -1,4 +1,4 @@
-"""The gradients that FP16 would hold, by their exponents, and the loss scale that fits them.
+"""The exponents of the gradients that FP16 would store, and the loss scale that fits them.
 
 After Figure 3 and section 3.2 of Micikevicius et al., "Mixed Precision Training", arXiv 1710.03740.
 """
@@ -21,7 +21,7 @@ from mpcompile.program.capture import Forward, Kind, place_of
 from mpcompile.torch_private.ops import is_view
 
 HEADROOM_BITS = 2
-"""How far below the largest FP16 number the largest gradient is kept."""
+"""The distance in powers of two between the largest gradient and the largest FP16 number."""
 TOP = 15
 """Exponent of the largest FP16 number, 65504."""
 MOST = 0.5
@@ -34,10 +34,10 @@ class Gradient:
 
     Attributes:
         tensor: the node of the forward graph.
-        name: of the parameter, or that of the node.
-        weight: whether the tensor is a parameter; else it is an activation.
-        where: where the tensor is made, or the parameter first read.
-        held: what the gradient held over all batches.
+        name: the name of the parameter, or of the node.
+        weight: whether the tensor is a parameter; if not, it is an activation.
+        where: the source position that makes the tensor, or first reads the parameter.
+        held: the range of the gradient over all batches.
     """
 
     tensor: str
@@ -49,12 +49,12 @@ class Gradient:
 
 @dataclass(frozen=True, slots=True)
 class Underflow:
-    """Where gradients begin to underflow on their way back.
+    """A gradient at which backward begins to underflow.
 
     Attributes:
-        gradient: more than `MOST` of it is lost, but not of the gradients it is computed from.
+        gradient: it loses more than `MOST`; the gradients that it is computed from lose less.
         reader: the op whose backward makes it.
-        where: that op's place.
+        where: the op's source position.
     """
 
     gradient: Gradient
@@ -64,17 +64,17 @@ class Underflow:
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """What FP16 does to gradients times a scale.
+    """The losses that FP16 causes in gradients times a scale.
 
-    Shares are of the numbers other than zero. As numbers are counted by powers of two, those
-    between 65504 and 65536 are not among `above`; `overflows` takes notice of them. A scale that
-    is no power of two is rounded up to one for `above`, and down for the others.
+    Shares are of the numbers other than zero. Numbers are counted by powers of two, so `above`
+    leaves out numbers between 65504 and 65536; `overflows` includes them. If the scale is not a
+    power of two, it is rounded up to one for `above`, and down for the other shares.
 
     Attributes:
         scale: the loss scale.
         lost: share below the smallest FP16 number, 2^-24.
-        subnormal: share from there to the smallest normal one, 2^-14: held with fewer digits.
-        above: share of 65536 and more, infinite ones and NaN among them.
+        subnormal: share from 2^-24 to the smallest normal number, 2^-14: stored with fewer digits.
+        above: share of 65536 and more, with infinities and NaN.
         overflows: whether the largest finite number is beyond 65504.
     """
 
@@ -86,12 +86,12 @@ class Losses:
 
 
 def gradients_in_fp16(forward: Forward, plan: Plan, ranges: Ranges) -> tuple[Gradient, ...]:
-    """Return the gradients that backward holds in FP16 under a plan, in graph order.
+    """Return the gradients that backward stores in FP16 under a plan, in graph order.
 
-    These are the gradients by tensors that are stored in FP16 or have a copy in it, such as the
-    working copy of a weight. The gradient by the loss itself is the scale, in FP32, and so is all
-    that lies between the loss and the first tensor in FP16. A view is left out: its gradient is
-    that of the tensor it shows.
+    These are the gradients by tensors that are stored in FP16 or have a copy in FP16, such as the
+    working copy of a weight. The gradient by the loss is the scale, in FP32. All gradients between
+    the loss and the first tensor in FP16 are in FP32 too. Views are left out: the gradient of a
+    view is that of its base tensor.
     """
     return tuple(
         found
@@ -101,12 +101,12 @@ def gradients_in_fp16(forward: Forward, plan: Plan, ranges: Ranges) -> tuple[Gra
 
 
 def joined(gradients: Iterable[Gradient]) -> Range:
-    """Return what several gradients held together; with none, an empty range."""
+    """Return the range of several gradients together; for no gradients an empty range."""
     return reduce(Range.joined, (found.held for found in gradients), Range(0.0, 0, 0, 0, ()))
 
 
 def losses(held: Range, scale: float) -> Losses:
-    """Return what FP16 does to gradients times a scale, which is above 0."""
+    """Return the losses that FP16 causes in gradients times a scale above 0."""
     bits = math.log2(scale)
     lost = held.share_lost(scale)
     return Losses(
@@ -121,8 +121,8 @@ def losses(held: Range, scale: float) -> Losses:
 def recommended_scale(largest: float) -> float | None:
     """Return the largest power of two that keeps a number `HEADROOM_BITS` below overflow.
 
-    It is below 1 if the number is beyond 65504 / 4 as it is. It is at most 2^127, as the scale is
-    an FP32 number. For zero there is none.
+    The scale is below 1 if the number is beyond 65504 / 4. It is at most 2^127, because it is an
+    FP32 number. For zero the result is None.
 
     Args:
         largest: the largest magnitude of the unscaled gradients, finite.
@@ -136,7 +136,7 @@ def recommended_scale(largest: float) -> float | None:
 
 
 def most_lost(gradients: Sequence[Gradient], scale: float) -> list[Gradient]:
-    """Return gradients of which any part is lost, with or without a scale, the most lost first."""
+    """Return gradients that lose numbers, with or without a scale; the largest loss comes first."""
     found = [item for item in gradients if item.held.share_below_smallest]
     return sorted(
         found, key=lambda item: (-item.held.share_lost(scale), -item.held.share_below_smallest)
@@ -144,10 +144,10 @@ def most_lost(gradients: Sequence[Gradient], scale: float) -> list[Gradient]:
 
 
 def underflows(forward: Forward, ranges: Ranges, scale: float = 1.0) -> tuple[Underflow, ...]:
-    """Return where gradients times a scale begin to underflow, in graph order.
+    """Return the gradients at which underflow begins under a scale, in graph order.
 
-    That may be the gradient by a tensor that stays in FP32: what is small there is small in all
-    that backward computes from it.
+    It may begin at the gradient by a tensor that stays in FP32: if its numbers are small, so are
+    the numbers that backward computes from it.
     """
     nodes = {node.name: node for node in forward.module.graph.nodes}
     everything = {name for name, held in ranges.gradients.items() if held.share_lost(scale) > MOST}
@@ -171,27 +171,27 @@ def _all(forward: Forward, ranges: Ranges) -> list[Gradient]:
         weight = node.name in names
         name = names.get(node.name, node.name)
         held = ranges.gradients[node.name]
-        found.append(Gradient(node.name, name, weight, _place(node), held))
+        found.append(Gradient(node.name, name, weight, _source_position(node), held))
     return found
 
 
 def _shows(node: fx.Node) -> bool:
-    """Whether a node is a view, or one of those that an op returns together."""
+    """Whether a node is a view, or an item of an op's results that is one."""
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         return is_view(node.args[0])
     return is_view(node)
 
 
-def _place(node: fx.Node) -> Where:
+def _source_position(node: fx.Node) -> Where:
     if node.op == "call_function":
         return place_of(node)
     return next((place_of(user) for user in node.users if user.op == "call_function"), Where())
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:
-    """Return the ops that read a tensor, itself or through views of it."""
+    """Return the ops that read a tensor directly or through views."""
     found: list[fx.Node] = []
     for user in node.users:
-        several = isinstance(user.meta.get("val"), tuple | list)  # which its users take apart
+        several = isinstance(user.meta.get("val"), tuple | list)  # its users read the items
         found += _readers(user) if _shows(user) or several else [user]
     return found

@@ -1,8 +1,8 @@
-"""Run forward and backward of a step beside itself in FP32 and FP64, node by node.
+"""Run forward and backward of a step together with the same step in FP32 and FP64, node by node.
 
-All three run the same graph, so every node of it can be compared, those of backward too. In the
-wide runs every float tensor has the wide format, casts change nothing, and weights are the masters.
-It is an interpreter of its own: what is compiled is neither run nor changed.
+All three runs use the same graph, so every node can be compared, also in backward. In the wide
+runs every float tensor has the wide dtype, casts change nothing, and weights are the masters. This
+is a separate interpreter: it neither runs nor changes compiled code.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from mpcompile.torch_private.ops import draws, is_higher_order, op_name
 from mpcompile.train.train_step import TrainStep
 
 FULL, EXACT = torch.float32, torch.float64
-"""The wide formats: what plain PyTorch computes in, and the reference."""
+"""The wide dtypes: that of plain PyTorch, and that of the reference."""
 
 UNWRITTEN = frozenset(
     "empty empty_like new_empty empty_strided new_empty_strided empty_permuted".split()
 )
-"""Ops whose result holds what the memory happens to hold."""
+"""Ops that do not initialize their result."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """All that a gradient graph reads in one step, so that it can be run again.
+    """All inputs of a gradient graph in one step, so that the graph can run again.
 
     Attributes:
         step: the step graph.
-        values: its inputs by slot, as the step reads them.
-        masters: per slot of a working copy the FP32 weights.
-        random: the random numbers' state before the step.
+        values: the inputs by slot, as the step reads them.
+        masters: the FP32 weights by the slot of their working copy.
+        random: the state of the random generators before the step.
     """
 
     step: StepGraph
@@ -51,7 +51,7 @@ class Moment:
 
 
 def moment(step: TrainStep, *batch: torch.Tensor) -> Moment:
-    """Return what a step is about to read; the state is not copied."""
+    """Return the inputs that a step would read now; the state is not copied."""
     values = step.values(*batch)
     device = next(iter(values.values())).device
     return Moment(step.graph_of(*batch), values, step.masters(*batch), random_state(device))
@@ -59,16 +59,16 @@ def moment(step: TrainStep, *batch: torch.Tensor) -> Moment:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One float tensor in three arithmetics.
+    """One float tensor in three precisions.
 
     Attributes:
-        node: of the step's gradient graph.
-        ours: as the step computes it: on a CPU in pseudo FP16.
-        full: in FP32.
-        exact: in FP64.
-        own: what FP64 makes of the tensors that the step itself reads here, so that what differs
-            from it is this node's doing.
-        reads: what the op behind it reads of float tensors, with their names, as the step has it.
+        node: a node of the step's gradient graph.
+        ours: the tensor of the step; on a CPU in pseudo FP16.
+        full: the tensor in FP32.
+        exact: the tensor in FP64.
+        own: the node's result in FP64 on the step's own inputs; the difference between it and
+            `ours` is the error of this node alone.
+        reads: names and values of the float tensors that the op reads in the step.
     """
 
     node: fx.Node
@@ -82,9 +82,9 @@ class Seen:
 def lockstep(moment: Moment) -> Iterator[Seen]:
     """Run a gradient graph and yield its float tensors in the order in which they are made.
 
-    Nothing is averaged over processes: each can look at what it has made itself.
-    Random numbers are drawn once, for all three runs. An op without a kernel for FP64 runs in FP32.
-    A tensor is freed after the last node that reads it.
+    There is no all-reduce: each process sees its own tensors. Random numbers are drawn once, for
+    all three runs. An op without a kernel for FP64 runs in FP32. A tensor is freed after the last
+    node that reads it.
     """
     shown = {node.name: node for node in moment.step.gradient.graph.nodes}
     graph = copy_graph(moment.step.gradient)
@@ -95,7 +95,7 @@ def lockstep(moment: Moment) -> Iterator[Seen]:
     wide = (Wide(graph, FULL), Wide(graph, EXACT), _Own(graph, ours))
     freed, forgotten = last_reads(graph.graph), last_reads(moment.step.gradient.graph)
     made: dict[fx.Node, torch.Tensor] = {}
-    # Without grad mode oneDNN's LSTM would keep nothing for the backward that stands in the graph.
+    # Without grad mode oneDNN's LSTM would not keep the tensors that the graph's backward reads.
     with drawn_again(moment.random), torch.enable_grad():
         for node in graph.graph.nodes:
             if node.op == "output":
@@ -126,7 +126,7 @@ def is_float(value: object) -> bool:
 
 
 class AsIs:
-    """A graph's values as the graph says."""
+    """The values of a graph in the graph's own dtypes."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         self._module = module
@@ -144,11 +144,11 @@ class AsIs:
 
 
 class Wide:
-    """A graph's values in one wide format, with the masters for weights.
+    """The values of a graph in one wide dtype, with the masters as weights.
 
     Attributes:
-        values: per node that has run and is still needed.
-        narrower: the nodes that had to run in FP32, having no kernel for FP64.
+        values: the values of the nodes that have run and are still needed.
+        narrower: the nodes that ran in FP32 because they have no kernel for FP64.
     """
 
     def __init__(self, module: fx.GraphModule, dtype: torch.dtype) -> None:
@@ -158,7 +158,7 @@ class Wide:
         self.narrower: set[fx.Node] = set()
 
     def run(self, node: fx.Node, moment: Moment, drawn: Any) -> None:
-        """Run one node whose inputs have run; take over what the first run has drawn."""
+        """Run one node whose inputs have run; random results come from the first run."""
         if node.op == "placeholder":
             slot = node.meta["slot"]
             value = moment.masters.get(slot, moment.values[slot])
@@ -203,31 +203,31 @@ class Wide:
 
 
 class _Own(Wide):
-    """What FP64 makes, node by node, of the values of another run."""
+    """The result of each single node in FP64 on the values of another run."""
 
     def __init__(self, module: fx.GraphModule, ours: AsIs) -> None:
         super().__init__(module, EXACT)
         self._ours = ours
 
     def run(self, node: fx.Node, moment: Moment, drawn: Any) -> None:
-        """Run one node on what the other run reads."""
+        """Run one node on the inputs of the other run."""
         if node.meta.get("emulates", node.name) not in ("", node.name):
-            # What this cast rounds is the result of an op, and not yet ours.
+            # This cast rounds an op's result, and `own` is the result before rounding.
             self.values[node] = self.values[node.all_input_nodes[0]]
         else:
             super().run(node, moment, drawn)
 
     def _read(self, item: fx.Node) -> Any:
         value = self._ours.values[item]
-        # Of a graph inside it is the wide twin that runs.
+        # A graph inside the graph runs as its wide copy.
         return self.values[item] if isinstance(value, fx.GraphModule) else all_in(value, EXACT)
 
 
 def told(node: fx.Node, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Return a node's arguments with a wide format wherever they name a format of floats."""
+    """Return a node's arguments with every float dtype replaced by a wide dtype."""
     args = list(node.args)
     if op_name(node) in ("_softmax", "_log_softmax"):
-        args[2] = False  # widening what is wide already is an error
+        args[2] = False  # the op's own widening fails on an input that is wide already
     floats = (torch.float16, torch.bfloat16, torch.float32)
 
     def wide(item: Any) -> Any:
@@ -241,20 +241,21 @@ def _in(value: Any, dtype: torch.dtype) -> Any:
 
 
 def all_in(value: Any, dtype: torch.dtype) -> Any:
-    """Return a node's value, a tensor or several, with its floats in a wide format."""
+    """Return a node's value, one tensor or several, with its floats in a wide dtype."""
     return fx.node.map_aggregate(value, lambda item: _in(item, dtype))
 
 
 def read_by(node: fx.Node) -> list[fx.Node]:
-    """Return what the op reads that makes a tensor, also if it makes several."""
+    """Return the inputs of the op that makes a tensor, also if the op makes several tensors."""
     inputs = node.all_input_nodes
     return inputs[0].all_input_nodes if node.target is operator.getitem else inputs
 
 
 def last_reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """Return per node the nodes that nothing reads after it, neither it nor an item of its results.
+    """Return, per node, the nodes whose values are not needed after it.
 
-    What an op read is kept for the items of its results, of which a person is told what made them.
+    An op's inputs stay until the last item of its results has run, because reports name the inputs
+    of each item.
     """
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:

@@ -1,4 +1,4 @@
-"""What a person calls a node of a step, and which override would keep it out of 16 bits."""
+"""Names of a step's nodes for reports, and the overrides that keep a node out of 16 bits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mpcompile.torch_private.ops import op_name
 
 
 def made_by(node: fx.Node) -> str:
-    """Return the op that makes a tensor, also one of several; of an input its slot's name."""
+    """Return the name of the op that makes a tensor; for an input the name of its slot."""
     source = node.args[0] if node.target is operator.getitem else node
     assert isinstance(source, fx.Node)
     return str(source.meta.get("slot") or op_name(source))
 
 
 def kept_in_full(node: fx.Node) -> tuple[str, ...]:
-    """Return the ops of the plan that have to be in FP32 for a node not to be in 16 bits."""
+    """Return the ops of the plan that must be in FP32 to keep a node out of 16 bits."""
     if not is_cast(node):
         planned = str(node.meta.get("planned", ""))
         return (planned,) if planned else ()

@@ -1,4 +1,4 @@
-"""How far every tensor of a step is from the same step in FP64, and whose doing it is."""
+"""The error of every tensor of a step against FP64, and the node that causes the error."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from mpcompile.step.graph import results
 from mpcompile.train.train_step import TrainStep
 
 TOLERANCE = 0.25
-"""The error a tensor may have by default: a quarter of its size is wrong."""
+"""The default for the largest relative error of a tensor."""
 _ROUNDING = 2.0**13
-"""By how much a rounding to FP16 is larger than one to FP32."""
+"""The ratio of a rounding error in FP16 to one in FP32."""
 _CAUTION = 2.0
 _SMALLEST_NORMAL = 2.0**-14
 
 
 @dataclass(frozen=True, slots=True)
 class NodeError:
-    """One tensor of a step against FP64.
+    """The errors of one tensor of a step against FP64.
 
-    Errors are root mean squares of the difference, as a part of the root mean square of the exact
-    tensor; infinite if something is not finite that is finite in FP64.
+    An error is the root mean square of the difference, divided by the root mean square of the exact
+    tensor. It is infinite if a number is not finite that is finite in FP64.
 
     Attributes:
         id: the node of the step.
-        op: the op that makes it, or the name of an input's slot.
-        reads: ids of the float tensors it is made of.
-        keep: ops of the plan that would have to be in FP32 for it, see
+        op: the op that makes the tensor, or the name of an input's slot.
+        reads: ids of the float tensors that the op reads.
+        keep: ops of the plan that must be in FP32 to mend the tensor, see
             `mpcompile.numerics.naming`.
         stage: ``forward`` or ``backward``.
-        type: ``f16[8,32]``.
-        where: its place in the user's program.
-        error: of the tensor as the step has it.
-        own: what of it this very node adds to the error of what it reads.
-        full: of the same tensor in FP32.
-        autocast: of the same tensor under eager autocast; None if there is none like it.
-        headroom_bits: powers of two between its largest magnitude and 65504; None of zeros.
-        zeros: share of its numbers that are zero.
-        vanished: share of its numbers that are zero, but not in FP64.
-        subnormals: share of its numbers that FP16 holds with fewer digits.
-        nonfinite: how many of its numbers are not finite though they are in FP64.
+        type: dtype and shape, such as ``f16[8,32]``.
+        where: the source position in the user's program.
+        error: the error of the step's tensor.
+        own: the error that this node adds to the errors of its inputs.
+        full: the error of the same tensor in FP32.
+        autocast: the error of the same tensor under eager autocast; None if autocast has none.
+        headroom_bits: powers of two between the largest magnitude and 65504; None if all are zero.
+        zeros: share of the numbers that are zero.
+        vanished: share of the numbers that are zero, but not in FP64.
+        subnormals: share of the numbers that FP16 stores with fewer digits.
+        nonfinite: count of the numbers that are not finite, but finite in FP64.
     """
 
     id: str
@@ -72,10 +72,10 @@ class NodeError:
 
     @property
     def explained(self) -> float:
-        """The error that rounding to 16 bits may come to here.
+        """The error that rounding to 16 bits alone can cause here.
 
-        Where the program itself enlarges errors, as it does where large terms cancel, it enlarges
-        those of FP32 too, which are 2**13 times smaller.
+        The program itself may enlarge errors, for example when large terms cancel. It then enlarges
+        the errors of FP32 too, which are 2**13 times smaller.
         """
         return explained_by(self.full)
 
@@ -89,12 +89,12 @@ def check(
 ) -> list[NodeError]:
     """Compare forward and backward of a step with FP64, node by node, in order.
 
-    The step, its random numbers and what it has compiled stay as they are.
+    The step, its random state and its compiled code do not change.
 
     Args:
         step: a compiled step; it is read, not run.
         batch: as for a step.
-        autocast: the program's forward pass in FP32, to compare eager autocast too.
+        autocast: the program's forward graph in FP32, to compare eager autocast too.
     """
     now = moment(step, *batch)
     keys = _keys(now) if autocast is not None else {}
@@ -103,7 +103,7 @@ def check(
 
 
 def worst(rows: list[NodeError], others: list[NodeError]) -> list[NodeError]:
-    """Return, node by node, the worse of what two batches of one step gave."""
+    """Return, node by node, the worse errors of two batches of one step."""
     return [_worse(a, b) for a, b in zip(rows, others, strict=True)]
 
 
@@ -165,10 +165,10 @@ def _row(seen: Seen, peer: torch.Tensor | None) -> NodeError:
 
 
 def relative_error(value: torch.Tensor, exact: torch.Tensor) -> float:
-    """Return the root mean square of a difference, as a part of that of the exact tensor.
+    """Return the root mean square of a difference, divided by that of the exact tensor.
 
-    Numbers that are not finite in FP64 do not count. If the exact tensor is zero, so is the error
-    of a tensor of zeros; that of any other is infinite.
+    Numbers that are not finite in FP64 do not count. If the exact tensor is zero, the error is 0
+    for a tensor of zeros, and infinite for any other tensor.
     """
     wrong, size = (value.detach().to(exact.dtype) - exact).norm(), exact.norm()
     if not bool(size.isfinite()):
@@ -182,24 +182,24 @@ def relative_error(value: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def explained_by(full: float) -> float:
-    """Return the error that rounding to 16 bits may come to where that of FP32 is ``full``."""
+    """Return the error that rounding to 16 bits can cause if the error of FP32 is ``full``."""
     return _CAUTION * _ROUNDING * full
 
 
 def first_failure(rows: list[NodeError], tolerance: float) -> NodeError | None:
-    """Return the first node, in the order in which they run, that is over a tolerance."""
+    """Return the first node over a tolerance, in execution order."""
     return next(failures(rows, tolerance), None)
 
 
 def origin(rows: list[NodeError], row: NodeError) -> NodeError:
-    """Return the node that adds most to a node's error: itself or one that it is made of."""
+    """Return the node that adds most to a node's error: the node itself or one before it."""
     by_id = {item.id: item for item in rows}
     waiting, found = [row.id], {row.id}
     while waiting:
         more = [name for name in by_id[waiting.pop()].reads if name not in found]
         found.update(more)
         waiting += more
-    # Of equals the first: those after it may only repeat it.
+    # The first of equal nodes, because the later ones may only repeat its error.
     return max((item for item in rows if item.id in found), key=_own)
 
 
@@ -208,5 +208,5 @@ def _own(row: NodeError) -> float:
 
 
 def failures(rows: list[NodeError], tolerance: float) -> Iterator[NodeError]:
-    """Yield the nodes over a tolerance, in the order in which they run."""
+    """Yield the nodes over a tolerance, in execution order."""
     return (row for row in rows if row.fails(tolerance))

@@ -1,4 +1,4 @@
-"""Which node of a step was the first to make numbers that are not finite, and of what."""
+"""The first node of a step that makes numbers that are not finite, and the cause."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _NAMES = {torch.float16: "FP16", torch.bfloat16: "BF16", torch.float32: "FP32"}
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """What a node read.
+    """A tensor that a node read.
 
     Attributes:
         name: the node that made it.
-        type: ``f16[8,32]``.
+        type: dtype and shape, such as ``f16[8,32]``.
         largest: its largest finite magnitude.
-        smallest: its smallest magnitude but for zeros; 0 if it is all zeros.
-        zeros: how many zeros it holds.
-        nonfinite: how many of its numbers are not finite.
+        smallest: its smallest magnitude other than zero; 0 if all numbers are zero.
+        zeros: the number of zeros.
+        nonfinite: the number of values that are not finite.
     """
 
     name: str
@@ -54,21 +54,21 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why a step had to be skipped.
+    """The cause of a skipped step.
 
     Attributes:
-        node: the first node of the step, in the order in which they run, that made it so.
+        node: the first node, in execution order, that made numbers that are not finite.
         op: its op, or the role of an input.
         stage: ``forward`` or ``backward``.
-        where: its place in the user's program.
+        where: its source position in the user's program.
         why: a sentence without a full stop.
-        reads: what it read.
-        since: the node that rounded to zero what this divides by, or empty.
-        keep: ops of the plan that would have to be in FP32 for it: the node's own; those that read
-            it, if it is a cast; the one that rounded to zero what this divides by.
-        gradients: names of the weights whose gradients it reached.
+        reads: the tensors that it read.
+        since: the node that rounded its divisor to zero, or empty.
+        keep: ops of the plan that must be in FP32 to avoid it: the op of `since`, if there is one;
+            otherwise the node's own op, or for a cast the ops that read it.
+        gradients: names of the weights whose gradients were not finite.
         fits_at: the largest power of two that as loss scale would have been small enough; None if
-            the loss scale has no part in it.
+            the loss scale is not a cause.
     """
 
     node: str
@@ -83,9 +83,9 @@ class Cause:
     fits_at: float | None
 
     def sentences(self) -> list[str]:
-        """Return it for a person, a line a sentence."""
-        place = f" in {self.where.module}" if self.where.module else ""
-        said = [f"{self.node} ({self.op}, {self.stage}){place}: {self.why}."]
+        """Return the cause as text for a person, one sentence per line."""
+        module = f" in {self.where.module}" if self.where.module else ""
+        said = [f"{self.node} ({self.op}, {self.stage}){module}: {self.why}."]
         if self.where.file:
             said.append(f"It comes from {self.where.file}:{self.where.line}.")
         if self.reads:
@@ -103,13 +103,13 @@ class Cause:
 
 
 def first_nonfinite(moment: Moment) -> Cause | None:
-    """Run a step again and return what made its first number that is not finite, if any did.
+    """Run a step again and return the cause of its first number that is not finite, if any.
 
-    What is not finite in FP64 either, such as the -inf of a mask, is the program's own: it counts
-    only if nothing else does and a NaN, or a gradient that is not finite, comes of it.
+    A number that is not finite in FP64 either, such as the -inf of a mask, comes from the program.
+    It is the cause only if there is no other, and a gradient is not finite.
 
     Args:
-        moment: what the step read.
+        moment: the inputs of the step.
     """
     gradients = {
         node: name.removeprefix("grad.")
@@ -131,13 +131,14 @@ def first_nonfinite(moment: Moment) -> Cause | None:
         if bool(bad.any()):
             fault = _fault(seen, bad, vanished, moment)
         elif own is None and bool(wrong.any()) and _begins_here(seen):
-            own = _cause(seen, "it is so in FP64 too, so it is the program, not its precision")
+            why = "it is not finite in FP64 either, so the cause is the program, not its precision"
+            own = _cause(seen, why)
     found = fault or (own if hit else None)
     return replace(found, gradients=tuple(hit)) if found else None
 
 
 def _note_zeros(seen: Seen, vanished: dict[str, fx.Node]) -> None:
-    """Note which node first rounded to zero what stands as a zero in this tensor."""
+    """Note the node that first rounded a number to zero, if this tensor has the zero too."""
     zeros = seen.ours == 0
     if not bool((zeros & (seen.exact != 0)).any()):
         return
@@ -150,7 +151,7 @@ def _note_zeros(seen: Seen, vanished: dict[str, fx.Node]) -> None:
 
 
 def _begins_here(seen: Seen) -> bool:
-    """Whether a node makes of finite numbers what is not finite, and not because it was told to."""
+    """Whether a node's inputs are all finite, and none of its arguments is an infinite number."""
     told = any(abs(number) == inf for number in number_arguments(seen.node).values())
     return not told and all(bool(value.isfinite().all()) for _, value in seen.reads)
 
@@ -159,14 +160,15 @@ def _fault(seen: Seen, bad: torch.Tensor, vanished: dict[str, fx.Node], moment: 
     made = seen.own[bad]
     largest = torch.finfo(seen.ours.dtype).max
     most = float(made.abs().max())
-    if most != most or most == inf:  # not even FP64 makes anything finite of what was read
-        why = "what it reads leaves no finite result"
+    if most != most or most == inf:  # FP64 gives no finite result of these inputs either
+        why = "its inputs leave no finite result"
         since = next((vanished[name] for name, _ in seen.reads if name in vanished), None)
         if since is None:
             return _cause(seen, why)
-        place = _where(since)
-        name = f"{since.name} ({place.file}:{place.line})" if place.file else since.name
-        return _cause(seen, f"{why}, since {name} rounds to 0 what is not 0 in FP64", since)
+        where = _where(since)
+        name = f"{since.name} ({where.file}:{where.line})" if where.file else since.name
+        reason = f"{why}, because {name} rounds to 0 a number that is not 0 in FP64"
+        return _cause(seen, reason, since)
     if most <= largest:
         return _cause(seen, f"it makes {float(seen.ours[bad][0])} where FP64 makes {most:.4g}")
     name = _NAMES[seen.ours.dtype]

@@ -1,4 +1,4 @@
-"""The log of a run, a JSON object a step: loss, loss scale, and why a step was skipped."""
+"""The log of a run, one JSON object per step: loss, loss scale, and the cause of a skip."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True, slots=True)
 class SkipCause:
-    """Where the first number that was not finite came from.
+    """The origin of the first number that was not finite.
 
     Attributes:
         node: the node of the step that made it.
-        op: its op.
-        stage: where it stands.
+        op: the op of the node.
+        stage: ``forward`` or ``backward``.
         module: path of its module.
         file: the user's file; empty if not known.
         line: its line in that file.
         why: a sentence.
         gradients: names of the weights whose gradients were not finite.
-        expected: whether it is part of the scaler's normal search for its scale.
+        expected: whether the skip is part of the scaler's normal search for its scale.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _LENIENT
@@ -55,11 +55,11 @@ class RunRow:
     """One step of a run.
 
     Attributes:
-        step: its number.
-        loss: unscaled; None if it was not finite.
-        scale: the loss scale it ran with; None without one.
+        step: the step's number.
+        loss: the unscaled loss; None if it was not finite.
+        scale: the loss scale of the step; None without loss scaling.
         skipped: whether no weight was written.
-        cause: of a skipped step, if it is known.
+        cause: the cause of a skipped step, if it is known.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _LENIENT
@@ -71,7 +71,7 @@ class RunRow:
     cause: SkipCause | None = None
 
     def to_json(self) -> str:
-        """Write it as one line; `read_run_log` reads it back."""
+        """Return the row as one line; `read_run_log` reads it."""
         row = {name: value for name, value in asdict(self).items() if value is not None}
         return json.dumps(row | {"loss": self.loss}) + "\n"
 
@@ -82,12 +82,12 @@ def _format() -> TypeAdapter[Any]:
 
 
 def read_run_log(path: Path) -> tuple[RunRow, ...]:
-    """Read the log of a run, which may come from anyone and may still be written.
+    """Read the log of a run, which is not trusted, and which a run may still write.
 
-    Fields that are not known are passed over, and so is a last line that has no end yet.
+    Unknown fields are ignored, and so is an incomplete last line.
 
     Raises:
-        BadInput: a line is no step.
+        BadInput: a line is not a step.
     """
     lines = read_document(path, "run log", _AGAIN).split(b"\n")
     rows = []
@@ -99,6 +99,6 @@ def read_run_log(path: Path) -> tuple[RunRow, ...]:
         except ValidationError as error:
             if number == len(lines):
                 break
-            what = f"this is no log of a run: {sentence(error)}"
+            what = f"this is not a log of a run: {sentence(error)}"
             raise BadInput(what, f"{path}:{number}", _AGAIN) from error
     return tuple(rows)

@@ -21,16 +21,16 @@ from mpcompile.program.workload import Workload
 from mpcompile.step.optimizer_start import optimizer_around
 from mpcompile.step.update import trained_parameters
 
-_EXPONENT, _MANTISSA, _BIAS = 10, 0x3FF, 15  # of the bits of an FP16 number
+_EXPONENT, _MANTISSA, _BIAS = 10, 0x3FF, 15  # the layout of the bits of an FP16 number
 
 
 @dataclass(frozen=True, slots=True)
 class Vanishing:
-    """What FP16 weights would make of the updates of one parameter, over all steps.
+    """The updates of one parameter that FP16 weights would lose, over all steps.
 
     Attributes:
         parameter: its dotted name.
-        count: numbers times steps.
+        count: the parameter's number of elements times the number of steps.
         zeros: updates that were zero.
         vanished: updates other than zero that leave an FP16 weight as it is.
     """
@@ -50,16 +50,16 @@ class Vanishing:
 def vanishing_updates(
     workload: Workload, forward: Forward, steps: int = 8
 ) -> tuple[Vanishing, ...]:
-    """Train for some steps in FP32 and count the updates that FP16 weights would not feel.
+    """Train for some steps in FP32 and count the updates that FP16 weights would lose.
 
-    An update is the new FP32 weight less the old. It vanishes if the old weight, rounded to FP16,
+    An update is the new FP32 weight minus the old. It vanishes if the old weight, rounded to FP16,
     plus the update rounds to that same FP16 number; see `vanishes`. Everything runs on copies, as
-    in `mpcompile.numerics.calibration.calibrate`; the optimizer goes on from the state it has.
+    in `mpcompile.numerics.calibration.calibrate`; the optimizer continues from its present state.
 
     Args:
-        workload: with a loss and an optimizer. Its data is gone through anew where it ends.
+        workload: has a loss and an optimizer. When its data ends, it is iterated again.
         forward: its captured graph, in FP32.
-        steps: how many.
+        steps: the number of steps.
 
     Raises:
         BadInput: there is no loss, no batch, or a batch or the optimizer does not fit the program.
@@ -92,20 +92,19 @@ def vanishing_updates(
 
 
 def vanishes(weight: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-    """Return where an FP16 weight plus an update, rounded to nearest even, is the weight.
+    """Return where an FP16 weight plus an update, rounded to nearest even, is the same weight.
 
-    That is: where the update is less than half the distance to the next FP16 number in its
-    direction, or just half of it and the weight's last digit is even. At weight w of exponent e
-    that distance is one ulp, 2^(max(e, -14) - 10); from a power of two towards zero it is half as
-    much.
+    An update vanishes if it is less than half the distance to the next FP16 number in its
+    direction, or exactly half of it and the weight's last digit is even. At a weight of exponent e
+    the distance is one ulp, 2^(max(e, -14) - 10); from a power of two towards zero it is half an
+    ulp.
 
     Args:
-        weight: finite FP16, of any shape.
+        weight: FP16, of any shape; it may be infinite.
         update: FP64 of the same shape. An update of zero counts as one that vanishes.
 
     Returns:
-        Booleans of the same shape. An infinite weight, beyond FP16, stays as it is whatever finite
-        number is added.
+        Booleans of the same shape. Every finite update of an infinite weight vanishes.
     """
     bits = weight.view(torch.int16).int()
     exponent, mantissa = (bits >> _EXPONENT) & 0x1F, bits & _MANTISSA
@@ -139,7 +138,7 @@ def _copy(
 
 
 def _batches(workload: Workload, steps: int) -> Iterator[tuple[Any, ...]]:
-    """Yield batches, an epoch after another; fewer of an iterator that has no more."""
+    """Yield batches, epoch after epoch; an iterator that ends gives fewer."""
     data = [workload.batch] if workload.data is None else workload.data
     done = 0
     while done < steps:
@@ -160,7 +159,7 @@ def _batches(workload: Workload, steps: int) -> Iterator[tuple[Any, ...]]:
 def _differentiate(
     forward: Forward, state: dict[str, torch.Tensor], trained: list[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Give each trained weight its gradient; return the next values of the buffers."""
+    """Give each trained weight its gradient; return the new values of the buffers."""
     for weight in trained:
         weight.requires_grad_()
     with torch.enable_grad():
@@ -176,7 +175,7 @@ def _differentiate(
 
 
 def _count(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """Return how many updates there are, how many are zero, and how many others vanish."""
+    """Return three counts: all updates, zero updates, and other updates that vanish."""
     update = new.double() - old.double()
     zero = update == 0
     gone = vanishes(old.half(), update) & ~zero

@@ -1,4 +1,4 @@
-"""Train until the loss scale is found, as what comes before that says nothing about a program."""
+"""Train until the loss scale has settled: overflows before that do not describe the program."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from mpcompile.step.transformed import Transformed
 from mpcompile.train.train_step import TrainStep
 
 ATTEMPTS = 25
-"""Steps within which a dynamic loss scale has to settle: 16 take it from 2**16 to 1."""
+"""The number of steps in which a dynamic loss scale must settle: 16 take it from 2**16 to 1."""
 
 Batches: TypeAlias = Sequence[tuple[Any, ...]]
 
 
 def settled_step(transformed: Transformed, batches: Batches, steps: int) -> tuple[TrainStep, str]:
-    """Train, and let the loss scale settle: at each batch left, until an update is applied.
+    """Train, then run each remaining batch until an update is applied, to settle the loss scale.
 
     Args:
         transformed: its model is trained.
-        batches: those to train on, and those to measure.
-        steps: how many of them to train on.
+        batches: the batches to train on, then the batches to measure.
+        steps: the number of batches to train on.
 
     Returns:
-        The step, with the weights it had after training, and why it did not settle, or ``""``.
+        The step with the weights after training, and the reason if it did not settle, else ``""``.
     """
     step = to_step(transformed, Lowering(backend="interpreter"))
     for batch in batches[:steps]:

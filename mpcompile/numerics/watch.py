@@ -1,4 +1,4 @@
-"""Look at every step of a run: why was it skipped, and what is written to the log."""
+"""Watch every step of a run: find the cause of a skip, and write the log."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from mpcompile.step.processes import all_say
 from mpcompile.train.train_step import TrainStep
 
 _STREAK = 20
-"""Skipped steps in a row of which a run says so."""
+"""After this many skipped steps in a row a run prints a message."""
 
 _EDGE = 0.25
-"""A dynamic scale stands at the edge of overflow: what two halvings mend is nothing to tell."""
+"""A dynamic scale stays close to overflow, so an overflow that two halvings mend is expected."""
 
 
 class Watch:
-    """Sees the steps of a run, for `mpcompile.commands.progress.train`.
+    """An observer of a run's steps, for `mpcompile.commands.progress.train`.
 
-    A skipped step changes no state but the loss scale, so it can be run again in the interpreter,
-    beside FP64, while the compiled step stays as it is. After each step the host reads the loss and
-    whether it was skipped, so it waits for the device.
+    A skipped step changes only the loss scale. So it can run again in the interpreter, together
+    with FP64; the compiled step does not change. After each step the host reads the loss and
+    whether the step was skipped, so it waits for the device.
 
-    Each cause is printed once. A skip that is part of the scaler's search is not: an overflow in
-    backward at a loss scale that was never good for a step yet, or that is hardly too large.
+    Each cause is printed once. An expected skip is not printed: an overflow in backward at a loss
+    scale at which no step has succeeded yet, or which is at most four times too large.
 
     Args:
-        step: what is run.
-        console: where causes are printed.
-        log: takes a line a step, see `mpcompile.numerics.run_log`; None for no log.
-        scalars: takes a name, a number and the step's number, as TensorBoard's writer does.
+        step: the step of the run.
+        console: prints the causes.
+        log: gets one line per step, see `mpcompile.numerics.run_log`; None for no log.
+        scalars: called with a name, a number and the step's number, as TensorBoard's writer is.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class Watch:
         self._random: RandomState | None = None
 
     def before(self, batch: Sequence[Any]) -> None:
-        """Keep what a step reads that a skipped step changes: the loss scale, random numbers."""
+        """Keep the batch, the loss scale and the random state, to run a skipped step again."""
         self._batch = batch
         self._scale = self._step.loss_scale
         self._random = random_state(self._step.device)
 
     def after(self, loss: SupportsFloat) -> None:
-        """Log the step; of a skipped one find the cause."""
+        """Log the step; find the cause if it was skipped."""
         skipped, value = self._step.skipped, float(loss)
         was_skipped, self._skipped = skipped > self._skipped, skipped
         row = RunRow(
@@ -113,8 +113,8 @@ class Watch:
         if found is None:
             self._say(
                 "none",
-                f"step {self._count} was skipped, but in the interpreter, which rounds after each "
-                "op, every number of it is finite",
+                f"step {self._count} was skipped, but all its numbers are finite in the "
+                "interpreter, which rounds after each op",
             )
             return None
         rank, cause = found

@@ -30,7 +30,7 @@ def cause_in(made: Workload, policy: Policy | None = None, scale: float = 1024.0
     ("middle", "fault", "op", "why"),
     [
         (marked.Logits, "logits", "bmm", r"its result reaches \d\.\d+e\+05, beyond 65504"),
-        (marked.Epsilon, "division", "div", "since add .*marked.py:.* rounds to 0 what is not 0"),
+        (marked.Epsilon, "division", "div", "because add .*marked.py:.* rounds to 0 a number"),
         (marked.Sum, "sum", "add", r"its result reaches 6\.\d+e\+04, beyond 65504"),
     ],
 )

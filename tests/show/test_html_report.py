@@ -301,7 +301,7 @@ def test_what_is_no_log_is_refused(tmp_path: Path, line: str, sentence: str) -> 
     file.write_text(f'{{"step": 0}}\n{line}\n')
     with pytest.raises(BadInput, match=re.escape(sentence)) as caught:
         read_run_log(file)
-    assert str(caught.value).startswith(f"{file}:2: this is no log of a run")
+    assert str(caught.value).startswith(f"{file}:2: this is not a log of a run")
 
 
 def test_a_check_is_read_and_what_is_none_refused(tmp_path: Path) -> None:

@@ -261,7 +261,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         edited(lambda d: d.update(random={"eval": "1"})),
         "which a checkpoint never contains",
     ),
-    "no such tensor": (edited(lambda d: d.update(random={"tensor": "/etc"})), "nothing that is"),
+    "no such tensor": (
+        edited(lambda d: d.update(random={"tensor": "/etc"})),
+        "a checkpoint never contains",
+    ),
     "no random numbers": (edited(lambda d: d.update(random=None)), "no state of random"),
     "an odd scale": (edited(lambda d: d["loss_scale"].update(initial=0.0)), "0 does not lie"),
     "an odd rate": (edited(lambda d: d["groups"][0].update(lr="x")), "lr of parameter group 0"),
