@@ -1,5 +1,6 @@
-"""Trials that find the few ops to blame: `tune`, and `reduce` to the smallest failing part.
+"""Searches by trials: `tune` finds the few ops to blame, `reduce` the smallest failing part.
 
-In come a workload and what must hold of its step; out goes the smallest set of ops, or a script
-that needs torch alone. Searches ask the step itself, so a new judge is a function in `judges`.
+The room takes a workload and a requirement on its step. It gives the smallest set of ops, or a
+script that needs only torch. Each trial runs the step itself, so a new judge is one class in
+`judges`.
 """

@@ -1,9 +1,9 @@
 """The smallest part of a set that still suffices, found by trials: delta debugging.
 
-1-minimal is what Zeller and Hildebrandt call it (Simplifying and Isolating Failure-Inducing Input,
-IEEE TSE 28(2), 2002, definition 10). Their ddmin cuts a set into ever smaller parts, whatever the
-order of its items. Where the order says what to suspect, a prefix that is bisected says more:
-``bench/tune_search.py`` counts the trials of both.
+Zeller and Hildebrandt call such a part 1-minimal (Simplifying and Isolating Failure-Inducing Input,
+IEEE TSE 28(2), 2002, definition 10). Their ddmin cuts a set into smaller and smaller parts, and
+ignores the order of the items. Here the most suspicious items come first, so the search bisects
+prefixes: ``bench/tune_search.py`` counts the trials of both.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ T = TypeVar("T", bound=Hashable)
 def smallest_sufficient(
     items: Sequence[T], suffices: Callable[[frozenset[T]], bool]
 ) -> tuple[T, ...]:
-    """Return items that suffice together, and do not if any one of them is left out.
+    """Return items that suffice together, but no longer if any one of them is left out.
 
-    First the 1, 2, 4, ... most suspicious are tried until they suffice, then what lies between the
-    last two; the last item of the shortest prefix is needed. With it, the next needed one is the
-    last of the shortest prefix of those before it, and so on: about two trials per needed item and
-    doubling of the distance to the next. If more items never suffice less, no smaller part of the
-    result suffices either. Where trials are not that well behaved, single items are left out as
-    long as that is possible; a part that lacks two or more may suffice.
+    First the 1, 2, 4, ... most suspicious items are tried until they suffice. Then a bisection
+    between the last two sizes finds the shortest prefix that suffices; its last item is needed. The
+    next needed item is found in the same way among the items before it, and so on. This takes
+    about two trials per needed item and per doubling of the distance to the next. If a superset of
+    a sufficient set always suffices, no smaller part of the result suffices. Otherwise single items
+    are left out as long as that is possible; a part that lacks two or more items may still suffice.
 
     Args:
         items: the most suspicious first, each once. All of them together suffice: the caller has
             tried that, and it is not tried again.
-        suffices: a trial; it answers the same whenever it is asked the same. No set is tried twice.
+        suffices: a trial; the same set always gives the same answer. No set is tried twice.
 
     Returns:
-        In the order of `items`; nothing if nothing is needed.
+        The needed items in the order of `items`; empty if none is needed.
     """
     tried: dict[frozenset[T], bool] = {frozenset(items): True}
 
@@ -53,7 +53,7 @@ def smallest_sufficient(
     while rest:
         last = _last_needed(rest, needed, fails, enough)
         rest, needed = rest[:last], (rest[last], *needed)
-        # One culprit is the most common, so it is worth a trial.
+        # A single culprit is the most common case, so it is worth a trial.
         if len(needed) == 1 and enough(needed):
             break
         rest, fails = _shortened(rest, needed, enough)
@@ -63,9 +63,10 @@ def smallest_sufficient(
 def _last_needed(
     rest: tuple[T, ...], needed: tuple[T, ...], fails: int, enough: Callable[[tuple[T, ...]], bool]
 ) -> int:
-    """Return where the last item of the shortest prefix stands that suffices with what is needed.
+    """Return the index of the last item of the shortest sufficient prefix of `rest`.
 
-    All of `rest` suffices, its first `fails` items do not.
+    A prefix is tried together with the needed items. All of `rest` suffices; its first `fails`
+    items do not.
     """
     holds = len(rest)
     while holds - fails > 1:
@@ -77,10 +78,11 @@ def _last_needed(
 def _shortened(
     rest: tuple[T, ...], needed: tuple[T, ...], enough: Callable[[tuple[T, ...]], bool]
 ) -> tuple[tuple[T, ...], int]:
-    """Drop the last 1, 2, 4, ... items as long as the others suffice with what is needed.
+    """Drop the last 1, 2, 4, ... items as long as the others suffice with the needed items.
 
     Returns:
-        What is left, and how many of its first items do not suffice; nothing if nothing is needed.
+        The remaining items, and a number of first items that do not suffice; no items if no more
+        are needed.
     """
     length, step = len(rest), 1
     while rest:
@@ -94,7 +96,7 @@ def _shortened(
 def _one_minimal(kept: tuple[T, ...], enough: Callable[[tuple[T, ...]], bool]) -> tuple[T, ...]:
     """Leave out items, one at a time, as long as the others suffice."""
     while True:
-        without = (kept[:place] + kept[place + 1 :] for place in range(len(kept)))
+        without = (kept[:index] + kept[index + 1 :] for index in range(len(kept)))
         fewer = next((some for some in without if enough(some)), None)
         if fewer is None:
             return kept

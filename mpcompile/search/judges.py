@@ -1,4 +1,4 @@
-"""What must hold of a step: a tolerance of its loss and gradients, or a score of the user's own."""
+"""Requirements on a step: a tolerance for loss and gradients, or a score of the user's function."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from mpcompile.train.train_step import TrainStep
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether what was asked for holds, and what was measured."""
+    """Whether the requirement holds, and the measurement in words."""
 
     holds: bool
     why: str
 
 
 class Judge(Protocol):
-    """Decides about a transformed workload, which it may use up."""
+    """A callable that judges a transformed workload, and may change it."""
 
     def __call__(self, transformed: Transformed) -> Verdict:
-        """Return the verdict; the same for the same."""
+        """Return the verdict; equal workloads get equal verdicts."""
 
 
 @dataclass(frozen=True)
 class ToleranceJudge:
-    """Loss and gradients are as near to FP64 as asked, and everything is finite that is there.
+    """A judge: loss and gradients are close to FP64, and finite where FP64 is finite.
 
     Attributes:
-        tolerance: the largest error of the loss and of each parameter's gradient that counts as
-            none; more is an error if rounding alone does not explain it (`NodeError.fails`).
-        batches: to train on and to measure.
-        steps: on how many of them to train.
+        tolerance: the largest accepted error of the loss and of each parameter's gradient; a larger
+            error fails if rounding alone does not explain it (`NodeError.fails`).
+        batches: the batches to train on, then the batches to measure.
+        steps: the number of batches to train on.
     """
 
     tolerance: float
@@ -61,8 +61,8 @@ class ToleranceJudge:
             rows = check(step, *batch)
             bad = next((row for row in rows if row.nonfinite), None)
             if bad is not None:
-                place = f" in {bad.where.module}" if bad.where.module else ""
-                what = f"{bad.nonfinite:,} numbers of {bad.id}{place} ({bad.stage}) are not finite"
+                module = f" in {bad.where.module}" if bad.where.module else ""
+                what = f"{bad.nonfinite:,} numbers of {bad.id}{module} ({bad.stage}) are not finite"
                 return Verdict(False, what)
             judged = [row for row in rows if row.id in named]
             failed = [row for row in judged if row.fails(self.tolerance)]
@@ -71,7 +71,7 @@ class ToleranceJudge:
                 return Verdict(False, f"the error of {named[worst.id]} is {worst.error:.3g}")
             most = max([most, *(row.error for row in judged if row.error <= self.tolerance)])
             wrong_anyway |= {row.id for row in judged if row.error > self.tolerance}
-        but = f", but for {len(wrong_anyway)} that FP32 has wrong too" if wrong_anyway else ""
+        but = f", without {len(wrong_anyway)} that are wrong in FP32 too" if wrong_anyway else ""
         return Verdict(True, f"the largest error of loss and gradients is {most:.3g}{but}")
 
 
@@ -80,7 +80,7 @@ def _error(row: NodeError) -> float:
 
 
 def _named_results(step: TrainStep) -> dict[str, str]:
-    """Return, per node that makes the loss or a weight's gradient, what it is."""
+    """Return the names of the loss and of the weights' gradients, by the node that makes them."""
     return {
         node.name: name
         for name, node in results(step.step.gradient.graph).items()
@@ -90,11 +90,11 @@ def _named_results(step: TrainStep) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ScoreJudge:
-    """A function of the user's scores at least as much as asked.
+    """A judge: the score of the user's function is at least a given number.
 
     Attributes:
         function: takes a `TrainStep` and its `Workload`, returns a number; higher is better.
-        at_least: the score.
+        at_least: the smallest accepted score.
         backend: see `mpcompile.compile`.
     """
 
@@ -103,7 +103,7 @@ class ScoreJudge:
     backend: Backend | None = None
 
     def __call__(self, transformed: Transformed) -> Verdict:
-        """Score."""
+        """Compute the score and compare it."""
         reached = score(self.function, transformed, self.backend)
         return Verdict(reached >= self.at_least, f"it scores {reached:.6g}")
 
@@ -111,24 +111,24 @@ class ScoreJudge:
 def score(
     function: Callable[..., Any], transformed: Transformed, backend: Backend | None = None
 ) -> float:
-    """Return what a function says of a step; of no number minus infinity.
+    """Return a function's score of a step; NaN counts as minus infinity.
 
     Raises:
-        BadInput: it raises, or returns something else.
+        BadInput: the function raises, or does not return a number.
     """
-    place = definition(function)
+    where = definition(function)
     step = to_step(transformed, Lowering(backend=backend))
     try:
         made = function(step, transformed.workload)
     except Exception as error:
         raise BadInput(
             f"the function raised {type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            user_place(error, place.rpartition(":")[0]),
+            user_place(error, where.rpartition(":")[0]),
             "make it function(step, workload), which returns a number",
         ) from error
     try:
         reached = float(made)
     except (TypeError, ValueError, RuntimeError) as error:
         what = f"the function returned something of type {type(made).__name__}"
-        raise BadInput(what, place, "return a number; higher is better") from error
+        raise BadInput(what, where, "return a number; higher is better") from error
     return float("-inf") if isnan(reached) else reached

@@ -1,8 +1,8 @@
 """Find the smallest part of a step that still shows a failure, and the smallest inputs for it.
 
-The part is a set of ops whose result is the failing node. What they read of other ops is given to
-them as the step has it, in the step's arithmetic and in FP64 alike, so that a part that fails is
-itself to blame.
+The part is a set of ops whose result is the failing node. Its inputs, the results of other ops,
+have the values of the step, both for 16 bits and for FP64. So a part that fails is the cause
+itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mpcompile.search.subgraph import (
 )
 
 _SETS = 400
-"""How many sets of ops are tried in the order of their size before ops are left out by halves."""
+"""The number of sets of ops that are tried in the order of their size; then a bisection begins."""
 
 T = TypeVar("T")
 
@@ -42,13 +42,13 @@ class Reduced:
     """The smallest part found.
 
     Attributes:
-        captured: the node and all that it is made of.
+        captured: the node and all nodes that it depends on.
         ops: the part's ops, in order.
-        inputs: what the part reads, by node, in order.
-        outcome: what it makes of it.
-        limit: the error over which it fails.
-        before: how many ops the node is made of.
-        tried: how many parts were run.
+        inputs: the part's inputs, by node, in order.
+        outcome: the part's result on these inputs.
+        limit: the part fails if its error is above this.
+        before: the number of ops that the node depends on.
+        tried: the number of parts that were run.
     """
 
     captured: Captured
@@ -63,34 +63,35 @@ class Reduced:
 def failing_node(rows: list[NodeError], cause: Cause | None, tolerance: float) -> NodeError | None:
     """Return the first node of a step that fails, or None.
 
-    Where numbers are rounded to zero and a later node makes of these zeros what is not finite, as a
-    division or a logarithm does, it is that later node: a zero alone may do no harm.
+    If numbers are rounded to zero, and a later node, such as a division or a logarithm, makes
+    numbers from them that are not finite, the later node is returned: a zero alone may do no harm.
 
     Args:
         rows: all nodes of the step in order.
-        cause: of its first number that is not finite.
+        cause: the cause of the first number that is not finite.
         tolerance: the error that a node may have.
     """
     first = first_failure(rows, tolerance)
     if first is None or cause is None or not cause.since:
         return first
-    order = {row.id: place for place, row in enumerate(rows)}
+    order = {row.id: index for index, row in enumerate(rows)}
     return rows[order[cause.node]] if order[cause.since] <= order[first.id] else first
 
 
 def reduce(moment: Moment, name: str, tolerance: float) -> Reduced:
-    """Return the smallest part of a step that fails as one of its nodes does.
+    """Return the smallest part of a step that fails in the same way as one of its nodes.
 
-    Fewest ops come first, then fewest inputs, then the fewest numbers in them. If the ops are too
-    many to try all sets of that size, none of them can be left out alone.
+    The smallest part has the fewest ops, then the fewest inputs, then the fewest numbers in them.
+    If there are too many sets of ops to try them all, the part is only 1-minimal: no single op can
+    be left out.
 
     Args:
-        moment: what the step reads.
+        moment: the step's inputs.
         name: a node of the gradient graph that fails against FP64.
-        tolerance: the error that it may have.
+        tolerance: the error that the node may have.
 
     Raises:
-        CannotCapture: what makes it fail cannot stand in a script.
+        CannotCapture: a script cannot contain the cause of the failure.
     """
     search = _Search(capture_values(moment, name), tolerance)
     ops = sorted(search.smallest())
@@ -110,17 +111,17 @@ def reduce(moment: Moment, name: str, tolerance: float) -> Reduced:
 
 
 class _Search:
-    """Runs parts of a graph and remembers what came out."""
+    """A search that runs parts of a graph and remembers which of them fail."""
 
     def __init__(self, captured: Captured, tolerance: float) -> None:
         self.captured, self._tolerance = captured, tolerance
         self._known: dict[frozenset[fx.Node], bool] = {}
         end = maker(captured.target)
         if end is None:
-            raise CannotCapture(f"{captured.target.name} enters the step as it is")
+            raise CannotCapture(f"{captured.target.name} is an input of the step, not a result")
         self._end = end
         self.reachable = self._reachable()
-        # The failure as it is with all ops there are; parts have to fail in the same way.
+        # The failure with all ops; parts must fail in the same way.
         self._not_finite = False
         whole = self._run(self.reachable)
         if whole is None or not whole.fails(tolerance):
@@ -133,7 +134,7 @@ class _Search:
         return len(self._known)
 
     def inputs(self, ops: Collection[fx.Node]) -> dict[str, Any]:
-        """Return what some ops read of others, laid out as clones are: dense, from their start."""
+        """Return the inputs of some ops as clones: dense and without offset."""
         given = {}
         for node in inputs_of(self.captured.target, ops):
             value = self.captured.values[node.name]
@@ -161,7 +162,7 @@ class _Search:
         return frozenset([*kept, self._end])
 
     def _near(self) -> frozenset[fx.Node]:
-        """Return a set that fails of all ops within some distance, which is doubled until it is."""
+        """Return all ops within a distance; the set doubles until it fails."""
         ops, tried = frozenset([self._end]), 1
         while ops != self.reachable:
             ops = ops.union(*self._larger(ops))
@@ -188,7 +189,7 @@ class _Search:
         return len(values), sum(v.numel() if isinstance(v, torch.Tensor) else 1 for v in values)
 
     def _reachable(self) -> frozenset[fx.Node]:
-        """Return all ops the node is made of, up to those that cannot stand in a script."""
+        """Return all ops that the node depends on, up to ops that a script cannot contain."""
         reason = obstacle(self._end)
         if reason:
             raise CannotCapture(
@@ -212,6 +213,5 @@ class _Search:
         ]
         why = f": {stops[-1]}" if stops else ""
         raise CannotCapture(
-            f"{self.captured.target.name} fails, but not from values that a script can be given"
-            f"{why}"
+            f"{self.captured.target.name} fails, but not with inputs that a script can contain{why}"
         )

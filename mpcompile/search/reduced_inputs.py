@@ -1,4 +1,4 @@
-"""Make the inputs of a failing part smaller: slices of them, constants, seeded random numbers."""
+"""Smaller inputs for a failing part: slices, constants, seeded random numbers."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from mpcompile.plan.op_table import TORCH_RULES
 from mpcompile.torch_private.ops import is_pointwise, op_name
 
 INLINE = 64
-"""Tensors of up to so many numbers are written out in the script."""
+"""The script contains tensors of up to this many numbers as literals."""
 
 _CHECKED = frozenset(
     ("matmul", "softmax", "log_softmax", "mean", "sum", "vector norm", "variance", "movement",
      "cast", "pointwise", "activation")
 )  # fmt: skip
-_PAIRED = 12  # with more dimensions to halve, two of different inputs are not tried together
+_PAIRED = 12  # up to this many equal dimensions, pairs from two inputs are halved together
 
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A tensor of one number."""
+    """A tensor of equal numbers."""
 
     number: float
 
     def like(self, value: torch.Tensor) -> torch.Tensor:
-        """Return it in the shape, dtype and place of another."""
+        """Return the tensor in the shape, dtype and device of another."""
         return torch.full(value.shape, self.number, dtype=value.dtype, device=value.device)
 
 
@@ -43,7 +43,7 @@ class Drawn:
     deviation: float
 
     def like(self, value: torch.Tensor) -> torch.Tensor:
-        """Return it in the shape, dtype and place of another."""
+        """Return the tensor in the shape, dtype and device of another."""
         generator = torch.Generator().manual_seed(self.seed)
         normal = torch.randn(value.shape, generator=generator)
         return (normal * self.deviation + self.mean).to(value.device, value.dtype)
@@ -55,7 +55,7 @@ class Source:
 
     Attributes:
         value: a tensor, or a Python number.
-        made: how it can be made; None if it is what the step has there, or slices of it.
+        made: how to make the value; None for the step's own value or a slice of it.
     """
 
     value: Any
@@ -69,11 +69,11 @@ def smaller(inputs: dict[str, Source], ops: Collection[fx.Node], fails: Fails) -
     """Return smaller inputs with which a part still fails.
 
     Args:
-        inputs: by node.
-        ops: of the part.
-        fails: whether it fails with other values.
+        inputs: the part's inputs by node.
+        ops: the part's ops.
+        fails: whether the part fails with other values.
     """
-    # Kernels of other ops may trust that sizes of their operands agree.
+    # Kernels of other ops may not check that the sizes of their operands agree.
     if all(is_pointwise(node) or _rule(node) in _CHECKED for node in ops):
         inputs = _sliced(inputs, fails)
     tensors = [name for name, source in inputs.items() if isinstance(source.value, torch.Tensor)]
@@ -98,7 +98,7 @@ def _values(inputs: dict[str, Source]) -> dict[str, Any]:
 
 
 def _sliced(inputs: dict[str, Source], fails: Fails) -> dict[str, Source]:
-    """Halve dimensions, those of equal size together and then alone, as long as it fails."""
+    """Halve dimensions as long as the part fails; equal dimensions first together, then alone."""
     changed = True
     while changed:
         changed = False
@@ -109,12 +109,12 @@ def _sliced(inputs: dict[str, Source], fails: Fails) -> dict[str, Source]:
 
 
 def _groups(inputs: dict[str, Source]) -> Iterator[tuple[tuple[str, int], ...]]:
-    """Yield dimensions, as name and place, that may have to be halved together."""
+    """Yield groups of dimensions, as input name and index, to halve together."""
     sizes = {
-        (name, place): size
+        (name, dim): size
         for name, source in inputs.items()
         if isinstance(source.value, torch.Tensor)
-        for place, size in enumerate(source.value.shape)
+        for dim, size in enumerate(source.value.shape)
         if size > 1
     }
     for size in sorted(set(sizes.values()), reverse=True):
@@ -129,15 +129,15 @@ def _groups(inputs: dict[str, Source]) -> Iterator[tuple[tuple[str, int], ...]]:
 def _halved(
     inputs: dict[str, Source], group: tuple[tuple[str, int], ...], fails: Fails
 ) -> dict[str, Source] | None:
-    """Return the inputs with the first or the second half along some dimensions, if that fails."""
-    sizes = {inputs[name].value.shape[place] for name, place in group}
+    """Return the inputs with one half along some dimensions, if the part fails with it."""
+    sizes = {inputs[name].value.shape[dim] for name, dim in group}
     size = min(sizes)
     if size < 2 or len(sizes) > 1:
         return None
     for start, length in ((0, size // 2), (size // 2, size - size // 2)):
         other = dict(inputs)
-        for name, place in group:
-            part = other[name].value.narrow(place, start, length)
+        for name, dim in group:
+            part = other[name].value.narrow(dim, start, length)
             other[name] = Source(part.clone())
         if fails(_values(other)):
             return other
@@ -145,7 +145,7 @@ def _halved(
 
 
 def _stand_ins(value: torch.Tensor) -> Iterator[Constant | Drawn]:
-    """Yield what could stand for a tensor, the simplest first."""
+    """Yield simpler tensors to try instead of a tensor, the simplest first."""
     numbers = value.detach().flatten().cpu()
     if value.is_complex():
         return

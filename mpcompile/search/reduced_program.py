@@ -1,8 +1,8 @@
 """Write a part of a step as a script that imports torch only and exits with 1 while it fails.
 
-What a model can name stands in comments, escaped, and in string literals; identifiers are made of
-letters, digits and underscores. The first two lines hold no such text: Python looks for the file's
-encoding there.
+Text from a model is in comments, escaped, and in string literals only; identifiers have letters,
+digits and underscores only. The first two lines have no text from a model, because Python looks for
+the file's encoding in them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main():
     print("in FP64:", exact)
     print(f"not finite, though finite in FP64: {bad} of {ours.numel()}")
     print(f"zero, though not in FP64: {zeros} of {ours.numel()}")
-    print(f"error, as a part of what FP64 gives: {error:.4g}; the limit is {LIMIT:.4g}")
+    print(f"relative error against FP64: {error:.4g}; the limit is {LIMIT:.4g}")
     print("FAILS" if fails else "does not fail")
     sys.exit(1 if fails else 0)
 
@@ -78,11 +78,11 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class ReducedProgram:
-    """A script.
+    """A script and its tensors.
 
     Attributes:
-        text: of the script.
-        tensors: what it reads from a safetensors file beside it; may be empty.
+        text: the text of the script.
+        tensors: the tensors that it reads from a safetensors file beside it; may be empty.
     """
 
     text: str
@@ -95,7 +95,7 @@ def program(reduced: Reduced, about: Sequence[str], data: str) -> ReducedProgram
     Args:
         reduced: the part.
         about: lines for the head of the script, any text.
-        data: name of the safetensors file that will lie beside it, if it needs one.
+        data: name of the safetensors file beside the script, if it needs one.
     """
     name = _Names()
     given = {node: name(node) for node in reduced.inputs}
@@ -137,11 +137,11 @@ def _imports(held: bool, data: str) -> str:
 
 
 def _ours(reduced: Reduced, name: _Names, literal: _Literal) -> Iterator[str]:
-    """Yield the lines of the step's arithmetic: casts that widen or round stand within them."""
+    """Yield the lines of the step's arithmetic, with the casts that widen or round."""
     captured, values = reduced.captured, reduced.outcome.ours
-    places = {captured.rounded[node]: name(node) for node in reduced.inputs}
-    text: dict[fx.Node, str] = dict(places)
-    for node in between(captured.rounded[captured.target.name], places):
+    given = {captured.rounded[node]: name(node) for node in reduced.inputs}
+    text: dict[fx.Node, str] = dict(given)
+    for node in between(captured.rounded[captured.target.name], given):
         emulates = node.meta.get("emulates", node.name)
         called = literal.call(node, node.args, node.kwargs, text.__getitem__)
         if emulates and emulates != node.name:
@@ -157,7 +157,7 @@ def _ours(reduced: Reduced, name: _Names, literal: _Literal) -> Iterator[str]:
 
 
 def _exact(reduced: Reduced, name: _Names) -> Iterator[str]:
-    """Yield the lines of the same in FP64."""
+    """Yield the lines of the same part in FP64."""
     outcome, captured = reduced.outcome, reduced.captured
     given = {captured.node(node): name(node) for node in reduced.inputs}
     for node, text in given.items():
@@ -179,7 +179,7 @@ def _exact(reduced: Reduced, name: _Names) -> Iterator[str]:
 
 
 class _Names:
-    """Gives each node an identifier of its own."""
+    """A map from each node to an identifier of its own."""
 
     def __init__(self) -> None:
         self._given: dict[str, str] = {}
@@ -199,10 +199,10 @@ class _Names:
 
 @dataclass(frozen=True)
 class _Literal:
-    """Writes arguments as Python.
+    """A writer of arguments as Python.
 
     Attributes:
-        half: the 16-bit format that is written ``HALF``.
+        half: the 16-bit dtype that is written ``HALF``.
     """
 
     half: torch.dtype | None
@@ -221,7 +221,7 @@ class _Literal:
             return str(value)
         if isinstance(value, str | int | float | complex | None):
             return ascii(value)
-        raise AssertionError(type(value))  # `subgraph.obstacle` has let no other in
+        raise AssertionError(type(value))  # `subgraph.obstacle` refuses all other types
 
     def call(self, node: fx.Node, args: Any, kwargs: Any, read: Callable[[fx.Node], str]) -> str:
         """Write a call."""
@@ -232,7 +232,7 @@ class _Literal:
         return f"torch.ops.{node.target}({', '.join(given)})"
 
     def input(self, name: str, source: Source) -> str:
-        """Write what an input is made of."""
+        """Write the expression of an input."""
         value, made = source.value, source.made
         if not isinstance(value, torch.Tensor):
             return self(value)
@@ -259,7 +259,7 @@ _EXACT_LITERAL = _Literal(None)
 
 
 def _is_held(source: Source) -> bool:
-    """Whether an input lies in the file beside the script."""
+    """Whether an input is stored in the file beside the script."""
     value = source.value
     return isinstance(value, torch.Tensor) and source.made is None and value.numel() > INLINE
 
@@ -274,7 +274,7 @@ def _where(node: fx.Node) -> Where:
 
 
 def _comment(value: object, where: Where) -> str:
-    """Return type, place and source line as one line of a comment."""
+    """Return type, source position and source line as one line of a comment."""
     parts = [type_text(value)]
     if where.file:
         source = linecache.getline(where.file, where.line).strip()[:_SHOWN]
@@ -285,4 +285,4 @@ def _comment(value: object, where: Where) -> str:
 def _how(source: Source) -> str:
     if source.made is None:
         return ""
-    return ", one number for all" if isinstance(source.made, Constant) else ", random numbers"
+    return ", all numbers equal" if isinstance(source.made, Constant) else ", random numbers"

@@ -1,4 +1,4 @@
-"""Run a part of a step's gradient graph again, alone, from values that the step had there."""
+"""Run a part of a step's gradient graph again, alone, on the values that the step had."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _LITERALS = (
 
 @dataclass(frozen=True)
 class Captured:
-    """A node of a step with all that it is made of.
+    """A node of a step with all nodes that it depends on.
 
     Attributes:
-        moment: what the step read.
-        graph: the gradient graph up to the node; working copies are casts of their masters, a
-            dropout multiplies by the mask it drew.
+        moment: the inputs of the step.
+        graph: the gradient graph up to the node; working copies are casts of their masters, and a
+            dropout is a multiplication by the mask that it drew.
         arithmetic: the same graph as the step computes it: on a CPU in pseudo FP16.
-        rounded: per node of ``graph`` the one of ``arithmetic`` that has its value.
-        target: the node, of ``graph``.
-        values: per node it is made of, by name, what the step has there.
+        rounded: for each node name of ``graph``, the node of ``arithmetic`` with its value.
+        target: the node, in ``graph``.
+        values: the step's values, by the names of the nodes that the target depends on.
     """
 
     moment: Moment
@@ -63,15 +63,15 @@ class Captured:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a part of a graph makes of its inputs.
+    """The result of a part of a graph on some inputs.
 
     Attributes:
-        ours: per node of ``Captured.arithmetic``, as the step computes.
-        exact: per node of ``Captured.graph``, in FP64.
-        narrower: those that have no kernel for FP64 and ran in FP32.
-        count: the numbers of the result.
-        nonfinite: those that are not finite, though they are in FP64.
-        vanished: those that are zero, though not in FP64.
+        ours: the step's values, by node of ``Captured.arithmetic``.
+        exact: the values in FP64, by node of ``Captured.graph``.
+        narrower: the nodes that ran in FP32 because they have no kernel for FP64.
+        count: how many numbers the result has.
+        nonfinite: how many numbers are not finite, but finite in FP64.
+        vanished: how many numbers are zero, but not in FP64.
         error: see `NodeError.error`.
         explained: see `NodeError.explained`.
     """
@@ -86,7 +86,7 @@ class Outcome:
     explained: float
 
     def limit(self, tolerance: float) -> float:
-        """Return the error over which it fails."""
+        """Return the error above which the part fails."""
         return max(tolerance, self.explained)
 
     def fails(self, tolerance: float) -> bool:
@@ -95,11 +95,11 @@ class Outcome:
 
 
 def capture_values(moment: Moment, name: str) -> Captured:
-    """Run a step's gradient graph up to a node and keep what the node is made of.
+    """Run a step's gradient graph up to a node and keep all values that the node depends on.
 
     Args:
-        moment: what the step reads.
-        name: a node of its gradient graph.
+        moment: the inputs of the step.
+        name: a node of the gradient graph.
     """
     moment = replace(moment, values={**moment.values, **moment.masters})
     graph = _prepared(moment)
@@ -111,7 +111,7 @@ def capture_values(moment: Moment, name: str) -> Captured:
     wanted = {node.name for node in between(target, ())}
     run, freed = AsIs(arithmetic), last_reads(arithmetic.graph)
     values: dict[str, Any] = {}
-    # Without grad mode oneDNN's LSTM would keep nothing for the backward that stands in the graph.
+    # Without grad mode oneDNN's LSTM would not keep the tensors that the graph's backward reads.
     with drawn_again(moment.random), torch.enable_grad():
         for node in arithmetic.graph.nodes:
             run.run(node, moment)
@@ -125,7 +125,7 @@ def capture_values(moment: Moment, name: str) -> Captured:
 
 
 def between(target: fx.Node, stops: Collection[fx.Node]) -> list[fx.Node]:
-    """Return what a node is made of, in order and with itself, up to nodes not to pass."""
+    """Return a node and the nodes that it depends on, in order, up to the nodes `stops`."""
     found: set[fx.Node] = set()
     waiting = [target]
     while waiting:
@@ -137,7 +137,7 @@ def between(target: fx.Node, stops: Collection[fx.Node]) -> list[fx.Node]:
 
 
 def maker(node: fx.Node) -> fx.Node | None:
-    """Return the op that makes a node's value; None of what enters the graph."""
+    """Return the op that makes a node's value; None for an input of the graph."""
     while node.target is operator.getitem:
         node = node.all_input_nodes[0]
     return node if node.op == "call_function" else None
@@ -150,11 +150,11 @@ def makers(node: fx.Node) -> Iterable[fx.Node]:
 
 
 def inputs_of(target: fx.Node, ops: Collection[fx.Node]) -> list[fx.Node]:
-    """Return, in the order of the graph, what a part of it reads.
+    """Return the inputs of a part of a graph, in the order of the graph.
 
     Args:
-        target: its result.
-        ops: its ops.
+        target: the part's result.
+        ops: the part's ops.
     """
     found: set[fx.Node] = set()
     seen: set[fx.Node] = set()
@@ -172,17 +172,17 @@ def inputs_of(target: fx.Node, ops: Collection[fx.Node]) -> list[fx.Node]:
 
 
 def obstacle(node: fx.Node) -> str:
-    """Return why an op cannot stand in a script that reads captured values, or ``""``."""
+    """Return why a script with captured values cannot contain an op, or ``""``."""
     if is_higher_order(node):
         return "calls graphs of its own"
     if draws(node):
         return "draws random numbers"
     if op_name(node) in UNWRITTEN:
-        return "reads memory that nothing has written"
+        return "reads memory that was never written"
     if mutated_inputs(node):
-        return "writes to what it reads"
+        return "writes to its inputs"
     if getattr(node.target, "namespace", "") not in ("aten", "prims"):
-        return "is no op of PyTorch itself"
+        return "is not an op of PyTorch itself"
     found: list[object] = []
     fx.node.map_aggregate((node.args, dict(node.kwargs)), found.append)
     strange = next((item for item in found if not isinstance(item, _LITERALS)), None)
@@ -190,14 +190,14 @@ def obstacle(node: fx.Node) -> str:
 
 
 def outcome(captured: Captured, inputs: Mapping[str, Any]) -> Outcome | None:
-    """Run a part of a graph as the step does, in FP64 and in FP32, all from the same inputs.
+    """Run a part of a graph as the step does, in FP64 and in FP32, all on the same inputs.
 
     Args:
         captured: the graph, and the node that is the part's result.
-        inputs: per node that the part reads its value, by name.
+        inputs: the values that the part reads, by node name.
 
     Returns:
-        None if it does not run.
+        The outcome, or None if the part does not run.
     """
     try:
         with torch.enable_grad():
@@ -221,7 +221,7 @@ def outcome(captured: Captured, inputs: Mapping[str, Any]) -> Outcome | None:
 
 
 def run_as_the_step(captured: Captured, inputs: Mapping[str, Any]) -> dict[fx.Node, Any]:
-    """Return what a part's nodes of ``arithmetic`` make of inputs; see `outcome`."""
+    """Return the values of a part's nodes of ``arithmetic`` on inputs; see `outcome`."""
     run = AsIs(captured.arithmetic)
     run.values = {captured.rounded[name]: value for name, value in inputs.items()}
     for node in between(captured.rounded[captured.target.name], set(run.values)):
@@ -230,7 +230,7 @@ def run_as_the_step(captured: Captured, inputs: Mapping[str, Any]) -> dict[fx.No
 
 
 def run_wide(captured: Captured, inputs: Mapping[str, Any], dtype: torch.dtype) -> Wide:
-    """Run a part in a wide format; see `outcome`."""
+    """Run a part in a wide dtype; see `outcome`."""
     run = Wide(captured.graph, dtype)
     given = [node for node in captured.graph.graph.nodes if node.name in inputs]
     run.values = {node: all_in(inputs[node.name], dtype) for node in given}
@@ -240,7 +240,7 @@ def run_wide(captured: Captured, inputs: Mapping[str, Any], dtype: torch.dtype) 
 
 
 def _prepared(moment: Moment) -> fx.GraphModule:
-    """Return the gradient graph with a cast a working copy, and dropouts that read their mask."""
+    """Return the gradient graph with a cast per working copy, and dropouts that read their mask."""
     module = copy_graph(moment.step.gradient)
     graph = module.graph
     entering = list(graph.find_nodes(op="placeholder"))
@@ -258,7 +258,7 @@ def _prepared(moment: Moment) -> fx.GraphModule:
 
 
 def _multiply_by_mask(graph: fx.Graph, dropout: fx.Node) -> None:
-    """Compute what a dropout returns as PyTorch does: times the mask, then the scale."""
+    """Compute a dropout's result in PyTorch's order: times the mask, then times the scale."""
     source, rate = dropout.args[0], dropout.args[1]
     result = next((user for user in dropout.users if user.args[1] == 0), None)
     if result is None:
@@ -275,7 +275,7 @@ def _multiply_by_mask(graph: fx.Graph, dropout: fx.Node) -> None:
 
 
 def _take_over(node: fx.Node, old: fx.Node, renamed: str) -> None:
-    """Let a node have the name and the readers of one that stays under another name."""
+    """Give a node the name and the readers of an old node, which is renamed."""
     name = old.name
     old.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
     node.meta = dict(old.meta)

@@ -1,4 +1,4 @@
-"""Which ops of a plan are to be suspected, by what the numbers of a step are and become."""
+"""The most suspicious ops of a plan, measured by the errors of a step's tensors."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mpcompile.step.transformed import Transformed
 from mpcompile.torch_private.ops import is_higher_order
 
 _ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-"""By format the largest error that one rounding can be."""
+"""The largest relative error of one rounding, by dtype."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """What one tensor of a step, in one batch, says against the ops that it belongs to."""
+    """The evidence of one tensor of a step, in one batch, against its ops."""
 
     made_by: AbstractSet[str]
     read_by: AbstractSet[str]
@@ -40,19 +40,19 @@ def suspects(
 ) -> list[Suspect]:
     """Measure ops, forward and backward, and return them with the most suspicious first.
 
-    Against an op speaks, of each tensor that it makes, the error that it adds itself, as far as it
-    is more than a rounding, and the share of numbers that are zero but not in FP64. Those follow
-    from what the ops before it have done: of an infinity nothing can be learnt about who reads it.
-    So there speaks against it too how badly the 16-bit format holds what FP64 has there, in each
-    tensor of forward that it makes or reads. Of each kind the worst tensor counts, summed over the
-    batches. Equally suspicious ops stay in the order of the graph.
+    The suspicion of an op is the sum of two measures. The first is over the tensors that the op
+    makes: the error that it adds itself beyond one rounding, plus the share of numbers that are
+    zero but not in FP64. It depends on the ops before: after an infinity it tells nothing about the
+    ops that read it. So the second is over the forward tensors that the op makes or reads: how
+    badly the 16-bit dtype represents their FP64 values. Each measure takes the worst tensor of each
+    batch, and the batches are summed. Equally suspicious ops stay in the order of the graph.
 
     Args:
         made: transformed without the passes that join and reshape matmuls, so that every node of
-            the step belongs to one op of the plan; its model is used up.
+            the step belongs to one op of the plan; its model is changed.
         ops: ids of ops.
-        batches: to train on and to measure.
-        steps: on how many of them to train.
+        batches: the batches to train on, then the batches to measure.
+        steps: the number of batches to train on.
     """
     step, _ = settled_step(made, batches, steps)
     blame = _Blame(made)
@@ -88,12 +88,12 @@ def _worse(suspect: Suspect, tensor: _Tensor) -> Suspect:
 
 
 class _Blame:
-    """Knows which ops a node of a step belongs to."""
+    """The map from a node of a step to the ops that it belongs to."""
 
     def __init__(self, made: Transformed) -> None:
         assert made.step is not None
         narrow = made.plan.precision
-        # Without a 16-bit format there is nothing to suspect.
+        # Without a 16-bit dtype no op is suspicious.
         self._format = None if narrow is Precision.FP32 else getattr(torch, narrow.value)
         readers: Mapping[str, set[str]] = defaultdict(set)
         makers = {tensor: {op.id} for op in made.flow.ops for tensor in op.writes}
@@ -107,15 +107,15 @@ class _Blame:
         }
         inputs = {item.node: f"{item.name}.working" for item in made.forward.inputs}
         for cast in made.plan.casts:
-            # A cast is made for who reads it; who writes what it rounds has part in it.
+            # A cast belongs to the ops that read it, and to the op whose result it rounds.
             self._makers[cast.id] = {*cast.readers, *makers.get(cast.tensor, ())}
             if cast.tensor in inputs:
                 self._makers.setdefault(inputs[cast.tensor], set()).update(cast.readers)
-        # A loop is one node of a step; the ids of its ops hold a dot, those of its borders a slash.
+        # A loop is one node of a step; its inner ops have a dot or a slash in their ids.
         self._inner = {op.id for op in made.flow.ops if "." in op.id or "/" in op.id}
 
     def tensor(self, seen: Seen) -> _Tensor:
-        """Return what a tensor says, and of which ops."""
+        """Return the evidence of a tensor, and the ops that it concerns."""
         node = seen.node
         key = str(node.meta.get("slot") or node.meta.get("planned", ""))
         calls = any(map(is_higher_order, (node, *node.all_input_nodes)))
@@ -131,7 +131,7 @@ class _Blame:
             own=own,
             vanished=vanished,
             against=max(own - _ROUNDING.get(seen.ours.dtype, 0.0), 0.0) + vanished,
-            # What backward has depends on a loss scale that may not have settled.
+            # Backward's numbers depend on a loss scale that may not have settled.
             misfit=0.0 if backward else self._misfit(seen.exact),
         )
 
@@ -144,5 +144,5 @@ class _Blame:
 
 
 def _share(value: torch.Tensor, exact: torch.Tensor) -> float:
-    """Return the share of numbers that are zero and should not be."""
+    """Return the share of numbers that are zero but not in FP64."""
     return int(((value == 0) & (exact != 0)).sum()) / max(exact.numel(), 1)

@@ -1,4 +1,4 @@
-"""What the trials of a search came to, a line each in a file: to go on another day."""
+"""The results of a search's trials, one line each in a file, so that the search can be resumed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class _Line(BaseModel):
 
 
 class Head(_Line):
-    """What is searched, and by what.
+    """The inputs of a search.
 
     Attributes:
-        version: of the format.
-        asked: per name of something that decides what is found a word for it.
+        version: the version of the format.
+        asked: a short text for everything that decides the result, by name.
     """
 
     kind: Literal["head"] = "head"
@@ -34,13 +34,13 @@ class Head(_Line):
 
 
 class Suspect(_Line):
-    """How wrong an op is where nothing is returned to FP32, over all its nodes and batches.
+    """The errors of an op while no op is returned to FP32, over all its nodes and batches.
 
     Attributes:
         op: its id.
-        suspicion: how much speaks against it; what only rounds has 0.
-        error: the largest error of a tensor of its.
-        own: the largest part of such an error that is the op's own doing.
+        suspicion: the evidence against it; 0 for an op that only rounds.
+        error: the largest error of its tensors.
+        own: the largest error that the op itself adds to a tensor.
         vanished: the largest share of numbers that are zero, but not in FP64.
     """
 
@@ -59,7 +59,7 @@ class Suspects(_Line):
 
 
 class Reference(_Line):
-    """What the program scores in FP32."""
+    """The program's score in FP32."""
 
     kind: Literal["reference"] = "reference"
     score: float
@@ -69,10 +69,10 @@ class Trial(_Line):
     """One trial.
 
     Attributes:
-        full: the ops that were FP32.
-        holds: whether what was asked for held.
-        why: what was measured.
-        seconds: what it took.
+        full: the ops that were in FP32.
+        holds: whether the requirement held.
+        why: the measurement in words.
+        seconds: the duration.
     """
 
     kind: Literal["trial"] = "trial"
@@ -86,13 +86,13 @@ Line = Annotated[Head | Suspects | Reference | Trial, Field(discriminator="kind"
 
 
 class TrialLog:
-    """A file of trials, and what it holds.
+    """A file of trials, and its contents.
 
     Attributes:
         path: the file.
-        trials: by the ops that were FP32.
+        trials: the trials by the ops that were in FP32.
         suspects: None until they are known.
-        reference: what FP32 scores; None until it is known.
+        reference: the score of FP32; None until it is known.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,7 +103,7 @@ class TrialLog:
 
     @staticmethod
     def begin(path: Path, asked: Mapping[str, str]) -> TrialLog:
-        """Start a file, in the place of what is there."""
+        """Start a new file, which replaces an old one."""
         path.write_text("", encoding="utf-8")
         log = TrialLog(path)
         log.note(Head(asked=dict(asked)))
@@ -111,14 +111,14 @@ class TrialLog:
 
     @staticmethod
     def resume(path: Path, asked: Mapping[str, str]) -> TrialLog:
-        """Take up a file that may come from anyone; a last line that breaks off is dropped.
+        """Resume from a file that is not trusted; an incomplete last line is dropped.
 
         Args:
             path: the file.
-            asked: what is searched now; see `Head`.
+            asked: the inputs of the present search; see `Head`.
 
         Raises:
-            BadInput: it is no such file, or something else was searched.
+            BadInput: the file is not a file of trials, or belongs to another search.
         """
         text = read_document(path, "file of trials", _AGAIN)
         whole = text[: text.rfind(b"\n") + 1]
@@ -128,7 +128,7 @@ class TrialLog:
             _read(line, f"{path}:{number}") for number, line in enumerate(whole.splitlines(), 1)
         )
         if not isinstance(first, Head):
-            raise BadInput("the first line is no head", str(path), _AGAIN)
+            raise BadInput("the first line is not a head", str(path), _AGAIN)
         _check(first.asked, asked, path)
         log = TrialLog(path)
         for line in lines:
@@ -139,13 +139,13 @@ class TrialLog:
         return log
 
     def note(self, line: Head | Suspects | Reference | Trial) -> None:
-        """Take something in, and write it to the file before anything else is done."""
+        """Add a line, and write it to the file at once."""
         self.take(line)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_format().dump_json(line).decode() + "\n")
 
     def take(self, line: Head | Suspects | Reference | Trial) -> None:
-        """Take in what the file holds already."""
+        """Add a line that the file holds already."""
         match line:
             case Suspects():
                 self.suspects = line.suspects
@@ -159,11 +159,12 @@ def _read(line: bytes, where: str) -> Head | Suspects | Reference | Trial:
     try:
         return _format().validate_json(line)
     except ValidationError as error:
-        raise BadInput(f"this is no line of trials: {sentence(error)}", where, _AGAIN) from error
+        what = f"this is not a line of trials: {sentence(error)}"
+        raise BadInput(what, where, _AGAIN) from error
 
 
 def _check(then: Mapping[str, str], now: Mapping[str, str], path: Path) -> None:
-    """Raise BadInput if two searches are not the same."""
+    """Raise BadInput if two searches differ."""
     said = [
         f"{name} is {short(then.get(name, ''))} there and {short(now.get(name, ''))} here"
         for name in dict.fromkeys((*now, *then))
@@ -173,7 +174,7 @@ def _check(then: Mapping[str, str], now: Mapping[str, str], path: Path) -> None:
         raise BadInput(
             "these trials are of another search: " + "; ".join(said),
             str(path),
-            f"give what was given then, or {_AGAIN}",
+            f"give the arguments of that search, or {_AGAIN}",
         )
 
 

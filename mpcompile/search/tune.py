@@ -34,20 +34,20 @@ from mpcompile.step.loss_scale import LossScale
 from mpcompile.step.transformed import Choices, Transformed
 
 SEED = 0
-"""Every trial draws the random numbers that follow from it."""
+"""The seed of the random numbers of every trial."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """How a workload is transformed where nothing is returned, and what is measured.
+    """The options of a search: how to transform the workload, and the batches.
 
     Attributes:
-        policy: the user's; overrides that name a node hold in every trial.
+        policy: the user's policy; overrides that name a node hold in every trial.
         scale: see `mpcompile.compile`.
         ranges: see `mpcompile.compile`.
         without: see `mpcompile.compile`.
-        batches: to train on and to measure.
-        steps: on how many of them to train before measuring.
+        batches: the batches to train on, then the batches to measure.
+        steps: the number of batches to train on.
     """
 
     policy: Policy
@@ -60,11 +60,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What could be returned to FP32.
+    """The ops that could be returned to FP32.
 
     Attributes:
         ops: the ops of the plan that compute or store 16 bits, in graph order.
-        pinned: ids of those that an override names as a node, so that none can say otherwise.
+        pinned: ids of the 16-bit ops that an override names as a node; the search keeps them.
         graph: SHA-256 of the graph's shape.
     """
 
@@ -75,14 +75,14 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """An op that has to be FP32.
+    """An op that must be in FP32.
 
     Attributes:
         op: its id, which overrides name as ``node:ID``.
-        kind: its name.
-        where: its place in the user's program.
-        before: how wrong it is in 16 bits where nothing is returned.
-        after: the largest error of a tensor of its once all that was found is FP32.
+        kind: the name of its kind.
+        where: its source position in the user's program.
+        before: its errors while no op is returned.
+        after: the largest error of its tensors when all found ops are in FP32.
     """
 
     op: str
@@ -94,14 +94,14 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        returned: the ops, in graph order; none if nothing has to be returned.
-        before: what was measured with none of them in FP32.
-        after: what was measured with all of them in FP32.
-        trials: how many sets of ops were tried.
-        seconds: what the trials took.
+        returned: the ops, in graph order; empty if no op must be returned.
+        before: the measurement with none of them in FP32.
+        after: the measurement with all of them in FP32.
+        trials: the number of sets of ops that were tried.
+        seconds: the duration of the trials.
     """
 
     returned: tuple[Returned, ...]
@@ -112,7 +112,7 @@ class Tuned:
 
 
 def candidates(workload: Workload, asked: Asked) -> Candidates:
-    """Plan a workload and return which ops could be returned.
+    """Plan a workload and return the ops that could be returned to FP32.
 
     Raises:
         BadInput, CannotCapture: see `mpcompile.compile`; or the workload has no loss.
@@ -140,7 +140,7 @@ def _pinned(op: Op, policy: Policy) -> bool:
 def asked_in_words(
     workload: Workload, asked: Asked, found: Candidates, judge: str
 ) -> dict[str, str]:
-    """Return what decides a search's result, each by its name: see `trial_log.Head`."""
+    """Return a short text for everything that decides a search's result: see `trial_log.Head`."""
     policy = asked.policy
     tensors = [*workload.model.parameters(), *workload.model.buffers()]
     return {
@@ -175,7 +175,7 @@ def score_in_full_precision(
     backend: Backend | None,
     log: TrialLog,
 ) -> float:
-    """Return what a function says of the workload in FP32, and note it if it is new."""
+    """Return a function's score of the workload in FP32, and write it to the log if it is new."""
     if log.reference is None:
         with _seeded_and_quiet():
             reached = score(function, _in_full_precision(workload, asked), backend)
@@ -196,21 +196,21 @@ def tune(
     log: TrialLog,
     say: Callable[[str], None],
 ) -> Tuned:
-    """Search, and note every trial before the next one begins.
+    """Search, and write every trial to the log before the next one begins.
 
-    Each trial gets a copy of the workload and the same random numbers: those of torch, NumPy and
-    Python are seeded.
+    Each trial gets a copy of the workload and the same random numbers: the generators of torch,
+    NumPy and Python are seeded.
 
     Args:
         workload: stays as it is.
-        asked: how it is transformed.
-        found: what can be returned.
-        judge: says whether a trial holds.
-        log: what is known already, and where the rest goes.
-        say: is told of every trial in a sentence.
+        asked: the options of the search.
+        found: the ops that can be returned.
+        judge: decides whether the requirement holds in a trial.
+        log: the known trials; new trials are added.
+        say: is called with one sentence about every trial.
 
     Raises:
-        CheckFailed: it does not hold even in FP32.
+        CheckFailed: the requirement does not hold even in FP32.
         BadInput: the log is of other ops.
     """
     everything = frozenset(op.id for op in found.ops)
@@ -278,7 +278,7 @@ def _hopeless(
         return CheckFailed(
             f"it does not hold in FP32 either: {why}",
             workload.origin,
-            "it is the program, not its precision; ask for less, or mend the program",
+            "change the program or ask for less, because the precision is not the cause",
         )
     return CheckFailed(
         f"it does not hold with all other {len(found.ops)} ops in FP32: {last.why}",
@@ -290,7 +290,7 @@ def _hopeless(
 def _suspects(
     workload: Workload, asked: Asked, full: Collection[str], ops: Collection[str]
 ) -> list[Suspect]:
-    """Measure ops where some are FP32, each node by itself."""
+    """Measure ops while some are in FP32, each node by itself."""
     if not ops:
         return []
     with _seeded_and_quiet():
@@ -308,7 +308,7 @@ def _transformed(workload: Workload, asked: Asked, full: Collection[str]) -> Tra
 
 
 def _fresh(workload: Workload) -> Workload:
-    """Return a copy with a model, an optimizer and a loss of its own."""
+    """Return a copy of the workload with its own model, optimizer and loss."""
     try:
         model, optimizer, loss = copy.deepcopy((workload.model, workload.optimizer, workload.loss))
     except Exception as error:
@@ -322,7 +322,7 @@ def _fresh(workload: Workload) -> Workload:
 
 @contextmanager
 def _seeded_and_quiet() -> Iterator[None]:
-    """Draw the same random numbers as ever; the user was warned when the program was planned."""
+    """Seed the generators, and silence warnings that the user saw when the program was planned."""
     seed_all(SEED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnmatchedOverride)

@@ -207,17 +207,17 @@ def test_a_last_line_that_breaks_off_is_dropped(tmp_path: Path, torn: str) -> No
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("x\n", "a.jsonl:1: this is no line of trials: this is not JSON"),
-        (TRIAL, "the first line is no head"),
-        (HEAD.replace("1", "2"), "this is no line of trials"),
-        (HEAD + "[]\n", "a.jsonl:2: this is no line of trials"),
-        (HEAD + '{"kind":"virus"}\n', "this is no line of trials"),
+        ("x\n", "a.jsonl:1: this is not a line of trials: this is not JSON"),
+        (TRIAL, "the first line is not a head"),
+        (HEAD.replace("1", "2"), "this is not a line of trials"),
+        (HEAD + "[]\n", "a.jsonl:2: this is not a line of trials"),
+        (HEAD + '{"kind":"virus"}\n', "this is not a line of trials"),
         (HEAD + TRIAL.replace("0.5", "-1"), "seconds should be greater than or equal to 0"),
-        (HEAD + TRIAL.replace("0.5", "NaN"), "this is no line of trials"),
+        (HEAD + TRIAL.replace("0.5", "NaN"), "this is not a line of trials"),
         (HEAD + TRIAL.replace('"so"', '"so","more":1'), "there is no trial.more"),
         (HEAD + TRIAL.replace("true", '"yes"'), "holds should be a valid boolean"),
         (HEAD + TRIAL.replace('["a"]', '"a"'), "full should be a list"),
-        (HEAD + "\xff\n", "this is no line of trials"),
+        (HEAD + "\xff\n", "this is not a line of trials"),
     ],
 )
 def test_a_file_of_trials_may_come_from_anyone(tmp_path: Path, text: str, sentence: str) -> None:

@@ -107,7 +107,7 @@ def test_obstacles_in_the_models_are_random_numbers_and_unwritten_memory_only() 
                 found.add(f"{node.target}: {obstacle(node)}")
     assert found == {
         "aten.bernoulli.p: draws random numbers",
-        "aten.empty_like.default: reads memory that nothing has written",
+        "aten.empty_like.default: reads memory that was never written",
     }
 
 
