@@ -1,6 +1,6 @@
 """A precision plugin for Lightning: ``Trainer(plugins=MPCompilePrecision())``.
 
-The only module that imports Lightning; install it with the extra ``mpcompile[lightning]``.
+This is the only module that imports Lightning; install it with the extra ``mpcompile[lightning]``.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.torch_private.tracing import uncompile
 
-_PLACE = "MPCompilePrecision"
+_WHERE = "MPCompilePrecision"
 
 
 class MPCompilePrecision(MixedPrecision):
-    """Networks with casts by the plan, in place of autocast round the steps.
+    """Networks with casts by the plan, instead of autocast around the steps.
 
-    They run through ``torch.compile(backend="mpcompile")``. With FP16 the loss is scaled, and
-    gradients are unscaled before hooks and clipping, as Lightning does it for ``16-mixed``. The
-    scale is in checkpoints under this class's name, as Lightning keeps what plugins have; it must
-    keep this name.
+    The networks run through ``torch.compile(backend="mpcompile")``. With FP16 the loss is scaled,
+    and gradients are unscaled before hooks and clipping, as in Lightning's ``16-mixed``. Lightning
+    stores the scale in checkpoints under this class's name, so the class must keep its name.
 
     Args:
         policy: default: FP16 by the op table.
@@ -34,7 +33,7 @@ class MPCompilePrecision(MixedPrecision):
         backend: ``"interpreter"`` or ``"inductor"``; default: inductor on CUDA.
 
     Raises:
-        BadInput: a scaler is given though nothing is FP16.
+        BadInput: a scaler is given, but the precision is not FP16.
     """
 
     def __init__(
@@ -48,12 +47,12 @@ class MPCompilePrecision(MixedPrecision):
         if scaler is not None and not narrow:
             raise BadInput(
                 f"a scaler is given, and the precision is {self._policy.precision.value}",
-                _PLACE,
+                _WHERE,
                 "leave the scaler out; only FP16 needs one",
             )
         super().__init__("bf16-mixed", "cpu")
-        # Lightning's name of what is nearest; its own scaler would be made before the device is
-        # known.
+        # Lightning's name of the nearest precision. Given to `__init__`, it would make Lightning
+        # choose a scaler before the device is known.
         self.precision = "16-mixed" if narrow else "bf16-mixed"
         self.scaler = scaler
         self._backend = backend
@@ -61,10 +60,10 @@ class MPCompilePrecision(MixedPrecision):
         self._networks: tuple[torch.nn.Module, ...] = ()
 
     def convert_module(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Let ``forward`` and each network that a step calls run through the backend.
+        """Compile ``forward`` and each network that a step calls with the backend.
 
         The steps themselves, with their logging and their loss, stay plain Python; parameters and
-        the names in ``state_dict`` stay as they are.
+        the names in ``state_dict`` do not change.
         """
         options = self._options()
         self._networks = tuple(_networks(module))
@@ -80,12 +79,12 @@ class MPCompilePrecision(MixedPrecision):
         """Make the scaler for the model's device.
 
         Raises:
-            BadInput: an optimizer is L-BFGS, which calls the model several times a step.
+            BadInput: an optimizer is L-BFGS, which calls the model several times per step.
         """
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
             raise BadInput(
-                "L-BFGS evaluates the loss several times a step, and one scale cannot fit all",
-                _PLACE,
+                "L-BFGS evaluates the loss several times per step, and one scale cannot fit all",
+                _WHERE,
                 "choose another optimizer, or train in FP32",
             )
         if self.scaler is None and self._policy.precision is Precision.FP16:
@@ -123,7 +122,7 @@ class MPCompilePrecision(MixedPrecision):
 
 
 def _networks(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Yield the outermost modules below one that can be called and have something to train."""
+    """Yield the outermost callable submodules that have parameters."""
     for child in module.children():
         if isinstance(child, torch.nn.ModuleList | torch.nn.ModuleDict):
             yield from _networks(child)

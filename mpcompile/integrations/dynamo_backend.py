@@ -1,7 +1,7 @@
 """``torch.compile(model, backend="mpcompile")``: casts by our plan in each graph that Dynamo makes.
 
-Autograd, graph breaks, the optimizer and the loss scale stay the user's own. Parameters are inputs
-of a graph, so their casts are nodes of it and their gradients are FP32.
+Autograd, graph breaks, the optimizer and the loss scale stay with the user. Parameters are inputs
+of a graph, so their casts are nodes of the graph and their gradients are FP32.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ROOT = re.compile(r"^[LG]\['[^']*'\]\.?")
 _NOT_HERE = {
     "loss_scale": "scale the loss in the training loop, with torch.amp.GradScaler",
     "without": "leave it out; these passes need the whole training step",
-    "lint": "leave it out; it is of `mpcompile lint`",
+    "lint": "leave it out; only `mpcompile lint` reads it",
 }
 
 
@@ -44,16 +44,16 @@ def mpcompile(
 ) -> Callable[..., Any]:
     """Rewrite one graph of Dynamo; the entry point of the group ``torch_dynamo_backends``.
 
-    With the backend ``interpreter``, on a CPU the default, the graph runs op by op under eager
+    With the backend ``interpreter``, the default on a CPU, the graph runs op by op under eager
     autograd, on a CPU in pseudo FP16 (`mpcompile.passes.lowering.emulate_half`). With ``inductor``,
-    on CUDA the default, it is handed on to inductor.
+    the default on CUDA, inductor compiles the graph.
 
     Args:
         module: calls of torch functions; parameters and buffers are inputs.
         inputs: fake tensors, and symbols for dynamic sizes.
         options: as in ``torch.compile(options=...)``: ``level``, ``precision``, ``full``, ``half``,
             ``free`` and ``backend``, as in ``[tool.mpcompile]``.
-        mode: there is none; torch passes it on if the user gives one.
+        mode: must be None; torch passes it on if the user gives one.
 
     Raises:
         BadInput: an option is wrong, or the model runs under ``torch.autocast``. Dynamo raises it
@@ -83,7 +83,7 @@ def _settings(options: Mapping[str, Any]) -> Settings:
     where = "the options of torch.compile"
     for name, advice in _NOT_HERE.items():
         if name in options:
-            raise BadInput(f"{name} is no option of this backend", where, advice)
+            raise BadInput(f"{name} is not an option of this backend", where, advice)
     return check_settings(dict(options), where)
 
 
@@ -93,7 +93,7 @@ def _refuse_autocast(module: fx.GraphModule) -> None:
         raise BadInput(
             "the model runs under torch.autocast",
             "torch.compile(backend='mpcompile')",
-            "take autocast out; the casts are put in by the plan",
+            "remove autocast; the plan inserts the casts",
         )
 
 
@@ -102,14 +102,15 @@ def _rewritten(
 ) -> tuple[fx.GraphModule, tuple[str, ...]] | None:
     """Return the graph with casts, in composite ops and without writes; None if it has no cast.
 
-    Its first results are the next values of the inputs whose placeholders come with it.
+    The names of the written placeholders are returned too. The graph's first results are the new
+    values of these inputs.
     """
     for node in module.graph.nodes:
         if is_higher_order(node) and not is_control_flow(node):
             _say_left(f"calls {op_name(node)}, which has a backward of its own")
             return None
-    places = module.graph.find_nodes(op="placeholder")
-    values = [node.meta["example_value"] for node in places]
+    placeholders = module.graph.find_nodes(op="placeholder")
+    values = [node.meta["example_value"] for node in placeholders]
     traced, written = composite(module, values)
     names = [node.name for node in traced.graph.find_nodes(op="placeholder")]
     parameters = [isinstance(value, torch.nn.Parameter) for value in values]
@@ -118,8 +119,8 @@ def _rewritten(
         return None
     constants = {
         name: constant
-        for name, place in zip(names, places, strict=True)
-        if name not in written and (constant := dynamo_constant(place)) is not None
+        for name, placeholder in zip(names, placeholders, strict=True)
+        if name not in written and (constant := dynamo_constant(placeholder)) is not None
     }
     fixed = {
         name: "a parameter" if parameter else "a buffer" if name in constants else "an input"
@@ -129,7 +130,7 @@ def _rewritten(
         _name_modules(node)
     _detach_instead_of_switching(traced.graph)
     with warnings.catch_warnings():
-        # What an override is for may stand in another graph of the model.
+        # An override may be for an op in another graph of the model.
         warnings.simplefilter("ignore", UnmatchedOverride)
         plan = insert_casts(traced, fixed, constants, policy)
     if not plan.casts:
@@ -145,7 +146,7 @@ def _rewritten(
 
 
 def _say_left(reason: str) -> None:
-    _LOG.warning("a graph stays in FP32: it %s; do that outside of what is compiled", reason)
+    _LOG.warning("a graph stays in FP32: it %s; do that outside the compiled code", reason)
 
 
 def _name_modules(node: fx.Node) -> None:
@@ -156,11 +157,11 @@ def _name_modules(node: fx.Node) -> None:
 
 
 def _detach_instead_of_switching(graph: fx.Graph) -> None:
-    """Let no node switch gradients off or on: what a region without them makes is detached.
+    """Remove the nodes that switch gradients off or on; detach the results of no-grad regions.
 
-    A cast is shared by readers within and without such a region, so it must carry gradients.
+    Readers inside and outside a no-grad region share a cast, so the cast must carry gradients.
 
-    A region *with* gradients inside a call without them computes the same without.
+    If the whole call runs without gradients, a region *with* gradients computes the same values.
     """
     enabled = True
     inside: list[fx.Node] = []
@@ -182,24 +183,25 @@ def _detach_instead_of_switching(graph: fx.Graph) -> None:
 
 
 def _write_back(module: fx.GraphModule, written: Sequence[str]) -> None:
-    """Let the graph write the next values of inputs into them, and return the others only.
+    """Let the graph write the new values of inputs into the inputs, and return the other results.
 
-    It reads a copy of each, as autograd keeps what ops read, and that must not change.
+    The graph reads a copy of each input, because autograd keeps the inputs of ops, and these must
+    not change.
     """
     graph = module.graph
     output = graph.output_node()
     (returned,) = output.args
     assert isinstance(returned, list | tuple)
-    places = {node.name: node for node in graph.find_nodes(op="placeholder")}
+    inputs = {node.name: node for node in graph.find_nodes(op="placeholder")}
     first = next(node for node in graph.nodes if node.op != "placeholder")
     for name in written:
         with graph.inserting_before(first):
-            copied = graph.call_function(_ATEN.clone.default, (places[name],))
-        places[name].replace_all_uses_with(copied)
-        copied.args = (places[name],)
+            copied = graph.call_function(_ATEN.clone.default, (inputs[name],))
+        inputs[name].replace_all_uses_with(copied)
+        copied.args = (inputs[name],)
     with graph.inserting_before(output):
         for name, value in zip(written, returned, strict=False):
-            graph.call_function(_ATEN.copy_.default, (places[name], value))
+            graph.call_function(_ATEN.copy_.default, (inputs[name], value))
     output.args = (tuple(returned[len(written) :]),)
     graph.lint()
     module.recompile()

@@ -1,4 +1,4 @@
-"""Rewrite what `torch.export` has exported into mixed precision."""
+"""Rewrite a graph from `torch.export` into mixed precision."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def rewrite(
     Inputs, outputs and parameters keep their dtypes; the casts are nodes of the graph.
 
     Args:
-        program: from `torch.export.export`; not changed.
+        program: a program from `torch.export.export`; not changed.
         policy: default: FP16 by the op table.
-        plan: decisions that hold before the policy; it must be of this very program.
+        plan: decisions that come before those of the policy; it must be of this same program.
 
     Raises:
         BadInput: the plan is of another graph, or overrides of the policy contradict each other.
@@ -42,7 +42,7 @@ def rewrite(
         for graph in all_graphs(program.graph_module)
         for node in graph.graph.nodes
     ):
-        program = program.run_decompositions({})  # makes it functional, decomposes nothing
+        program = program.run_decompositions({})  # makes the graph functional, decomposes nothing
     module = copy_graph(program.graph_module)
     signature = program.graph_signature
     fixed = dict.fromkeys(signature.inputs_to_parameters, "a parameter")
@@ -67,14 +67,14 @@ def insert_casts(
     policy: Policy,
     plan: Plan | None = None,
 ) -> Plan:
-    """Plan a forward graph and put in the casts; return the plan.
+    """Plan a forward graph and insert the casts; return the plan.
 
     Args:
-        module: FP32 composite ops that write to no tensor, with ``meta["val"]``; changed.
-        fixed: placeholder name to what it is (``"a parameter"``).
-        constants: per placeholder the buffer that is never written.
-        policy: gives each op its wish.
-        plan: decisions that hold before the policy.
+        module: FP32 composite ops without writes, with ``meta["val"]``; changed.
+        fixed: the kind of each input (``"a parameter"``), by placeholder name.
+        constants: the buffers that are never written, by placeholder name.
+        policy: gives the wished precision of each op.
+        plan: decisions that come before those of the policy.
     """
     unfit = unfit_constants(module, constants, plan.precision if plan else policy.precision)
     flow = dataflow(module, fixed, policy, unfit_reasons(module, unfit))

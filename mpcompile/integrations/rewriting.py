@@ -1,4 +1,4 @@
-"""`rewrite`: mixed precision for whatever graph it is given."""
+"""`rewrite`: mixed precision for every supported kind of graph."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ def rewrite(
     Inputs, outputs and parameters keep their dtypes; the casts are nodes of the graph.
 
     Args:
-        program: a ``torch.export.ExportedProgram``, what ``torch.onnx.export`` returns, an
-            ``onnx.ModelProto``, an ``onnx_ir.Model``, or the path of an ONNX file, which may come
-            from anyone. It is not changed.
+        program: a ``torch.export.ExportedProgram``, the result of ``torch.onnx.export``, an
+            ``onnx.ModelProto``, an ``onnx_ir.Model``, or the path of an ONNX file, which is not
+            trusted. It is not changed.
         policy: default: FP16 by the op table.
-        plan: decisions that hold before the policy; it must be of this very program.
-        options: for ONNX graphs those of `mpcompile.onnx.rewrite.rewrite`: ``ranges``, ``target``,
-            ``keep_io``.
+        plan: decisions that come before those of the policy; it must be of this same program.
+        options: for ONNX graphs the options of `mpcompile.onnx.rewrite.rewrite`: ``ranges``,
+            ``target``, ``keep_io``.
 
     Returns:
-        A graph of the kind that was given; for a path an ``onnx_ir.Model``.
+        A graph of the same kind; for a path an ``onnx_ir.Model``.
 
     Raises:
         BadInput: the plan is of another graph, overrides of the policy contradict each other, or
-            the file is no valid model.
+            the file is not a valid model.
     """
     if isinstance(program, str | Path | ir.Model):
         return onnx_rewrite.rewrite(program, policy, plan=plan, **options).model
     if isinstance(program, onnx.ModelProto):
         done = onnx_rewrite.rewrite(program, policy, plan=plan, **options)
         return ir.to_proto(done.model) if done.changed else program
-    # Only now, so that a tool that rewrites ONNX files does not wait for torch.
+    # A late import, so that a tool that rewrites ONNX files does not wait for torch.
     from torch.onnx import ONNXProgram
 
     if isinstance(program, ONNXProgram):

@@ -1,5 +1,5 @@
-"""How fast a step can be, and how fast it is.
+"""The least time of a step, and its measured time.
 
-In comes a step graph or a workload; out go floating-point operations, the least time on a device,
-and measured times beside PyTorch's ways. A new device is a row of `devices`.
+The room takes a step graph or a workload. It gives floating-point operations, the least time on a
+device, and measured times next to PyTorch's. A new device is one row in `devices`.
 """

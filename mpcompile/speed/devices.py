@@ -1,4 +1,4 @@
-"""What devices can do at most: arithmetic, memory and cache, as their makers state them.
+"""The limits of devices as their makers state them: arithmetic, memory and cache.
 
 Sources, by name, all of NVIDIA; rates are dense and at the boost clock:
 
@@ -28,12 +28,12 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device as a bound on time sees it.
+    """The limits of a device that bound the time of a step.
 
     Attributes:
-        name: what a command line calls it.
+        name: its name on a command line.
         title: its maker's name for it.
-        rates: per dtype of a matmul's operands the most FLOP/s.
+        rates: the most FLOP/s, by the dtype of a matmul's operands.
         bandwidth: bytes/s to and from memory, reads and writes together.
         cache: bytes that can stay on the chip from one kernel to the next.
     """
@@ -45,7 +45,7 @@ class Device:
     cache: int
 
     def rate(self, dtype: torch.dtype) -> float:
-        """Return the most FLOP/s on such operands; the device's best where the table is silent."""
+        """Return the most FLOP/s on operands of a dtype; the device's best if it is not known."""
         return self.rates.get(dtype, max(self.rates.values()))
 
 
@@ -61,8 +61,8 @@ def _gpu(
     Args:
         name: see `Device`.
         title: see `Device`.
-        tera: TFLOP/s with operands in FP16, BF16, FP32 and FP64. FP32 is TF32 where there is such
-            a thing: a bound may not count on a program's refusing it.
+        tera: TFLOP/s with operands in FP16, BF16, FP32 and FP64. FP32 is TF32 if the device has
+            TF32, because a program may allow TF32.
         terabytes: TB/s of memory.
         cache: MiB of L2.
     """
@@ -83,11 +83,11 @@ DEVICES: Mapping[str, Device] = MappingProxyType(
         )
     }
 )
-"""Devices by name."""
+"""The known devices by name."""
 
 
 def at_hand(kind: str) -> Device | None:
-    """Return the device that is here: `this_cpu`, or the GPU if it stands in `DEVICES`.
+    """Return this machine's device: `this_cpu`, or the GPU if `DEVICES` has it.
 
     Args:
         kind: ``"cpu"`` or ``"cuda"``.
@@ -104,13 +104,13 @@ _RUNS = 20
 
 
 def this_cpu() -> Device:
-    """Measure this machine, in about a second, with as many threads as torch has.
+    """Measure this machine, in about a second, with torch's number of threads.
 
     Arithmetic: the best of twenty products of two 512 x 512 matrices, per dtype; a 16-bit dtype
-    counts at least as fast as FP32, to which a kernel may widen. Memory: the best of twenty copies
-    of 64 MiB, each byte read and written once. Cache: the last level, as Linux says; where it says
-    nothing, 1 GiB, so that the bound stays one. What a short run measures is not the most that the
-    machine can do: the bound is as good as that.
+    counts at least as fast as FP32, because a kernel may widen its operands. Memory: the best of
+    twenty copies of 64 MiB, each byte read and written once. Cache: the last level as Linux reports
+    it, or 1 GiB if Linux does not, so that the bound still holds. A short run may not reach the
+    machine's limit, so the bound is only as good as the measurement.
     """
     full = _matmul_rate(torch.float32)
     rates = {
@@ -142,6 +142,6 @@ def _least_seconds(function: Callable[[], object]) -> float:
 
 
 def _last_cache(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
-    """Return the bytes of the last cache level, or 1 GiB where the system does not say."""
+    """Return the bytes of the last cache level, or 1 GiB if the system does not report it."""
     sizes = [path.read_text().strip() for path in folder.glob("index*/size")]
     return max((int(size[:-1]) << 10 for size in sizes if size.endswith("K")), default=1024 * _MIB)

@@ -1,9 +1,9 @@
-"""How many floating-point operations the matmul-like ops of a graph need.
+"""The number of floating-point operations of a graph's matmul-like ops.
 
-Matmul-like is what has a formula here: the ops of torch's own table (`torch.utils.flop_counter`:
-matmuls, convolutions, attention, forward and backward), attention's CPU kernel, which that table
-lacks, and cuDNN's recurrent layers. A multiplication and an addition are two operations. All other
-ops are loops that memory bounds; they count nothing.
+An op is matmul-like if it has a formula here: the ops of torch's own table
+(`torch.utils.flop_counter`: matmuls, convolutions, attention, forward and backward), attention's
+CPU kernel, which that table lacks, and cuDNN's recurrent layers. A multiplication and an addition
+are two operations. All other ops are loops whose time depends on memory; they count 0.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def flops(node: fx.Node) -> int:
 
 
 def least_flops(node: fx.Node) -> int:
-    """Return the FLOPs that a kernel needs which computes nothing that a causal mask hides."""
+    """Return the FLOPs of a kernel that skips all scores that a causal mask hides."""
     return int(flops(node) * _visible_share(node))
 
 
@@ -47,7 +47,7 @@ def _formula_of_torch(node: fx.Node) -> Callable[..., Any] | None:
 
 
 def _visible_share(node: fx.Node) -> float:
-    """Return which share of its scores an attention needs: query i sees keys 0 to i if causal."""
+    """Return the share of its scores that an attention needs; if causal, i + 1 keys for query i."""
     name = op_name(node)
     if "attention" not in name or not (options := given(node)).get("is_causal"):
         return 1.0
@@ -73,7 +73,7 @@ def _attention_backward(node: fx.Node) -> int:
 
 
 def _convolution_backward(node: fx.Node) -> int:
-    """Return forward's FLOPs for each of the gradients asked for that is a convolution itself.
+    """Return forward's FLOPs once for each requested gradient that is a convolution itself.
 
     torch's formula counts a weight's gradient as if there were one group.
     """
@@ -84,16 +84,16 @@ def _convolution_backward(node: fx.Node) -> int:
 
 
 def _recurrent(node: fx.Node) -> int:
-    """Return the FLOPs of recurrent layers: each weight matrix meets each element of a sequence."""
+    """Return the FLOPs of recurrent layers: each weight matrix times each element of a sequence."""
     options = given(node)
-    # Or batch first: the product is the same.
+    # The batch dimension may come first; the product is the same.
     steps, batch, _ = shape_of(options["input"].meta["val"])
     weights = [item.meta["val"] for item in options["weights"]]
     return int(2 * steps * batch * sum(item.numel() for item in weights if item.dim() == 2))
 
 
 def _recurrent_backward(node: fx.Node) -> int:
-    """Return twice those of forward: the gradients of what each product read."""
+    """Return twice forward's FLOPs: the gradients of the two operands of each product."""
     return 2 * _recurrent(node)
 
 
@@ -104,4 +104,4 @@ _OWN: dict[str, Callable[[fx.Node], int]] = {
     "cudnn_rnn": _recurrent,
     "cudnn_rnn_backward": _recurrent_backward,
 }
-"""Formulas that torch lacks or has otherwise, by op name."""
+"""Formulas that torch lacks or that differ from torch's, by op name."""

@@ -1,20 +1,20 @@
-"""The least time a step can take on a device: a bound from below, counted from its two graphs.
+"""The least time of a step on a device: a lower bound, computed from the step's two graphs.
 
-Matmul-like nodes (`mpcompile.speed.flops`) are kernels of their own. Every other node is *free*: it
-is fused into a kernel that reads or writes its tensors, or computed again, and costs nothing
+Each matmul-like node (`mpcompile.speed.flops`) is a kernel of its own. Every other node is *free*:
+it is fused into a kernel that reads or writes its tensors, or computed again, and costs nothing
 itself.
 
-A tensor crosses memory between kernels. Let ``size(n)`` be the bytes of a node's result. Of all
-tensors on a way of free nodes, one has to cross:
+Tensors pass through memory between kernels. Let ``size(n)`` be the bytes of a node's result. On a
+path of free nodes, one tensor must pass through memory:
 
-- ``need(n)``, the least a kernel reads to have `n`: ``size(n)`` for an input of the graph or a
+- ``need(n)``, the least that a kernel reads to have `n`: ``size(n)`` for an input of the graph or a
   kernel's result, else ``min(size(n), max of need over its inputs)``  (`_needs`)
-- ``pass(n)``, the least a kernel writes of `n` for its sinks: the maximum, over its users, of
+- ``pass(n)``, the least that a kernel writes of `n` for its sinks: the maximum, over its users, of
   ``size(n)`` for a sink and of ``pass(user)`` for a free node; at most ``size(n)``  (`_passes`)
 
 A kernel ``k`` of the gradient graph, whose sinks are the other kernels and the graph's results, has
 
-- ``reads(k) = sum of need`` over its operands, views of one memory together no more than it
+- ``reads(k) = sum of need`` over its operands; views of one storage count at most its size
   (`_reads`)
 - ``writes(k) = pass(k)``  (`_writes`)
 - ``flops(k)``: `mpcompile.speed.flops.least_flops`
@@ -27,17 +27,18 @@ parameter, 2 bytes for the check, and 14 read (master 4, moments 8, gradient 2) 
 
 With the device's arithmetic ``rate``, ``bandwidth`` and ``cache``
 
-- ``memory(k) = (max(0, reads - cache) + max(0, writes - cache)) / bandwidth``: what the kernel
-  before left in the cache is not read, what stays there is not written  (`Kernel.memory`)
+- ``memory(k) = (max(0, reads - cache) + max(0, writes - cache)) / bandwidth``: bytes that the
+  kernel before left in the cache are not read, bytes that stay there are not written
+  (`Kernel.memory`)
 - ``time(k) = max(flops / rate(dtype), memory(k))``  (`Kernel.seconds`)
 - ``bound = sum of time(k)`` over all kernels  (`Bound.seconds`)
 
-It is a bound for every backend of which this holds: two matmul-like nodes are not one kernel (a
-softmax written out between two matmuls is not turned into attention); gradient graph and update
-graph are run one after the other, and so are kernels; each operand is loaded by itself; products
-are computed by their definition (no Winograd, no FFT). Left out, so that the bound is lower than
-any program: launches, tiles that do not divide, what free nodes read and write (embeddings, norms,
-losses, the loss curve's own results), and all that branches and loops do. A device that runs above
+The bound holds for every backend that meets four conditions: two matmul-like nodes are not one
+kernel (a softmax between two matmuls is not turned into attention); gradient graph and update graph
+run one after the other, and so do kernels; each operand is loaded by itself; products are computed
+by their definition (no Winograd, no FFT). To stay below every program, the bound leaves out:
+launches, tiles that do not divide, the reads and writes of free nodes (embeddings, norms, losses,
+the loss curve's own results), and everything inside branches and loops. A device that runs above
 the clock of its datasheet may beat the bound.
 """
 
@@ -62,14 +63,14 @@ from mpcompile.torch_private.ops import given, is_view, op_name
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """What runs at once.
+    """A kernel of the bound.
 
     Attributes:
-        name: its node's, or ``check`` or ``update``.
+        name: the name of its node, or ``check`` or ``update``.
         kind: its op.
         stage: ``forward``, ``backward`` or ``update``.
-        where: its place in the user's program.
-        dtype: of its operands.
+        where: its source position in the user's program.
+        dtype: the dtype of its operands.
         flops: floating-point operations.
         reads: bytes read.
         writes: bytes written.
@@ -94,12 +95,12 @@ class Kernel:
         return self.flops / device.rate(self.dtype)
 
     def memory(self, device: Device) -> float:
-        """Return the least seconds of traffic with memory."""
+        """Return the least seconds of memory traffic."""
         crossing = max(0, self.reads - device.cache) + max(0, self.writes - device.cache)
         return crossing / device.bandwidth
 
     def seconds(self, device: Device) -> float:
-        """Return the least seconds, arithmetic and traffic at the same time."""
+        """Return the least seconds, with arithmetic and traffic at the same time."""
         return max(self.arithmetic(device), self.memory(device))
 
 
@@ -109,7 +110,7 @@ class Bound:
 
     Attributes:
         device: the device.
-        kernels: of the step, in order.
+        kernels: the step's kernels in order.
     """
 
     device: Device
@@ -146,11 +147,11 @@ class Bound:
         return sum(kernel.bytes for kernel in self.kernels)
 
     def memory_bounds(self, kernel: Kernel) -> bool:
-        """Whether a kernel waits for memory rather than for arithmetic."""
+        """Whether memory takes more time in a kernel than arithmetic."""
         return kernel.memory(self.device) > kernel.arithmetic(self.device)
 
     def largest(self, count: int) -> tuple[Kernel, ...]:
-        """Return the kernels that make most of the bound."""
+        """Return the kernels with the largest part of the bound."""
         order = sorted(self.kernels, key=lambda kernel: -kernel.seconds(self.device))
         return tuple(order[:count])
 
@@ -162,14 +163,14 @@ def bound(step: StepGraph, device: Device) -> Bound:
     """Return the least time of a step on a device.
 
     Args:
-        step: as `mpcompile.pipeline.transform` made it.
+        step: the step graph from `mpcompile.pipeline.transform`.
         device: one of `mpcompile.speed.devices`.
     """
     return Bound(device, kernels(step))
 
 
 def kernels(step: StepGraph) -> tuple[Kernel, ...]:
-    """Return the kernels of a step in order; the module says what they are."""
+    """Return the kernels of a step in order, as the docstring of the module defines them."""
     return _gradient(step.gradient.graph) + _update(step.update.graph)
 
 
@@ -238,12 +239,12 @@ def _needs(graph: fx.Graph, own: Collection[fx.Node]) -> dict[fx.Node, int]:
 def _passes(
     graph: fx.Graph, sinks: Collection[fx.Node], stops: Collection[fx.Node] = ()
 ) -> dict[fx.Node, int]:
-    """Return what has to be written of each node's result to reach the sinks.
+    """Return the bytes of each node's result that must be written for the sinks.
 
     Args:
         graph: the graph.
-        sinks: nodes that read what they need from memory.
-        stops: nodes through which nothing passes.
+        sinks: nodes that read their operands from memory.
+        stops: nodes that no path may pass.
     """
     passes: dict[fx.Node, int] = {}
     for node in reversed(graph.nodes):
@@ -273,13 +274,13 @@ def _operands(node: fx.Node) -> list[fx.Node]:
 
 
 def _writes(node: fx.Node, passes: dict[fx.Node, int]) -> int:
-    if isinstance(node.meta["val"], list | tuple):  # its users are its parts
+    if isinstance(node.meta["val"], list | tuple):  # its users are its items
         return sum(passes[part] for part in node.users)
     return passes[node]
 
 
 def _reduces_all(node: fx.Node) -> bool:
-    """Whether the node makes one number of a whole tensor."""
+    """Whether the node reduces a whole tensor to one number."""
     value = node.meta.get("val")
     return (
         node.op == "call_function"
@@ -296,7 +297,7 @@ def _elements(node: fx.Node) -> int:
 
 
 def _size(node: fx.Node) -> int:
-    """Return the bytes of a node's result, of all tensors if it has several."""
+    """Return the bytes of a node's result, summed over its tensors if it has several."""
     value = node.meta.get("val")
     if isinstance(value, list | tuple):
         return sum(map(tensor_bytes, value))

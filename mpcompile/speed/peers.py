@@ -21,15 +21,15 @@ class Variant:
     """A way to run a training step.
 
     Attributes:
-        peer: whether it is something to compare with, or ours.
+        peer: whether it is a peer to compare with; if not, it is mpcompile ("ours").
         cast: whether autocast (a peer) or mpcompile (ours) uses 16 bits.
         compiled: whether inductor makes the code.
-        fused: whether a peer's optimizer is the fused one where there is one.
-        precision: ours: the 16-bit format; None: that of the device.
+        fused: whether a peer's optimizer is the fused one, if PyTorch has it.
+        precision: ours: the 16-bit dtype; None: that of the device.
         mode: the mode of `torch.compile`.
         tf32: whether FP32 matmuls, convolutions and RNNs on CUDA may use TF32; None: PyTorch's
-            defaults, by which convolutions and RNNs may and matmuls may not.
-        information: never compared, and run once only.
+            defaults, which allow it for convolutions and RNNs, and not for matmuls.
+        information: whether it is never compared, and run once only.
         options: ours: options of inductor that are switched on.
     """
 
@@ -59,12 +59,12 @@ VARIANTS: dict[str, Variant] = {
 
 
 def stepper(workload: Workload, variant: Variant, device: str) -> Stepper:
-    """Make a step: in FP16 on CUDA, in BF16 on the CPU, whose FP16 kernels are no use to anybody.
+    """Make a step: in FP16 on CUDA, in BF16 on the CPU, whose FP16 kernels are very slow.
 
     Args:
-        workload: fresh; it is trained.
-        variant: how.
-        device: where the model lies, ``"cpu"`` or ``"cuda"``.
+        workload: a fresh workload; it is trained.
+        variant: the way to run the step.
+        device: the model's device, ``"cpu"`` or ``"cuda"``.
     """
     dtype = torch.float16 if device == "cuda" else torch.bfloat16
     if variant.peer:
@@ -101,7 +101,7 @@ def ours(workload: Workload, variant: Variant, dtype: torch.dtype) -> Stepper:
 
 
 def peer(workload: Workload, variant: Variant, dtype: torch.dtype, device: str) -> Stepper:
-    """Write the step by hand: autocast, `GradScaler` where the dtype is FP16, optimizer."""
+    """Make a hand-written step: autocast, `GradScaler` if the dtype is FP16, optimizer."""
     assert workload.loss is not None
     assert workload.optimizer is not None
     model, batch, optimizer = workload.model, workload.batch, workload.optimizer
@@ -135,7 +135,7 @@ def peer(workload: Workload, variant: Variant, dtype: torch.dtype, device: str) 
 def with_fused_step(
     optimizer: torch.optim.Optimizer, device: str
 ) -> tuple[torch.optim.Optimizer, bool]:
-    """Return the same optimizer with ``fused=True``, or itself where there is no such kernel."""
+    """Return the same optimizer with ``fused=True``, or itself if there is no fused kernel."""
     make: Any = type(optimizer)
     trial = torch.nn.Parameter(torch.zeros(2, device=device))
     trial.grad = torch.zeros_like(trial)
@@ -147,4 +147,4 @@ def with_fused_step(
         {key: value for key, value in group.items() if key not in ("fused", "foreach")}
         for group in optimizer.param_groups
     ]
-    return make(groups, lr=0.1, fused=True), True  # every group brings its own lr
+    return make(groups, lr=0.1, fused=True), True  # every group has its own lr

@@ -1,7 +1,7 @@
-"""Run variants in processes of their own, and put what they measured side by side.
+"""Run each variant in a process of its own, and compare the measurements.
 
-A process of its own gives each variant its own peak of memory, its own compilation from an empty
-cache and its own settings of torch, and what goes wrong in one costs no other.
+In its own process each variant has its own memory peak, its own compilation from an empty cache and
+its own settings of torch, and an error in one variant does not stop the others.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ Found = dict[str, Any]
 
 
 def run_process(command: Sequence[str], folder: Path, name: str, limit: float) -> Found:
-    """Run a Python program that prints one JSON object last, and return that.
+    """Run a Python program whose last line is one JSON object, and return the object.
 
-    What went wrong is returned under ``error``.
+    If the program fails, the result has only the key ``error``.
 
     Args:
         command: arguments after ``python``.
-        folder: a temporary folder; inductor's cache of this name lies in it.
-        name: of the variant.
-        limit: seconds after which it is ended.
+        folder: a temporary folder; inductor's cache for this variant is in it.
+        name: the name of the variant.
+        limit: seconds after which the process is ended.
     """
     paths = [str(Path(str(files("mpcompile"))).resolve().parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),  # this very mpcompile
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),  # import the same mpcompile
         "TORCHINDUCTOR_CACHE_DIR": str(folder / name),
     }
-    # A group of its own, ended as a whole: inductor leaves worker processes behind.
+    # The process group is ended as a whole, because inductor leaves worker processes behind.
     with (folder / "stdout").open("w+") as out, (folder / "stderr").open("w+") as wrong:
         process = subprocess.Popen(
             [sys.executable, *command], stdout=out, stderr=wrong, env=environment, process_group=0
@@ -60,16 +60,17 @@ def run_process(command: Sequence[str], folder: Path, name: str, limit: float) -
 
 
 def said(error: str) -> str:
-    """Return the line that says what went wrong: the exception's own, else the last."""
+    """Return the line that names the exception, or the last line if there is no such line."""
     lines = error.rpartition("Traceback (most recent call last)")[2].splitlines()
     named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*: \S", line)]
     return named[0] if named else lines[-1]
 
 
 def summarize(runs: list[Found]) -> Found:
-    """Pool the rounds of one variant; without a good one there is no ``median_ms``.
+    """Join the rounds of one variant; without a good round there is no ``median_ms``.
 
-    All that is not a time or memory comes from the first round, which compiles from an empty cache.
+    Values other than times and memory come from the first good round, which compiles from an empty
+    cache.
     """
     good = [run for run in runs if "error" not in run]
     if not good:
@@ -91,15 +92,15 @@ def summarize(runs: list[Found]) -> Found:
 def compare(
     variants: dict[str, Found], peers: Collection[str], compiled: str = "compiled"
 ) -> Found:
-    """Relate every variant to the best peer, by time and by memory; return who that is.
+    """Compare every variant with the best peer, by time and by memory; return the best peers.
 
     Each variant gets ``times_faster_than_best_peer`` (above 1: faster), ``memory_of_best_peer``
     (below 1: less, of the peer that needs least) and ``setup_of_compiled`` (below 1: quicker).
 
     Args:
         variants: summaries by name; changed.
-        peers: names of those to compare with.
-        compiled: the one whose setup is `torch.compile` of the same program.
+        peers: names of the variants to compare with.
+        compiled: name of the variant that is `torch.compile` of the same program.
     """
     there = {name: found for name, found in variants.items() if "median_ms" in found}
     rivals = [name for name in there if name in peers]

@@ -1,7 +1,7 @@
-"""How long a step takes, what it allocates, and how often it makes the host wait.
+"""Measurements of a step: its time, its memory, and how often it makes the host wait.
 
-On CUDA, steps are timed by events on the stream, with no synchronisation between them; on the CPU
-by the wall clock.
+On CUDA, events on the stream time the steps, with no synchronisation between them; on the CPU the
+wall clock does.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Stepper:
     """A training step ready to run.
 
     Attributes:
-        step: runs one step and returns its loss, unread.
-        state: returns loss scale and skipped steps (None: unknown), which reads the device.
-        note: what is particular about it.
-        bound: returns the seconds below which no such step runs here; None: unknown.
+        step: runs one step and returns its loss, not copied to the host.
+        state: returns loss scale and skipped steps (None: unknown); it reads the device.
+        note: the settings of the step in words.
+        bound: returns the least seconds of the step on this device; None: unknown.
     """
 
     step: Step
@@ -39,14 +39,14 @@ class Stepper:
 def measure(
     make: Callable[[], Stepper], device: str, warmup: int, steps: int
 ) -> tuple[Stepper, dict[str, Any]]:
-    """Make a step, warm it up, time it; return it with what was measured.
+    """Make a step, warm it up, time it; return the step and the measurements.
 
-    The document holds ``setup_s`` (seconds from the built model to the end of the first step),
-    ``times_ms`` of each timed step, ``memory`` in bytes at the peak after the first one (on the
-    CPU: the largest resident set of the process, compilation included), losses, loss scale, and on
-    CUDA ``syncs``, the host's waits in a step, and ``reserved``, the peak of what the process
-    holds. A replayed CUDA graph allocates nothing: its peak is that of the plain steps in the
-    warm-up and of its capture.
+    The measurements are ``setup_s`` (seconds from the built model to the end of the first step),
+    ``times_ms`` of each timed step, ``memory`` in bytes at the peak after the first step (on the
+    CPU: the largest resident set of the process, with compilation), losses, loss scale, and on CUDA
+    ``syncs``, the host's waits in a step, and ``reserved``, the largest memory that the process
+    reserved. A replayed CUDA graph allocates nothing: its peak comes from the plain steps of the
+    warm-up and from its capture.
 
     Args:
         make: makes the step, which compiles at its first call.
@@ -60,7 +60,7 @@ def measure(
     losses = [float(made.step())]
     setup = time.perf_counter() - begin
     if cuda:
-        torch.cuda.empty_cache()  # of what compilation tried out
+        torch.cuda.empty_cache()  # memory of kernels that compilation tried
         torch.cuda.reset_peak_memory_stats()
     losses += [float(made.step()) for _ in range(warmup)]
     times, last = time_steps(made.step, steps, device)
@@ -119,7 +119,7 @@ def count_syncs(step: Step) -> int:
 def peak_rss() -> int:
     """Return the largest resident set of this process in bytes.
 
-    ``getrusage`` would count the parent's, from which this process was forked.
+    ``getrusage`` would count the parent's too, because this process was forked from it.
     """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):

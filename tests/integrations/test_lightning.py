@@ -129,7 +129,9 @@ def test_prediction_is_in_mixed_precision_and_the_module_comes_back_as_it_was() 
 
 
 def test_it_refuses_what_one_scale_cannot_fit() -> None:
-    with pytest.raises(mpcompile.BadInput, match="L-BFGS evaluates the loss several times a step"):
+    with pytest.raises(
+        mpcompile.BadInput, match="L-BFGS evaluates the loss several times per step"
+    ):
         trainer(lightning.MPCompilePrecision()).fit(Classifier(optimizer="LBFGS"), rows())
     with pytest.raises(mpcompile.BadInput, match="only FP16 needs one"):
         policy = mpcompile.Policy(precision=mpcompile.Precision.BF16)
