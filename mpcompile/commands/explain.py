@@ -58,7 +58,7 @@ def _subject(opened: Opened, source: str, inputs: PlanInputs) -> Subject:
     if made is not None:
         given = inputs.plan
         planned = view_of_plan(made.plan, source)
-        precision = made.policy.precision
+        precision = made.choices.policy.precision
 
         def otherwise(op: str, full: bool) -> Plan:
             return decide(_asked(made.flow, op, full), precision, given, ranges)

@@ -29,7 +29,7 @@ from mpcompile.numerics.gradient_exponents import (
 )
 from mpcompile.numerics.vanishing_updates import Vanishing, vanishing_updates
 from mpcompile.options import GradientsOptions
-from mpcompile.pipeline import constants_of, describe
+from mpcompile.pipeline import describe
 from mpcompile.plan.given import decide
 from mpcompile.plan.ranges import Range, Ranges
 from mpcompile.precision import Precision
@@ -120,7 +120,7 @@ def _check_figure(file: Path, force: bool) -> None:
 def _measure(workload: Workload, options: GradientsOptions, inputs: PlanInputs) -> Found:
     forward = capture(workload)
     policy = inputs.settings.policy
-    unfit = unfit_constants(forward.module, constants_of(forward), policy.precision)
+    unfit = unfit_constants(forward.module, forward.constants(), policy.precision)
     flow = describe(forward, policy, unfit)
     plan = decide(flow, policy.precision, inputs.plan, inputs.ranges)
     if plan.precision is not Precision.FP16:

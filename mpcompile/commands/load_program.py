@@ -6,9 +6,10 @@ from rich.console import Console
 
 from mpcompile.commands.plan_inputs import PlanInputs
 from mpcompile.commands.terminal import warnings_on_one_line
-from mpcompile.pipeline import Transformed, transform
+from mpcompile.pipeline import transform
 from mpcompile.program.workload import load
 from mpcompile.step.loop import PLAIN, Loop
+from mpcompile.step.transformed import Choices, Transformed
 
 
 def load_program(
@@ -20,10 +21,12 @@ def load_program(
     with console.status("transforming"), warnings_on_one_line():
         return transform(
             workload,
-            settings.policy,
-            settings.scale,
-            inputs.plan,
-            inputs.ranges,
-            settings.without,
-            loop,
+            Choices(
+                policy=settings.policy,
+                loss_scale=settings.scale,
+                plan=inputs.plan,
+                ranges=inputs.ranges,
+                without=settings.without,
+                loop=loop,
+            ),
         )

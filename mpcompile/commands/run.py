@@ -15,13 +15,14 @@ from mpcompile.commands.terminal import open_terminal
 from mpcompile.commands.training.progress import train
 from mpcompile.commands.training.saved_run import SavedRun, check_saving, cut_log
 from mpcompile.errors import BadInput
-from mpcompile.lower.lower import Backend
+from mpcompile.lower.lower import Backend, Lowering
 from mpcompile.numerics.event_files import event_files
 from mpcompile.numerics.watch import Watch
 from mpcompile.options import RunOptions
-from mpcompile.pipeline import Transformed, to_step
+from mpcompile.pipeline import to_step
 from mpcompile.step.loop import Loop
 from mpcompile.step.processes import is_first
+from mpcompile.step.transformed import Transformed
 from mpcompile.train.launched import launched
 
 
@@ -62,7 +63,7 @@ def _trained(
     options: RunOptions,
     console: Console,
 ) -> int:
-    step = to_step(transformed, backend)
+    step = to_step(transformed, Lowering(backend=backend))
     saved = SavedRun(step, transformed.workload, options.checkpoints, console)
     first = saved.done
     log, tensorboard = options.log, options.tensorboard
@@ -77,7 +78,7 @@ def _trained(
     typical = 1000 * median(seconds[1:] or seconds or [0.0])
     document = {
         "source": source,
-        "level": transformed.policy.level.value,
+        "level": transformed.choices.policy.level.value,
         "precision": transformed.plan.precision.name.lower(),
         "backend": step.backend,
         "first": first,

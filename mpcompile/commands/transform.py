@@ -10,7 +10,6 @@ from mpcompile.commands.load_program import load_program
 from mpcompile.commands.plan_inputs import PlanInputs
 from mpcompile.commands.terminal import open_terminal
 from mpcompile.options import TransformOptions
-from mpcompile.pipeline import Transformed
 from mpcompile.pipeline import transform as transform_workload
 from mpcompile.plan.policy import FULL_PRECISION
 from mpcompile.program.graph_text import graph_text
@@ -18,6 +17,7 @@ from mpcompile.program.workload import source_name
 from mpcompile.show.of_step import view_of
 from mpcompile.show.summary import print_summary, summarize
 from mpcompile.show.view import BEFORE, PLAN, VIEW
+from mpcompile.step.transformed import Choices, Transformed
 
 
 def transform(source: str, options: TransformOptions, inputs: PlanInputs) -> None:
@@ -31,7 +31,7 @@ def transform(source: str, options: TransformOptions, inputs: PlanInputs) -> Non
     check_free(folder, options.force)
     mixed = load_program(source, inputs, console)
     with console.status("transforming"):
-        plain = transform_workload(mixed.workload, FULL_PRECISION)
+        plain = transform_workload(mixed.workload, Choices(policy=FULL_PRECISION))
         summary = summarize(mixed, plain)
     files = {
         PLAN: mixed.plan.to_json() + "\n",
@@ -45,7 +45,8 @@ def transform(source: str, options: TransformOptions, inputs: PlanInputs) -> Non
     if mixed.step is not None:
         files["step.txt"] = f"{mixed.step}\n"
     write_folder(folder, files, options.force)
-    how = f"by {options.flags.plan}" if options.flags.plan else f"level {mixed.policy.level.value}"
+    by_plan = options.flags.plan
+    how = f"by {by_plan}" if by_plan else f"level {mixed.choices.policy.level.value}"
     print_summary(summary, f"{source} in {mixed.plan.precision.name.lower()}, {how}", console)
     console.print(f"wrote {folder}/: {', '.join(files)}")
     write_json(options.json, {"source": source, "output": str(folder), **summary.to_dict()})
