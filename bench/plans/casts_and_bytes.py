@@ -29,7 +29,6 @@ from bench.plans import greedy
 from bench.plans.measures import Measures, measure
 from bench.plans.ways import Gradient, by_autocast, by_plan, gradients, lint
 from bench.root import ROOT
-from mpcompile.passes.forward.clean_casts import is_cast, source_of
 from mpcompile.passes.order import forward_passes
 from mpcompile.passes.runner import run_passes
 from mpcompile.pipeline import describe
@@ -38,6 +37,7 @@ from mpcompile.plan.planner import plan_of
 from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.program.capture import Forward
+from mpcompile.program.casts import is_cast, source_of
 from mpcompile.program.workload import Workload, load
 from mpcompile.step.differentiate import differentiate
 from mpcompile.step.slots import Role, Slot
