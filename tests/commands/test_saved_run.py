@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from kill_test import compiled, program
 from rich.console import Console
 from root import ROOT
 
+from bench.robustness.kill_test import compiled, program
 from mpcompile import BadInput
 from mpcompile.cli import exit_code
 from mpcompile.commands.training.saved_run import SavedRun
@@ -29,12 +29,11 @@ from mpcompile.train.checkpoint_file import MANIFEST
 from mpcompile.train.checkpoint_folder import checkpoints
 from mpcompile.train.data_position import Batches
 
-BENCH = ROOT / "bench"
 MODEL = f"""\
 import os, signal, sys, threading
-sys.path.insert(0, {str(BENCH)!r})
+sys.path.insert(0, {str(ROOT)!r})
 from dataclasses import replace
-from kill_test import program
+from bench.robustness.kill_test import program
 
 class Signalled:
     '''Data that sends its own process a signal with a batch, and a second one later.'''
