@@ -19,10 +19,12 @@ from torch import nn
 from bench.machine import describe
 from mpcompile.commands import inspect
 from mpcompile.commands.load_view import Opened
+from mpcompile.commands.plan_inputs import PlanInputs
+from mpcompile.options import InspectOptions
 from mpcompile.pipeline import transform
 from mpcompile.program.workload import Workload
+from mpcompile.settings import Settings
 from mpcompile.show.of_step import view_of
-from mpcompile.show.tables import Selection
 
 _OPS_A_BLOCK = 5
 
@@ -65,15 +67,15 @@ def main() -> None:
         found.append(Opened(view_of(made, "large.py"), made))
         return found[-1]
 
-    shown = inspect.Shown(Selection(), everything=False, csv=False)
+    inputs = PlanInputs(Settings())
     for json_to, what in ((None, "inspect"), ("-", "inspect --json -")):
         begin = time.perf_counter()
         with (
-            patch.object(inspect, "open_source", opened),
+            patch.object(inspect, "load_view", opened),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
-            inspect.inspect("large.py", "h100", {}, None, None, shown, json_to)
+            inspect.inspect("large.py", InspectOptions(json=json_to), inputs)
         seconds = time.perf_counter() - begin
         nodes = found[-1].view.nodes
         ops = sum(node.role == "op" and node.stage == "forward" for node in nodes)

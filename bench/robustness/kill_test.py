@@ -37,7 +37,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import mpcompile
 from bench.machine import describe
 from mpcompile import LossScale, TrainStep, Workload
-from mpcompile.commands.saved_run import SavedRun, Saving
+from mpcompile.commands.training.saved_run import SavedRun
+from mpcompile.options.run import CheckpointFlags
 from mpcompile.program.random_state import seed_all
 from mpcompile.train.checkpoint_file import MANIFEST, STATE, write_checkpoint
 from mpcompile.train.checkpoint_folder import checkpoints, folder_of
@@ -80,7 +81,7 @@ def trained(made: Workload, step: TrainStep, folder: Path, phase: mmap.mmap) -> 
 
     random.seed(0)  # Python seeds its own generator anew in a fork
     with patch("mpcompile.train.checkpoint.write_checkpoint", noted):
-        saving = Saving(folder, every=EVERY, resume=True, keep=KEEP)
+        saving = CheckpointFlags(folder, checkpoint_every=EVERY, resume=True, keep=KEEP)
         run = SavedRun(step, made, saving, Console(quiet=True))
         for batch in run.batches(STEPS):
             phase[0] = 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -16,9 +15,10 @@ from rich.console import Console
 from rich.text import Text
 
 from mpcompile.artifacts import check_file, write_file
-from mpcompile.commands.warnings import warnings_on_one_line
+from mpcompile.commands.terminal import warnings_on_one_line
 from mpcompile.errors import BadInput
 from mpcompile.numerics.run_log import read_run_log
+from mpcompile.options.run import CheckpointFlags
 from mpcompile.program.random_state import seed_all
 from mpcompile.program.workload import Workload
 from mpcompile.step.processes import first_says, largest
@@ -29,29 +29,12 @@ from mpcompile.train.train_step import TrainStep
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-@dataclass(frozen=True, slots=True)
-class Saving:
-    """Where and when a run is saved.
-
-    Attributes:
-        out: the folder of its checkpoints; None: nothing is saved.
-        every: steps from one checkpoint to the next; None: only at the end.
-        resume: whether to go on from the newest one there.
-        keep: how many stay.
-    """
-
-    out: Path | None = None
-    every: int | None = None
-    resume: bool = False
-    keep: int = 3
-
-
-def check_saving(saving: Saving, log: Path | None) -> None:
+def check_saving(saving: CheckpointFlags, log: Path | None) -> None:
     """Raise BadInput if it cannot be saved so, before anything is compiled."""
-    if saving.out is None and (saving.every is not None or saving.resume):
+    if saving.out is None and (saving.checkpoint_every is not None or saving.resume):
         raise BadInput("--checkpoint-every and --resume need --out", "", "give --out DIR")
-    if saving.every is not None and saving.every < 1:
-        raise BadInput(f"--checkpoint-every is {saving.every}", "", "give at least 1")
+    if saving.checkpoint_every is not None and saving.checkpoint_every < 1:
+        raise BadInput(f"--checkpoint-every is {saving.checkpoint_every}", "", "give at least 1")
     if saving.keep < 1:
         raise BadInput(f"--keep is {saving.keep}", "", "give at least 1")
     if saving.out is not None and saving.out.exists() and not saving.out.is_dir():
@@ -72,7 +55,9 @@ class SavedRun:
         stopped: the signal that ended the run, or None.
     """
 
-    def __init__(self, step: TrainStep, workload: Workload, saving: Saving, out: Console) -> None:
+    def __init__(
+        self, step: TrainStep, workload: Workload, saving: CheckpointFlags, out: Console
+    ) -> None:
         self._step, self._saving, self._console = step, saving, out
         together = step.parallel
         self._data = Batches(workload, step.device, together)
@@ -96,7 +81,7 @@ class SavedRun:
                 yield batch
                 self.done += 1
                 self._agree_to_stop()
-                every = self._saving.every
+                every = self._saving.checkpoint_every
                 if self.stopped is not None or (every is not None and self.done % every == 0):
                     self._save()
                 if self.stopped is not None:

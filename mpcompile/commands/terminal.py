@@ -1,4 +1,4 @@
-"""What commands share that need no torch: ranges they are given, warnings on one line."""
+"""What people see of a command: its terminal, sentences on it, warnings on one line."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import TextIO
 
-from mpcompile.errors import BadInput, DamagedCheckpoint, printable
+from rich.console import Console
+
+from mpcompile.errors import DamagedCheckpoint, printable
 from mpcompile.plan.measured import MeasuredOverflow
 from mpcompile.plan.policy import UnmatchedOverride
-from mpcompile.plan.ranges import Ranges, read_ranges
 
 
-def given_ranges(path: Path | None, margin: int | None, release: bool) -> Ranges | None:
-    """Return the ranges a command line names, with its margin; None without a file."""
-    if path is None:
-        if margin is not None or release:
-            raise BadInput("--margin and --release need --ranges", "", "run mpcompile calibrate")
-        return None
-    ranges = read_ranges(path)
-    if margin is not None and not 0 <= margin <= 15:
-        raise BadInput(f"--margin is {margin}", "", "give 0 to 15 bits")
-    bits = ranges.margin_bits if margin is None else margin
-    return replace(ranges, margin_bits=bits, release=release or ranges.release)
+def open_terminal(json_to: str | None, *, quiet: bool = False) -> Console:
+    """Return the terminal for people: stdout, or stderr where ``-`` gives stdout to a document.
+
+    Args:
+        json_to: where the document goes, see `mpcompile.artifacts.write_json`.
+        quiet: say nothing.
+    """
+    return Console(stderr=json_to == "-", highlight=False, quiet=quiet)
+
+
+def say(console: Console, sentence: str) -> None:
+    """Print a sentence on one line; names of a model in it are no markup."""
+    console.print(printable(sentence), markup=False, soft_wrap=True)
 
 
 @contextmanager

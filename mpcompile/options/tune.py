@@ -1,22 +1,21 @@
-"""``mpcompile tune``."""
+"""What ``mpcompile tune`` takes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from mpcompile.cli.app import NO_FLAGS, Debug, Flags, Json, Source, app
-from mpcompile.errors import BadInput
+from mpcompile.options.arguments import Debug, Json
+from mpcompile.options.plan_flags import NO_FLAGS, PlanFlags
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class TuneFlags:
-    """What has to hold, and how it is measured."""
+class TuneOptions:
+    """What has to hold, how it is measured, and where the overrides go."""
 
     tolerance: Annotated[
         float | None,
@@ -44,38 +43,6 @@ class TuneFlags:
         bool, Parameter(help="Go on with the trials in NAME.tune.jsonl.", negative=())
     ] = False
     force: Annotated[bool, Parameter(help="Replace the files.", negative=())] = False
-
-
-_DEFAULTS = TuneFlags()
-
-
-@app.command
-def tune(
-    source: Source,
-    *,
-    search: TuneFlags = _DEFAULTS,
-    flags: Flags = NO_FLAGS,
-    json: Json = None,
-    debug: Debug = False,
-) -> None:
-    """Find the fewest ops to return to FP32 so that a tolerance or a score holds."""
-    del debug
-    if flags.plan is not None:
-        raise BadInput(
-            "the decisions of --plan hold before every override",
-            "",
-            "leave it out, and give overrides or --ranges",
-        )
-    command = import_module("mpcompile.commands.tune")
-    wanted = command.Wanted(
-        search.tolerance,
-        search.eval,
-        search.score,
-        search.steps,
-        search.batches,
-        search.output,
-        search.resume,
-        search.force,
-        json,
-    )
-    command.tune_source(source, flags.given(), flags.measured(), flags.words(), wanted)
+    flags: PlanFlags = NO_FLAGS
+    json: Json = None
+    debug: Debug = False
