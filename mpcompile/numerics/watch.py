@@ -28,7 +28,7 @@ _EDGE = 0.25
 
 
 class Watch:
-    """An observer of a run's steps, for `mpcompile.commands.progress.train`.
+    """An observer of a run's steps, for `mpcompile.commands.training.progress.train`.
 
     A skipped step changes only the loss scale. So it can run again in the interpreter, together
     with FP64; the compiled step does not change. After each step the host reads the loss and

@@ -3,7 +3,7 @@
 Zeller and Hildebrandt call such a part 1-minimal (Simplifying and Isolating Failure-Inducing Input,
 IEEE TSE 28(2), 2002, definition 10). Their ddmin cuts a set into smaller and smaller parts, and
 ignores the order of the items. Here the most suspicious items come first, so the search bisects
-prefixes: ``bench/tune_search.py`` counts the trials of both.
+prefixes: ``bench/numerics/tune_search.py`` counts the trials of both.
 """
 
 from __future__ import annotations
