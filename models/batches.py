@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Batches:
-    """Batches of one size; each pass over them is an epoch in another order.
+    """Batches of one size; each iteration is an epoch in another order.
 
     The order comes from a generator of its own, so that dropout and initialisation, which draw
     from the global one, cannot change it.

@@ -3,11 +3,11 @@
 Devlin, Chang, Lee and Toutanova, "BERT: Pre-training of Deep Bidirectional Transformers for
 Language Understanding" (arXiv 1810.04805): three embeddings, layer norm after each sublayer, query,
 key and value as linears of their own, a GELU MLP four times as wide, and masked words predicted by
-the table of word embeddings, at the masked places only. Without the paper's second task, of telling
-whether two sentences follow each other; each window counts as two segments.
+the table of word embeddings, at the masked positions only. The paper's second task, to tell whether
+two sentences follow each other, is left out; each window counts as two segments.
 
-``SIZE=full`` has the shape of BERT-base (110 M parameters, 30,522 words) and the 128 words a
-sequence that most of the paper's pre-training saw; ``SIZE=small`` (default) is the same code, small
+``SIZE=full`` has the shape of BERT-base (110 M parameters, 30,522 words) and, as most of the
+paper's pre-training, 128 words per sequence; ``SIZE=small`` (default) is the same code, small
 enough for two CPU cores. Both read the Python manual in the standard library's `pydoc_data.topics`
 as words (so losses differ between Python versions); most ids of the full vocabulary never occur.
 
@@ -42,7 +42,7 @@ class Config:
         batch: sequences per step.
         rate: learning rate.
         dropout: probability in the embedding, the attention weights and after each sublayer.
-        masked: part of the words that is masked; the paper's 15 %.
+        masked: share of the words that is masked; the paper's 15 %.
     """
 
     vocabulary: int
@@ -88,7 +88,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then an MLP; each is added to what it read, and the sum normalised."""
+    """Attention, then an MLP; each is added to its input, and the sum is normalised."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Layer(nn.Module):
 
 
 class Bert(nn.Module):
-    """Embeddings, encoder layers, and the word embeddings once more as output matrix."""
+    """Embeddings, encoder layers, and the word embeddings again as output matrix."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -137,8 +137,8 @@ class Bert(nn.Module):
         """Map int64 words ``[N, T]`` to FP32 logits ``[N, M, vocabulary]``.
 
         Args:
-            words: some of them masked.
-            asked: int64 ``[N, M]``, the places whose words shall be predicted.
+            words: the words, some of them masked.
+            asked: int64 ``[N, M]``, the positions of the words to predict.
         """
         length = words.shape[1]
         places = torch.arange(length, device=words.device)
@@ -156,11 +156,11 @@ def loss(model: nn.Module, words: Tensor, asked: Tensor, targets: Tensor) -> Ten
 
 
 def windows(config: Config, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return masked words ``[windows, T]``, masked places and their words ``[windows, M]``.
+    """Return masked words ``[windows, T]``, masked positions and their words ``[windows, M]``.
 
-    A word is a lower-cased identifier or a run of punctuation. Ids go by frequency; words too rare
-    for the vocabulary are unknown. Each masked word is replaced by the mask; the paper leaves a
-    tenth as it is and replaces another by random words.
+    A word is a lower-cased identifier or a run of punctuation. Ids are in order of frequency; words
+    too rare for the vocabulary are unknown. Each masked word is replaced by the mask; the paper
+    leaves a tenth of them unchanged and replaces another tenth by random words.
     """
     text = "\n\n".join(topics[name] for name in sorted(topics))
     found = re.findall(r"\w+|[^\w\s]+", text.lower())
@@ -175,7 +175,7 @@ def windows(config: Config, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def workload(*, config: Config | None = None, seed: int | None = None) -> Workload:
-    """Return the training program; what is not given comes from the environment.
+    """Return the training program; arguments that are not given come from the environment.
 
     Raises:
         ValueError: there is no such ``SIZE``.

@@ -1,13 +1,13 @@
-"""DCGAN's generator, trained against a discriminator that is held still.
+"""DCGAN's generator, trained against a discriminator that does not change.
 
 Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative
 Adversarial Networks" (arXiv 1511.06434): transposed convolutions that double height and width from
 4x4 up, batch norm and ReLU between them, tanh at the end; the discriminator is its mirror image
 with leaky ReLU. Weights from N(0, 0.02), Adam with a first beta of 0.5.
 
-A training step has one optimizer here, so this is the generator's half of a GAN: its gradient
-comes through the discriminator, whose weights stay as they were drawn. It needs no images; its data
-are the noise that the generator starts from.
+A training step has one optimizer here, so this is the generator's half of a GAN. Its gradient
+comes through the discriminator, which keeps its initial weights. It needs no images; its data are
+the noise from which the generator starts.
 
 ``SIZE=full`` has the paper's widths for 64x64 RGB; ``SIZE=small`` (default) is the same code for
 32x32, small enough for two CPU cores.
@@ -32,10 +32,10 @@ class Config:
     """A size of the networks, and how they are trained.
 
     Attributes:
-        noise: numbers that an image is made from.
+        noise: length of the noise vector of an image.
         width: channels of the layer next to the image; each further layer doubles them.
         doublings: layers that double height and width after the first 4x4.
-        channels: of an image.
+        channels: channels of an image.
         batch: images per step.
         rate: learning rate.
     """
@@ -58,7 +58,7 @@ FULL = Config(noise=100, width=128, doublings=4, channels=3, batch=128)
 SIZES = {"small": SMALL, "full": FULL}
 
 EPOCH = 4096
-"""Draws of noise in an epoch."""
+"""The number of noise vectors in an epoch."""
 
 
 class Generator(nn.Sequential):
@@ -122,13 +122,13 @@ class Judged(nn.Module):
 
 
 def loss(model: nn.Module, noise: Tensor) -> Tensor:
-    """Return how sure the discriminator is that the images are made, in nats."""
+    """Return the generator's loss: the cross entropy of its images with the label real, in nats."""
     logits = model(noise)
     return nn.functional.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
 
 
 def workload(*, config: Config | None = None, seed: int | None = None) -> Workload:
-    """Return the training program; what is not given comes from the environment.
+    """Return the training program; arguments that are not given come from the environment.
 
     Raises:
         ValueError: there is no such ``SIZE``.

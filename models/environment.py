@@ -1,4 +1,4 @@
-"""What a person says of a model in the environment: ``SIZE``, ``SEED`` and ``DEVICE``."""
+"""The options of a model in the environment: ``SIZE``, ``SEED`` and ``DEVICE``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Config = TypeVar("Config")
 def chosen(
     sizes: Mapping[str, Config], config: Config | None, seed: int | None
 ) -> tuple[Config, int, torch.device]:
-    """Return configuration, seed and device; what is not given comes from the environment.
+    """Return configuration, seed and device; values not given come from the environment.
 
     Raises:
         ValueError: there is no such ``SIZE``.

@@ -8,7 +8,7 @@ matrix for input embedding and output. AdamW's settings are GPT-3's (arXiv 2005.
 ``SIZE=full`` has the shape of GPT-2 small (124 M parameters), ``SIZE=billion`` has 1.0 B;
 ``SIZE=small`` (default) is the same code, small enough for two CPU cores. All read the Python
 manual in the standard library's `pydoc_data.topics` as bytes (so losses differ between Python
-versions); of a large vocabulary only the first 256 ids occur.
+versions); only the first 256 ids of a large vocabulary occur.
 
 Environment: ``SIZE`` (small, full or billion), ``DEVICE`` (default cpu), ``SEED`` (default 0).
 """
@@ -85,7 +85,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP, each added to what it read."""
+    """Attention, then an MLP; each is added to its input."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width)
         self.mlp = nn.Sequential(
             nn.Linear(config.width, 4 * config.width),
-            nn.GELU(approximate="tanh"),  # GPT-2's own form of it
+            nn.GELU(approximate="tanh"),  # as in GPT-2
             nn.Linear(4 * config.width, config.width),
         )
         self.dropout = nn.Dropout(config.dropout)
@@ -107,7 +107,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Embedding, blocks, layer norm, and the embedding once more as output matrix."""
+    """Embedding, blocks, layer norm, and the embedding again as output matrix."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -122,8 +122,8 @@ class GPT(nn.Module):
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
-                # Each block adds twice to the residual stream; scaled so, the sum of all of them
-                # has the same variance at any depth.
+                # Each block adds twice to the residual stream; with this scale the sum of all
+                # blocks has the same variance at any depth.
                 into_stream = name.endswith(("attention.project.weight", "mlp.2.weight"))
                 depth = 2 * config.layers if into_stream else 1
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(depth))
@@ -144,7 +144,7 @@ def loss(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
 def decayed(model: nn.Module) -> list[dict[str, object]]:
     """Return parameter groups that decay matrices only.
 
-    Pulling biases and layer norm gains towards zero would not make the function any simpler.
+    Decay of biases and layer norm gains would not make the function simpler.
     """
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
@@ -163,7 +163,7 @@ def windows(context: int) -> tuple[Tensor, Tensor]:
 
 
 def workload(*, config: Config | None = None, seed: int | None = None) -> Workload:
-    """Return the training program; what is not given comes from the environment.
+    """Return the training program; arguments that are not given come from the environment.
 
     Raises:
         ValueError: there is no such ``SIZE``.

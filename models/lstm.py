@@ -1,8 +1,8 @@
 """LSTM language model with projected states, over words.
 
 The shape is the "big LSTM" of Jozefowicz et al., "Exploring the Limits of Language Modeling" (arXiv
-1602.02410): embedding, two LSTM layers whose cells are wide and whose outputs are projected down
-before they recur, dropout before and after each layer, forget gates that start open, Adagrad.
+1602.02410): embedding, two LSTM layers with wide cells and outputs that are projected down before
+they recur, dropout before and after each layer, forget gates that start open, Adagrad.
 Unlike the paper, which keeps state between steps and samples its softmax over 793,471 words, each
 batch here starts from zero state, and the vocabulary is small enough for the whole softmax.
 
@@ -38,7 +38,7 @@ class Config:
             divides into whole tiles of a tensor core's matmul.
         embedding: features of a word.
         state: cells of an LSTM layer.
-        projection: features that a layer passes on, to the next layer and the next word.
+        projection: features that a layer passes to the next layer and the next word.
         unroll: words per sequence.
         batch: sequences per step.
         rate: learning rate.
@@ -58,8 +58,8 @@ class Config:
 
 
 SMALL = Config(4096, embedding=96, state=192, projection=96, unroll=20, batch=32, rate=0.02)
-# Adagrad's first step moves every weight by the whole rate, however small its gradient, and the
-# moves of the 8192 that feed one output add up. The paper's 0.2 belongs to other gradient scales.
+# Adagrad's first step moves every weight by the whole rate, even if its gradient is small, and the
+# moves of the 8192 weights of one output add up. The paper's 0.2 is for other gradient scales.
 FULL = Config(32_000, embedding=1024, state=8192, projection=1024, unroll=20, batch=128, rate=2e-4)
 SIZES = {"small": SMALL, "full": FULL}
 
@@ -83,8 +83,8 @@ class LanguageModel(nn.Module):
         nn.init.zeros_(self.head.bias)
         for name, parameter in self.lstm.named_parameters():
             if name.startswith("bias"):
-                # PyTorch adds two biases, each holding the gates i, f, g, o; one of them gives the
-                # forget gates the paper's 1, which keeps early gradients alive through time.
+                # PyTorch adds two biases, each with the gates i, f, g, o; one of them gives the
+                # forget gates the paper's 1, so that early gradients do not vanish through time.
                 nn.init.zeros_(parameter)
                 if name.startswith("bias_ih"):
                     nn.init.ones_(parameter.chunk(4)[1])
@@ -105,8 +105,8 @@ def loss(model: nn.Module, words: Tensor, targets: Tensor) -> Tensor:
 def windows(vocabulary: int, unroll: int) -> tuple[Tensor, Tensor]:
     """Return the text as int64 words and targets, both ``[windows, unroll]``.
 
-    A word is a lower-cased identifier or a run of punctuation. Ids go by frequency; words too rare
-    for the vocabulary are id 0, ``<unk>``.
+    A word is a lower-cased identifier or a run of punctuation. Ids are in order of frequency; words
+    too rare for the vocabulary have id 0, ``<unk>``.
     """
     text = "\n\n".join(topics[name] for name in sorted(topics))
     words = re.findall(r"\w+|[^\w\s]+", text.lower())
@@ -118,7 +118,7 @@ def windows(vocabulary: int, unroll: int) -> tuple[Tensor, Tensor]:
 
 
 def workload(*, config: Config | None = None, seed: int | None = None) -> Workload:
-    """Return the training program; what is not given comes from the environment.
+    """Return the training program; arguments that are not given come from the environment.
 
     Raises:
         ValueError: there is no such ``SIZE``.

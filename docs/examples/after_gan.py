@@ -9,35 +9,35 @@ bce = nn.functional.binary_cross_entropy_with_logits
 
 
 class Generator(nn.Sequential):
-    """Noise to points."""
+    """A network from noise to points."""
 
     def __init__(self):
         super().__init__(nn.Linear(4, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2))
 
 
 class Discriminator(nn.Sequential):
-    """Points to logits."""
+    """A network from points to logits."""
 
     def __init__(self):
         super().__init__(nn.Linear(2, 32), nn.LeakyReLU(0.2), nn.Linear(32, 1))
 
 
 def discriminator_loss(nets, real, noise):
-    """Real points shall be called real, made ones made."""
+    """Return the loss that teaches to tell real points from made ones."""
     generator, discriminator = nets
     right, wrong = discriminator(real), discriminator(generator(noise).detach())
     return bce(right, torch.ones_like(right)) + bce(wrong, torch.zeros_like(wrong))
 
 
 def generator_loss(nets, noise):
-    """Made points shall be called real."""
+    """Return the loss that teaches to make points that pass as real."""
     generator, discriminator = nets
     logits = discriminator(generator(noise))
     return bce(logits, torch.ones_like(logits))
 
 
 def batches(count, seed=1):
-    """Yield points of a ring about (2, 1), and noise."""
+    """Yield points of a ring around (2, 1), and noise."""
     random = torch.Generator().manual_seed(seed)
     for _ in range(count):
         angle = 6.2832 * torch.rand(64, generator=random)
@@ -57,7 +57,7 @@ def distance(generator):
 
 
 def main():
-    """Train for forty rounds and return the distance of what is made from the ring."""
+    """Train for forty rounds; return the distance of the made points from the ring."""
     torch.manual_seed(0)
     generator, discriminator = nets = nn.ModuleList((Generator(), Discriminator()))
     critic = torch.optim.Adam(discriminator.parameters(), lr=0.002, betas=(0.5, 0.999))

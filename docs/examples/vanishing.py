@@ -10,7 +10,7 @@ class Unit(nn.Module):
     """Divide each row by its largest magnitude."""
 
     def forward(self, x):
-        """Return rows of largest magnitude 1."""
+        """Return rows whose largest magnitude is 1."""
         return x / (x.abs().amax(-1, keepdim=True) + 1e-8)
 
 
@@ -20,7 +20,7 @@ def loss(model, x, y):
 
 
 def workload():
-    """Four layers, and a batch in which one row is all zeros."""
+    """Return four layers, and a batch in which one row is all zeros."""
     torch.manual_seed(0)
     first = nn.Linear(16, 32, bias=False)
     model = nn.Sequential(first, nn.ReLU(), Unit(), nn.Linear(32, 4))
