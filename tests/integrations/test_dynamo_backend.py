@@ -30,7 +30,7 @@ def fresh() -> Iterator[None]:
 
 
 class Image(nn.Module):
-    """Batch norm, an activation in place, a write through a view, a buffer of its own."""
+    """A net with batch norm, an in-place activation, a write through a view, and its own buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Image(nn.Module):
 
 
 class Words(nn.Module):
-    """An embedding tied to its head, attention, a layer norm."""
+    """A net with an embedding tied to its head, attention, and a layer norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ def test_at_level_fp32_it_is_bitwise_eager(
     assert all(map(torch.equal, plain.buffers(), mine.buffers()))
 
 
-def test_buffers_advance_as_in_eager_pytorch_and_stand_still_in_evaluation() -> None:
+def test_buffers_advance_as_in_eager_pytorch_and_stay_in_evaluation() -> None:
     plain = Image()
     mine = copy.deepcopy(plain)
     quick = compiled(mine)
@@ -172,7 +172,7 @@ def test_buffers_advance_as_in_eager_pytorch_and_stand_still_in_evaluation() -> 
     assert not result.requires_grad
 
 
-def test_what_is_made_without_gradients_carries_none() -> None:
+def test_tensors_made_without_gradients_carry_none() -> None:
     # The cast of the weight is shared by a reader in the region and one after it.
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -337,7 +337,7 @@ def test_a_wrong_option_is_one_sentence(options: dict[str, Any], sentence: str) 
     assert sentence in str(caught.value)
 
 
-def test_it_refuses_autocast_round_it() -> None:
+def test_autocast_around_the_model_is_refused() -> None:
     with (
         torch.autocast("cpu", dtype=torch.bfloat16),
         pytest.raises(Exception, match=r"the model runs under torch.autocast"),
@@ -345,15 +345,15 @@ def test_it_refuses_autocast_round_it() -> None:
         compiled(nn.Linear(2, 2))(torch.ones(1, 2))
 
 
-def test_pyproject_names_an_entry_point_that_is_there() -> None:
+def test_pyproject_names_an_entry_point_that_exists() -> None:
     document = tomllib.loads((ROOT / "pyproject.toml").read_text())
     points = document["project"]["entry-points"]["torch_dynamo_backends"]
     module, _, name = points["mpcompile"].partition(":")
     assert getattr(importlib.import_module(module), name) is mpcompile
 
 
-def test_torch_finds_it_by_name_and_nobody_imports_it(tmp_path: Path) -> None:
-    """An installed package's metadata is all that torch reads; here it stands in a folder."""
+def test_torch_finds_the_backend_by_name_without_an_import(tmp_path: Path) -> None:
+    """Torch reads only an installed package's metadata; here it is in a folder."""
     document = tomllib.loads((ROOT / "pyproject.toml").read_text())
     folder = tmp_path / "mpcompile_entry-1.dist-info"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Many nets through ``torch.compile(backend="mpcompile")``: as near FP64 as eager autocast."""
+"""Many nets through ``torch.compile(backend="mpcompile")``: as close to FP64 as eager autocast."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mpcompile.integrations.dynamo_backend import mpcompile
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_net_is_as_near_fp64_as_autocast(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_net_is_as_close_to_fp64_as_autocast(name: str, caplog: pytest.LogCaptureFixture) -> None:
     torch.compiler.reset()
     workload = NETS[name]()
     loss = workload.loss

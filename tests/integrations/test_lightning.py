@@ -1,4 +1,4 @@
-"""The Lightning plugin: beside Lightning's own ``16-mixed``, and what it refuses."""
+"""The Lightning plugin, against Lightning's own ``16-mixed``, and its refusals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fresh() -> Iterator[None]:
 
 
 class Classifier(pl.LightningModule):  # type: ignore[misc]
-    """Learns with SGD, so that each weight tells of the size of each gradient."""
+    """A net that learns with SGD, so that each weight shows the size of each gradient."""
 
     def __init__(self, size: float = 1.0, optimizer: str = "SGD") -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def trainer(plugin: Any = None, **options: Any) -> Any:
     return pl.Trainer(accelerator="cpu", plugins=plugin, **quiet, **options)
 
 
-def test_it_trains_as_in_fp32_but_for_rounding_and_clips_unscaled_gradients() -> None:
+def test_the_plugin_trains_as_fp32_up_to_rounding_and_clips_unscaled_gradients() -> None:
     plain = Classifier()
     mine = copy.deepcopy(plain)
     trainer(gradient_clip_val=0.2).fit(plain, rows())
@@ -118,7 +118,7 @@ def test_the_scale_is_in_the_checkpoint_under_a_name_that_must_not_change(tmp_pa
     assert second.precision_plugin.scaler.get_scale() == 2.0**11
 
 
-def test_prediction_is_in_mixed_precision_and_the_module_comes_back_as_it_was() -> None:
+def test_prediction_is_in_mixed_precision_and_the_module_is_restored() -> None:
     model = Classifier()
     found = torch.cat(trainer(lightning.MPCompilePrecision()).predict(model, rows()))
     expected = torch.cat([model(batch[0]) for batch in rows()])
@@ -128,7 +128,7 @@ def test_prediction_is_in_mixed_precision_and_the_module_comes_back_as_it_was() 
     assert torch.equal(copy.deepcopy(model)(torch.ones(1, 8)), model(torch.ones(1, 8)))
 
 
-def test_it_refuses_what_one_scale_cannot_fit() -> None:
+def test_an_optimizer_that_one_scale_cannot_fit_is_refused() -> None:
     with pytest.raises(
         mpcompile.BadInput, match="L-BFGS evaluates the loss several times per step"
     ):
@@ -138,7 +138,7 @@ def test_it_refuses_what_one_scale_cannot_fit() -> None:
         lightning.MPCompilePrecision(policy, scaler=torch.amp.GradScaler("cpu"))
 
 
-def test_nobody_imports_lightning_who_did_not_ask_for_it() -> None:
+def test_lightning_is_imported_only_on_request() -> None:
     script = (
         "import sys, mpcompile, mpcompile.integrations.dynamo_backend, mpcompile.pipeline\n"
         "names = {name.partition('.')[0] for name in sys.modules}\n"

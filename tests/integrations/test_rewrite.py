@@ -1,4 +1,4 @@
-"""`mpcompile.rewrite`: the forward graph inside somebody else's export pipeline."""
+"""`mpcompile.rewrite`: the forward graph inside another tool's export pipeline."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_result_is_close_and_rounded_to_fp16() -> None:
     assert (found - expected).abs().max() < 2.0**-9
 
 
-def test_the_program_that_came_in_is_not_changed() -> None:
+def test_the_given_program_is_not_changed() -> None:
     before = program()
     text = graph_text(before.graph)
     mpcompile.rewrite(before)
@@ -89,7 +89,7 @@ def test_a_graph_without_tensor_core_ops_comes_back_unchanged() -> None:
 
 
 class TwoHeads(nn.Module):
-    """Works in place, and both results are cast last."""
+    """A net that works in place, and whose two results are cast last."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Calibration against eager PyTorch, and what it leaves alone."""
+"""Calibration against eager PyTorch, and the objects that it must not change."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_gradient_by_an_activation_is_measured() -> None:
     assert "batch_0" not in found.gradients
 
 
-def test_nothing_of_the_users_changes() -> None:
+def test_the_users_objects_do_not_change() -> None:
     work = convolution()
     assert work.optimizer is not None
 
@@ -158,7 +158,7 @@ def test_infinities_are_counted_apart() -> None:
         ([(torch.randn(4, 8), [0, 1, 2, 0])], "of type list"),
     ],
 )
-def test_other_data_is_refused(data: list[tuple[object, ...]], says: str) -> None:
+def test_data_of_other_shapes_is_refused(data: list[tuple[object, ...]], says: str) -> None:
     with pytest.raises(BadInput, match=says):
         mpcompile.calibrate(replace(workload(), data=data))
 

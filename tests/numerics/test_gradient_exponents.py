@@ -1,4 +1,4 @@
-"""What FP16 loses of gradients and which scale fits them, beside counting and brute force."""
+"""Losses of FP16 gradients and the recommended scale, against counting and brute force."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ finite = some.floats(2.0**-140, 2.0**120, width=32)
 
 
 class Faint(nn.Module):
-    """One of its two branches hardly reaches the result."""
+    """A net in which one of two branches hardly affects the result."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ def test_the_recommended_scale_of_zeros_and_of_the_smallest_numbers() -> None:
 
 
 @given(some.lists(some.floats(width=32), max_size=50), some.integers(-20, 40))
-def test_what_is_lost_at_a_scale_is_what_counting_says(numbers: list[float], power: int) -> None:
+def test_losses_at_a_scale_agree_with_counting(numbers: list[float], power: int) -> None:
     tensor = torch.tensor(numbers, dtype=torch.float32)
     found = losses(range_of(tensor), 2.0**power)
     sizes = np.abs(np.array(numbers, dtype=np.float64))

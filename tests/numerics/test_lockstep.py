@@ -1,4 +1,4 @@
-"""A step beside itself: our run is the step's own, the wide runs are plain PyTorch's."""
+"""The lockstep runs: our run equals the step, and the wide runs equal plain PyTorch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def plain_gradients(made: Workload, dtype: torch.dtype) -> dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_ours_is_the_step_and_the_others_are_plain_pytorch(name: str) -> None:
+def test_our_run_is_the_step_and_the_wide_runs_are_plain_pytorch(name: str) -> None:
     made = WORKLOADS[name]()
     step = step_of(made)
     truth, full = (plain_gradients(made, d) for d in (torch.float64, torch.float32))
@@ -83,7 +83,7 @@ def test_every_float_tensor_of_the_step_is_seen_once_and_in_order() -> None:
         assert item.exact.shape == item.node.meta["val"].shape
 
 
-def test_own_is_what_one_rounding_away_from_ours() -> None:
+def test_own_differs_from_ours_by_one_rounding() -> None:
     made = WORKLOADS["tied"]()
     for item in lockstep(moment(step_of(made), *made.batch)):
         if item.ours.dtype is torch.float16 and item.node.op == "call_function":
@@ -92,7 +92,7 @@ def test_own_is_what_one_rounding_away_from_ours() -> None:
             assert bool(((item.ours.double() - item.own).abs() <= 1.01 * bound).all()), item.node
 
 
-def test_what_is_read_is_what_the_nodes_before_made() -> None:
+def test_reads_are_the_results_of_the_nodes_before() -> None:
     made = WORKLOADS["layered"]()
     before: dict[str, torch.Tensor] = {}
     for item in lockstep(moment(step_of(made), *made.batch)):
@@ -119,7 +119,7 @@ def dropped() -> Workload:
     return Workload(model, batch, lambda m, x, y: nn.functional.cross_entropy(m(x), y), optimizer)
 
 
-def test_all_runs_share_the_masks_that_the_step_would_draw_next() -> None:
+def test_all_runs_share_the_dropout_masks_of_the_next_step() -> None:
     made = dropped()
     step = step_of(made)
     torch.manual_seed(3)
@@ -134,7 +134,7 @@ def test_all_runs_share_the_masks_that_the_step_would_draw_next() -> None:
         torch.testing.assert_close(seen.full / SCALE, truth[weight])
 
 
-def test_the_step_goes_on_as_if_nobody_had_looked() -> None:
+def test_lockstep_does_not_change_the_step() -> None:
     losses: list[list[float]] = []
     for looks in (False, True):
         made = dropped()

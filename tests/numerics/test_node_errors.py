@@ -1,4 +1,4 @@
-"""Errors of every tensor: against the oracle's own figures, and of planted faults."""
+"""Errors of every tensor, against the oracle's own figures and for planted faults."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_errors_of_gradients_are_those_of_plain_pytorch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt", "bert", "resnet", "unet", "dcgan"])
-def test_sound_models_pass_and_most_tensors_have_a_twin_under_autocast(name: str) -> None:
+def test_correct_models_pass_and_most_tensors_have_a_twin_under_autocast(name: str) -> None:
     rows, _ = rows_of(workload(name, "cpu"))
     assert first_failure(rows, TOLERANCE) is None
     twins = [row for row in rows if row.autocast is not None]

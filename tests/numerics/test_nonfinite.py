@@ -1,4 +1,4 @@
-"""Planted faults are named at their node and line; what is the program's own is said to be so."""
+"""Planted faults are named at their node and line; faults of the program are told apart."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_planted_fault_is_named(
     assert re.search(why, text), text
 
 
-def test_a_vanished_epsilon_is_named_with_its_line_and_is_what_to_keep_in_fp32() -> None:
+def test_a_vanished_epsilon_is_named_with_its_line_and_as_the_op_to_keep_in_fp32() -> None:
     found = cause_in(marked.program(marked.Epsilon), FORCED)
     assert found is not None
     assert f"marked.py:{line_of('epsilon')}" in found.why
@@ -56,7 +56,7 @@ def test_a_vanished_epsilon_is_named_with_its_line_and_is_what_to_keep_in_fp32()
 
 
 @pytest.mark.parametrize("middle", [marked.Logits, marked.Epsilon, marked.Sum])
-def test_what_it_says_to_do_helps(middle: Callable[[], nn.Module]) -> None:
+def test_the_advised_override_helps(middle: Callable[[], nn.Module]) -> None:
     found = cause_in(marked.program(middle), FORCED)
     kept: list[str] = []
     while found is not None:
@@ -92,7 +92,7 @@ def test_a_loss_scale_that_is_too_large_is_told_from_one_that_is_not(log2_scale:
         assert found.fits_at < 2.0**log2_scale
 
 
-def test_the_scale_that_it_names_is_small_enough_for_that_node_and_twice_it_is_not() -> None:
+def test_the_named_scale_is_small_enough_for_its_node_and_twice_the_scale_is_not() -> None:
     found = cause_in(linear(), scale=2.0**24)
     assert found is not None
     assert found.fits_at is not None
@@ -109,14 +109,14 @@ class Root(nn.Module):
 
 
 class Masked(nn.Module):
-    """A mask of infinities, which is meant."""
+    """An intended mask of infinities."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         kept = torch.arange(x.shape[-1]) < 3
         return torch.softmax(x.masked_fill(~kept, float("-inf")), dim=-1)
 
 
-def test_what_is_not_finite_in_fp64_either_is_the_programs_own() -> None:
+def test_numbers_not_finite_in_fp64_either_come_from_the_program() -> None:
     found = cause_in(marked.program(Root))
     assert found is not None
     assert "in FP64 too" in found.why

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.numerics import overflow_recall
 
 
-def test_what_overflows_in_a_later_run_was_named_before() -> None:
+def test_calibration_names_nodes_that_overflow_later() -> None:
     found = [item for seed in range(2) for item in overflow_recall.outcomes(seed)]
     overflowed = [item for item in found if item.overflowed]
     assert len(overflowed) >= 8

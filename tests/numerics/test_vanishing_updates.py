@@ -1,4 +1,4 @@
-"""Updates that FP16 weights would not feel, beside FP16 addition and a plain training loop."""
+"""Updates that FP16 weights would lose, against FP16 addition and a plain training loop."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def found(weight: float, update: float) -> bool:
 
 
 @given(halves, some.floats(-(2.0**17), 2.0**17, width=32))
-def test_an_update_vanishes_where_fp16_addition_does_nothing(weight: float, update: float) -> None:
+def test_an_update_vanishes_if_fp16_addition_leaves_the_weight(
+    weight: float, update: float
+) -> None:
     assert found(weight, update) == stays(weight, update)
 
 
@@ -130,7 +132,7 @@ def test_counts_are_those_of_plain_pytorch(kind: str, frozen: bool) -> None:
     assert any(row.vanished for row in rows)
 
 
-def test_an_optimizer_goes_on_from_its_state_and_nothing_changes() -> None:
+def test_an_optimizer_continues_from_its_state_and_nothing_changes() -> None:
     work = small()
     assert work.optimizer is not None
     assert work.loss is not None
@@ -177,7 +179,7 @@ def test_an_all_zero_gradient_gives_updates_of_zero() -> None:
     assert all(row.zeros == row.count and row.share == 0.0 for row in rows)
 
 
-def test_what_cannot_be_trained_is_refused() -> None:
+def test_a_workload_that_cannot_be_trained_is_refused() -> None:
     work = small()
     forward = capture(work)
     with pytest.raises(BadInput, match="at least 1"):

@@ -38,7 +38,7 @@ def watched(
     scale: LossScale,
     policy: Policy | None = None,
 ) -> tuple[list[float], tuple[RunRow, ...], str]:
-    """Return losses, what the log holds and what was printed."""
+    """Return losses, the rows of the log, and the printed text."""
     step = compiled(made, "interpreter", policy, scale)
     said, log = io.StringIO(), io.StringIO()
     console = Console(file=said, width=200)
@@ -50,7 +50,7 @@ def watched(
     return losses, read_run_log(tmp_path / "run.jsonl"), said.getvalue()
 
 
-def test_a_watched_run_computes_what_any_run_does(tmp_path: Path) -> None:
+def test_a_watched_run_computes_the_same_numbers(tmp_path: Path) -> None:
     made = marked.program(nn.Identity)
     plain = compiled(made, "interpreter", None, LossScale())
     assert made.data is not None
@@ -101,12 +101,12 @@ def test_a_spike_at_a_scale_that_was_good_is_printed(tmp_path: Path) -> None:
     assert not cause.expected
 
 
-def test_many_skips_in_a_row_are_said(tmp_path: Path) -> None:
+def test_many_skips_in_a_row_are_printed(tmp_path: Path) -> None:
     _, _, said = watched(tmp_path, marked.program(marked.Epsilon), 21, LossScale(), FORCED)
     assert "20 steps in a row were skipped." in said
 
 
-def test_without_a_scale_a_loss_that_is_not_finite_is_said(tmp_path: Path) -> None:
+def test_without_a_scale_a_loss_that_is_not_finite_is_printed(tmp_path: Path) -> None:
     scale = LossScale.none()
     _, rows, said = watched(tmp_path, marked.program(marked.Logits), 2, scale)
     assert not any(row.skipped for row in rows)

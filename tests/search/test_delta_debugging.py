@@ -15,7 +15,7 @@ Set = frozenset[int]
 
 
 class Trials:
-    """A predicate that notes what it was asked."""
+    """A predicate that records its arguments."""
 
     def __init__(self, holds: Callable[[Set], bool]) -> None:
         self._holds = holds
@@ -33,7 +33,7 @@ def subsets(count: int) -> list[Set]:
 
 
 def of_causes(causes: list[Set]) -> Callable[[Set], bool]:
-    """Monotone: a set suffices that holds all of one of the causes."""
+    """Return a monotone predicate: a set suffices if it contains one of the causes."""
     return lambda some: any(cause <= some for cause in causes)
 
 
@@ -45,7 +45,7 @@ def monotone(draw: st.DrawFn) -> tuple[int, list[Set]]:
 
 
 @given(monotone(), st.randoms())
-def test_of_a_monotone_predicate_no_part_of_the_result_suffices(
+def test_no_part_of_the_result_suffices_for_a_monotone_predicate(
     made: tuple[int, list[Set]], dice: random.Random
 ) -> None:
     count, causes = made
@@ -63,7 +63,7 @@ def test_of_a_monotone_predicate_no_part_of_the_result_suffices(
 
 
 @given(st.integers(1, 7), st.integers(0), st.sampled_from([0.02, 0.2, 0.5, 0.9]))
-def test_of_any_predicate_no_item_of_the_result_can_be_left_out(
+def test_no_item_of_the_result_can_be_left_out_for_any_predicate(
     count: int, seed: int, share: float
 ) -> None:
     dice = random.Random(seed)
@@ -87,21 +87,21 @@ def test_one_cause_is_found_in_about_twice_its_logarithm_of_trials(
     assert len(trials.asked) <= 2 * count.bit_length() + 2
 
 
-def test_the_most_suspicious_is_tried_first_and_nothing_else_if_it_is_the_cause() -> None:
+def test_the_most_suspicious_item_is_tried_first_and_alone_if_it_is_the_cause() -> None:
     trials = Trials(lambda some: 7 in some)
     assert smallest_sufficient([7, 3, 9], trials) == (7,)
     assert trials.asked == [frozenset(), frozenset({7})]
 
 
 @given(st.integers(1, 40), st.integers(1, 40))
-def test_culprits_that_are_suspected_first_cost_a_trial_each(culprits: int, others: int) -> None:
+def test_the_most_suspicious_culprits_cost_one_trial_each(culprits: int, others: int) -> None:
     needed = frozenset(range(culprits))
     trials = Trials(lambda some: needed <= some)
     assert smallest_sufficient(range(culprits + others), trials) == tuple(range(culprits))
     assert len(trials.asked) <= 2 * culprits.bit_length() + culprits + 2
 
 
-def test_nothing_is_returned_if_nothing_is_needed_and_all_if_all_are() -> None:
+def test_no_item_is_returned_if_none_is_needed_and_all_if_all_are() -> None:
     assert smallest_sufficient(range(5), lambda _: True) == ()
     assert smallest_sufficient((), lambda _: True) == ()
     everything = frozenset(range(11))

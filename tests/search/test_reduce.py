@@ -1,4 +1,4 @@
-"""What is found is the smallest: brute force says so on small graphs."""
+"""The part that is found is the smallest, checked by brute force on small graphs."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_no_smaller_set_of_ops_fails_at_all(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_what_is_captured_is_what_the_step_has_bit_by_bit(name: str) -> None:
+def test_captured_values_are_those_of_the_step_bit_by_bit(name: str) -> None:
     now, target = moment_of(PLANTED[name])
     captured = capture_values(now, target)
     compared = 0
@@ -137,7 +137,7 @@ def test_a_dropout_multiplies_by_the_mask_that_was_drawn() -> None:
     torch.testing.assert_close(again, seen[name], rtol=0, atol=0)
 
 
-def test_where_zeros_are_divided_by_the_division_is_what_fails() -> None:
+def test_a_division_by_vanished_numbers_is_the_failing_node() -> None:
     def all_zeros() -> Workload:
         made = epsilon()
         return replace(made, batch=(torch.zeros_like(made.batch[0]), made.batch[1]))
@@ -157,7 +157,7 @@ def test_a_node_that_does_not_fail_cannot_be_reduced() -> None:
         reduce(now, name, 0.25)
 
 
-def test_what_draws_random_numbers_cannot_be_reduced() -> None:
+def test_an_op_that_draws_random_numbers_cannot_be_reduced() -> None:
     x = torch.full((8,), 0.5)
     module = graph_of(lambda x: torch.ops.aten.bernoulli.default(x * 0.5), x=x)
     (enters,) = module.graph.find_nodes(op="placeholder")

@@ -1,4 +1,4 @@
-"""Every op of the models can be written, and the text computes what the step did, bit by bit."""
+"""Every op of the models can be written, and the script equals the step bit by bit."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_the_name_of_the_file_beside_it_is_one_literal() -> None:
         assert text in [item.value for item in ast.walk(tree) if isinstance(item, ast.Constant)]
 
 
-def test_identifiers_are_words_that_mean_nothing_else(tmp_path: Path) -> None:
+def test_identifiers_are_never_reserved_words(tmp_path: Path) -> None:
     reduced = reduced_of(PLANTED["epsilon"])
     graph, arithmetic = reduced.captured.graph.graph, reduced.captured.arithmetic.graph
     old = list(reduced.inputs)

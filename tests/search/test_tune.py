@@ -1,4 +1,4 @@
-"""What tune finds, against planted faults and against trying every set of ops."""
+"""The result of tune, against planted faults and against a trial of every set of ops."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def names(tuned: Tuned) -> list[str]:
 
 
 def with_full(work: Workload, want: Search, ops: tuple[str, ...]) -> bool:
-    """Whether the tolerance holds with some ops in FP32, by none of tune's own code."""
+    """Whether the tolerance holds with some ops in FP32, without tune's own code."""
     policy = replace(want.policy, full=tuple(f"node:{op}" for op in ops))
     model, optimizer = copy.deepcopy((work.model, work.optimizer))
     made = transform(replace(work, model=model, optimizer=optimizer), Choices(policy=policy))
@@ -99,7 +99,7 @@ PLANTED = [
 
 
 @pytest.mark.parametrize(("kind", "policy", "culprits"), PLANTED)
-def test_planted_faults_are_found_and_nothing_else(
+def test_only_planted_faults_are_found(
     kind: type[nn.Module], policy: Policy, culprits: list[str], tmp_path: Path
 ) -> None:
     work = workload(kind)
@@ -115,7 +115,7 @@ def test_planted_faults_are_found_and_nothing_else(
 
 
 @pytest.mark.parametrize(("kind", "policy"), [(Bounded, Policy()), (Product, HALF)])
-def test_it_is_the_smallest_of_all_sets(
+def test_the_result_is_the_smallest_of_all_sets(
     kind: type[nn.Module], policy: Policy, tmp_path: Path
 ) -> None:
     work = workload(kind)
@@ -128,7 +128,7 @@ def test_it_is_the_smallest_of_all_sets(
     assert not any(set(some) < set(names(tuned)) for some in enough)
 
 
-def test_nothing_of_the_users_changes(tmp_path: Path) -> None:
+def test_the_users_objects_do_not_change(tmp_path: Path) -> None:
     work = workload(Bounded, rate=0.1)
     assert work.optimizer is not None
     before = copy.deepcopy((work.model.state_dict(), work.optimizer.state_dict()))
@@ -138,7 +138,7 @@ def test_nothing_of_the_users_changes(tmp_path: Path) -> None:
     assert str(work.optimizer.state_dict()) == str(before[1])
 
 
-def test_what_is_measured_is_measured_after_training(tmp_path: Path) -> None:
+def test_the_measurement_is_after_training(tmp_path: Path) -> None:
     """A weight that grows by training overflows only then."""
 
     class Growing(nn.Module):
@@ -164,7 +164,7 @@ def test_an_override_of_a_node_holds_and_wider_ones_give_way(tmp_path: Path) -> 
         search(work, asked(work, Policy(half=("node:tanh",))), tmp_path)
 
 
-def test_a_program_that_is_wrong_in_fp32_too_is_said_to_be(tmp_path: Path) -> None:
+def test_a_program_that_is_wrong_in_fp32_too_is_reported(tmp_path: Path) -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -212,7 +212,7 @@ def test_a_score_decides_instead(tmp_path: Path) -> None:
         search(work, want, tmp_path, ScoreJudge(trained, reference + 1))
 
 
-def test_a_score_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_score_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
     work = workload(Bounded)
     want = asked(work, Policy())
 
@@ -228,7 +228,7 @@ def test_a_score_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [Bounded, SmallNorm])
-def test_a_search_that_was_interrupted_ends_as_if_it_had_not_been(
+def test_an_interrupted_search_ends_with_the_same_result(
     kind: type[nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = workload(kind)
@@ -259,7 +259,7 @@ def eval_free(line: str) -> str:
     return line.partition(',"seconds"')[0].strip()
 
 
-def test_an_interrupt_leaves_what_was_tried(
+def test_an_interrupt_keeps_the_finished_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = workload(Bounded)

@@ -63,7 +63,7 @@ def step_of(module: fx.GraphModule) -> StepGraph:
 
 
 def only(function: Callable[..., torch.Tensor], **inputs: torch.Tensor) -> Kernel:
-    """Return the one kernel of a function beside the update."""
+    """Return the only kernel of a function other than the update."""
     kernel, update = kernels(step_of(graph_of(function, **inputs)))
     assert (update.name, update.bytes, update.flops) == ("update", 0, 0)
     return kernel
@@ -97,12 +97,12 @@ def test_casts_count_where_their_side_is_narrow() -> None:
     assert wide.reads == 2 * 15 + 4 * 35
 
 
-def test_an_expanded_operand_is_read_once_and_so_are_two_views_of_one_memory() -> None:
+def test_an_expanded_operand_is_read_once_and_so_are_two_views_of_one_storage() -> None:
     assert only(lambda x, y: x.expand(6, 5) @ y, x=zeros(1, 5), y=zeros(5, 7)).reads == 4 * (5 + 35)
     assert only(lambda x: x @ x.t(), x=zeros(3, 5)).reads == 4 * 15
 
 
-def test_what_a_reduction_leaves_is_all_that_is_written() -> None:
+def test_only_the_result_of_a_reduction_is_written() -> None:
     assert only(lambda x, y: (x @ y).sum(0), x=zeros(3, 5), y=zeros(5, 7)).writes == 4 * 7
     assert only(lambda x, y: (x @ y).sum(), x=zeros(3, 5), y=zeros(5, 7)).writes == 4
 
@@ -212,13 +212,13 @@ def graph_flops(workload: Workload) -> int:
 
 
 @each_workload
-def test_flops_are_those_torch_counts_in_eager(make: Callable[[], Workload]) -> None:
+def test_flops_are_those_that_torch_counts_in_eager_mode(make: Callable[[], Workload]) -> None:
     workload = make()
     assert graph_flops(workload) == eager_flops(workload) > 0
 
 
 @pytest.mark.parametrize("model", ["gpt", "resnet", "lstm"])
-def test_flops_of_the_models_are_those_torch_counts(model: str) -> None:
+def test_flops_of_the_models_are_those_that_torch_counts(model: str) -> None:
     workload = load(str(MODELS / f"{model}.py"))
     assert graph_flops(workload) == eager_flops(workload) > 0
 

@@ -34,7 +34,7 @@ def eager(
 @pytest.mark.parametrize("backend", ["interpreter", "inductor"])
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_it_is_the_eager_loop_over_the_mean_loss(count: int, backend: Any) -> None:
-    """Where the mean is exact the weights are the same to the last bit."""
+    """If the mean is exact, the weights are equal to the last bit."""
     step, model, peer, optimizer = pair(
         policy=FULL_PRECISION, loss_scale=GATED, accumulate=count, backend=backend
     )
@@ -54,7 +54,7 @@ def test_it_is_the_eager_loop_over_the_mean_loss(count: int, backend: Any) -> No
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_one_bad_micro_batch_skips_the_update_and_leaves_no_trace(place: int) -> None:
-    """Nor in the statistics of the batch norm, which the good micro-batches have written."""
+    """The statistics of the batch norm, which good micro-batches have written, are restored too."""
     step, model, _, _ = pair(accumulate=3, loss_scale=GATED)
     for seed in range(3):
         step(*batch(seed))

@@ -58,7 +58,7 @@ def test_what_is_returned_in_mixed_precision_is_fp32(accumulate: int) -> None:
     assert torch.equal(beside["logits"], kept)
 
 
-def test_a_loss_beside_itself_and_its_input() -> None:
+def test_a_loss_may_be_returned_twice_and_with_its_input() -> None:
     def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Any:
         value = nn.functional.cross_entropy(model(x), y)
         return value, (value, x)
@@ -69,7 +69,7 @@ def test_a_loss_beside_itself_and_its_input() -> None:
     assert torch.equal(x, batch()[0])
 
 
-def test_nothing_beside_the_loss_is_still_a_pair() -> None:
+def test_a_loss_with_an_empty_second_value_returns_a_pair() -> None:
     def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Any:
         return nn.functional.cross_entropy(model(x), y), None
 
@@ -77,7 +77,7 @@ def test_nothing_beside_the_loss_is_still_a_pair() -> None:
     assert beside is None
 
 
-def test_the_gradients_and_the_whole_step_do_not_know_of_it() -> None:
+def test_auxiliary_results_change_neither_gradients_nor_the_whole_step() -> None:
     step, _ = compiled(rich)
     assert set(step.gradients(*batch())) == set(step._bound._parameters) & set(
         dict(step._model.named_parameters())
@@ -95,7 +95,7 @@ def test_other_shapes_are_refused(wrong: Any) -> None:
         compiled(loss)
 
 
-def test_what_export_does_not_know_is_refused() -> None:
+def test_a_structure_unknown_to_export_is_refused() -> None:
     class Odd:
         pass
 

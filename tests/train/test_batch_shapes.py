@@ -1,4 +1,4 @@
-"""Batches of other shapes than the example's: the last of an epoch, another length."""
+"""Batches with other shapes than the example: the last of an epoch, another length."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_smaller_last_batch_trains_the_same_weights(backend: Any, accumulate: 
         torch.testing.assert_close(model.state_dict()[name], held, rtol=close[0], atol=close[1])
 
 
-def test_one_more_graph_is_made_once_and_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_new_shape_makes_one_graph_and_logs_it(caplog: pytest.LogCaptureFixture) -> None:
     step = compiled(net())
     with caplog.at_level(logging.INFO, "mpcompile"):
         for count in (12, 5, 12, 5, 7):
@@ -55,8 +55,8 @@ def test_one_more_graph_is_made_once_and_said_in_the_log(caplog: pytest.LogCaptu
     assert step.taken + step.skipped == 5
 
 
-def test_it_is_what_a_step_of_that_shape_would_be() -> None:
-    """In mixed precision too: same plan, same working copies, same scale."""
+def test_a_new_shape_gives_the_numbers_of_a_step_of_that_shape() -> None:
+    """Mixed precision has the same plan, working copies and scale too."""
     model, peer = net(), net()
     step, other = (
         compiled(model),
@@ -96,7 +96,7 @@ def test_a_skip_and_the_statistics_of_a_batch_norm() -> None:
         assert torch.equal(value, before[name]), name
 
 
-def test_it_is_captured_in_the_mode_that_the_step_was_compiled_in() -> None:
+def test_a_new_shape_is_captured_in_the_mode_of_the_step() -> None:
     model, peer = net(), net()
     step, other = compiled(model, policy=FULL_PRECISION), compiled(peer, policy=FULL_PRECISION)
     model.eval()
@@ -115,7 +115,7 @@ def test_joined_and_padded_weights_are_read_in_place() -> None:
     assert set(gradients) == {name for name, _ in model.named_parameters()}
 
 
-def test_a_batch_that_the_program_does_not_take_is_refused() -> None:
+def test_a_batch_that_does_not_fit_the_program_is_refused() -> None:
     step = compiled(net())
     x, y = batch()
     with pytest.raises(
@@ -125,7 +125,7 @@ def test_a_batch_that_the_program_does_not_take_is_refused() -> None:
     assert torch.isfinite(step(x, y))
 
 
-def test_what_stands_beside_the_loss_has_the_new_shape() -> None:
+def test_auxiliary_results_have_the_new_shape() -> None:
     def both(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Any:
         logits = model(x)
         return nn.functional.cross_entropy(logits, y), (logits, x.shape[0])

@@ -1,4 +1,4 @@
-"""A step that is saved and loaded goes on bit for bit, or refuses and says why."""
+"""A step that is saved and loaded continues bit for bit, or refuses with a reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Make = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 class Dropping(Net):
-    """With dropout, a frozen weight and a buffer that ``state_dict`` leaves out."""
+    """A net with dropout, a frozen weight and a buffer that ``state_dict`` leaves out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ SCHEDULERS: list[Callable[[Any], Any]] = [
 
 
 def go(step: TrainStep, scheduler: Any, first: int, last: int) -> list[float]:
-    """Train, with random numbers of every global generator in the batches."""
+    """Train on batches that contain random numbers of every global generator."""
     losses = []
     for number in range(first, last):
         x, y = batch(number)
@@ -110,7 +110,7 @@ def everything(step: TrainStep) -> dict[str, torch.Tensor]:
     ("name", "options", "schedule"),
     [(*given, SCHEDULERS[k % len(SCHEDULERS)]) for k, given in enumerate(OPTIMIZERS)],
 )
-def test_a_resumed_run_is_that_which_never_stopped(
+def test_a_resumed_run_equals_a_run_that_never_stopped(
     tmp_path: Path, name: str, options: dict[str, Any], schedule: Callable[[Any], Any]
 ) -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 4))
@@ -133,8 +133,8 @@ def test_a_resumed_run_is_that_which_never_stopped(
     assert other.skipped == step.skipped > 0
 
 
-def test_a_schedule_that_the_step_steps_goes_on_where_it_was(tmp_path: Path) -> None:
-    """The last update before a save has stepped it, that before a load does not step it again."""
+def test_a_schedule_of_the_step_continues_after_loading(tmp_path: Path) -> None:
+    """The last update before a save steps the schedule, that before a load does not."""
 
     def made() -> tuple[TrainStep, torch.optim.lr_scheduler.LRScheduler]:
         step, optimizer = stepped()
@@ -160,7 +160,7 @@ def test_a_schedule_that_the_step_steps_goes_on_where_it_was(tmp_path: Path) -> 
     assert all(torch.equal(everything(other)[key], value) for key, value in state.items())
 
 
-def test_a_step_that_has_gone_on_can_go_back(tmp_path: Path) -> None:
+def test_a_step_can_load_an_earlier_checkpoint(tmp_path: Path) -> None:
     step, _ = stepped()
     x = batch()
     step(*x)
@@ -170,7 +170,7 @@ def test_a_step_that_has_gone_on_can_go_back(tmp_path: Path) -> None:
     assert [float(step(*x)) for _ in range(3)] == expected
 
 
-def test_between_the_micro_batches_of_an_update_nothing_is_saved_and_loading_begins_anew(
+def test_between_micro_batches_saving_is_refused_and_loading_starts_a_new_update(
     tmp_path: Path,
 ) -> None:
     step, _ = stepped(accumulate=2)
@@ -203,7 +203,7 @@ def test_a_tensor_learning_rate_is_loaded_in_place(tmp_path: Path) -> None:
     assert float(rate) == 0.25
 
 
-def test_saving_twice_after_a_step_is_saving_once_unless_something_changed(tmp_path: Path) -> None:
+def test_saving_twice_after_a_step_writes_once_unless_the_state_changed(tmp_path: Path) -> None:
     step, _ = stepped()
     assert step.save(tmp_path) == step.save(str(tmp_path))
     torch.randn(1)
@@ -212,7 +212,7 @@ def test_saving_twice_after_a_step_is_saving_once_unless_something_changed(tmp_p
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_newest_stay(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     step, _ = stepped()
     for _ in range(5):
         step(*batch())
@@ -226,7 +226,7 @@ def test_the_newest_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP32])
-def test_another_plan_is_refused_with_the_difference_unless_asked_for(
+def test_another_plan_is_refused_with_the_difference_unless_any_plan_is_given(
     tmp_path: Path, precision: Precision
 ) -> None:
     step, _ = stepped()
@@ -274,7 +274,7 @@ def test_other_options_another_optimizer_and_another_scale_are_refused(tmp_path:
         stepped(loss_scale=LossScale())[0].load(tmp_path)
 
 
-def test_what_else_was_saved_must_be_asked_for(tmp_path: Path) -> None:
+def test_other_saved_states_must_be_requested_when_loading(tmp_path: Path) -> None:
     step, optimizer = stepped()
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     step.save(tmp_path / "with", scheduler=scheduler)
@@ -291,7 +291,7 @@ def test_what_else_was_saved_must_be_asked_for(tmp_path: Path) -> None:
     assert torch.equal(average.weight, kept)
 
 
-def test_what_json_and_safetensors_cannot_hold_is_refused(tmp_path: Path) -> None:
+def test_a_state_that_json_and_safetensors_cannot_hold_is_refused(tmp_path: Path) -> None:
     class Odd:
         def state_dict(self) -> dict[str, object]:
             return {"a": object()}
@@ -318,7 +318,7 @@ def test_a_state_comes_back_as_it_was() -> None:
 
 
 def test_a_plain_state_dict_and_a_scaler_state_still_load() -> None:
-    """The three documents of any PyTorch script, in place of a checkpoint."""
+    """The three states of any PyTorch script load without a checkpoint."""
     step, optimizer = stepped()
     for number in range(4):
         step(*batch(number))

@@ -1,6 +1,6 @@
-"""Checkpoints that are damaged or hostile: found before use, and said in a sentence.
+"""Damaged or hostile checkpoints are found before use, and reported in one sentence.
 
-A hostile checkpoint has a manifest that fits: a hash is no signature.
+A hostile checkpoint has a manifest that fits: a hash is not a signature.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def flip(path: Path, bit: int) -> None:
     path.write_bytes(content)
 
 
-def test_one_flipped_bit_anywhere_is_found_and_the_older_one_taken(
+def test_one_flipped_bit_anywhere_is_found_and_the_older_checkpoint_loads(
     step: TrainStep, run: Path
 ) -> None:
     chance = random.Random(0)
@@ -81,7 +81,7 @@ def test_one_flipped_bit_anywhere_is_found_and_the_older_one_taken(
     assert step.taken + step.skipped == 1
 
 
-def test_no_bit_of_the_manifest_is_free(run: Path) -> None:
+def test_every_bit_of_the_manifest_matters(run: Path) -> None:
     manifest = checkpoints(run)[0] / MANIFEST
     for bit in range(0, 8 * manifest.stat().st_size, 7):
         flip(manifest, bit)
@@ -93,7 +93,7 @@ def test_no_bit_of_the_manifest_is_free(run: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("change", ["removed", "empty", "cut", "longer"])
-def test_a_file_that_is_not_whole_is_found(run: Path, name: str, change: str) -> None:
+def test_an_incomplete_file_is_found(run: Path, name: str, change: str) -> None:
     last, first = checkpoints(run)
     content = (last / name).read_bytes()
     (last / name).unlink()
@@ -106,7 +106,7 @@ def test_a_file_that_is_not_whole_is_found(run: Path, name: str, change: str) ->
     assert str(last / name) in wrong[0]
 
 
-def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(
+def test_a_damaged_checkpoint_is_replaced_when_its_step_runs_again(
     step: TrainStep, run: Path
 ) -> None:
     last, first = checkpoints(run)
@@ -117,7 +117,9 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(
     assert newest(run, LIMIT)[0].folder == last
 
 
-def test_without_any_complete_one_it_says_so(step: TrainStep, run: Path, tmp_path: Path) -> None:
+def test_without_a_complete_checkpoint_loading_says_so(
+    step: TrainStep, run: Path, tmp_path: Path
+) -> None:
     for folder in checkpoints(run):
         flip(folder / PLAN, 5)
     with pytest.raises(BadInput, match=r"no checkpoint in it is complete \(.*SHA-256"):
@@ -129,7 +131,7 @@ def test_without_any_complete_one_it_says_so(step: TrainStep, run: Path, tmp_pat
 
 
 def signed(folder: Path) -> None:
-    """Write a manifest that fits what lies there, as a hostile hand can."""
+    """Write a manifest that fits the files of a folder, as an attacker can."""
     sums = {
         name: {
             "bytes": len(content := (folder / name).read_bytes()),
@@ -173,7 +175,7 @@ def only_inside(folder: Path) -> Iterator[None]:
 
 
 def refused(step: TrainStep, folder: Path) -> str:
-    """Load a checkpoint; return the one sentence, with nothing changed."""
+    """Load a checkpoint; return the one sentence of the error, and check that nothing changed."""
     before = {name: value.clone() for name, value in step._bound.named().items()}
     with only_inside(folder), pytest.raises(BadInput) as refusal:
         step.load(folder)
@@ -309,7 +311,7 @@ def test_a_hostile_checkpoint(
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
-def test_what_is_no_plain_file_is_not_opened(
+def test_only_plain_files_are_opened(
     step: TrainStep, run: Path, tmp_path: Path, name: str, kind: str
 ) -> None:
     file = checkpoints(run)[0] / name

@@ -1,4 +1,4 @@
-"""The model outside of training: in FP32 on the masters, and in mixed precision."""
+"""The model outside training: in FP32 on the masters, and in mixed precision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mpcompile import FULL_PRECISION, BadInput
 
 
 @pytest.mark.parametrize("backend", ["interpreter", "inductor"])
-def test_mixed_precision_is_near_fp32_on_the_masters(backend: Any) -> None:
+def test_mixed_precision_is_close_to_fp32_on_the_masters(backend: Any) -> None:
     model = net()
     step = compiled(model, backend=backend)
     for seed in range(3):
@@ -35,7 +35,7 @@ def test_mixed_precision_is_near_fp32_on_the_masters(backend: Any) -> None:
     assert len(step._forward._made) == 2
 
 
-def test_in_fp32_it_is_the_model_itself() -> None:
+def test_in_fp32_forward_equals_the_model() -> None:
     model = net()
     step = compiled(model, policy=FULL_PRECISION)
     step(*batch())
@@ -98,7 +98,7 @@ def test_dropout_is_off_and_any_structure_comes_back() -> None:
     assert torch.equal(made["hidden"], step.forward(torch.ones(4, 8))["hidden"])
 
 
-def test_what_the_model_does_not_take_is_refused() -> None:
+def test_inputs_that_do_not_fit_the_model_are_refused() -> None:
     step = compiled(net())
     with pytest.raises(BadInput, match="RuntimeError"):
         step.forward(torch.ones(4, 9))

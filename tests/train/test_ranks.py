@@ -1,4 +1,4 @@
-"""A step on many processes, on gloo: as one, all skipping together, saved, killed and resumed."""
+"""A step on many processes, on gloo: equal to one process, skipped, saved, killed and resumed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(
 
 
 def weights(folder: Path, steps: int) -> dict[str, torch.Tensor]:
-    """Return all that is saved but for what no run of mine has drawn from or seeded."""
+    """Return all saved state, without generators that the runs neither seed nor use."""
     held = load_file(folder / f"step-{steps:08}" / "state.safetensors")
     return {n: v for n, v in held.items() if n.startswith(("model.", "optimizer.", "step."))}
 
@@ -45,7 +45,7 @@ def weights(folder: Path, steps: int) -> dict[str, torch.Tensor]:
 def test_a_killed_process_is_resumed_to_the_same_bits(
     shard: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """torchrun starts all of them again, and they go on from the newest checkpoint."""
+    """Torchrun starts all processes again, and they continue from the newest checkpoint."""
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     words = ("--steps", "10", "--resume", *shard)
     processes = [
@@ -63,7 +63,7 @@ def test_a_killed_process_is_resumed_to_the_same_bits(
     assert out[0].count("10 steps: loss") == 1, "only the first process prints"
 
 
-def test_sigterm_saves_after_the_same_step_everywhere(tmp_path: Path) -> None:
+def test_sigterm_saves_after_the_same_step_on_all_processes(tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = run(2, out, "--steps", "4000", ONCE=str(tmp_path / "once"), AT="9", WHAT="term")
     text, _ = process.communicate(timeout=200)
@@ -85,8 +85,8 @@ def test_a_skipped_step_names_the_process_that_overflowed(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("way", ["shard", "whole"])
-def test_a_lost_process_lets_the_others_leave_with_a_sentence(way: str) -> None:
-    """Nobody looks after these: they have to notice by themselves."""
+def test_after_a_lost_process_the_others_exit_with_a_sentence(way: str) -> None:
+    """These processes have no launcher, so they must notice the loss by themselves."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]

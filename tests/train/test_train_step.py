@@ -24,7 +24,7 @@ SCALES = [
 
 @pytest.mark.parametrize("rule", SCALES)
 def test_scale_and_tracker_follow_grad_scaler_on_random_sequences(rule: LossScale) -> None:
-    """500 sequences a rule, 2,000 in all, of finite and non-finite steps."""
+    """There are 500 sequences per rule, 2,000 in all, of finite and non-finite steps."""
 
     class Weight(nn.Module):
         def __init__(self) -> None:
@@ -123,7 +123,7 @@ def test_one_bad_gradient_leaves_everything_bit_identical(target: str, wrong: fl
 
 
 @pytest.mark.parametrize("backend", ["interpreter", "inductor"])
-def test_a_batch_may_lie_otherwise_in_memory(backend: Any) -> None:
+def test_a_batch_may_have_another_memory_layout(backend: Any) -> None:
     one = compiled(net(), backend=backend, policy=FULL_PRECISION)
     two = compiled(net(), backend=backend, policy=FULL_PRECISION)
     for seed in range(3):
@@ -192,7 +192,7 @@ def test_loading_weights_refreshes_the_working_copies() -> None:
     assert torch.equal(step(*batch()), fresh(*batch()))
 
 
-def test_training_goes_on_from_an_optimizer_that_has_state() -> None:
+def test_training_continues_from_an_optimizer_with_state() -> None:
     model, peer = net(), net()
     optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-2) for m in (model, peer)]
     for m, optimizer in zip((model, peer), optimizers, strict=True):
@@ -207,7 +207,7 @@ def test_training_goes_on_from_an_optimizer_that_has_state() -> None:
         assert torch.equal(left, right)
 
 
-def test_what_the_step_leaves_is_an_ordinary_checkpoint() -> None:
+def test_state_dicts_after_a_step_are_ordinary_checkpoints() -> None:
     model, peer = net(), net()
     step = compiled(model, policy=FULL_PRECISION)
     mine = step._optimizer
@@ -245,7 +245,7 @@ def test_each_parameter_owns_its_step_counter() -> None:
     assert all(float(counter) == 1.0 for counter in counters)
 
 
-def test_a_step_whose_weights_were_taken_over_says_so() -> None:
+def test_a_step_that_lost_its_weights_says_so() -> None:
     model = net()
     step = compiled(model)
     compiled(model)
@@ -295,7 +295,7 @@ def test_the_whole_step_as_one_graph_computes_the_step() -> None:
     assert moved <= 2 * 1e-2  # one AdamW step moves a weight by lr at most
 
 
-def test_a_batch_of_another_kind_is_refused_with_both_shapes() -> None:
+def test_a_batch_of_other_dimensions_is_refused_with_both_shapes() -> None:
     step = compiled(net())
     x, y = batch()
     with pytest.raises(BadInput, match=r"batch\.0 is float32\[96\].*float32\[12, 8\]"):

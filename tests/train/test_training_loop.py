@@ -1,4 +1,4 @@
-"""What stands around a step in a training script: schedules, clipping; eager PyTorch beside it."""
+"""The parts of a training script around a step, schedules and clipping, against eager PyTorch."""
 
 from __future__ import annotations
 

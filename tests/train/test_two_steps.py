@@ -1,4 +1,4 @@
-"""Two steps on one model: a GAN, and a loss that touches a part of the model."""
+"""Two steps on one model: a GAN, and a loss that uses a part of the model."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_a_gan_in_fp32_is_the_eager_gan_to_the_last_bit(scale: LossScale) -> Non
 
 
 @pytest.mark.parametrize("backend", ["interpreter", "inductor"])
-def test_in_mixed_precision_both_see_what_the_other_has_trained(backend: Any) -> None:
-    """Each loss is near that of FP32 on the weights of that moment."""
+def test_in_mixed_precision_each_step_sees_the_updates_of_the_other(backend: Any) -> None:
+    """Each loss is close to that of FP32 on the same weights."""
     model, peer = gan(), gan()
     first, second = steps(model, policy=Policy(), loss_scale=GATED, backend=backend)
     start = {name: value.clone() for name, value in model.state_dict().items()}
@@ -93,7 +93,7 @@ def test_a_loss_that_touches_a_part_of_the_model_trains_that_part() -> None:
         assert torch.equal(model.state_dict()[name], held), name
 
 
-def test_a_gan_that_is_resumed_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_resumed_gan_continues_bit_for_bit(tmp_path: Path) -> None:
     def go(both: tuple[TrainStep, TrainStep], seeds: range) -> list[float]:
         losses = []
         for seed in seeds:

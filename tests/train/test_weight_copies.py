@@ -1,4 +1,4 @@
-"""One 16-bit copy a weight: steps that only read a weight read that of the step that trains it."""
+"""One 16-bit copy per weight: a step that reads a weight reads the copy of the training step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Batch = tuple[torch.Tensor, ...]
 
 
 def casts_of_weights(step: TrainStep) -> int:
-    """Count the casts that a step's gradient graph makes of weights."""
+    """Count the casts of weights in a step's gradient graph."""
     nodes = placeholders(step.step.gradient.graph)
     return sum(
         is_cast(user) and user.meta["val"].dtype in NARROW
@@ -38,7 +38,7 @@ def casts_of_weights(step: TrainStep) -> int:
 
 
 def copies(step: TrainStep, batch: Batch) -> dict[str, torch.Tensor]:
-    """Return the 16-bit copies that a step reads of weights it does not train, by weight."""
+    """Return the 16-bit copies of weights that a step reads and does not train, by weight."""
     return {
         name.removesuffix(".working"): value
         for name, value in step.values(*batch).items()
@@ -138,7 +138,7 @@ EVENTS = [trained, written, loaded, written_unseen, written_unseen_by_the_other,
           restored_by_the_other, moved, compiled_again, compiled_in_bf16]  # fmt: skip
 
 
-def test_the_copies_are_up_to_date_whatever_happens(tmp_path: Path) -> None:
+def test_the_copies_are_up_to_date_after_every_event(tmp_path: Path) -> None:
     model = gan()
     first, second = steps(model, loss_scale=GATED)
     for number, event in enumerate(EVENTS):
@@ -166,7 +166,7 @@ def test_where_the_formats_differ_each_step_has_its_own_copy() -> None:
         assert_up_to_date(second, (NOISE,), model)
 
 
-def test_what_is_trained_in_fp32_is_read_in_fp16() -> None:
+def test_a_weight_trained_in_fp32_is_read_in_fp16() -> None:
     model = gan()
     one, two = optimizers(model)
     first = mpcompile.compile(model, discriminate, one, (REAL, NOISE), loss_scale=GATED)
@@ -178,7 +178,7 @@ def test_what_is_trained_in_fp32_is_read_in_fp16() -> None:
 
 
 def frozen() -> tuple[nn.Sequential, list[TrainStep]]:
-    """Two heads on a body that nobody trains."""
+    """Two heads on a body that no step trains."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4), nn.Linear(16, 4))
 
@@ -239,7 +239,7 @@ def test_a_batch_of_another_shape_reads_the_same_copies() -> None:
     assert_up_to_date(first, small, model)
 
 
-def test_nothing_outlives_the_steps() -> None:
+def test_no_copy_outlives_the_steps() -> None:
     model = gan()
     one, two = optimizers(model)
     first = mpcompile.compile(model, discriminate, one, (REAL, NOISE), loss_scale=GATED)
@@ -293,7 +293,7 @@ def test_an_optimizer_can_be_loaded_after_its_step_was_compiled_again() -> None:
     assert {float(entry["step"]) for entry in optimizer.state.values()} == {3.0}
 
 
-def test_a_node_by_node_run_takes_the_masters_for_the_copies() -> None:
+def test_a_node_by_node_run_reads_the_masters_for_the_copies() -> None:
     model = gan()
     first, second = steps(model, loss_scale=GATED)
     second(NOISE)
@@ -305,7 +305,7 @@ def test_a_node_by_node_run_takes_the_masters_for_the_copies() -> None:
         assert torch.equal(held.masters[slot], weight)
 
 
-def test_an_evaluation_reads_the_copies_where_they_lie_now() -> None:
+def test_an_evaluation_reads_the_copies_at_their_present_storage() -> None:
     torch.manual_seed(0)
     body, head = nn.Linear(8, 16), nn.Linear(16, 4)
     model = nn.Sequential(body, head)
