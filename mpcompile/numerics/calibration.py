@@ -193,7 +193,7 @@ def _check(values: Sequence[Any], inputs: Sequence[Input], workload: Workload) -
         raise BadInput(
             f"a batch of the data holds {len(values)} tensors, the example batch {len(inputs)}",
             workload.origin,
-            "make them alike",
+            "give as many tensors as in the example batch",
         )
     for item, value in zip(inputs, values, strict=True):
         like = item.tensor
@@ -207,7 +207,7 @@ def _check(values: Sequence[Any], inputs: Sequence[Input], workload: Workload) -
             raise BadInput(
                 f"{item.name} of the data is {_type(value)}, of the example batch {_type(like)}",
                 workload.origin,
-                "make them alike, or drop the last, smaller batch",
+                "give the shapes and dtypes of the example, or drop a smaller last batch",
             )
 
 

@@ -375,7 +375,7 @@ class TrainStep:
         Raises:
             BadInput: no checkpoint is complete, or it is of another model, optimizer or plan.
         """
-        self._schedules.settle()  # before loading: an earlier update must not step what is loaded
+        self._schedules.settle()  # before loading: an earlier update must not step loaded ones
         loaded = load(self._held, Path(run), any_plan, also, self.parallel, self._bound.whole)
         self._gathered = 0
         for slot in self.step.slots.values():
