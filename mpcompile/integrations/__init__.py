@@ -1,7 +1,7 @@
 """Mixed precision inside other tools: `torch.compile`, `torch.export`, pipelines.
 
-The room takes a graph that another tool has captured, and gives the same graph with the plan's
-casts. Autograd, optimizer and loss scale stay with the caller.
+In comes a graph that another tool has captured; out comes the same graph with the plan's casts.
+Autograd, optimizer and loss scale stay with the caller.
 
 `exported_program` is loaded on first use, so that a tool that rewrites ONNX files needs no torch.
 """

@@ -1,6 +1,5 @@
 """Searches by trials: `tune` finds the few ops to blame, `reduce` the smallest failing part.
 
-The room takes a workload and a requirement on its step. It gives the smallest set of ops, or a
-script that needs only torch. Each trial runs the step itself, so a new judge is one class in
-`judges`.
+In come a workload and a requirement on its step; out comes the smallest set of ops, or a script
+that needs only torch. Each trial runs the step itself, so a new judge is one class in `judges`.
 """
