@@ -119,7 +119,7 @@ class Masked(nn.Module):
 def test_numbers_not_finite_in_fp64_either_come_from_the_program() -> None:
     found = cause_in(marked.program(Root))
     assert found is not None
-    assert "in FP64 too" in found.why
+    assert "in FP64 either, so the cause is the program" in found.why
     assert found.stage == "backward"
     assert found.where.module == "middle"
 
