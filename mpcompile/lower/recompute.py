@@ -22,6 +22,7 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
+from mpcompile.lower.shared_memory import shared_places, with_own_memory
 from mpcompile.program.node_tensors import is_size
 from mpcompile.step.liveness import result_bytes
 from mpcompile.step.slots import Role, Slot
@@ -318,6 +319,7 @@ class Recomputing:
         self._budget, self._options = memory_budget, options
         self._run_as_traced = run_as_traced
         self._code: _Code | None = None
+        self._shared: tuple[int, ...] | None = None
         self._one = torch.ones(())
         likes = _open_examples(self._halves)
         if likes:
@@ -329,7 +331,7 @@ class Recomputing:
         return self._code.cut if self._code else None
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Return the gradient graph's results, in its order."""
+        """Return the gradient graph's results, in its order, none in the memory of an input."""
         halves = self._halves
         values = [*inputs, *halves.constants]
         code = self._code or self._prepare(values)
@@ -337,7 +339,10 @@ class Recomputing:
         early, late = code(values, seed)
         results = dict(zip(halves.early, early, strict=True))
         results |= zip(halves.late, late, strict=False)  # then Nones, for inputs without gradient
-        return [results[place] for place in range(len(results))]
+        made = [results[place] for place in range(len(results))]
+        if self._shared is None:
+            self._shared = shared_places(made, values)
+        return with_own_memory(made, self._shared) if self._shared else made
 
     def _prepare(self, values: Sequence[torch.Tensor]) -> _Code:
         """Compile for inputs like these."""

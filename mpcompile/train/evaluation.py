@@ -10,6 +10,7 @@ from torch import fx
 
 from mpcompile.errors import BadInput
 from mpcompile.lower.lower import Backend, full_accumulation
+from mpcompile.lower.shared_memory import shared_places, with_own_memory
 from mpcompile.passes.forward.clean_casts import is_cast
 from mpcompile.passes.lowering.emulate_half import emulate_half
 from mpcompile.passes.order import forward_passes
@@ -173,8 +174,12 @@ class _Compiled:
     def __init__(self, module: fx.GraphModule, options: Mapping[str, Any] | None) -> None:
         self._module, self._options = module, options
         self._code: Callable[[list[Any]], Any] | None = None
+        self._shared: tuple[int, ...] | None = None
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         if self._code is None:
             [(_, self._code)] = compiled(self._module, inputs, options=self._options)
-        return self._code(list(inputs))
+        results = self._code(list(inputs))
+        if self._shared is None:
+            self._shared = shared_places(results, inputs)
+        return with_own_memory(results, self._shared) if self._shared else results
