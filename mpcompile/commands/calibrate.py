@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mpcompile.artifacts import check_file, write_file, write_json
+from mpcompile.commands.warnings import warnings_on_one_line
 from mpcompile.numerics.calibration import calibrate as measure
 from mpcompile.program.workload import load, source_name
 from mpcompile.show.summary import print_ranges
@@ -20,7 +21,7 @@ def calibrate(
     file = output or Path(f"{source_name(source)}.ranges.json")
     check_file(file, force)
     workload = load(source)
-    with console.status("measuring"):
+    with console.status("measuring"), warnings_on_one_line():
         ranges = measure(workload, batches)
     write_file(file, ranges.to_json() + "\n", force)
     print_ranges(ranges, console)

@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from mpcompile.errors import BadInput, DamagedCheckpoint, printable
+from mpcompile.errors import BadInput, DamagedCheckpoint, UntriedTorch, printable
 from mpcompile.plan.measured import MeasuredOverflow
 from mpcompile.plan.policy import UnmatchedOverride
 from mpcompile.plan.ranges import Ranges, read_ranges
+
+_OURS = (UnmatchedOverride, MeasuredOverflow, DamagedCheckpoint, UntriedTorch)
 
 
 def given_ranges(path: Path | None, margin: int | None, release: bool) -> Ranges | None:
@@ -42,14 +44,13 @@ def warnings_on_one_line() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, (UnmatchedOverride, MeasuredOverflow, DamagedCheckpoint)):
+        if issubclass(category, _OURS):
             sys.stderr.write(f"mpcompile: warning: {printable(str(message))}.\n")
         else:
             show(message, category, filename, lineno, file, line)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", UnmatchedOverride)
-        warnings.simplefilter("always", MeasuredOverflow)
-        warnings.simplefilter("always", DamagedCheckpoint)
+        for ours in _OURS:
+            warnings.simplefilter("always", ours)
         warnings.showwarning = say
         yield
