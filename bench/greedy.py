@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import fx
 
-from mpcompile.passes.forward.clean_casts import CAST, is_cast, source_of, widens
 from mpcompile.plan.dataflow import Dataflow, Op
 from mpcompile.plan.op_table import Wish
+from mpcompile.program.casts import CAST, is_cast, source_of, widens
 from mpcompile.torch_private.ops import op_name
 
 CLEAR_ROWS = frozenset({"movement", "dropout", "comparison", "embedding"})

@@ -33,6 +33,7 @@ import torch
 from capture import time_transform
 from machine import describe
 
+from mpcompile.lower.lower import Lowering
 from mpcompile.pipeline import to_step, transform
 from mpcompile.program.workload import Workload, module_at
 from mpcompile.speed.peers import VARIANTS, stepper
@@ -119,7 +120,7 @@ def measure_stages(layers: int, width: int, runs: int) -> dict[str, float]:
         len(graph.graph.nodes) for graph in (transformed.step.gradient, transformed.step.update)
     )
     begin = time.perf_counter()
-    step = to_step(transformed, "interpreter")
+    step = to_step(transformed, Lowering(backend="interpreter"))
     row["lower"] = time.perf_counter() - begin
     row["fx call"] = call_seconds(lambda: step(*workload.batch))
     lowered = step._lowered

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from mpcompile.passes.forward.clean_casts import is_cast, source_of
+from mpcompile.program.casts import is_cast, source_of
 from mpcompile.step.liveness import storages, tensor_bytes
 from mpcompile.torch_private.ops import is_pointwise, op_name
 

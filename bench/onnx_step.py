@@ -33,6 +33,7 @@ from mpcompile.errors import CompileError
 from mpcompile.pipeline import transform
 from mpcompile.plan.policy import FULL_PRECISION, Policy
 from mpcompile.speed.peers import VARIANTS, stepper
+from mpcompile.step.transformed import Choices
 
 Device = Literal["cpu", "cuda"]
 WAYS: dict[Device, tuple[str, ...]] = {
@@ -51,7 +52,7 @@ def in_onnx(model: str, size: str, way: str, device: Device) -> Callable[[], Any
     policy = FULL_PRECISION if way == "onnx-fp32" else Policy()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.onnx"
-        export_step(transform(workload, policy), path)
+        export_step(transform(workload, Choices(policy=policy)), path)
         graph, threads = way == "onnx-graph", torch.get_num_threads()
         step = OrtTrainStep(path, device=device, cuda_graph=graph, threads=threads)
     batch = [value.to(device) for value in workload.batch]

@@ -32,12 +32,14 @@ from safetensors.numpy import save_file
 from torch import nn
 from variant import load
 
+from mpcompile.lower.lower import Lowering
 from mpcompile.onnx.step_export import export_step
 from mpcompile.onnx.train_step import OrtTrainStep
 from mpcompile.onnx_graph.gate import read_model
 from mpcompile.pipeline import to_step, transform
 from mpcompile.program.workload import Workload
 from mpcompile.step.loss_scale import LossScale
+from mpcompile.step.transformed import Choices
 
 SCALE = 2.0**10
 ALLOWED = 3.0
@@ -140,7 +142,7 @@ def follow(name: str, optimizer: str, steps: int, size: str = "tiny") -> Followe
     peer = list(_eager(workload, make, batches, double=False))
     model = copy.deepcopy(workload.model)
     mine = Workload(model, workload.batch, workload.loss, make(list(model.parameters())))
-    transformed = transform(mine, loss_scale=LossScale.static(SCALE))
+    transformed = transform(mine, Choices(loss_scale=LossScale.static(SCALE)))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "train.onnx"
         begin = time.perf_counter()
@@ -150,7 +152,7 @@ def follow(name: str, optimizer: str, steps: int, size: str = "tiny") -> Followe
         found = [float(exported(*(value.numpy() for value in batch))) for batch in batches]
         nodes = sum(1 for _ in read_model(file).graph.all_nodes())
         skipped = skips(exported, batches[0], Path(folder))
-    step = to_step(transformed, "interpreter")
+    step = to_step(transformed, Lowering(backend="interpreter"))
     ours = [float(step(*batch)) for batch in batches]
     return Followed(
         model=name,

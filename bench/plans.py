@@ -28,7 +28,6 @@ from rich.table import Table
 from torch import fx
 from ways import Gradient, by_autocast, by_plan, gradients, lint
 
-from mpcompile.passes.forward.clean_casts import is_cast, source_of
 from mpcompile.passes.order import forward_passes
 from mpcompile.passes.runner import run_passes
 from mpcompile.pipeline import describe
@@ -37,6 +36,7 @@ from mpcompile.plan.planner import plan_of
 from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.program.capture import Forward
+from mpcompile.program.casts import is_cast, source_of
 from mpcompile.program.workload import Workload, load
 from mpcompile.step.differentiate import differentiate
 from mpcompile.step.slots import Role, Slot

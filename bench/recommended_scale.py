@@ -31,7 +31,7 @@ from mpcompile.numerics.gradient_exponents import (
     losses,
     recommended_scale,
 )
-from mpcompile.pipeline import constants_of, describe
+from mpcompile.pipeline import describe
 from mpcompile.plan.given import decide
 from mpcompile.program.capture import capture
 from mpcompile.program.unfit_constants import unfit_constants
@@ -54,7 +54,7 @@ class Recommended:
 def recommend(workload: Workload) -> Recommended:
     """Measure eight batches at the weights as they are."""
     forward, policy = capture(workload), mpcompile.Policy()
-    unfit = unfit_constants(forward.module, constants_of(forward), policy.precision)
+    unfit = unfit_constants(forward.module, forward.constants(), policy.precision)
     plan = decide(describe(forward, policy, unfit), policy.precision)
     held = joined(gradients_in_fp16(forward, plan, measure_ranges(workload, forward, 8)))
     scale = recommended_scale(held.largest_finite)

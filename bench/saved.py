@@ -43,6 +43,7 @@ from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.program.workload import Workload
 from mpcompile.step.liveness import peak, saved_bytes, tensor_bytes
+from mpcompile.step.transformed import Choices
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.inductor import compiled
 from mpcompile.torch_private.ops import is_view
@@ -71,7 +72,7 @@ def traced(
 ) -> dict[str, dict[str, Any]]:
     """Return the figures of both ways, ours without some passes; the workload is not changed."""
     found = {}
-    made = transform(workload, without=without)
+    made = transform(workload, Choices(without=without))
     assert made.step is not None
     ways = gradients(workload, {"autocast": by_autocast})
     ways["ours"] = made.step.gradient, made.step.slots
@@ -107,7 +108,7 @@ def three_ways(make: Callable[[], Workload]) -> dict[str, Callable[[], Any]]:
             value = peer(workload.model, *workload.batch)
         torch.autograd.grad(value, parameters)
 
-    made = transform(make(), Policy(precision=Precision.BF16))
+    made = transform(make(), Choices(policy=Policy(precision=Precision.BF16)))
     assert made.step is not None
     inputs = own_values(made)
     [(_, whole)] = compiled(copy_graph(made.step.gradient), inputs)

@@ -11,7 +11,7 @@ from torch import fx
 
 from mpcompile.passes.order import GRADIENT, forward_passes
 from mpcompile.passes.runner import run_passes
-from mpcompile.pipeline import Transformed, describe
+from mpcompile.pipeline import describe
 from mpcompile.plan.given import decide
 from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
@@ -19,6 +19,7 @@ from mpcompile.program.capture import Forward, Kind, capture
 from mpcompile.program.workload import Workload
 from mpcompile.step.differentiate import differentiate
 from mpcompile.step.slots import Role, Slot
+from mpcompile.step.transformed import Transformed
 from mpcompile.step.update import trained_parameters
 from mpcompile.torch_private.graphs import copy_graph
 

@@ -69,7 +69,7 @@ def _subject(
     if made is not None:
         given = read_plan(plan) if plan else None
         planned = view_of_plan(made.plan, source)
-        precision = made.policy.precision
+        precision = made.choices.policy.precision
 
         def otherwise(op: str, full: bool) -> Plan:
             return decide(_asked(made.flow, op, full), precision, given, ranges)

@@ -27,7 +27,7 @@ from mpcompile.numerics.gradient_exponents import (
     underflows,
 )
 from mpcompile.numerics.vanishing_updates import Vanishing, vanishing_updates
-from mpcompile.pipeline import constants_of, describe
+from mpcompile.pipeline import describe
 from mpcompile.plan.given import decide
 from mpcompile.plan.plan import read_plan
 from mpcompile.plan.ranges import Range, Ranges
@@ -156,7 +156,7 @@ def _measure(
 ) -> Found:
     forward = capture(workload)
     policy = settings.policy
-    unfit = unfit_constants(forward.module, constants_of(forward), policy.precision)
+    unfit = unfit_constants(forward.module, forward.constants(), policy.precision)
     flow = describe(forward, policy, unfit)
     plan = decide(flow, policy.precision, read_plan(given) if given else None, ranges)
     if plan.precision is not Precision.FP16:

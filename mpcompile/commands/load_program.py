@@ -7,13 +7,13 @@ from pathlib import Path
 from rich.console import Console
 
 from mpcompile.commands.warnings import warnings_on_one_line
-from mpcompile.pipeline import Transformed
 from mpcompile.pipeline import transform as transform_workload
 from mpcompile.plan.plan import read_plan
 from mpcompile.plan.ranges import Ranges
 from mpcompile.program.workload import load
 from mpcompile.settings import Settings
 from mpcompile.step.loop import PLAIN, Loop
+from mpcompile.step.transformed import Choices, Transformed
 
 
 def transform_source(
@@ -29,5 +29,13 @@ def transform_source(
     workload = load(source)
     with console.status("transforming"), warnings_on_one_line():
         return transform_workload(
-            workload, settings.policy, settings.scale, given, ranges, settings.without, loop
+            workload,
+            Choices(
+                policy=settings.policy,
+                loss_scale=settings.scale,
+                plan=given,
+                ranges=ranges,
+                without=settings.without,
+                loop=loop,
+            ),
         )

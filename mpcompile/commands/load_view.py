@@ -9,7 +9,6 @@ from rich.console import Console
 
 from mpcompile.commands.load_program import transform_source
 from mpcompile.errors import BadInput
-from mpcompile.pipeline import Transformed
 from mpcompile.plan.plan import read_plan
 from mpcompile.plan.ranges import Ranges
 from mpcompile.settings import Settings
@@ -17,6 +16,7 @@ from mpcompile.show.of_onnx import view_of_onnx
 from mpcompile.show.of_plan import view_of_plan
 from mpcompile.show.of_step import view_of
 from mpcompile.show.view import PLAN, VIEW, View, read_view
+from mpcompile.step.transformed import Transformed
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from mpcompile.show.of_onnx import view_of_model
 from mpcompile.show.of_step import view_of
 from mpcompile.show.summary import bytes_text
 from mpcompile.show.view import BEFORE, View, read_view
+from mpcompile.step.transformed import Choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def _both(
         opened = open_source(source, settings, plan, ranges, console)
         assert opened.made is not None
         with console.status("transforming to FP32"):
-            plain = transform(opened.made.workload, FULL_PRECISION)
+            plain = transform(opened.made.workload, Choices(policy=FULL_PRECISION))
         return view_of(plain, source), opened.view
     # A model that we have rewritten says so at its nodes; then it is what there is to see.
     if source.endswith(".onnx"):

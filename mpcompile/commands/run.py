@@ -15,13 +15,15 @@ from mpcompile.commands.load_program import transform_source
 from mpcompile.commands.progress import train
 from mpcompile.commands.saved_run import SavedRun, Saving, check_saving, cut_log
 from mpcompile.errors import BadInput
+from mpcompile.lower.lower import Lowering
 from mpcompile.numerics.event_files import event_files
 from mpcompile.numerics.watch import Watch
-from mpcompile.pipeline import Transformed, to_step
+from mpcompile.pipeline import to_step
 from mpcompile.plan.ranges import Ranges
 from mpcompile.settings import find_settings
 from mpcompile.step.loop import Loop
 from mpcompile.step.processes import is_first
+from mpcompile.step.transformed import Transformed
 from mpcompile.train.launched import launched
 
 
@@ -93,7 +95,7 @@ def _trained(
     told: Told,
     console: Console,
 ) -> int:
-    step = to_step(transformed, backend)
+    step = to_step(transformed, Lowering(backend=backend))
     saved = SavedRun(step, transformed.workload, saving, console)
     first = saved.done
     log, tensorboard = told.log, told.tensorboard
@@ -108,7 +110,7 @@ def _trained(
     typical = 1000 * median(seconds[1:] or seconds or [0.0])
     document = {
         "source": source,
-        "level": transformed.policy.level.value,
+        "level": transformed.choices.policy.level.value,
         "precision": transformed.plan.precision.name.lower(),
         "backend": step.backend,
         "first": first,

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from mpcompile.artifacts import check_free, write_folder, write_json
 from mpcompile.commands.load_program import transform_source
-from mpcompile.pipeline import Transformed
 from mpcompile.pipeline import transform as transform_workload
 from mpcompile.plan.policy import FULL_PRECISION
 from mpcompile.plan.ranges import Ranges
@@ -20,6 +19,7 @@ from mpcompile.settings import find_settings
 from mpcompile.show.of_step import view_of
 from mpcompile.show.summary import print_summary, summarize
 from mpcompile.show.view import BEFORE, PLAN, VIEW
+from mpcompile.step.transformed import Choices, Transformed
 
 
 def transform(
@@ -38,7 +38,7 @@ def transform(
     settings = find_settings(Path.cwd()).over(flags)
     mixed = transform_source(source, settings, plan, ranges, console)
     with console.status("transforming"):
-        plain = transform_workload(mixed.workload, FULL_PRECISION)
+        plain = transform_workload(mixed.workload, Choices(policy=FULL_PRECISION))
         summary = summarize(mixed, plain)
     files = {
         PLAN: mixed.plan.to_json() + "\n",
@@ -52,7 +52,7 @@ def transform(
     if mixed.step is not None:
         files["step.txt"] = f"{mixed.step}\n"
     write_folder(folder, files, force)
-    how = f"by {plan}" if plan else f"level {mixed.policy.level.value}"
+    how = f"by {plan}" if plan else f"level {mixed.choices.policy.level.value}"
     print_summary(summary, f"{source} in {mixed.plan.precision.name.lower()}, {how}", console)
     console.print(f"wrote {folder}/: {', '.join(files)}")
     write_json(json_to, {"source": source, "output": str(folder), **summary.to_dict()})

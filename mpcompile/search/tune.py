@@ -17,7 +17,7 @@ from mpcompile.errors import BadInput, CheckFailed
 from mpcompile.lower.lower import Backend
 from mpcompile.numerics.warm_up import Batches
 from mpcompile.passes.order import OPTIONAL
-from mpcompile.pipeline import Transformed, transform
+from mpcompile.pipeline import transform
 from mpcompile.plan.dataflow import Op, Where
 from mpcompile.plan.fingerprint import graph_of
 from mpcompile.plan.measured import MeasuredOverflow
@@ -31,6 +31,7 @@ from mpcompile.search.judges import Judge, Verdict, score
 from mpcompile.search.suspects import suspects
 from mpcompile.search.trial_log import Reference, Suspect, Suspects, Trial, TrialLog
 from mpcompile.step.loss_scale import LossScale
+from mpcompile.step.transformed import Choices, Transformed
 
 SEED = 0
 """Every trial draws the random numbers that follow from it."""
@@ -184,7 +185,7 @@ def score_in_full_precision(
 
 
 def _in_full_precision(workload: Workload, asked: Asked) -> Transformed:
-    return transform(_fresh(workload), FULL_PRECISION, without=asked.without)
+    return transform(_fresh(workload), Choices(policy=FULL_PRECISION, without=asked.without))
 
 
 def tune(
@@ -300,7 +301,10 @@ def _suspects(
 def _transformed(workload: Workload, asked: Asked, full: Collection[str]) -> Transformed:
     more = tuple(f"node:{op}" for op in sorted(full))
     policy = replace(asked.policy, full=(*asked.policy.full, *more))
-    return transform(_fresh(workload), policy, asked.scale, None, asked.ranges, asked.without)
+    return transform(
+        _fresh(workload),
+        Choices(policy=policy, loss_scale=asked.scale, ranges=asked.ranges, without=asked.without),
+    )
 
 
 def _fresh(workload: Workload) -> Workload:

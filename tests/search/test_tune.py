@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations, islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from planted.faulty import HALF, Attention, Both, Bounded, Branch, Product, Smal
 from torch import nn
 
 from mpcompile import BadInput, CheckFailed, Policy
-from mpcompile.pipeline import Transformed, transform
+from mpcompile.pipeline import transform
 from mpcompile.program.workload import Workload, epochs
 from mpcompile.search.judges import Judge, ScoreJudge, ToleranceJudge, Verdict
 from mpcompile.search.trial_log import TrialLog
@@ -28,6 +27,7 @@ from mpcompile.search.tune import (
     score_in_full_precision,
     tune,
 )
+from mpcompile.step.transformed import Choices, Transformed
 from mpcompile.train.train_step import TrainStep
 
 TOLERANCE = 0.25
@@ -60,10 +60,10 @@ class Remembering:
         self._verdicts: dict[int, Verdict] = {}
         patch.setattr("mpcompile.search.tune.transform", self._transform)
 
-    def _transform(self, work: Workload, policy: Policy, *rest: Any) -> Transformed:
-        key = repr((policy, rest))
+    def _transform(self, work: Workload, choices: Choices) -> Transformed:
+        key = repr(choices)
         if key not in self._made:
-            self._made[key] = transform(work, policy, *rest)
+            self._made[key] = transform(work, choices)
         return self._made[key]
 
     def __call__(self, transformed: Transformed) -> Verdict:
@@ -80,7 +80,7 @@ def with_full(work: Workload, want: Asked, ops: tuple[str, ...]) -> bool:
     """Whether the tolerance holds with some ops in FP32, by none of tune's own code."""
     policy = replace(want.policy, full=tuple(f"node:{op}" for op in ops))
     model, optimizer = copy.deepcopy((work.model, work.optimizer))
-    made = transform(replace(work, model=model, optimizer=optimizer), policy)
+    made = transform(replace(work, model=model, optimizer=optimizer), Choices(policy=policy))
     return ToleranceJudge(TOLERANCE, want.batches, want.steps)(made).holds
 
 
