@@ -22,7 +22,7 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-from mpcompile.lower.shared_memory import shared_places, with_own_memory
+from mpcompile.lower.shared_memory import OwnMemory
 from mpcompile.program.node_tensors import is_size
 from mpcompile.step.liveness import result_bytes
 from mpcompile.step.slots import Role, Slot
@@ -293,7 +293,6 @@ class Recomputing:
     """A gradient graph that inductor compiles in two halves, for its inputs of the first call.
 
     If a batch size is open it compiles at once: what it then says of sizes holds for every call.
-
     No input may ask for a gradient.
 
     Args:
@@ -319,10 +318,9 @@ class Recomputing:
         self._budget, self._options = memory_budget, options
         self._run_as_traced = run_as_traced
         self._code: _Code | None = None
-        self._shared: tuple[int, ...] | None = None
+        self._own = OwnMemory()
         self._one = torch.ones(())
-        likes = _open_examples(self._halves)
-        if likes:
+        if likes := _open_examples(self._halves):
             self._prepare(likes)
 
     @property
@@ -339,10 +337,7 @@ class Recomputing:
         early, late = code(values, seed)
         results = dict(zip(halves.early, early, strict=True))
         results |= zip(halves.late, late, strict=False)  # then Nones, for inputs without gradient
-        made = [results[place] for place in range(len(results))]
-        if self._shared is None:
-            self._shared = shared_places(made, values)
-        return with_own_memory(made, self._shared) if self._shared else made
+        return self._own([results[place] for place in range(len(results))], values)
 
     def _prepare(self, values: Sequence[torch.Tensor]) -> _Code:
         """Compile for inputs like these."""

@@ -12,10 +12,34 @@ from collections.abc import Iterable, Sequence
 import torch
 
 
+class OwnMemory:
+    """Copies those results of compiled code that lie in the memory of what it has read.
+
+    Compiled code does the same at every call, so it looks at the first call alone.
+    """
+
+    def __init__(self) -> None:
+        self._places: tuple[int, ...] | None = None
+
+    def __call__(
+        self, results: Sequence[torch.Tensor], inputs: Iterable[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Return the results of a call, none in the memory of its inputs.
+
+        Args:
+            results: tensors, and Nones for what has no value.
+            inputs: what the code was called with.
+        """
+        if self._places is None:
+            self._places = shared_places(results, inputs)
+        own = list(results)
+        for place in self._places:
+            own[place] = own[place].clone()
+        return own
+
+
 def shared_places(results: Sequence[object], inputs: Iterable[torch.Tensor]) -> tuple[int, ...]:
     """Return the places of the results that lie in the memory of an input.
-
-    Compiled code does the same at every call, so it is enough to look once.
 
     Args:
         results: tensors, and Nones for what has no value.
@@ -27,11 +51,3 @@ def shared_places(results: Sequence[object], inputs: Iterable[torch.Tensor]) -> 
         for place, value in enumerate(results)
         if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() in memory
     )
-
-
-def with_own_memory(results: Sequence[torch.Tensor], places: Iterable[int]) -> list[torch.Tensor]:
-    """Return the results, those in the given places copied."""
-    own = list(results)
-    for place in places:
-        own[place] = own[place].clone()
-    return own

@@ -10,7 +10,7 @@ from torch import fx
 
 from mpcompile.errors import BadInput
 from mpcompile.lower.lower import Backend, full_accumulation
-from mpcompile.lower.shared_memory import shared_places, with_own_memory
+from mpcompile.lower.shared_memory import OwnMemory
 from mpcompile.passes.lowering.emulate_half import emulate_half
 from mpcompile.passes.order import forward_passes
 from mpcompile.passes.runner import run_passes
@@ -174,12 +174,9 @@ class _Compiled:
     def __init__(self, module: fx.GraphModule, options: Mapping[str, Any] | None) -> None:
         self._module, self._options = module, options
         self._code: Callable[[list[Any]], Any] | None = None
-        self._shared: tuple[int, ...] | None = None
+        self._own = OwnMemory()
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         if self._code is None:
             [(_, self._code)] = compiled(self._module, inputs, options=self._options)
-        results = self._code(list(inputs))
-        if self._shared is None:
-            self._shared = shared_places(results, inputs)
-        return with_own_memory(results, self._shared) if self._shared else results
+        return self._own(self._code(list(inputs)), inputs)
