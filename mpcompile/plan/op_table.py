@@ -234,7 +234,7 @@ TABLE: tuple[Rule, ...] = (
         ("", False, "batch_norm_gather_stats batch_norm_gather_stats_with_counts "
          "batch_norm_update_stats", "")),
     *_rows("quantile", _WIDE, "its kernel knows no 16 bits",
-        ("", False, "quantile nanquantile", "")),
+        ("in", False, "quantile nanquantile", "")),
     *_rows("linear algebra", _WIDE, "it loses digits, and its kernels know no 16 bits",
         ("out", False, "cholesky inverse linalg_cholesky linalg_cholesky_ex linalg_eig "
          "linalg_eigh _linalg_eigh linalg_eigvals _linalg_eigvals linalg_eigvalsh linalg_inv "
@@ -314,7 +314,7 @@ TABLE: tuple[Rule, ...] = (
          "Reshape Transpose Flatten Squeeze Unsqueeze Expand Identity Slice Split Concat Pad Tile "
          "Trilu DepthToSpace SpaceToDepth CenterCropPad"),
         ("in", True, "pad _pad_enum", ""),
-        ("in", False, "combinations", "")),
+        ("", False, "combinations", "")),
     *_rows("indexing", _TRANSPARENT, "moves values, found by index, without computing",
         ("", False, "index index_select index_put index_fill scatter masked_scatter _unsafe_index "
          "_unsafe_index_put _index_put_impl _unsafe_masked_index roll fft_fftshift fft_ifftshift "
