@@ -23,7 +23,7 @@ test: $(VENV)/.installed-dev
 test-torch:
 	@test -n "$(VERSION)" || { echo "which torch? make test-torch VERSION=2.14.1" >&2; exit 2; }
 	$(MAKE) VENV=.venv-$(VERSION) TORCH=torch==$(VERSION) .venv-$(VERSION)/.installed-dev
-	PYTHONPATH=. .venv-$(VERSION)/bin/python bench/versions.py $(ARGS)
+	.venv-$(VERSION)/bin/python -m bench.robustness.torch_versions $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -32,7 +32,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 curves: $(VENV)/.installed-dev
-	$(BIN)/python bench/curves.py
+	$(BIN)/python -m bench.numerics.curves
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

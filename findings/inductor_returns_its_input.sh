@@ -36,7 +36,7 @@ END
 
 for version in 2.13.0 2.14.1; do
   python3 -m venv "$folder/env"
-  "$folder/env/bin/python" -m pip install --quiet "torch==$version" numpy setuptools
+  "$folder/env/bin/python" -m pip install --quiet "torch==$version" numpy==2.4.6 setuptools==84.2.1
   "$folder/env/bin/python" "$folder/try.py" 2>"$folder/stderr" | tee -a "$folder/found" || {
     cat "$folder/stderr" >&2
     exit 1
