@@ -51,7 +51,7 @@ diff - "$folder/found" <<'END'
 2.13.0 torch.int64 x.clone(): as eager
 2.13.0 torch.float32 x + 0: as eager
 2.13.0 torch.float32 x * 1: as eager
-2.13.0 torch.float32 x + zeros_like(x): as eager
+2.13.0 torch.float32 x + zeros_like(x): changes with x
 2.13.0 torch.float32 x.clone(): as eager
 2.14.1 torch.int64 x + 0: changes with x
 2.14.1 torch.int64 x * 1: changes with x

@@ -1,7 +1,7 @@
 """Results of compiled code that lie in the memory of what the code reads.
 
 Inductor may return an input itself where a result equals it: from torch 2.14 on for ``x + 0``, in
-2.13 for the sum with a tensor of integer zeros. State is written in place, so such a result would
+2.13 for the sum with a tensor of zeros. State is written in place, so such a result would
 change with the state after it was returned, and inductor merges example inputs that share memory
 and are written to into one.
 """
