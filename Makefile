@@ -5,8 +5,10 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 STEPS ?= 60
+VERSION ?=
+ARGS ?=
 
-.PHONY: run test lint curves clean
+.PHONY: run test test-torch lint curves clean
 
 run: $(VENV)/.installed
 	$(BIN)/mpcompile models/gpt.py --output build/gpt.mp --force
@@ -15,6 +17,13 @@ run: $(VENV)/.installed
 # Each worker begins with half of the tests in a row, so what a module makes once is made once.
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# make test-torch VERSION=2.14.1 [ARGS="tests/lower -x"]: the tests on another version of torch, in
+# an environment of its own. Without ARGS every test runs, and docs/versions.md gets the row.
+test-torch:
+	@test -n "$(VERSION)" || { echo "which torch? make test-torch VERSION=2.14.1" >&2; exit 2; }
+	$(MAKE) VENV=.venv-$(VERSION) TORCH=torch==$(VERSION) .venv-$(VERSION)/.installed-dev
+	.venv-$(VERSION)/bin/python -m bench.robustness.torch_versions $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -37,4 +46,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) .venv-* build

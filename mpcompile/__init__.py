@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         CompileError,
         DamagedCheckpoint,
         LostProcess,
+        UntriedTorch,
     )
     from mpcompile.integrations.rewriting import rewrite
     from mpcompile.numerics.calibration import calibrate
@@ -50,6 +51,7 @@ __all__ = [
     "Ranges",
     "TrainStep",
     "UnmatchedOverride",
+    "UntriedTorch",
     "Workload",
     "calibrate",
     "check",
@@ -75,6 +77,7 @@ _HOME = {
     "TrainStep": "train.train_step",
     "Ranges": "plan.ranges",
     "UnmatchedOverride": "plan.policy",
+    "UntriedTorch": "errors",
     "Workload": "program.workload",
     "calibrate": "numerics.calibration",
     "check": "numerics.node_errors",

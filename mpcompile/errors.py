@@ -60,6 +60,10 @@ class DamagedCheckpoint(UserWarning):
     """A newer checkpoint was not complete, so an older one was loaded."""
 
 
+class UntriedTorch(UserWarning):
+    """The version of torch is outside the range that this package was tried on."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` with the nearest of the known words, or ``""``."""
     near = get_close_matches(word, sorted(known), n=1)

@@ -1,1 +1,1 @@
-"""What happens if a run is killed or an input file is damaged?"""
+"""What happens if a run is killed, an input file is damaged, or torch is another version?"""

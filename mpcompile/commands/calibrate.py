@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mpcompile.artifacts import check_file, write_file, write_json
-from mpcompile.commands.terminal import open_terminal
+from mpcompile.commands.terminal import open_terminal, warnings_on_one_line
 from mpcompile.numerics.calibration import calibrate as measure
 from mpcompile.options import CalibrateOptions
 from mpcompile.program.workload import load, source_name
@@ -18,7 +18,7 @@ def calibrate(source: str, options: CalibrateOptions) -> None:
     file = options.output or Path(f"{source_name(source)}.ranges.json")
     check_file(file, options.force)
     workload = load(source)
-    with console.status("measuring"):
+    with console.status("measuring"), warnings_on_one_line():
         ranges = measure(workload, options.batches)
     write_file(file, ranges.to_json() + "\n", options.force)
     print_ranges(ranges, console)

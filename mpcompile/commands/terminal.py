@@ -10,9 +10,11 @@ from typing import TextIO
 
 from rich.console import Console
 
-from mpcompile.errors import DamagedCheckpoint, printable
+from mpcompile.errors import DamagedCheckpoint, UntriedTorch, printable
 from mpcompile.plan.measured import MeasuredOverflow
 from mpcompile.plan.policy import UnmatchedOverride
+
+_OURS = (UnmatchedOverride, MeasuredOverflow, DamagedCheckpoint, UntriedTorch)
 
 
 def open_terminal(json_to: str | None, *, quiet: bool = False) -> Console:
@@ -43,14 +45,13 @@ def warnings_on_one_line() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, (UnmatchedOverride, MeasuredOverflow, DamagedCheckpoint)):
+        if issubclass(category, _OURS):
             sys.stderr.write(f"mpcompile: warning: {printable(str(message))}.\n")
         else:
             show(message, category, filename, lineno, file, line)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", UnmatchedOverride)
-        warnings.simplefilter("always", MeasuredOverflow)
-        warnings.simplefilter("always", DamagedCheckpoint)
+        for ours in _OURS:
+            warnings.simplefilter("always", ours)
         warnings.showwarning = say
         yield

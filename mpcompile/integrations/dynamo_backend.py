@@ -24,6 +24,7 @@ from mpcompile.program.control_flow import is_control_flow
 from mpcompile.settings import Settings, check_settings
 from mpcompile.torch_private.inductor import compile_under_autograd, composite, dynamo_constant
 from mpcompile.torch_private.ops import is_higher_order, op_name
+from mpcompile.torch_private.versions import warn_if_untried
 
 _ATEN = torch.ops.aten
 _LOG = logging.getLogger("mpcompile")
@@ -61,6 +62,7 @@ def mpcompile(
     """
     if mode is not None:
         raise BadInput(f"the mode is {mode!r}", "torch.compile", "leave it out; give options=")
+    warn_if_untried()
     settings = _settings(options or {})
     _refuse_autocast(module)
     tensors = [value for value in inputs if isinstance(value, torch.Tensor)]

@@ -17,6 +17,7 @@ from mpcompile.program.describe import dataflow
 from mpcompile.program.unfit_constants import unfit_constants, unfit_reasons
 from mpcompile.torch_private.graphs import copy_graph, new_program
 from mpcompile.torch_private.ops import mutated_inputs
+from mpcompile.torch_private.versions import warn_if_untried
 
 
 def rewrite(
@@ -36,6 +37,7 @@ def rewrite(
     Raises:
         BadInput: the plan is of another graph, or overrides of the policy contradict each other.
     """
+    warn_if_untried()
     policy = policy or Policy()
     if any(
         mutated_inputs(node)

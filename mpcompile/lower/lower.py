@@ -13,6 +13,7 @@ from torch import fx
 from mpcompile.errors import BadInput, CannotCapture, did_you_mean
 from mpcompile.lower.cuda_graph import obstacle
 from mpcompile.lower.recompute import Recomputing
+from mpcompile.lower.shared_memory import OwnMemory
 from mpcompile.lower.update_numbers import split_numbers
 from mpcompile.passes.lowering.emulate_half import emulate_half
 from mpcompile.passes.lowering.numbers_to_tensors import numbers_to_tensors
@@ -252,6 +253,7 @@ class _Compiled:
         self._numbers, self._rest = split_numbers(update)
         places = {node.name: k for k, node in enumerate(update.graph.find_nodes(op="placeholder"))}
         self._read = [places[n.name] for n in self._numbers.graph.find_nodes(op="placeholder")]
+        self._own = OwnMemory()
         self._code: tuple[Code, Code] | None = None
 
     def __call__(self, *inputs: torch.Tensor) -> None:
@@ -261,11 +263,11 @@ class _Compiled:
             first: Code = _nothing
             if read:
                 [(_, first)] = compiled(self._numbers, read, options=options)
-            given = [*inputs, *first(list(read))]
+            given = [*inputs, *self._own(first(list(read)), read)]
             [(_, rest)] = compiled(self._rest, given, options=options)
             self._code = first, rest
         first, rest = self._code
-        rest([*inputs, *first(read)])
+        rest([*inputs, *self._own(first(list(read)), read)])
 
 
 def _nothing(_: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -22,6 +22,7 @@ import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
+from mpcompile.lower.shared_memory import OwnMemory
 from mpcompile.program.node_tensors import is_size
 from mpcompile.step.liveness import result_bytes
 from mpcompile.step.slots import Role, Slot
@@ -292,7 +293,6 @@ class Recomputing:
     """A gradient graph that inductor compiles in two halves, for its inputs of the first call.
 
     If a batch size is open it compiles at once: what it then says of sizes holds for every call.
-
     No input may ask for a gradient.
 
     Args:
@@ -318,9 +318,9 @@ class Recomputing:
         self._budget, self._options = memory_budget, options
         self._run_as_traced = run_as_traced
         self._code: _Code | None = None
+        self._own = OwnMemory()
         self._one = torch.ones(())
-        likes = _open_examples(self._halves)
-        if likes:
+        if likes := _open_examples(self._halves):
             self._prepare(likes)
 
     @property
@@ -329,7 +329,7 @@ class Recomputing:
         return self._code.cut if self._code else None
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Return the gradient graph's results, in its order."""
+        """Return the gradient graph's results, in its order, none in the memory of an input."""
         halves = self._halves
         values = [*inputs, *halves.constants]
         code = self._code or self._prepare(values)
@@ -337,7 +337,7 @@ class Recomputing:
         early, late = code(values, seed)
         results = dict(zip(halves.early, early, strict=True))
         results |= zip(halves.late, late, strict=False)  # then Nones, for inputs without gradient
-        return [results[place] for place in range(len(results))]
+        return self._own([results[place] for place in range(len(results))], values)
 
     def _prepare(self, values: Sequence[torch.Tensor]) -> _Code:
         """Compile for inputs like these."""

@@ -234,7 +234,7 @@ TABLE: tuple[Rule, ...] = (
         ("", False, "batch_norm_gather_stats batch_norm_gather_stats_with_counts "
          "batch_norm_update_stats", "")),
     *_rows("quantile", _WIDE, "its kernel knows no 16 bits",
-        ("", False, "quantile nanquantile", "")),
+        ("in", False, "quantile nanquantile", "")),
     *_rows("linear algebra", _WIDE, "it loses digits, and its kernels know no 16 bits",
         ("out", False, "cholesky inverse linalg_cholesky linalg_cholesky_ex linalg_eig "
          "linalg_eigh _linalg_eigh linalg_eigvals _linalg_eigvals linalg_eigvalsh linalg_inv "
@@ -243,9 +243,10 @@ TABLE: tuple[Rule, ...] = (
         ("in out", False, "cholesky_inverse cholesky_solve _cholesky_solve_helper det slogdet "
          "linalg_det _linalg_det linalg_householder_product linalg_lstsq linalg_lu_solve "
          "_compute_linear_combination linalg_matrix_power matrix_power linalg_pinv pinverse "
-         "linalg_slogdet _linalg_slogdet linalg_solve linalg_solve_ex _linalg_solve_ex "
-         "linalg_solve_triangular triangular_solve linalg_tensorsolve lu_solve orgqr ormqr", ""),
-        ("in", False, "logdet linalg_matrix_exp matrix_exp", ""),
+         "linalg_polar linalg_slogdet _linalg_slogdet linalg_solve linalg_solve_ex "
+         "_linalg_solve_ex linalg_solve_triangular triangular_solve linalg_tensorsolve lu_solve "
+         "orgqr ormqr", ""),
+        ("in", False, "logdet linalg_matrix_exp linalg_matrix_sqrth matrix_exp", ""),
         ("", False, "geqrf linalg_cond linalg_ldl_factor linalg_ldl_factor_ex linalg_ldl_solve "
          "linalg_matrix_rank lu_unpack", "Det")),
     *_rows("complex", _WIDE, "16-bit complex numbers have no kernels",
@@ -313,7 +314,7 @@ TABLE: tuple[Rule, ...] = (
          "Reshape Transpose Flatten Squeeze Unsqueeze Expand Identity Slice Split Concat Pad Tile "
          "Trilu DepthToSpace SpaceToDepth CenterCropPad"),
         ("in", True, "pad _pad_enum", ""),
-        ("in", False, "combinations", "")),
+        ("", False, "combinations", "")),
     *_rows("indexing", _TRANSPARENT, "moves values, found by index, without computing",
         ("", False, "index index_select index_put index_fill scatter masked_scatter _unsafe_index "
          "_unsafe_index_put _index_put_impl _unsafe_masked_index roll fft_fftshift fft_ifftshift "
@@ -359,8 +360,8 @@ TABLE: tuple[Rule, ...] = (
     *_rows("random", _UNTOUCHABLE, "the stream of random numbers stays that of the FP32 program",
         ("", True, "rand rand_like randn randn_like randint randint_like randperm bernoulli "
          "normal normal_functional uniform random exponential cauchy geometric log_normal poisson "
-         "binomial multinomial _standard_gamma _sample_dirichlet _philox_normal _philox_uniform "
-         "_philox_key_fold_in _philox_key_split _sobol_engine_draw",
+         "binomial multinomial _standard_gamma _sample_dirichlet _philox_normal _philox_randint "
+         "_philox_uniform _philox_key_fold_in _philox_key_split _sobol_engine_draw",
          "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial")),
     *_rows("integer", _UNTOUCHABLE, "integers stay as they are",
         ("", False, "bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift "

@@ -4,7 +4,8 @@ It stands for dimension 0 of the batch's tensors. What a program says of it whil
 (a branch on it, a reshape to a constant) torch notes as guards, each with the line that asked. What
 is asked of it later, by torch's own choice of kernels, limits the sizes that one graph is for.
 
-What torch keeps of symbols and guards is not public. Checked on torch 2.13.
+What torch keeps of symbols and guards is not public. Checked on the versions of
+`mpcompile.torch_private.versions`.
 """
 
 from __future__ import annotations

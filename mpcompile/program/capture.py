@@ -27,6 +27,7 @@ from mpcompile.program.stack_lines import users_line
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.ops import op_name
 from mpcompile.torch_private.tracing import DataDependent
+from mpcompile.torch_private.versions import warn_if_untried
 
 # With the separator: torchvision and torch_geometric are a user's own choice, and begin alike.
 _FOREIGN = tuple(f"{files(package)}{os.sep}" for package in ("torch", "mpcompile"))
@@ -111,6 +112,7 @@ def capture(workload: Workload, open_places: tuple[bool, ...] = ()) -> Forward:
             tensor or a pair of one and anything.
         CannotCapture: it runs, but not as one graph.
     """
+    warn_if_untried()
     for position, value in enumerate(workload.batch):
         if not isinstance(value, torch.Tensor):
             raise BadInput(

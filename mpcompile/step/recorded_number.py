@@ -1,7 +1,7 @@
 """Python numbers whose arithmetic is recorded in a graph.
 
-What torch asks of the object behind a `torch.SymFloat` is not public. Checked on torch 2.11 and
-2.13.
+What torch asks of the object behind a `torch.SymFloat` is not public. Checked on the versions of
+`mpcompile.torch_private.versions`.
 """
 
 from __future__ import annotations

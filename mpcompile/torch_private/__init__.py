@@ -1,7 +1,29 @@
 """Every touch of torch that is not public API, each with what it is needed for.
 
 In come graphs, tensors and functions; out come what only private names of torch can make of them.
-Checked on torch 2.11 and 2.13. Nothing outside this room imports from a torch package or reads a
-torch attribute whose name starts with an underscore, or from ``torch.fx.experimental``. `inductor`
-is a module of its own because importing it takes seconds.
+Checked on the versions of `versions`. Nothing outside this room imports from a torch package or
+reads a torch attribute whose name starts with an underscore, or from ``torch.fx.experimental``.
+`inductor` imports what takes seconds inside its functions.
+
+A torch outside the range may lack one of these names: then the import of this room ends in a
+`BadInput` that says so.
 """
+
+from importlib import import_module
+
+import torch
+
+from mpcompile.errors import BadInput
+from mpcompile.torch_private.versions import is_tried, range_tried
+
+try:
+    for _name in ("graphs", "inductor", "ops", "tensors", "tracing"):
+        import_module(f"{__name__}.{_name}")
+except (ImportError, AttributeError) as error:
+    if is_tried(torch.__version__):
+        raise
+    raise BadInput(
+        f"torch {torch.__version__} lacks what mpcompile needs of it ({error})",
+        "",
+        f"install torch {range_tried()}",
+    ) from error

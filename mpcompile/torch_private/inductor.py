@@ -1,6 +1,7 @@
 """Every touch of inductor, Dynamo and AOTAutograd, each with what it is needed for.
 
-Checked on torch 2.11 and 2.13. Importing them takes seconds, hence inside the functions.
+Checked on the versions of `mpcompile.torch_private.versions`. Importing them takes seconds, hence
+inside the functions.
 """
 
 from __future__ import annotations

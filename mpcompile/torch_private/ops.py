@@ -11,8 +11,10 @@ import torch.distributed._functional_collectives  # the shapes of collective ops
 from torch import fx
 from torch._ops import HigherOrderOperator
 
+from mpcompile.torch_private.versions import release
+
 COLLECTIVES: Any = torch.ops._c10d_functional
-"""Operations between processes as ops of a graph; checked on 2.13."""
+"""Operations between processes as ops of a graph."""
 
 
 def op_name(node: fx.Node) -> str:
@@ -117,4 +119,4 @@ def draws(node: fx.Node) -> bool:
 
 def scan_is_differentiable() -> bool:
     """Whether torch's gradient of ``scan`` is right: in 2.11 it is not, in 2.13 it is."""
-    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
+    return release(torch.__version__) >= (2, 13)

@@ -10,6 +10,7 @@ from torch import fx
 
 from mpcompile.errors import BadInput
 from mpcompile.lower.lower import Backend, full_accumulation
+from mpcompile.lower.shared_memory import OwnMemory
 from mpcompile.passes.lowering.emulate_half import emulate_half
 from mpcompile.passes.order import forward_passes
 from mpcompile.passes.runner import run_passes
@@ -174,8 +175,9 @@ class _Compiled:
     def __init__(self, module: fx.GraphModule, options: Mapping[str, Any] | None) -> None:
         self._module, self._options = module, options
         self._code: Callable[[list[Any]], Any] | None = None
+        self._own = OwnMemory()
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         if self._code is None:
             [(_, self._code)] = compiled(self._module, inputs, options=self._options)
-        return self._code(list(inputs))
+        return self._own(self._code(list(inputs)), inputs)

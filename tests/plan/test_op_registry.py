@@ -9,12 +9,22 @@ from functools import cache
 import torch
 
 from mpcompile.plan.op_table import TORCH_RULES
+from mpcompile.torch_private.versions import release
 
-# On torch 2.13, not yet on 2.11.
-NEW = frozenset(
-    "_upsample_lanczos2d_aa _philox_normal _philox_uniform _philox_key_fold_in "
-    "_philox_key_split".split()
-)
+# The ops of the table that not every version of torch has: the first of the versions tried that has
+# it, and the first that no longer has it.
+SINCE: dict[str, tuple[int, int]] = {
+    "_upsample_lanczos2d_aa": (2, 13),
+    "_philox_normal": (2, 13),
+    "_philox_uniform": (2, 13),
+    "_philox_key_fold_in": (2, 13),
+    "_philox_key_split": (2, 13),
+    "linalg_matrix_sqrth": (2, 14),
+    "linalg_polar": (2, 14),
+    "_philox_randint": (2, 15),
+}
+GONE: dict[str, tuple[int, int]] = {"cholesky": (2, 14), "qr": (2, 14)}
+HERE = release(torch.__version__)
 
 # Ops that no functional forward graph of dense FP32 tensors holds, by what their schema says.
 Schema = torch.FunctionSchema
@@ -35,7 +45,7 @@ BY_NAME: dict[str, str] = {
     "is quantized": r"quantiz|_quant_|int4|int8|_int_mm|fbgemm|q_per_channel|choose_qparams"
     r"|int_repr|rowwise_prune|_weight_to_fp16|wrapped_linear|mixed_dtypes|fused_moving_avg"
     r"|_affine_quantized",
-    "is for FP8": r"^_scaled_(grouped_)?mm",
+    "is for FP8": r"^_scaled_(grouped_|add)?mm",
     "is sparse": r"sparse|coalesce|_(csr|csc|bsr|bsc|coo)|(crow|ccol|row|col)_indices"
     r"|^_?(indices|values)(_copy)?$|to_dense|cslt|spdiags|spsolve|^(hspmm|smm|sspaddmm)$"
     r"|^native_norm$",
@@ -119,8 +129,10 @@ def test_an_exclusion_that_excludes_nothing_is_removed() -> None:
     assert set(LEFT_OUT) <= set(registry())
 
 
-def test_every_torch_name_is_an_aten_op() -> None:
-    assert set(TORCH_RULES) - set(registry()) <= NEW
+def test_every_torch_name_is_an_aten_op_of_the_versions_that_have_it() -> None:
+    missing = {name for name, first in SINCE.items() if first > HERE}
+    missing |= {name for name, first in GONE.items() if first <= HERE}
+    assert set(TORCH_RULES) - set(registry()) == missing
 
 
 def test_every_argument_that_stays_full_is_one_of_its_ops_arguments() -> None:

@@ -1,0 +1,54 @@
+"""Results of compiled code that lie in the memory of what the code reads.
+
+Inductor may return an input itself where a result equals it: from torch 2.14 on for ``x + 0``, in
+2.13 for the sum with a tensor of zeros. State is written in place, so such a result would
+change with the state after it was returned, and inductor merges example inputs that share memory
+and are written to into one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+
+class OwnMemory:
+    """Copies those results of compiled code that lie in the memory of what it has read.
+
+    Compiled code does the same at every call, so it looks at the first call alone.
+    """
+
+    def __init__(self) -> None:
+        self._places: tuple[int, ...] | None = None
+
+    def __call__(
+        self, results: Sequence[torch.Tensor], inputs: Iterable[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Return the results of a call, none in the memory of its inputs.
+
+        Args:
+            results: tensors, and Nones for what has no value.
+            inputs: what the code was called with.
+        """
+        if self._places is None:
+            self._places = shared_places(results, inputs)
+        own = list(results)
+        for place in self._places:
+            own[place] = own[place].clone()
+        return own
+
+
+def shared_places(results: Sequence[object], inputs: Iterable[torch.Tensor]) -> tuple[int, ...]:
+    """Return the places of the results that lie in the memory of an input.
+
+    Args:
+        results: tensors, and Nones for what has no value.
+        inputs: what the code was called with.
+    """
+    memory = {value.untyped_storage().data_ptr() for value in inputs} - {0}  # 0: no memory at all
+    return tuple(
+        place
+        for place, value in enumerate(results)
+        if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() in memory
+    )
