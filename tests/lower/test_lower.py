@@ -114,7 +114,7 @@ def test_inductor_skips_a_step_too() -> None:
 
 def test_a_second_compilation_takes_its_code_from_torchs_cache() -> None:
     # No graph of another test or run has this tag; the C++ of their kernels is found again.
-    with compiler_config.patch(cache_key_tag=uuid4().hex):
+    with compiler_config.patch(cache_key_tag=uuid4().hex):  # type: ignore[attr-defined]
         hits = []
         for _ in range(2):
             counters.clear()

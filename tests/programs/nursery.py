@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import distributed, nn
+from torch import nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 import mpcompile
 import mpcompile.cli
@@ -69,7 +70,7 @@ def _look_after(ranks: int, words: list[str], told: dict[str, str], out: str) ->
         if not pid:
             _be({**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}, words, out)
         alive.add(pid)
-    store = distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     failed = 0
     while alive:
         pid, status = os.wait()
