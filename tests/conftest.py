@@ -9,6 +9,11 @@ import torch
 
 # Two processes share two cores; a small net gains nothing from a second thread.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Inductor would start processes of its own, each of which imports torch, in every process we start.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# What torch's own kernels are built for the compiler can build too; to try it takes ten seconds.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 os.environ.setdefault("SIZE", "small")
 # torch's trace logger writes a line a tensor into each failure report.
 logging.getLogger("torch.__trace").setLevel(logging.ERROR)

@@ -55,9 +55,9 @@ def check_wire(data: bytes | mmap, where: str) -> None:
                     raise BadInput("the file ends before its contents do", where, "fetch it again")
                 counts, inner, is_text = fields.get(tag >> 3, _UNCOUNTED)
                 entries += counts
-                if inner is not None:
+                if inner is not None and (size or len(open_ends) == DEEPEST):
                     open_ends.append((position + size, _fields(inner)))
-                else:
+                elif size:  # files of millions of empty parts are refused soon
                     if is_text:
                         data[position : position + size].decode()
                     position += size

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +47,42 @@ def alone(rank: int, ranks: int, port: int, *words: str | Path) -> subprocess.Po
         env={**_ENVIRONMENT, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+
+
+class Nursery:
+    """Runs programs on several processes that are forked, so none of them imports torch again.
+
+    What torchrun itself does (to start all again, to hand a signal on) it does not.
+    """
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(TESTS / "programs" / "nursery.py")],
+            env={**_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""},
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def run(self, ranks: int, out: Path, *words: str | Path, **told: str) -> str:
+        """Run a program that must succeed; return what its processes have printed.
+
+        Args:
+            ranks: how many processes.
+            out: the file for what they print; not there yet.
+            words: as for `torchrun`.
+            told: environment variables.
+        """
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        asked = {"ranks": ranks, "words": [*map(str, words)], "told": told, "out": str(out)}
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        answered, _, _ = select.select([self.process.stdout], [], [], 400)
+        code = self.process.stdout.readline() if answered else "none in 400 s"
+        text = out.read_text() if out.exists() else ""
+        assert code == "0\n", f"{code}: {text[-6000:]}"
+        return text
+
+    def close(self) -> None:
+        """Stop it, with what it may still run."""
+        self.process.kill()
+        self.process.communicate()

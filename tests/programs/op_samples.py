@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any
 
 import torch
-from torch.testing._internal.common_methods_invocations import op_db
 
 _ATEN = torch.ops.aten
 
@@ -39,7 +39,7 @@ def samples(name: str, at_most: int) -> list[Sample]:
         warnings.simplefilter("ignore")
         return [
             Sample(packet, info.op, (sample.input, *sample.args), sample.kwargs)
-            for info in _INFOS.get(name, ())
+            for info in _infos().get(name, ())
             for sample in islice(_of(info), at_most)
         ]
 
@@ -52,7 +52,11 @@ def _of(info: Any) -> Iterator[Any]:
         return
 
 
+@cache
 def _infos() -> dict[str, list[Any]]:
+    # Takes seconds to import, which only the process that runs these tests must spend.
+    from torch.testing._internal.common_methods_invocations import op_db
+
     found: dict[str, list[Any]] = {}
     for info in op_db:
         if torch.float32 not in info.supported_dtypes("cpu"):
@@ -63,9 +67,6 @@ def _infos() -> dict[str, list[Any]]:
         for each in names:
             found.setdefault(each, []).append(info)
     return found
-
-
-_INFOS = _infos()
 
 
 def _x(*shape: int) -> torch.Tensor:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import socket
 import subprocess
+from collections.abc import Iterator
 from math import log
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from programs.launch import TESTS, alone, finished, torchrun
+from programs.launch import TESTS, Nursery, alone, finished, torchrun
 from safetensors.torch import load_file
 
 from mpcompile import BadInput, data_parallel
@@ -20,19 +21,29 @@ PROGRAMS = TESTS / "ranks"
 TRAINEE = PROGRAMS / "trainee.py"
 
 
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    made = Nursery()
+    yield made
+    made.close()
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("program", ["equality", "overflow", "checkpoints"])
-def test_program(program: str, ranks: int, tmp_path: Path) -> None:
+def test_program(program: str, ranks: int, tmp_path: Path, nursery: Nursery) -> None:
     """Each asserts what its docstring says."""
-    finished(torchrun(ranks, PROGRAMS / f"{program}.py", tmp_path))
+    nursery.run(ranks, tmp_path / "out", PROGRAMS / f"{program}.py", tmp_path)
+
+
+def command(folder: Path, *words: str) -> tuple[str, ...]:
+    saving = ("--out", str(folder), "--checkpoint-every", "2")
+    return ("-m", "--", "mpcompile", "run", str(TRAINEE), *saving, *words)
 
 
 def run(
     ranks: int, folder: Path, *words: str, restarts: int = 0, **told: str
 ) -> subprocess.Popen[str]:
-    saving = ("--out", str(folder), "--checkpoint-every", "2")
-    program = ("-m", "--", "mpcompile", "run", str(TRAINEE), *saving, *words)
-    return torchrun(ranks, *program, restarts=restarts, **told)
+    return torchrun(ranks, *command(folder, *words), restarts=restarts, **told)
 
 
 def weights(folder: Path, steps: int) -> dict[str, torch.Tensor]:
@@ -43,16 +54,13 @@ def weights(folder: Path, steps: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("shard", [(), ("--shard",)])
 def test_a_killed_process_is_resumed_to_the_same_bits(
-    shard: tuple[str, ...], tmp_path: Path
+    shard: tuple[str, ...], tmp_path: Path, nursery: Nursery
 ) -> None:
     """Torchrun starts all processes again, and they continue from the newest checkpoint."""
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     words = ("--steps", "10", "--resume", *shard)
-    processes = [
-        run(2, calm, *words),
-        run(2, killed, *words, restarts=2, ONCE=str(tmp_path / "once"), AT="11"),
-    ]
-    out = [finished(process) for process in processes]
+    process = run(2, killed, *words, restarts=2, ONCE=str(tmp_path / "once"), AT="11")
+    out = [nursery.run(2, tmp_path / "out", *command(calm, *words)), finished(process)]
     assert (tmp_path / "once").exists()
     assert "going on from" in out[1]
     assert "going on from" not in out[0]
@@ -63,7 +71,9 @@ def test_a_killed_process_is_resumed_to_the_same_bits(
     assert out[0].count("10 steps: loss") == 1, "only the first process prints"
 
 
-def test_sigterm_saves_after_the_same_step_on_all_processes(tmp_path: Path) -> None:
+def test_sigterm_saves_after_the_same_step_on_all_processes(
+    tmp_path: Path, nursery: Nursery
+) -> None:
     out = tmp_path / "run"
     process = run(2, out, "--steps", "4000", ONCE=str(tmp_path / "once"), AT="9", WHAT="term")
     text, _ = process.communicate(timeout=200)
@@ -72,13 +82,15 @@ def test_sigterm_saves_after_the_same_step_on_all_processes(tmp_path: Path) -> N
     steps = int(saved.name.removeprefix("step-"))
     assert 4 <= steps < 4000
     more = ("--steps", str(steps + 2), "--resume", "--shard")
-    assert "going on from" in finished(run(4, out, *more)), "more processes take it over, in slices"
+    taken_over = nursery.run(4, tmp_path / "out", *command(out, *more))
+    assert "going on from" in taken_over, "more processes take it over, in slices"
 
 
-def test_a_skipped_step_names_the_process_that_overflowed(tmp_path: Path) -> None:
+def test_a_skipped_step_names_the_process_that_overflowed(tmp_path: Path, nursery: Nursery) -> None:
     log = tmp_path / "log.jsonl"
-    words = ("--steps", "6", "--log", str(log))
-    out = finished(run(2, tmp_path / "run", *words, ONCE="x", AT="4", WHAT="overflow", WHO="1"))
+    words = command(tmp_path / "run", "--steps", "6", "--log", str(log))
+    told = {"ONCE": "x", "AT": "4", "WHAT": "overflow", "WHO": "1"}
+    out = nursery.run(2, tmp_path / "out", *words, **told)
     assert "was skipped by process 1" in out
     assert out.count("was skipped") == 1
     assert sum('"skipped":true' in line.replace(" ", "") for line in log.open()) == 1
