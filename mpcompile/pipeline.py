@@ -274,7 +274,7 @@ def transform(
 
 def describe(forward: Forward, policy: Policy, unfit: tuple[UnfitConstant, ...] = ()) -> Dataflow:
     """Describe a captured forward graph to the planner."""
-    fixed = {item.node: f"a {item.kind.value}" for item in forward.inputs}
+    fixed = {item.node: item.kind.fixed for item in forward.inputs}
     return dataflow(forward.module, fixed, policy, unfit_reasons(forward.module, unfit))
 
 

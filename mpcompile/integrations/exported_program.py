@@ -9,6 +9,7 @@ from torch import fx
 
 from mpcompile.passes.order import forward_passes
 from mpcompile.passes.runner import run_passes
+from mpcompile.plan.dataflow import Fixed
 from mpcompile.plan.given import decide
 from mpcompile.plan.plan import Plan
 from mpcompile.plan.policy import Policy
@@ -45,8 +46,8 @@ def rewrite(
         program = program.run_decompositions({})  # makes it functional, decomposes nothing
     module = copy_graph(program.graph_module)
     signature = program.graph_signature
-    fixed = dict.fromkeys(signature.inputs_to_parameters, "a parameter")
-    fixed |= dict.fromkeys(signature.inputs_to_buffers, "a buffer")
+    fixed = dict.fromkeys(signature.inputs_to_parameters, Fixed.PARAMETER)
+    fixed |= dict.fromkeys(signature.inputs_to_buffers, Fixed.BUFFER)
     held = {**program.state_dict, **program.constants}
     buffers = {
         node: held[name]
@@ -62,7 +63,7 @@ def rewrite(
 
 def insert_casts(
     module: fx.GraphModule,
-    fixed: dict[str, str],
+    fixed: Mapping[str, Fixed],
     constants: Mapping[str, torch.Tensor],
     policy: Policy,
     plan: Plan | None = None,
@@ -71,7 +72,7 @@ def insert_casts(
 
     Args:
         module: FP32 composite ops that write to no tensor, with ``meta["val"]``; changed.
-        fixed: placeholder name to what it is (``"a parameter"``).
+        fixed: placeholder name to what it is.
         constants: per placeholder the buffer that is never written.
         policy: gives each op its wish.
         plan: decisions that hold before the policy.

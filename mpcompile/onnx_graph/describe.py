@@ -16,7 +16,7 @@ import onnx_ir as ir
 from mpcompile.onnx_graph.nest import CROSSING, STACK, Border, Inner, Nest
 from mpcompile.onnx_graph.signatures import signature
 from mpcompile.onnx_graph.values import elements_of, is_full, is_known, is_standard
-from mpcompile.plan.dataflow import Dataflow, Op, Tensor, Where
+from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor, Where
 from mpcompile.plan.op_table import ONNX_RULES, PrecisionClass, Rule, Wish
 from mpcompile.plan.policy import Policy, Resolution, Row, resolve
 from mpcompile.precision import Precision
@@ -92,7 +92,7 @@ class _Describer:
             if node not in self.nest.borders:
                 self._op(node, inner)
 
-    def _tensor(self, value: ir.Value, inner: Inner, fixed: str | None = None) -> str:
+    def _tensor(self, value: ir.Value, inner: Inner, fixed: Fixed | None = None) -> str:
         name = self.nest.values[value]
         count = ceil(elements_of(value) * inner.rounds)
         self.tensors[name] = Tensor(name, count, fixed, output=value in self.outputs)
@@ -102,7 +102,7 @@ class _Describer:
         """Describe an initializer, or an input of the whole graph."""
         whole = inner.caller is None
         given = value in inner.graph.inputs
-        fixed = "an input" if given and self.wants.keep_io else None
+        fixed = Fixed.INPUT if given and self.wants.keep_io else None
         name = self._tensor(value, self.nest.inners[0], fixed)
         if fixed:
             return
@@ -122,7 +122,7 @@ class _Describer:
         ids = self.nest.values
         statistics = [value for value in made if value not in narrow]
         for value in made:
-            self._tensor(value, inner, "a statistic" if value in statistics else None)
+            self._tensor(value, inner, Fixed.STATISTIC if value in statistics else None)
         reads = tuple(dict.fromkeys(ids[value] for value in values if value is not None))
         writes = tuple(ids[value] for value in made if value in narrow)
         if node.op_type in _OWN_CASTS:

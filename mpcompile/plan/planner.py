@@ -236,5 +236,5 @@ def _copies(
 
 def _why_narrow(tensor: Tensor) -> str:
     if tensor.fixed:
-        return f"{tensor.fixed}, read in 16 bits"
+        return f"{tensor.fixed.value}, read in 16 bits"
     return "stored in FP32, read in 16 bits"

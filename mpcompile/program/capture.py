@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture
-from mpcompile.plan.dataflow import Where
+from mpcompile.plan.dataflow import Fixed, Where
 from mpcompile.program.batch_size import BatchSize, dynamic_shapes
 from mpcompile.program.functional import make_functional
 from mpcompile.program.returned import Nest, loss_last, nest_of_results, stands_alone
@@ -38,6 +38,18 @@ class Kind(Enum):
     PARAMETER = "parameter"
     BUFFER = "buffer"
     BATCH = "batch"
+
+    @property
+    def fixed(self) -> Fixed:
+        """What the planner knows it as."""
+        return _FIXED[self]
+
+
+_FIXED = {
+    Kind.PARAMETER: Fixed.PARAMETER,
+    Kind.BUFFER: Fixed.BUFFER,
+    Kind.BATCH: Fixed.BATCH,
+}
 
 
 @dataclass(frozen=True, slots=True)

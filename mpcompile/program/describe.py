@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch
 from torch import fx
 
-from mpcompile.plan.dataflow import Dataflow, Op, Tensor, Where
+from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor, Where
 from mpcompile.plan.op_table import TORCH_RULES, Rule, Wish
 from mpcompile.plan.policy import Policy, Resolution, Row, resolve
 from mpcompile.plan.weight_terms import keep_weight_terms
@@ -24,7 +24,7 @@ from mpcompile.torch_private.ops import arguments_of, is_view, op_name
 
 def dataflow(
     module: fx.GraphModule,
-    fixed: dict[str, str],
+    fixed: Mapping[str, Fixed],
     policy: Policy,
     unfit: Mapping[str, str] = MappingProxyType({}),
 ) -> Dataflow:
@@ -32,7 +32,7 @@ def dataflow(
 
     Args:
         module: FP32 graph with ``meta["val"]`` on every node.
-        fixed: placeholder name to what it is (``"a parameter"``).
+        fixed: placeholder name to what it is.
         policy: gives each op its wish.
         unfit: per node why FP16 cannot hold what it computes with.
     """
@@ -61,7 +61,9 @@ def dataflow(
                 )
             )
             fixed.update(
-                (ids[item], "a statistic") for item in _results(node) if ids[item] not in op.writes
+                (ids[item], Fixed.STATISTIC)
+                for item in _results(node)
+                if ids[item] not in op.writes
             )
         if is_full(node):
             tensors.append(
@@ -98,7 +100,7 @@ def _place(node: fx.Node, caller: Where) -> Where:
 
 
 def _resolve(
-    nest: Nest, ids: dict[fx.Node, str], fixed: dict[str, str], policy: Policy
+    nest: Nest, ids: dict[fx.Node, str], fixed: Mapping[str, Fixed], policy: Policy
 ) -> Resolution:
     """Return what the policy says of each op and each border; warn of overrides that match none."""
     rules = {**TORCH_RULES, **{op_name(node): border_rule(op_name(node)) for node in nest.called}}
@@ -117,7 +119,7 @@ def _resolve(
     return resolution
 
 
-def _is_residual(node: fx.Node, fixed: dict[str, str]) -> bool:
+def _is_residual(node: fx.Node, fixed: Mapping[str, Fixed]) -> bool:
     """Whether the node adds two activations: no parameter, no buffer, nothing broadcast."""
     parts = node.args[:2]
     if op_name(node) != "add" or not is_full(node):
@@ -129,7 +131,7 @@ def _is_residual(node: fx.Node, fixed: dict[str, str]) -> bool:
             return False
         while part.op == "call_function" and is_view(part):
             part = part.all_input_nodes[0]
-        if fixed.get(part.name) in ("a parameter", "a buffer"):
+        if fixed.get(part.name) in (Fixed.PARAMETER, Fixed.BUFFER):
             return False
     return any(isinstance(part, fx.Node) and part.op == "call_function" for part in parts)
 

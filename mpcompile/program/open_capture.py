@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture, CompileError
-from mpcompile.program.batch_size import LEAST, Fixed, find_size, size_of
+from mpcompile.program.batch_size import LEAST, SizeLimit, find_size, size_of
 from mpcompile.program.capture import Forward, Kind, capture, definition, is_foreign, place_of
 from mpcompile.program.cudnn_rnn import MODES
 from mpcompile.program.node_tensors import is_size
@@ -67,7 +67,7 @@ def capture_open(workload: Workload, places: tuple[bool, ...]) -> Forward:
     except CompileError as error:
         raise CannotCapture(f"{_WHAT}: {error.what}", error.where, _ADVICE) from error
     where = definition(workload.loss) or workload.origin
-    if isinstance(size, Fixed):
+    if isinstance(size, SizeLimit):
         raise _refusal(size, where)
     for node in module.graph.output_node().all_input_nodes:
         if is_size(node):
@@ -131,7 +131,7 @@ def needs_size(what: str, where: str) -> CannotCapture:
     )
 
 
-def _refusal(fixed: Fixed, where: str) -> CannotCapture:
+def _refusal(fixed: SizeLimit, where: str) -> CannotCapture:
     what = f"{_WHAT}, as this asks for {fixed.what}"
     return CannotCapture(what, fixed.where or where, _ADVICE)
 
