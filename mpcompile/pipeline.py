@@ -326,8 +326,7 @@ def _check_passes(without: Collection[str]) -> None:
         if name not in OPTIONAL:
             raise BadInput(
                 f"there is no pass {name!r} to leave out{did_you_mean(name, OPTIONAL)}",
-                "",
-                f"the passes are {', '.join(OPTIONAL)}",
+                fix=f"the passes are {', '.join(OPTIONAL)}",
             )
 
 

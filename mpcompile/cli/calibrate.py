@@ -34,5 +34,5 @@ def calibrate(
         command.calibrate(Path(source), output, data, batches, force, json)
         return
     if data is not None:
-        raise BadInput(f"{source} is no .onnx file", "", "leave out --data: it has its own")
+        raise BadInput(f"{source} is no .onnx file", fix="leave out --data: it has its own")
     import_module("mpcompile.commands.calibrate").calibrate(source, output, batches, force, json)

@@ -34,7 +34,7 @@ def gradients(
     """
     del debug
     if source.endswith(".onnx"):
-        raise BadInput(f"{source} has no loss and no optimizer", "", "name a program that has both")
+        raise BadInput(f"{source} has no loss and no optimizer", fix="name a program that has both")
     command = import_module("mpcompile.commands.gradients")
     wanted = command.Wanted(batches, steps, figure, force, json)
     command.gradients(source, flags.given(), flags.plan, flags.measured(), wanted)

@@ -84,7 +84,7 @@ def inspect(
     """
     del debug
     if check is not None and model_explorer is None:
-        raise BadInput("--check goes into files for Model Explorer", "", "give --model-explorer")
+        raise BadInput("--check goes into files for Model Explorer", fix="give --model-explorer")
     command = import_module("mpcompile.commands.inspect")
     shown = command.Shown(filters.selection(), all, format == "csv", model_explorer, check, force)
     command.inspect(source, device, flags.given(), flags.plan, flags.measured(), shown, json)

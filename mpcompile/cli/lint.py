@@ -71,7 +71,7 @@ def lint(
         command.rules() if rules else command.explain(explain)
         return 0
     if source is None:
-        raise BadInput("there is nothing to look at", "", "name a program or an .onnx file")
+        raise BadInput("there is nothing to look at", fix="name a program or an .onnx file")
     wanted = command.Wanted(
         checks.select,
         checks.ignore,

@@ -51,7 +51,7 @@ def reduce(
     """
     del debug
     if source.endswith(".onnx"):
-        raise BadInput(f"{source} is an ONNX model", "", "reduce a training program")
+        raise BadInput(f"{source} is an ONNX model", fix="reduce a training program")
     command = import_module("mpcompile.commands.reduce")
     wanted = command.Wanted(
         search.node,

@@ -99,18 +99,18 @@ def run(
     del debug
     if source.endswith(".onnx"):
         if backend or flags != NO_FLAGS:
-            raise BadInput(f"{source} was planned when it was exported", "", "leave out its flags")
+            raise BadInput(f"{source} was planned when it was exported", fix="leave out its flags")
         if log or tensorboard:
-            raise BadInput(f"{source} keeps no log", "", "leave out --log and --tensorboard")
+            raise BadInput(f"{source} keeps no log", fix="leave out --log and --tensorboard")
         if checkpoints != _NO_CHECKPOINTS:
-            raise BadInput(f"{source} keeps no checkpoints", "", "leave out --out and the like")
+            raise BadInput(f"{source} keeps no checkpoints", fix="leave out --out and the like")
         if processes != _NO_PROCESSES:
-            raise BadInput(f"{source} runs alone", "", "leave out --shard and --reduce")
+            raise BadInput(f"{source} runs alone", fix="leave out --shard and --reduce")
         command = import_module("mpcompile.commands.onnx_run")
         command.run(Path(source), onnx.data, steps, onnx.device, onnx.output, onnx.force, json)
         return 0
     if onnx != _NO_TRAIN_FLAGS:
-        raise BadInput(f"{source} is no .onnx file", "", "leave out --data, --output and the like")
+        raise BadInput(f"{source} is no .onnx file", fix="leave out --data, --output and the like")
     given = {**flags.given(), **({"backend": backend} if backend else {})}
     saving = import_module("mpcompile.commands.saved_run").Saving(
         checkpoints.out, checkpoints.checkpoint_every, checkpoints.resume, checkpoints.keep

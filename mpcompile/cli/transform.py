@@ -65,7 +65,7 @@ def transform(
         )
         return
     if onnx != _NO_ONNX_FLAGS:
-        raise BadInput(f"{source} is no .onnx file", "", "leave out --data, --target and the like")
+        raise BadInput(f"{source} is no .onnx file", fix="leave out --data, --target and the like")
     import_module("mpcompile.commands.transform").transform(
         source, output, flags.given(), flags.plan, flags.measured(), force, json
     )

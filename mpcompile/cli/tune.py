@@ -63,8 +63,7 @@ def tune(
     if flags.plan is not None:
         raise BadInput(
             "the decisions of --plan hold before every override",
-            "",
-            "leave it out, and give overrides or --ranges",
+            fix="leave it out, and give overrides or --ranges",
         )
     command = import_module("mpcompile.commands.tune")
     wanted = command.Wanted(

@@ -42,9 +42,9 @@ def bench(source: str, steps: int, warmup: int, json_to: str | None) -> None:
         CheckFailed: a variant failed; the others are printed.
     """
     if steps < 2:
-        raise BadInput(f"--steps is {steps}", "", "give at least 2")
+        raise BadInput(f"--steps is {steps}", fix="give at least 2")
     if warmup < 0:
-        raise BadInput(f"--warmup is {warmup}", "", "give 0 or more")
+        raise BadInput(f"--warmup is {warmup}", fix="give 0 or more")
     console = Console(stderr=json_to == "-", highlight=False)
     device = device_of(load(source))
     found: dict[str, Found] = {}
@@ -62,7 +62,7 @@ def bench(source: str, steps: int, warmup: int, json_to: str | None) -> None:
     }
     if failed:
         sentences = [f"{COMPARED[name]} failed ({said(text)})" for name, text in failed.items()]
-        raise CheckFailed("; ".join(sentences), source, "")
+        raise CheckFailed("; ".join(sentences), source)
 
 
 ROWS: tuple[tuple[str, str, float, str], ...] = (

@@ -46,7 +46,7 @@ def explain_source(
         BadInput: there is no name, or nothing has it.
     """
     if not names:
-        raise BadInput("nothing to explain was named", "", "name an op, a node or a module")
+        raise BadInput("nothing to explain was named", fix="name an op, a node or a module")
     console = Console(stderr=json_to == "-", highlight=False)
     settings = find_settings(Path.cwd()).over(flags)
     # Ranges say more of what is only read, but do not decide about it.

@@ -40,7 +40,7 @@ def export(
     """
     console = Console(stderr=json_to == "-", highlight=False)
     if to.suffix != ".onnx":
-        raise BadInput(f"{to} is no name for an ONNX file", "", "let it end in .onnx")
+        raise BadInput(f"{to} is no name for an ONNX file", fix="let it end in .onnx")
     settings = find_settings(Path.cwd()).over(flags)
     start = time.perf_counter()
     if kind is None:
@@ -49,13 +49,12 @@ def export(
         if plan is not None or ranges is not None:
             raise BadInput(
                 "a plan or ranges of a program do not fit its ONNX graph",
-                "",
-                "export it, then rewrite the ONNX file with --plan or --ranges",
+                fix="export it, then rewrite the ONNX file with --plan or --ranges",
             )
         document = _forward(source, to, settings, dynamic, force, console)
     else:
         if dynamic:
-            raise BadInput("a training step has one batch size", "", "leave out --dynamic")
+            raise BadInput("a training step has one batch size", fix="leave out --dynamic")
         document = _step(source, to, settings, plan, ranges, force, console)
     document["seconds"] = round(time.perf_counter() - start, 2)
     console.print(printable(f"wrote {', '.join(document['files'])}"), markup=False)

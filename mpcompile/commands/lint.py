@@ -73,7 +73,7 @@ def check(
     known = None
     if wanted.baseline is None:
         if wanted.write_baseline:
-            raise BadInput("--write-baseline has no file", "", "name one with --baseline")
+            raise BadInput("--write-baseline has no file", fix="name one with --baseline")
     elif not wanted.write_baseline:
         known = read_baseline(wanted.baseline)
     program = _program(source, settings.over(flags), plan, ranges)
@@ -98,7 +98,7 @@ def explain(rule: str) -> None:
     known = {item.id: item for item in RULES}
     if rule not in known:
         where = f"there is no rule {rule!r}{did_you_mean(rule, known)}"
-        raise BadInput(where, "", "`mpcompile lint --rules` lists them")
+        raise BadInput(where, fix="`mpcompile lint --rules` lists them")
     sys.stdout.write(known[rule].text())
 
 

@@ -57,7 +57,7 @@ def open_source(
         made = transform_source(source, settings, plan, ranges, console)
         return Opened(view_of(made, source), made)
     if plan is not None or ranges is not None:
-        raise BadInput(f"{source} is shown as it is", "", "leave out --plan and --ranges")
+        raise BadInput(f"{source} is shown as it is", fix="leave out --plan and --ranges")
     path = Path(source)
     if source.endswith(".onnx"):
         return Opened(view_of_onnx(path, source))
@@ -66,7 +66,7 @@ def open_source(
         if not inside:
             raise BadInput(
                 "the folder holds neither view.json nor plan.json",
-                source,
+                source or None,
                 "give a folder that `mpcompile model.py` has written",
             )
         path = inside[0]

@@ -41,12 +41,12 @@ def run(
         BadInput: a file is none of these, or an argument is wrong.
     """
     if steps < 1:
-        raise BadInput(f"--steps is {steps}", "", "give at least 1")
+        raise BadInput(f"--steps is {steps}", fix="give at least 1")
     if data is None:
         raise BadInput("there is no data to train on", str(source), "give --data FILE.npz")
     if output is not None:
         if output.suffix != ".safetensors":  # with --force it could be the step itself
-            raise BadInput(f"{output} is no name for a state", "", "let it end in .safetensors")
+            raise BadInput(f"{output} is no name for a state", fix="let it end in .safetensors")
         check_file(output, force)
     console = Console(stderr=json_to == "-", highlight=False)
     step = OrtTrainStep(source, device=device)

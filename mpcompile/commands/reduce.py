@@ -112,15 +112,15 @@ def reduce_source(
 def _check(wanted: Wanted) -> None:
     if wanted.steps < 0 or wanted.batches < 1:
         what = f"--steps is {wanted.steps}, --batches is {wanted.batches}"
-        raise BadInput(what, "", "give at least 0 and at least 1")
+        raise BadInput(what, fix="give at least 0 and at least 1")
     if not (wanted.tolerance > 0 and isfinite(wanted.tolerance)):
-        raise BadInput(f"--tolerance is {wanted.tolerance}", "", "give a number over 0")
+        raise BadInput(f"--tolerance is {wanted.tolerance}", fix="give a number over 0")
     if wanted.output is not None and wanted.output.suffix != ".py":
-        raise BadInput(f"{wanted.output} is no .py file", "", "give -o a name that ends in .py")
+        raise BadInput(f"{wanted.output} is no .py file", fix="give -o a name that ends in .py")
 
 
 def _failure(
-    step: TrainStep, batches: Sequence[Sequence[Any]], wanted: Wanted, origin: str
+    step: TrainStep, batches: Sequence[Sequence[Any]], wanted: Wanted, origin: str | None
 ) -> tuple[Moment, NodeError] | None:
     """Return the first failing node of the first batch that has one, or that was asked for."""
     for batch in batches:
@@ -155,8 +155,7 @@ def _named(rows: list[NodeError], name: str) -> NodeError:
     near = did_you_mean(name, [row.id for row in rows])
     raise BadInput(
         f"the step has no float tensor of the name {name!r}{near}",
-        "",
-        "step.txt, which `mpcompile model.py` writes, lists them",
+        fix="step.txt, which `mpcompile model.py` writes, lists them",
     )
 
 

@@ -69,7 +69,7 @@ def run(
         reduce: too.
     """
     if steps < 1:
-        raise BadInput(f"--steps is {steps}", "", "give at least 1")
+        raise BadInput(f"--steps is {steps}", fix="give at least 1")
     check_saving(saving, told.log)
     with launched(shard=shard, reduce=reduce) as parallel:
         first = is_first(parallel)

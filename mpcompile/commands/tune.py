@@ -130,19 +130,19 @@ def tune_source(
 
 def _check(source: str, wanted: Wanted) -> None:
     if source.endswith(".onnx"):
-        raise BadInput(f"{source} is an .onnx file", "", "give a program: tune trains it")
+        raise BadInput(f"{source} is an .onnx file", fix="give a program: tune trains it")
     for name, value, least in (("steps", wanted.steps, 0), ("batches", wanted.batches, 1)):
         if value < least:
-            raise BadInput(f"--{name} is {value}", "", f"give at least {least}")
+            raise BadInput(f"--{name} is {value}", fix=f"give at least {least}")
     if wanted.tolerance is not None and not (
         isfinite(wanted.tolerance) and wanted.tolerance >= 0.0
     ):
-        raise BadInput(f"--tolerance is {wanted.tolerance}", "", "give a number from 0 upward")
+        raise BadInput(f"--tolerance is {wanted.tolerance}", fix="give a number from 0 upward")
     if wanted.score is not None and wanted.function is None:
-        raise BadInput("--score needs a function that scores", "", "give --eval file.py:function")
+        raise BadInput("--score needs a function that scores", fix="give --eval file.py:function")
     if wanted.score is not None and wanted.tolerance is not None:
         raise BadInput(
-            "--score and --tolerance both say what the score must be", "", "leave out one of them"
+            "--score and --tolerance both say what the score must be", fix="leave out one of them"
         )
 
 

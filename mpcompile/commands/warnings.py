@@ -20,11 +20,11 @@ def given_ranges(path: Path | None, margin: int | None, release: bool) -> Ranges
     """Return the ranges a command line names, with its margin; None without a file."""
     if path is None:
         if margin is not None or release:
-            raise BadInput("--margin and --release need --ranges", "", "run mpcompile calibrate")
+            raise BadInput("--margin and --release need --ranges", fix="run mpcompile calibrate")
         return None
     ranges = read_ranges(path)
     if margin is not None and not 0 <= margin <= 15:
-        raise BadInput(f"--margin is {margin}", "", "give 0 to 15 bits")
+        raise BadInput(f"--margin is {margin}", fix="give 0 to 15 bits")
     bits = ranges.margin_bits if margin is None else margin
     return replace(ranges, margin_bits=bits, release=release or ranges.release)
 

@@ -92,7 +92,7 @@ def program_of(
     if any(_may_be_padded(node) for node in nodes) and _PAD not in without:
         padded = _padded(workload, forward, decided)
         nodes = [_with_padding(node) if node.id in padded else node for node in nodes]
-    return Program(workload.origin, "torch", decided.precision, tuple(nodes))
+    return Program(workload.origin or "", "torch", decided.precision, tuple(nodes))
 
 
 @dataclass(frozen=True)

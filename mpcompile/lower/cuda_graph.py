@@ -41,7 +41,7 @@ def obstacle(*graphs: fx.Graph) -> str:
             )
             if waits or is_control_flow(node):
                 where = node.meta.get("where")
-                place = f" at {where.file}:{where.line}" if where and where.file else ""
+                place = f" at {where.at}" if where and where.at else ""
                 return f"{op_name(node)}{place} decides on the host"
     return ""
 

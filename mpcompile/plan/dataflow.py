@@ -16,9 +16,13 @@ class Where:
     file: str = ""
     line: int = 0
 
+    @property
+    def at(self) -> str | None:
+        """``file:line``, or None if the file is unknown."""
+        return f"{self.file}:{self.line}" if self.file else None
+
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.file else ""
-        return "  ".join(part for part in (self.module, place) if part)
+        return "  ".join(part for part in (self.module, self.at) if part)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,11 +28,11 @@ class SizeLimit:
 
     Attributes:
         what: the condition that does not hold for every size.
-        where: ``file:line`` that asked for it, or ``""``.
+        where: ``file:line`` that asked for it; None if no line did.
     """
 
     what: str
-    where: str
+    where: str | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +109,7 @@ def find_size(batch: Sequence[torch.Tensor], places: Sequence[bool]) -> BatchSiz
     environment.frozen = False  # after an export, torch would note no more guards
     if not _is_open(symbol):
         broken = _broken_guard(environment, {}, [size for size in _SIZES if size != symbol])
-        return broken or SizeLimit(f"the program fixes it to {symbol}", "")
+        return broken or SizeLimit(f"the program fixes it to {symbol}", None)
     # What is compared and was the same in the example is one symbol from here on.
     same = [bool(size == symbol) for size in sizes if _is_open(size)]
     assert all(same)
@@ -136,7 +136,7 @@ def _broken_guard(
             continue
         if not all(condition.subs(dict.fromkeys(symbols, size)) for size in sizes):
             place = guard.sloc.framework_loc
-            where = f"{place.filename}:{place.lineno}" if hasattr(place, "lineno") else ""
+            where = f"{place.filename}:{place.lineno}" if hasattr(place, "lineno") else None
             text = str(condition)
             if condition.is_Relational:
                 text = f"{condition.lhs} {condition.rel_op} {condition.rhs}"

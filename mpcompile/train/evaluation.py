@@ -141,8 +141,7 @@ def read_working_copies(forward: Forward, working: Mapping[int, torch.Tensor]) -
         if is_absent(item.tensor) and node.users:
             raise BadInput(
                 f"in evaluation mode {item.name} is read in FP32, and this process holds a slice",
-                "",
-                "call the model itself inside `with step.whole():`",
+                fix="call the model itself inside `with step.whole():`",
             )
     return copied
 

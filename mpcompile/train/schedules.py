@@ -39,18 +39,17 @@ class Schedules:
         if isinstance(schedule, ReduceLROnPlateau):
             raise BadInput(
                 f"{kind}.step() needs a measured number",
-                "",
-                "step it yourself, for example after each evaluation",
+                fix="step it yourself, for example after each evaluation",
             )
         if not isinstance(schedule, LRScheduler):
-            raise BadInput(f"a {kind} is no learning-rate schedule", "", "give an LRScheduler")
+            raise BadInput(f"a {kind} is no learning-rate schedule", fix="give an LRScheduler")
         optimizer = getattr(schedule, "optimizer", self._optimizer)
         if optimizer is not self._optimizer:
             raise BadInput(
-                f"the {kind} sets the rates of another optimizer", "", "give it to that one's step"
+                f"the {kind} sets the rates of another optimizer", fix="give it to that one's step"
             )
         if schedule in self._schedules:
-            raise BadInput(f"this {kind} is stepped already", "", "give it once")
+            raise BadInput(f"this {kind} is stepped already", fix="give it once")
         self._schedules.append(schedule)
 
     def note(self, applied: torch.Tensor) -> None:
