@@ -105,7 +105,7 @@ class _Reader:
     constants: Mapping[str, Constant]
 
     def nodes(self) -> list[Node]:
-        ids = self.nest.ids()
+        ids = self.nest.nodes
         sources = {item.node: _SOURCES[item.kind] for item in self.forward.inputs}
         return [
             self._source(node, name, sources.get(name, "batch"))
