@@ -18,16 +18,15 @@ def check_free(folder: Path, force: bool) -> None:
     """Raise BadInput if the folder is there and may not be replaced, or cannot be made."""
     if folder.exists() and not force:
         raise BadInput(
-            f"{folder} is there already", "", "give --force to replace it, or --output elsewhere"
+            f"{folder} is there already", fix="give --force to replace it, or --output elsewhere"
         )
     if folder.exists() and not (folder / "plan.json").is_file():
         raise BadInput(
             f"{folder} is not an artifact folder, so --force does not replace it",
-            "",
-            "choose another --output",
+            fix="choose another --output",
         )
     if not folder.resolve().parent.is_dir():
-        raise BadInput(f"{folder.parent} is not a folder", "", "create it, or choose another")
+        raise BadInput(f"{folder.parent} is not a folder", fix="create it, or choose another")
 
 
 def write_folder(folder: Path, files: dict[str, str], force: bool) -> None:
@@ -74,13 +73,13 @@ def flush(path: Path) -> None:
 def check_file(file: Path, force: bool) -> None:
     """Raise BadInput if the file is there and may not be replaced, or cannot be made."""
     if file.is_dir():
-        raise BadInput(f"{file} is a folder", "", "choose another file")
+        raise BadInput(f"{file} is a folder", fix="choose another file")
     if file.exists() and not force:
         raise BadInput(
-            f"{file} is there already", "", "give --force to replace it, or write elsewhere"
+            f"{file} is there already", fix="give --force to replace it, or write elsewhere"
         )
     if not file.resolve().parent.is_dir():
-        raise BadInput(f"{file.parent} is not a folder", "", "create it, or choose another")
+        raise BadInput(f"{file.parent} is not a folder", fix="create it, or choose another")
 
 
 def write_file(file: Path, content: str | bytes, force: bool) -> None:

@@ -12,23 +12,29 @@ from typing import ClassVar
 class CompileError(Exception):
     """A refusal a user can act on.
 
+    A part that is not known is None. An empty one is refused, because the sentence would begin or
+    end with nothing.
+
     Attributes:
         what: what is wrong, without a full stop.
-        where: ``file:line`` in the user's own file, a module path, or ``""`` if no place is known.
-        fix: what to do about it, as an imperative, or ``""``.
+        where: ``file:line`` in the user's own file, a module path, or None if no place is known.
+        fix: what to do about it, as an imperative, or None if there is nothing to do.
     """
 
     exit_code: ClassVar[int] = 3
 
-    def __init__(self, what: str, where: str = "", fix: str = "") -> None:
+    def __init__(self, what: str, where: str | None = None, fix: str | None = None) -> None:
+        for part, text in (("what", what), ("where", where), ("fix", fix)):
+            if text is not None and not text.strip():
+                raise ValueError(f"the part {part!r} of an error is empty; leave it out")
         self.what = what
         self.where = where
         self.fix = fix
         super().__init__(what, where, fix)
 
     def __str__(self) -> str:
-        place = f"{self.where}: " if self.where else ""
-        advice = f"; {self.fix}" if self.fix else ""
+        place = "" if self.where is None else f"{self.where}: "
+        advice = "" if self.fix is None else f"; {self.fix}"
         return f"{place}{self.what}{advice}."
 
 
@@ -54,6 +60,10 @@ class LostProcess(CompileError):
     """Another process of the run is gone or no longer answers (exit code 4)."""
 
     exit_code = 4
+
+
+class Defect(Exception):
+    """A rule that mpcompile sets itself is broken, whatever a user gave (exit code 70)."""
 
 
 class DamagedCheckpoint(UserWarning):

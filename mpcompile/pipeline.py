@@ -220,7 +220,7 @@ def _with_step(made: Transformed, optimizer: torch.optim.Optimizer) -> Transform
 
 def describe(forward: Forward, policy: Policy, unfit: tuple[UnfitConstant, ...] = ()) -> Dataflow:
     """Describe a captured forward graph to the planner."""
-    fixed = {item.node: f"a {item.kind.value}" for item in forward.inputs}
+    fixed = {item.node: item.kind.fixed for item in forward.inputs}
     return dataflow(forward.module, fixed, policy, unfit_reasons(forward.module, unfit))
 
 
@@ -229,8 +229,7 @@ def _check_passes(without: Collection[str]) -> None:
         if name not in OPTIONAL:
             raise BadInput(
                 f"there is no pass {name!r} to leave out{did_you_mean(name, OPTIONAL)}",
-                "",
-                f"the passes are {', '.join(OPTIONAL)}",
+                fix=f"the passes are {', '.join(OPTIONAL)}",
             )
 
 

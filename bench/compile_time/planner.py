@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import describe
-from mpcompile.plan.dataflow import Dataflow, Op, Tensor
+from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor
 from mpcompile.plan.footprint import footprints
 from mpcompile.plan.min_cut import source_side
 from mpcompile.plan.op_table import Wish
@@ -35,11 +35,11 @@ class Writer:
 
     def __init__(self) -> None:
         self.ops: list[Op] = []
-        self.tensors: list[Tensor] = [Tensor("x", WIDTH, fixed="an input")]
+        self.tensors: list[Tensor] = [Tensor("x", WIDTH, fixed=Fixed.INPUT)]
 
     def parameter(self, elements: int) -> str:
         """Add a parameter."""
-        self.tensors.append(Tensor(f"p{len(self.tensors)}", elements, fixed="a parameter"))
+        self.tensors.append(Tensor(f"p{len(self.tensors)}", elements, fixed=Fixed.PARAMETER))
         return self.tensors[-1].id
 
     def op(self, kind: str, *reads: str, elements: int = WIDTH, keeps: str = "") -> str:

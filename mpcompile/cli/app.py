@@ -71,7 +71,7 @@ def calibrate(source: Source, *, options: CalibrateOptions = CalibrateOptions())
         commands.onnx_calibrate.calibrate(Path(source), options)
         return
     if options.data is not None:
-        raise BadInput(f"{source} is no .onnx file", "", "leave out --data: it has its own")
+        raise BadInput(f"{source} is no .onnx file", fix="leave out --data: it has its own")
     commands.calibrate.calibrate(source, options)
 
 
@@ -126,7 +126,7 @@ def gradients(source: Source, *, options: GradientsOptions = GradientsOptions())
     It also says how many updates would vanish if the weights had no FP32 masters.
     """
     if source.endswith(".onnx"):
-        raise BadInput(f"{source} has no loss and no optimizer", "", "name a program that has both")
+        raise BadInput(f"{source} has no loss and no optimizer", fix="name a program that has both")
     inputs = commands.plan_inputs.read_plan_inputs(options.flags)
     commands.gradients.gradients(source, options, inputs)
 
@@ -139,7 +139,7 @@ def inspect(source: AnySource, *, options: InspectOptions = InspectOptions()) ->
     device.
     """
     if options.check is not None and options.model_explorer is None:
-        raise BadInput("--check goes into files for Model Explorer", "", "give --model-explorer")
+        raise BadInput("--check goes into files for Model Explorer", fix="give --model-explorer")
     inputs = commands.plan_inputs.read_plan_inputs(options.flags)
     commands.inspect.inspect(source, options, inputs)
 
@@ -157,7 +157,7 @@ def lint(source: Source | None = None, *, options: LintOptions = LintOptions()) 
         commands.lint.print_page(options.explain)
         return 0
     if source is None:
-        raise BadInput("there is nothing to look at", "", "name a program or an .onnx file")
+        raise BadInput("there is nothing to look at", fix="name a program or an .onnx file")
     inputs = commands.plan_inputs.read_plan_inputs(options.flags)
     return commands.lint.lint(source, options, inputs)
 
@@ -170,7 +170,7 @@ def reduce(source: Source, *, options: ReduceOptions = ReduceOptions()) -> None:
     does not explain. The script exits with 1 while it shows the failure, with 0 once it is gone.
     """
     if source.endswith(".onnx"):
-        raise BadInput(f"{source} is an ONNX model", "", "reduce a training program")
+        raise BadInput(f"{source} is an ONNX model", fix="reduce a training program")
     inputs = commands.plan_inputs.read_plan_inputs(options.flags)
     commands.reduce.reduce(source, options, inputs)
 
@@ -197,17 +197,17 @@ def run(source: Source, *, options: RunOptions = RunOptions()) -> int:
     """
     if source.endswith(".onnx"):
         if options.backend or options.flags != NO_FLAGS:
-            raise BadInput(f"{source} was planned when it was exported", "", "leave out its flags")
+            raise BadInput(f"{source} was planned when it was exported", fix="leave out its flags")
         if options.log or options.tensorboard:
-            raise BadInput(f"{source} keeps no log", "", "leave out --log and --tensorboard")
+            raise BadInput(f"{source} keeps no log", fix="leave out --log and --tensorboard")
         if options.checkpoints != NO_CHECKPOINT_FLAGS:
-            raise BadInput(f"{source} keeps no checkpoints", "", "leave out --out and the like")
+            raise BadInput(f"{source} keeps no checkpoints", fix="leave out --out and the like")
         if options.processes != NO_PROCESS_FLAGS:
-            raise BadInput(f"{source} runs alone", "", "leave out --shard and --reduce")
+            raise BadInput(f"{source} runs alone", fix="leave out --shard and --reduce")
         commands.onnx_run.run(Path(source), options)
         return 0
     if options.onnx != NO_ONNX_RUN_FLAGS:
-        raise BadInput(f"{source} is no .onnx file", "", "leave out --data, --output and the like")
+        raise BadInput(f"{source} is no .onnx file", fix="leave out --data, --output and the like")
     inputs = commands.plan_inputs.read_plan_inputs(options.flags)
     return commands.run.run(source, options, inputs)
 
@@ -233,7 +233,7 @@ def transform(source: Source, *, options: TransformOptions = TransformOptions())
     precision, once that is valid and computes what the original does, and its plan.
     """
     if not source.endswith(".onnx") and options.onnx != NO_ONNX_FLAGS:
-        raise BadInput(f"{source} is no .onnx file", "", "leave out --data, --target and the like")
+        raise BadInput(f"{source} is no .onnx file", fix="leave out --data, --target and the like")
     inputs = commands.plan_inputs.read_plan_inputs(options.flags)
     if source.endswith(".onnx"):
         commands.onnx_rewrite.rewrite(Path(source), options, inputs)
@@ -247,8 +247,7 @@ def tune(source: Source, *, options: TuneOptions = TuneOptions()) -> None:
     if options.flags.plan is not None:
         raise BadInput(
             "the decisions of --plan hold before every override",
-            "",
-            "leave it out, and give overrides or --ranges",
+            fix="leave it out, and give overrides or --ranges",
         )
     inputs = commands.plan_inputs.read_plan_inputs(options.flags)
     commands.tune.tune(source, options, inputs)

@@ -44,9 +44,9 @@ def bench(source: str, options: BenchOptions) -> None:
     """
     steps, warmup = options.steps, options.warmup
     if steps < 2:
-        raise BadInput(f"--steps is {steps}", "", "give at least 2")
+        raise BadInput(f"--steps is {steps}", fix="give at least 2")
     if warmup < 0:
-        raise BadInput(f"--warmup is {warmup}", "", "give 0 or more")
+        raise BadInput(f"--warmup is {warmup}", fix="give 0 or more")
     console = open_terminal(options.json)
     device = device_of(load(source))
     found: dict[str, Found] = {}
@@ -64,7 +64,7 @@ def bench(source: str, options: BenchOptions) -> None:
     }
     if failed:
         sentences = [f"{COMPARED[name]} failed ({said(text)})" for name, text in failed.items()]
-        raise CheckFailed("; ".join(sentences), source, "")
+        raise CheckFailed("; ".join(sentences), source)
 
 
 ROWS: tuple[tuple[str, str, float, str], ...] = (

@@ -46,9 +46,9 @@ def check(source: str, options: CheckOptions, inputs: PlanInputs) -> None:
     """
     tolerance, batches, steps = options.tolerance, options.batches, options.steps
     if not tolerance > 0:
-        raise BadInput(f"--tolerance is {tolerance}", "", "give a number above 0")
+        raise BadInput(f"--tolerance is {tolerance}", fix="give a number above 0")
     if batches < 1 or steps < 0:
-        raise BadInput(f"--batches is {batches}, --steps {steps}", "", "give at least 1 and 0")
+        raise BadInput(f"--batches is {batches}, --steps {steps}", fix="give at least 1 and 0")
     console = open_terminal(options.json)
     transformed = load_program(source, inputs, console)
     workload = transformed.workload
@@ -179,15 +179,15 @@ def _beginning(row: NodeError, begins: NodeError) -> str:
     return f"; it begins with {begins.id} ({begins.op}, {begins.stage}) at {place}{lost}"
 
 
-def _place(row: NodeError) -> str:
-    return f"{row.where.file}:{row.where.line}" if row.where.file else row.where.module
+def _place(row: NodeError) -> str | None:
+    return row.where.at or row.where.module or None
 
 
-def _advice(row: NodeError) -> str:
+def _advice(row: NodeError) -> str | None:
     if row.stage == "backward" and (row.nonfinite or row.vanished):
         return f"give a {'smaller' if row.nonfinite else 'larger'} --loss-scale"
     flags = " ".join(f"--full node:{name}" for name in row.keep)
-    return f"`{flags}` keeps it in FP32" if flags else ""
+    return f"`{flags}` keeps it in FP32" if flags else None
 
 
 def _document(row: NodeError) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def explain(
         BadInput: there is no name, or nothing has it.
     """
     if not names:
-        raise BadInput("nothing to explain was named", "", "name an op, a node or a module")
+        raise BadInput("nothing to explain was named", fix="name an op, a node or a module")
     console = open_terminal(options.json)
     # Ranges say more of what is only read, but do not decide about it.
     deciding = inputs if is_program(source) else replace(inputs, ranges=None)

@@ -30,7 +30,7 @@ def export(source: str, options: ExportOptions, inputs: PlanInputs) -> None:
     console = open_terminal(options.json)
     to, kind = options.to, options.kind
     if to.suffix != ".onnx":
-        raise BadInput(f"{to} is no name for an ONNX file", "", "let it end in .onnx")
+        raise BadInput(f"{to} is no name for an ONNX file", fix="let it end in .onnx")
     start = time.perf_counter()
     if kind is None:
         kind = "forward" if to.name == "forward.onnx" or load(source).loss is None else "step"
@@ -38,13 +38,12 @@ def export(source: str, options: ExportOptions, inputs: PlanInputs) -> None:
         if inputs.plan_file is not None or inputs.ranges is not None:
             raise BadInput(
                 "a plan or ranges of a program do not fit its ONNX graph",
-                "",
-                "export it, then rewrite the ONNX file with --plan or --ranges",
+                fix="export it, then rewrite the ONNX file with --plan or --ranges",
             )
         document = _forward(source, options, inputs, console)
     else:
         if options.dynamic:
-            raise BadInput("a training step has one batch size", "", "leave out --dynamic")
+            raise BadInput("a training step has one batch size", fix="leave out --dynamic")
         document = _step(source, options, inputs, console)
     document["seconds"] = round(time.perf_counter() - start, 2)
     console.print(printable(f"wrote {', '.join(document['files'])}"), markup=False)

@@ -109,11 +109,11 @@ def gradients(source: str, options: GradientsOptions, inputs: PlanInputs) -> Non
 
 def _check_figure(file: Path, force: bool) -> None:
     if file.suffix.removeprefix(".") not in _PICTURES:
-        raise BadInput(f"{file} is neither .svg nor .png", "", "name the picture so")
+        raise BadInput(f"{file} is neither .svg nor .png", fix="name the picture so")
     check_file(file, force)
     if find_spec("matplotlib") is None:
         raise BadInput(
-            "--figure needs matplotlib, which is not installed", "", "pip install matplotlib"
+            "--figure needs matplotlib, which is not installed", fix="pip install matplotlib"
         )
 
 
@@ -126,8 +126,7 @@ def _measure(workload: Workload, options: GradientsOptions, inputs: PlanInputs) 
     if plan.precision is not Precision.FP16:
         raise BadInput(
             f"the plan's precision is {plan.precision.value}, which needs no loss scale",
-            "",
-            "look at gradients with fp16",
+            fix="look at gradients with fp16",
         )
     measured = inputs.ranges or measure_ranges(workload, forward, options.batches)
     return _found(workload, forward, gradients_in_fp16(forward, plan, measured), measured, options)

@@ -92,7 +92,7 @@ def _write_for_model_explorer(
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise BadInput(
-            f"{folder} cannot be made ({error.strerror})", "", "choose another"
+            f"{folder} cannot be made ({error.strerror})", fix="choose another"
         ) from error
     for name, text in files.items():
         write_file(folder / name, text, options.force)

@@ -43,7 +43,7 @@ def lint(source: str, options: LintOptions, inputs: PlanInputs) -> int:
     known = None
     if options.baseline is None:
         if options.write_baseline:
-            raise BadInput("--write-baseline has no file", "", "name one with --baseline")
+            raise BadInput("--write-baseline has no file", fix="name one with --baseline")
     elif not options.write_baseline:
         known = read_baseline(options.baseline)
     program = _program(source, inputs)
@@ -68,7 +68,7 @@ def print_page(rule: str) -> None:
     known = {item.id: item for item in RULES}
     if rule not in known:
         where = f"there is no rule {rule!r}{did_you_mean(rule, known)}"
-        raise BadInput(where, "", "`mpcompile lint --rules` lists them")
+        raise BadInput(where, fix="`mpcompile lint --rules` lists them")
     sys.stdout.write(known[rule].text())
 
 

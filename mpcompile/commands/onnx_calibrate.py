@@ -23,7 +23,7 @@ def calibrate(source: Path, options: CalibrateOptions) -> None:
     """
     console = open_terminal(options.json)
     if options.batches < 1:
-        raise BadInput(f"--batches is {options.batches}", "", "give at least 1")
+        raise BadInput(f"--batches is {options.batches}", fix="give at least 1")
     if options.data is None:
         raise BadInput("there is no data to measure on", str(source), "give --data FILE.npz")
     file = options.output or source.with_name(f"{source.stem}.ranges.json")

@@ -41,14 +41,14 @@ def rewrite(source: Path, options: TransformOptions, inputs: PlanInputs) -> None
     console = open_terminal(options.json)
     onnx, settings = options.onnx, inputs.settings
     if onnx.tolerance is not None and not onnx.tolerance >= 0:
-        raise BadInput(f"--tolerance is {onnx.tolerance:g}", "", "give 0 or more")
+        raise BadInput(f"--tolerance is {onnx.tolerance:g}", fix="give 0 or more")
     if {"loss_scale", "without"} & options.flags.given().keys():
         what = "a model that is not trained has no loss scale, and no pass to leave out"
         raise BadInput(what, str(source), "leave out --loss-scale and --without")
     file = options.output or source.with_name(f"{source.stem}.{settings.precision}.onnx")
     plan_file = file.with_name(f"{file.stem}.plan.json")
     if os.path.realpath(file) == os.path.realpath(source):  # resolve() fails on links in a circle
-        raise BadInput(f"{file} is what is read", "", "choose another --output")
+        raise BadInput(f"{file} is what is read", fix="choose another --output")
     for path in (file, plan_file):
         check_file(path, options.force)
     plan, original = inputs.plan, read_model(source)
@@ -64,15 +64,14 @@ def rewrite(source: Path, options: TransformOptions, inputs: PlanInputs) -> None
     with console.status("checking"):
         fault = fault_of(rewritten.model)
         if fault and not fault_of(original):
-            raise CheckFailed(f"the rewritten model is not valid: {fault}", "", "report this model")
+            raise CheckFailed(f"the rewritten model is not valid: {fault}", fix="report this model")
     with console.status("comparing"):
         found, why_not = _compared(original, rewritten, onnx)
     _print(source, rewritten, found, why_not, console)
     if found is not None and not found.passed:
         raise CheckFailed(
             f"the rewritten model is not what {source} is: {found.first or found.worst}",
-            "",
-            "keep that op in FP32 with --full, measure with `mpcompile calibrate`, or raise "
+            fix="keep that op in FP32 with --full, measure with `mpcompile calibrate`, or raise "
             "--tolerance",
         )
     # Weights that came in a file of their own leave in one: never all in memory at once.

@@ -30,12 +30,12 @@ def run(source: Path, options: RunOptions) -> None:
     steps, onnx = options.steps, options.onnx
     data, output = onnx.data, onnx.output
     if steps < 1:
-        raise BadInput(f"--steps is {steps}", "", "give at least 1")
+        raise BadInput(f"--steps is {steps}", fix="give at least 1")
     if data is None:
         raise BadInput("there is no data to train on", str(source), "give --data FILE.npz")
     if output is not None:
         if output.suffix != ".safetensors":  # with --force it could be the step itself
-            raise BadInput(f"{output} is no name for a state", "", "let it end in .safetensors")
+            raise BadInput(f"{output} is no name for a state", fix="let it end in .safetensors")
         check_file(output, onnx.force)
     console = open_terminal(options.json)
     step = OrtTrainStep(source, device=onnx.device)

@@ -50,10 +50,10 @@ def _ranges(flags: PlanFlags) -> Ranges | None:
     margin = flags.margin
     if flags.ranges is None:
         if margin is not None or flags.release:
-            raise BadInput("--margin and --release need --ranges", "", "run mpcompile calibrate")
+            raise BadInput("--margin and --release need --ranges", fix="run mpcompile calibrate")
         return None
     ranges = read_ranges(flags.ranges)
     if margin is not None and not 0 <= margin <= 15:
-        raise BadInput(f"--margin is {margin}", "", "give 0 to 15 bits")
+        raise BadInput(f"--margin is {margin}", fix="give 0 to 15 bits")
     bits = ranges.margin_bits if margin is None else margin
     return replace(ranges, margin_bits=bits, release=flags.release or ranges.release)

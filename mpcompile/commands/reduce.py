@@ -82,15 +82,15 @@ def reduce(source: str, options: ReduceOptions, inputs: PlanInputs) -> None:
 def _check(options: ReduceOptions) -> None:
     if options.steps < 0 or options.batches < 1:
         what = f"--steps is {options.steps}, --batches is {options.batches}"
-        raise BadInput(what, "", "give at least 0 and at least 1")
+        raise BadInput(what, fix="give at least 0 and at least 1")
     if not (options.tolerance > 0 and isfinite(options.tolerance)):
-        raise BadInput(f"--tolerance is {options.tolerance}", "", "give a number over 0")
+        raise BadInput(f"--tolerance is {options.tolerance}", fix="give a number over 0")
     if options.output is not None and options.output.suffix != ".py":
-        raise BadInput(f"{options.output} is no .py file", "", "give -o a name that ends in .py")
+        raise BadInput(f"{options.output} is no .py file", fix="give -o a name that ends in .py")
 
 
 def _failure(
-    step: TrainStep, batches: Sequence[Sequence[Any]], options: ReduceOptions, origin: str
+    step: TrainStep, batches: Sequence[Sequence[Any]], options: ReduceOptions, origin: str | None
 ) -> tuple[Moment, NodeError] | None:
     """Return the first failing node of the first batch that has one, or that was asked for."""
     for batch in batches:
@@ -125,8 +125,7 @@ def _named(rows: list[NodeError], name: str) -> NodeError:
     near = did_you_mean(name, [row.id for row in rows])
     raise BadInput(
         f"the step has no float tensor of the name {name!r}{near}",
-        "",
-        "step.txt, which `mpcompile model.py` writes, lists them",
+        fix="step.txt, which `mpcompile model.py` writes, lists them",
     )
 
 

@@ -39,7 +39,7 @@ def run(source: str, options: RunOptions, inputs: PlanInputs) -> int:
         inputs: how it is planned.
     """
     if options.steps < 1:
-        raise BadInput(f"--steps is {options.steps}", "", "give at least 1")
+        raise BadInput(f"--steps is {options.steps}", fix="give at least 1")
     check_saving(options.checkpoints, options.log)
     processes = options.processes
     with launched(shard=processes.shard, reduce=processes.reduce) as parallel:

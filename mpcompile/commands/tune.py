@@ -99,19 +99,19 @@ def tune(source: str, options: TuneOptions, inputs: PlanInputs) -> None:
 
 def _check(source: str, options: TuneOptions) -> None:
     if source.endswith(".onnx"):
-        raise BadInput(f"{source} is an .onnx file", "", "give a program: tune trains it")
+        raise BadInput(f"{source} is an .onnx file", fix="give a program: tune trains it")
     for name, value, least in (("steps", options.steps, 0), ("batches", options.batches, 1)):
         if value < least:
-            raise BadInput(f"--{name} is {value}", "", f"give at least {least}")
+            raise BadInput(f"--{name} is {value}", fix=f"give at least {least}")
     if options.tolerance is not None and not (
         isfinite(options.tolerance) and options.tolerance >= 0.0
     ):
-        raise BadInput(f"--tolerance is {options.tolerance}", "", "give a number from 0 upward")
+        raise BadInput(f"--tolerance is {options.tolerance}", fix="give a number from 0 upward")
     if options.score is not None and options.eval is None:
-        raise BadInput("--score needs a function that scores", "", "give --eval file.py:function")
+        raise BadInput("--score needs a function that scores", fix="give --eval file.py:function")
     if options.score is not None and options.tolerance is not None:
         raise BadInput(
-            "--score and --tolerance both say what the score must be", "", "leave out one of them"
+            "--score and --tolerance both say what the score must be", fix="leave out one of them"
         )
 
 

@@ -19,7 +19,9 @@ from mpcompile.errors import BadInput
 from mpcompile.integrations.exported_program import insert_casts
 from mpcompile.lower.lower import default_backend
 from mpcompile.passes.lowering.emulate_half import emulate_half
+from mpcompile.plan.dataflow import Fixed
 from mpcompile.plan.policy import Policy, UnmatchedOverride
+from mpcompile.precision import Precision
 from mpcompile.program.control_flow import is_control_flow
 from mpcompile.settings import Settings, check_settings
 from mpcompile.torch_private.inductor import compile_under_autograd, composite, dynamo_constant
@@ -125,7 +127,7 @@ def _rewritten(
         if name not in written and (constant := dynamo_constant(placeholder)) is not None
     }
     fixed = {
-        name: "a parameter" if parameter else "a buffer" if name in constants else "an input"
+        name: Fixed.PARAMETER if parameter else Fixed.BUFFER if name in constants else Fixed.INPUT
         for name, parameter in zip(names, parameters, strict=True)
     }
     for node in traced.graph.nodes:
@@ -137,7 +139,7 @@ def _rewritten(
         plan = insert_casts(traced, fixed, constants, policy)
     if not plan.casts:
         return None
-    narrow = sum(decision.computes.value != "float32" for decision in plan.decisions)
+    narrow = sum(decision.computes is not Precision.FP32 for decision in plan.decisions)
     _LOG.info(
         "a graph of %d ops: %d compute in 16 bits, %d casts",
         len(plan.decisions),

@@ -9,6 +9,7 @@ from torch import fx
 
 from mpcompile.passes.order import forward_passes
 from mpcompile.passes.runner import run_passes
+from mpcompile.plan.dataflow import Fixed
 from mpcompile.plan.given import decide
 from mpcompile.plan.plan import Plan
 from mpcompile.plan.policy import Policy
@@ -47,8 +48,8 @@ def rewrite(
         program = program.run_decompositions({})  # makes the graph functional, decomposes nothing
     module = copy_graph(program.graph_module)
     signature = program.graph_signature
-    fixed = dict.fromkeys(signature.inputs_to_parameters, "a parameter")
-    fixed |= dict.fromkeys(signature.inputs_to_buffers, "a buffer")
+    fixed = dict.fromkeys(signature.inputs_to_parameters, Fixed.PARAMETER)
+    fixed |= dict.fromkeys(signature.inputs_to_buffers, Fixed.BUFFER)
     held = {**program.state_dict, **program.constants}
     buffers = {
         node: held[name]
@@ -64,7 +65,7 @@ def rewrite(
 
 def insert_casts(
     module: fx.GraphModule,
-    fixed: dict[str, str],
+    fixed: Mapping[str, Fixed],
     constants: Mapping[str, torch.Tensor],
     policy: Policy,
     plan: Plan | None = None,
@@ -73,7 +74,7 @@ def insert_casts(
 
     Args:
         module: FP32 composite ops without writes, with ``meta["val"]``; changed.
-        fixed: the kind of each input (``"a parameter"``), by placeholder name.
+        fixed: why the dtype of an input may not change, by placeholder name.
         constants: the buffers that are never written, by placeholder name.
         policy: gives the wished precision of each op.
         plan: decisions that come before those of the policy.

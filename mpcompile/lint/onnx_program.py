@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from mpcompile.lint.onnx_sizes import lengths_of, shape_of
-from mpcompile.lint.program import By, Constant, Node, Program
+from mpcompile.lint.program import By, Constant, Node, Program, decided_by
 from mpcompile.onnx.rewrite import given_model, prepare
 from mpcompile.onnx_graph.constants import UnfitUse, largest_of, mask_constants, unfit_uses
 from mpcompile.onnx_graph.describe import scope_of
@@ -116,9 +116,7 @@ class _Reader:
     def _precision(self, node: ir.Node, name: str) -> tuple[Precision | None, Precision | None, By]:
         decision, op = self.decisions.get(name), self.ops.get(name)
         if decision is not None:
-            said = op is not None and op.overridden
-            user = said or decision.reason.startswith("set in the plan")
-            return decision.computes, decision.stores, By.USER if user else By.PLAN
+            return decision.computes, decision.stores, decided_by(decision, op)
         dtypes = [_DTYPES.get(value.dtype) for value in node.outputs if value.dtype is not None]
         dtype = next((item for item in dtypes if item is not None), None)
         if dtype in (Precision.FP16, Precision.BF16):

@@ -9,7 +9,9 @@ from functools import cached_property
 from typing import TypeAlias
 
 from mpcompile.lint.finding import Finding, Severity
-from mpcompile.plan.dataflow import Where
+from mpcompile.plan.authors import author_of
+from mpcompile.plan.dataflow import Op, Where
+from mpcompile.plan.plan import Decision
 from mpcompile.precision import Precision
 
 SMALLEST = 2.0**-24
@@ -28,6 +30,17 @@ class By(Enum):
     PLAN = "as the plan has it"
     USER = "as an override or a plan file wants it"
     PROGRAM = "as the program itself asks for it"
+
+
+def decided_by(decision: Decision, op: Op | None) -> By:
+    """Return who decided about an op of the plan.
+
+    Args:
+        decision: the plan's; it may come from a file.
+        op: the op as the policy has described it, if it is still there.
+    """
+    overridden = op is not None and op.overridden
+    return By.USER if overridden or author_of(decision.reason) is not None else By.PLAN
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from mpcompile.lint.program import By, Constant, Node, Program
+from mpcompile.lint.program import By, Constant, Node, Program, decided_by
 from mpcompile.lint.torch_sizes import lengths_of
 from mpcompile.passes.forward.pad_vocabulary import PadVocabulary
 from mpcompile.passes.order import forward_passes
@@ -93,7 +93,7 @@ def program_of(
     if any(_may_be_padded(node) for node in nodes) and _PAD not in without:
         padded = _padded(workload, forward, decided)
         nodes = [_with_padding(node) if node.id in padded else node for node in nodes]
-    return Program(workload.origin, "torch", decided.precision, tuple(nodes))
+    return Program(workload.origin or "", "torch", decided.precision, tuple(nodes))
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class _Reader:
     constants: Mapping[str, Constant]
 
     def nodes(self) -> list[Node]:
-        ids = self.nest.ids()
+        ids = self.nest.nodes
         sources = {item.node: _SOURCES[item.kind] for item in self.forward.inputs}
         return [
             self._source(node, name, sources.get(name, "batch"))
@@ -157,9 +157,7 @@ class _Reader:
         if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
             decision = self.decisions.get(ids.get(node.args[0], ""))
         if decision is not None:
-            said = op is not None and op.overridden
-            user = said or decision.reason.startswith(("set in the plan", "the policy's"))
-            return decision.computes, decision.stores, By.USER if user else By.PLAN
+            return decision.computes, decision.stores, decided_by(decision, op)
         value = _first(node)
         dtype = _DTYPES.get(value.dtype) if value is not None else None
         if dtype in (Precision.FP16, Precision.BF16):

@@ -23,7 +23,7 @@ from mpcompile.torch_private.ops import op_name
 WARM_UP = 3
 """Steps before the capture: kernels are compiled, chosen and loaded in them."""
 
-_WAITING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_WAITING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 Step: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 _log = logging.getLogger("mpcompile")
@@ -36,12 +36,9 @@ def obstacle(*graphs: fx.Graph) -> str:
             tags = getattr(node.target, "tags", ())
             if is_collective(node):
                 return f"{op_name(node)} talks to other processes"
-            waits = (
-                torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
-            )
-            if waits or is_control_flow(node):
+            if any(tag in tags for tag in _WAITING) or is_control_flow(node):
                 where = node.meta.get("where")
-                place = f" at {where.file}:{where.line}" if where and where.file else ""
+                place = f" at {where.at}" if where and where.at else ""
                 return f"{op_name(node)}{place} decides on the host"
     return ""
 

@@ -99,12 +99,11 @@ def lower(step: StepGraph, device: torch.device, lowering: Lowering) -> Lowered:
     backend, memory_budget = lowering.backend_on(device), lowering.memory_budget
     options = lowering.options
     if backend not in ("interpreter", "inductor"):
-        raise BadInput(f"there is no backend {backend!r}", "", "choose 'interpreter' or 'inductor'")
+        raise BadInput(f"there is no backend {backend!r}", fix="choose 'interpreter' or 'inductor'")
     if not 0 < memory_budget <= 1:
         raise BadInput(
             f"the memory budget is {memory_budget}",
-            "",
-            "give the part of the activations to keep: above 0, at most 1",
+            fix="give the part of the activations to keep: above 0, at most 1",
         )
     if options:
         _check_options(options)
@@ -126,8 +125,7 @@ def lower(step: StepGraph, device: torch.device, lowering: Lowering) -> Lowered:
             raise CannotCapture(
                 f"inductor cannot compile this for an open batch size ({type(error).__name__}: "
                 f"{' '.join(str(error).split())[:200]})",
-                "",
-                "choose backend='interpreter', or leave out dynamic=True",
+                fix="choose backend='interpreter', or leave out dynamic=True",
             ) from error
     if device.type == "cuda":
         forward = full_accumulation()(forward)
@@ -206,8 +204,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
         if name not in known:
             raise BadInput(
                 f"inductor has no option {name!r}{did_you_mean(name, known)}",
-                "",
-                "torch._inductor.list_options() names all",
+                fix="torch._inductor.list_options() names all",
             )
 
 
@@ -216,7 +213,7 @@ def _refuse_unknown_sizes(graph: fx.Graph) -> None:
     advice = "choose backend='interpreter'"
     for node in graph.nodes:
         name, where = op_name(node), node.meta.get("where")
-        place = f"{where.file}:{where.line}" if where and where.file else ""
+        place = where.at if where else None
         if is_control_flow(node) and name == "while_loop_stack_output":
             what = "the gradient of a while loop"
             raise CannotCapture(

@@ -54,7 +54,7 @@ def measure_ranges(workload: Workload, forward: Forward, batches: int) -> Ranges
         BadInput: see `calibrate`.
     """
     if batches < 1:
-        raise BadInput(f"the number of batches is {batches}", "", "give at least 1")
+        raise BadInput(f"the number of batches is {batches}", fix="give at least 1")
     tally = _Tally()
     data = [workload.batch] if workload.data is None else workload.data
     state = {item.node: item.tensor.detach() for item in forward.inputs}

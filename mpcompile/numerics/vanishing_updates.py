@@ -67,7 +67,7 @@ def vanishing_updates(
     if workload.optimizer is None:
         raise BadInput("the workload has no loss and no optimizer", workload.origin, "add both")
     if steps < 1:
-        raise BadInput(f"the number of steps is {steps}", "", "give at least 1")
+        raise BadInput(f"the number of steps is {steps}", fix="give at least 1")
     state = {item.node: item.tensor.detach().clone() for item in forward.inputs}
     weights = {
         item.name: state[item.node] for item in forward.inputs if item.kind is Kind.PARAMETER

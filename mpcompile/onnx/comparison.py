@@ -113,7 +113,7 @@ def compare(
     allowed = TOLERANCE[precision] if tolerance is None else tolerance
     given = [made_up_inputs(original)] if batches is None else [dict(batch) for batch in batches]
     if not given:
-        raise BadInput("the data holds no batch", "", "give at least one")
+        raise BadInput("the data holds no batch", fix="give at least one")
     original, narrow = original.clone(), rewritten.model.clone()
     for model in (original, narrow):
         distinct_onnx_names(model)  # the runtime asks for that
@@ -126,7 +126,7 @@ def compare(
         found = _outputs(rounded, given, as_written=rewritten.changed)
     except BadInput as error:
         what = f"the rewritten model does not run here, and the original does ({error.what})"
-        raise CheckFailed(what, "", "report this model") from error
+        raise CheckFailed(what, fix="report this model") from error
     errors = _errors(wanted, found)
     outputs = tuple(Difference(name, error) for name, error in errors.items())
     first = None

@@ -51,7 +51,7 @@ class Memory:
                 )
         except (MemoryError, ValueError, RuntimeError) as error:
             what = f"there is no memory for {spec.name}, {spec.dtype}{list(spec.shape)}"
-            raise BadInput(what, "", "export a smaller step") from error
+            raise BadInput(what, fix="export a smaller step") from error
 
     def read(self) -> Array:
         """Return a copy on the host."""
@@ -101,17 +101,16 @@ class Memory:
                 return np.asarray(given)
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             what = f"{self.spec.name} cannot be read as an array ({' '.join(str(error).split())})"
-            raise BadInput(what.rstrip(". "), "", "give a NumPy array") from error
+            raise BadInput(what.rstrip(". "), fix="give a NumPy array") from error
         what = f"{self.spec.name} is a {type(given).__name__}"
-        raise BadInput(what, "", "give a NumPy array, or a tensor with __dlpack__")
+        raise BadInput(what, fix="give a NumPy array, or a tensor with __dlpack__")
 
     def _check(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         if dtype != self._dtype or shape != self.spec.shape:
             raise BadInput(
                 f"{self.spec.name} is {dtype}{list(shape)}, the step was exported for "
                 f"{self.spec.dtype}{list(self.spec.shape)}",
-                "",
-                "export another step for these shapes, or drop the last, smaller batch",
+                fix="export another step for these shapes, or drop the last, smaller batch",
             )
 
 

@@ -60,7 +60,7 @@ def calibrate(
                     note(names[name], array)
             done += 1
     if not done:
-        raise BadInput("the data holds no batch", "", "give at least one")
+        raise BadInput("the data holds no batch", fix="give at least one")
     for value, name in ids.items():
         tensor = constant_of(value)
         if tensor is not None:

@@ -130,7 +130,7 @@ class _Plain(fx.Interpreter):
         where = self.node.meta.get("where")
         raise CannotCapture(
             f"{name} draws random numbers that an ONNX step cannot draw",
-            str(where) if where else "",
+            str(where or "") or None,
             "draw them outside and give them with the batch",
         )
 

@@ -27,7 +27,7 @@ from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.given import decide
 from mpcompile.plan.measured import MeasuredOverflow, overruled
 from mpcompile.plan.plan import Plan
-from mpcompile.plan.policy import FULL_PRECISION, Policy
+from mpcompile.plan.policy import Policy
 from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
 
@@ -144,11 +144,6 @@ def prepare(
         keep_io,
     )
     return Prepared(own, nest, dataflow(nest, opset, policy, wants), tuple(notes))
-
-
-def tensors_of_program(model: ir.Model) -> Dataflow:
-    """Return the neutral graph of a model as it is, for what depends on its tensors alone."""
-    return prepare(model, FULL_PRECISION, Precision.FP16, Target.ANY).flow
 
 
 def given_model(model: ir.Model | onnx.ModelProto | str | Path) -> ir.Model:

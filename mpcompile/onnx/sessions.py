@@ -71,9 +71,7 @@ def session_of(
             try:
                 session = onnxruntime.InferenceSession(str(file), options, providers=list(CPU))
             except Exception as error:  # the runtime's own exceptions share no base class
-                raise BadInput(
-                    f"ONNX Runtime refuses the model ({_first_line(error)})", "", ""
-                ) from error
+                raise BadInput(f"ONNX Runtime refuses the model ({_first_line(error)})") from error
             yield session
     finally:
         model.graph.outputs.clear()
@@ -104,7 +102,7 @@ def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, Array]) -> d
     try:
         values = session.run(names, {k: v for k, v in inputs.items() if k in known}, options)
     except Exception as error:
-        raise BadInput(f"the model does not run ({_first_line(error)})", "", "") from error
+        raise BadInput(f"the model does not run ({_first_line(error)})") from error
     finally:
         end.cancel()
     return dict(zip(names, values, strict=True))
@@ -141,7 +139,7 @@ def input_types(
     types = {}
     for name, value in given_inputs(model).items():
         if not isinstance(value.type, ir.TensorType) or value.shape is None:
-            raise BadInput(f"the input {name} has no known shape", "", "leave out --data")
+            raise BadInput(f"the input {name} has no known shape", fix="leave out --data")
         shape = tuple(size if isinstance(size, int) else None for size in value.shape)
         types[name] = (value.type.dtype.numpy(), shape)
     return types
@@ -159,13 +157,13 @@ def made_up_inputs(model: ir.Model, seed: int = 0) -> dict[str, Array]:
     made: dict[str, Array] = {}
     for name, value in given_inputs(model).items():
         if not isinstance(value.type, ir.TensorType) or value.shape is None:
-            raise BadInput(f"nothing can be made up for the input {name}", "", "give --data")
+            raise BadInput(f"nothing can be made up for the input {name}", fix="give --data")
         shape = tuple(size if isinstance(size, int) else _OPEN for size in value.shape)
         dtype = value.type.dtype
         if prod(shape) > _MOST_MADE_UP:
-            raise BadInput(f"the input {name} is too large to be made up", "", "give --data")
+            raise BadInput(f"the input {name} is too large to be made up", fix="give --data")
         if dtype is ir.DataType.STRING:
-            raise BadInput(f"nothing can be made up for the strings of {name}", "", "give --data")
+            raise BadInput(f"nothing can be made up for the strings of {name}", fix="give --data")
         kind = dtype.numpy()
         if kind.kind in "iub":
             made[name] = generator.integers(0, 2, shape).astype(kind)

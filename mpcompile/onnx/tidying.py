@@ -59,8 +59,7 @@ def exported(program: torch.export.ExportedProgram, **options: Any) -> ir.Model:
     except torch.onnx.OnnxExporterError as error:
         raise CannotCapture(
             f"an op of the program has no place in ONNX ({_cause(error)})",
-            "",
-            "replace it in the model",
+            fix="replace it in the model",
         ) from error
     assert found is not None
     model = found.model
@@ -84,7 +83,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def check(model: ir.Model, where: str = "") -> None:
+def check(model: ir.Model, where: str | None = None) -> None:
     """Raise CannotCapture if a model of less than 1 GB is not valid.
 
     Args:

@@ -41,12 +41,12 @@ def load_into(
     for name, value in values.items():
         if name not in own:
             what = f"the model has no {name}{did_you_mean(name, own)}"
-            raise BadInput(what, "", "give the model that was exported")
+            raise BadInput(what, fix="give the model that was exported")
         if own[name].shape != value.shape:
             what = (
                 f"{name} is {list(own[name].shape)} in the model, {list(value.shape)} in the step"
             )
-            raise BadInput(what, "", "give the model that was exported")
+            raise BadInput(what, fix="give the model that was exported")
     kept = {} if optimizer is None else _optimizer_state(pieces, own, optimizer)
     with torch.no_grad():
         for name, value in values.items():
@@ -74,7 +74,7 @@ def _optimizer_state(
         place = places.get(id(own.get(parameter)))
         if place is None:
             what = f"the optimizer does not train {parameter}{did_you_mean(parameter, own)}"
-            raise BadInput(what, "", "make it over the parameters of this model")
+            raise BadInput(what, fix="make it over the parameters of this model")
         state.setdefault(place, {})[key] = _tensor(array)
     return state
 

@@ -107,7 +107,7 @@ class TrainFile:
         return json.dumps({"version": VERSION, **asdict(self)}, indent=1)
 
     @staticmethod
-    def from_json(text: str | bytes, where: str = "") -> TrainFile:
+    def from_json(text: str | bytes, where: str | None = None) -> TrainFile:
         """Read a document that may come from anyone.
 
         Raises:

@@ -77,7 +77,7 @@ def write_state(path: Path, state: Mapping[str, Array]) -> None:
         flush(path.parent)  # the name too
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"the state cannot be written ({reason})", str(path), "") from error
+        raise BadInput(f"the state cannot be written ({reason})", str(path)) from error
 
 
 _DTYPES = {

@@ -94,9 +94,9 @@ class OrtTrainStep:
                 run the step there.
         """
         if device not in ("cpu", "cuda"):
-            raise BadInput(f"the device is {short(device)}", "", "give 'cpu' or 'cuda'")
+            raise BadInput(f"the device is {short(device)}", fix="give 'cpu' or 'cuda'")
         if cuda_graph and device != "cuda":
-            raise BadInput("a CPU has no CUDA graphs", "", "leave out cuda_graph=True")
+            raise BadInput("a CPU has no CUDA graphs", fix="leave out cuda_graph=True")
         path = Path(path)
         self.file, model, first = read_train_step(path)
         self.device = device
@@ -136,7 +136,7 @@ class OrtTrainStep:
         if len(batch) != len(self._batch):
             names = ", ".join(memory.spec.name for memory in self._batch)
             what = f"the step was called with {len(batch)} arrays"
-            raise BadInput(what, "", f"give {len(self._batch)}: {names}")
+            raise BadInput(what, fix=f"give {len(self._batch)}: {names}")
         for memory, given in zip(self._batch, batch, strict=True):
             memory.take(given)
         turn = self._turn
@@ -147,7 +147,7 @@ class OrtTrainStep:
         try:
             self._session.run_with_iobinding(self._bindings[turn], self._options[turn])
         except Exception as error:  # the runtime's own exceptions share no base class
-            raise BadInput(f"the step does not run ({_line(error)})", "", "") from error
+            raise BadInput(f"the step does not run ({_line(error)})") from error
         self._turn = 1 - turn
         loss = Loss(self._loss[turn])
         self._given[turn] = weakref.ref(loss)
@@ -182,7 +182,7 @@ class OrtTrainStep:
         """
         if group not in self._rates:
             known = ", ".join(map(str, sorted(self._rates))) or "none"
-            raise BadInput(f"there is no learning rate of group {group}", "", f"groups: {known}")
+            raise BadInput(f"there is no learning rate of group {group}", fix=f"groups: {known}")
         if self._known.get(group) != value:
             self._rates[group].write(np.array(value, np.float64))
             self._known[group] = float(value)
@@ -239,7 +239,7 @@ class OrtTrainStep:
 
     def _count(self, name: str) -> int:
         if name not in self._state:
-            raise BadInput(f"the step has no {name}", "", "export it again")
+            raise BadInput(f"the step has no {name}", fix="export it again")
         return int(self._now(name).read())
 
     def _cut(self, pieces: Sequence[Piece]) -> dict[str, Array]:
@@ -296,7 +296,7 @@ def _open(
         raise
     except Exception as error:
         what = f"ONNX Runtime cannot run the step on {device} ({_line(error)})"
-        raise BadInput(what, str(path), "") from error
+        raise BadInput(what, str(path)) from error
     if device == "cuda" and _CUDA not in session.get_providers():
         raise BadInput(
             "ONNX Runtime finds no CUDA device here", str(path), "install onnxruntime-gpu and CUDA"

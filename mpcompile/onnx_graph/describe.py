@@ -13,26 +13,28 @@ from math import ceil
 
 import onnx_ir as ir
 
-from mpcompile.onnx_graph.nest import CROSSING, STACK, Border, Inner, Nest
+from mpcompile.onnx_graph.needs import (
+    BORDER_NEEDS,
+    CONSTANT,
+    NEEDS,
+    SOURCE_NEEDS,
+    BorderFacts,
+    Facts,
+)
+from mpcompile.onnx_graph.nest import Border, Nest
 from mpcompile.onnx_graph.signatures import signature
 from mpcompile.onnx_graph.values import elements_of, is_full, is_known, is_standard
-from mpcompile.plan.dataflow import Dataflow, Op, Tensor, Where
+from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor, Where
+from mpcompile.plan.needs import settled
+from mpcompile.plan.nest import BorderKind, Inner
 from mpcompile.plan.op_table import ONNX_RULES, PrecisionClass, Rule, Wish
-from mpcompile.plan.policy import Policy, Resolution, Row, resolve
+from mpcompile.plan.policy import Policy, Row, resolve
 from mpcompile.precision import Precision
 
-INITIALIZER, INPUT, CONSTANT = "Initializer", "Input", "Constant"
-"""Kinds of ops that stand for what a graph holds, is given, or makes of nothing."""
+INITIALIZER, INPUT = "Initializer", "Input"
+"""Kinds of ops that stand for what a graph holds or is given."""
 
-SELF_WIDENING = frozenset(
-    "Softmax LogSoftmax LayerNormalization GroupNormalization RMSNormalization "
-    "SimplifiedLayerNormalization BatchNormalization InstanceNormalization".split()
-)
-"""Reductions whose 16-bit kernels add up in FP32; a 16-bit ReduceMean adds up in 16 bits."""
-
-_OWN_CASTS = ("Cast", "CastLike")
 _VIEWS = frozenset("Identity Reshape Squeeze Unsqueeze Flatten".split())
-_SQUARE = ONNX_RULES["Pow"]
 _SCOPES = ("pkg.torch.onnx.name_scopes", "namespace")
 
 
@@ -73,7 +75,7 @@ class _Describer:
         self.ops: list[Op] = []
         self.tensors: dict[str, Tensor] = {}
         self.outputs = set(nest.inners[0].graph.outputs) if wants.keep_io else set()
-        self.resolution: Resolution = resolve(policy, _rules(nest), _rows(nest))
+        self.resolution = resolve(policy, _rules(nest), _rows(nest))
         self.resolution.warn()
 
     def visit(self) -> None:
@@ -92,62 +94,45 @@ class _Describer:
             if node not in self.nest.borders:
                 self._op(node, inner)
 
-    def _tensor(self, value: ir.Value, inner: Inner, fixed: str | None = None) -> str:
+    def _tensor(
+        self, value: ir.Value, inner: Inner[ir.Graph, ir.Node], fixed: Fixed | None = None
+    ) -> str:
         name = self.nest.values[value]
         count = ceil(elements_of(value) * inner.rounds)
         self.tensors[name] = Tensor(name, count, fixed, output=value in self.outputs)
         return name
 
-    def _source(self, value: ir.Value, kind: str, inner: Inner) -> None:
+    def _source(self, value: ir.Value, kind: str, inner: Inner[ir.Graph, ir.Node]) -> None:
         """Describe an initializer, or an input of the whole graph."""
-        whole = inner.caller is None
         given = value in inner.graph.inputs
-        fixed = "an input" if given and self.wants.keep_io else None
+        fixed = Fixed.INPUT if given and self.wants.keep_io else None
         name = self._tensor(value, self.nest.inners[0], fixed)
         if fixed:
             return
-        rule, wish, reason = self.resolution.wishes[name]
-        if not whole and given:
-            wish, reason = Wish.FULL, "an input of an inner graph with a default"
-        self._add(name, kind, rule, wish, reason, (), (name,), (), Where())
+        is_default = given and inner.caller is not None
+        told = settled(is_default, self.resolution.wishes[name], SOURCE_NEEDS)
+        self._add(name, kind, told, (), (name,), (), Where())
 
-    def _op(self, node: ir.Node, inner: Inner) -> None:
+    def _op(self, node: ir.Node, inner: Inner[ir.Graph, ir.Node]) -> None:
         name = self.nest.nodes[node]
         values = [value for value in node.inputs if is_full(value)]
         made = [value for value in node.outputs if is_full(value)]
         if not values and not made:
             return
-        rule, wish, reason = self.resolution.wishes[name]
-        narrow, lacking = self._narrow(node)
+        narrow, lacks = self._narrow(node)
         ids = self.nest.values
         statistics = [value for value in made if value not in narrow]
         for value in made:
-            self._tensor(value, inner, "a statistic" if value in statistics else None)
+            self._tensor(value, inner, Fixed.STATISTIC if value in statistics else None)
         reads = tuple(dict.fromkeys(ids[value] for value in values if value is not None))
         writes = tuple(ids[value] for value in made if value in narrow)
-        if node.op_type in _OWN_CASTS:
-            wish, reason = Wish.FULL, "the program itself asks for this dtype"
-        if wish is Wish.FREE and _squares(node) and name not in self.resolution.overridden:
-            rule, wish, reason = _SQUARE, Wish.FULL, _SQUARE.why
-        if _trains(node):
-            wish, reason = Wish.FULL, "the statistics that it keeps are FP32"
-        if _adds_up(node):
-            wish, reason = Wish.FULL, "adding up in 16 bits would round every addend"
-        if lacking and wish is not Wish.FULL:
-            wish, reason = Wish.FULL, lacking
-        if wish is Wish.FREE and self._inside(rule, node):
-            wish, reason = Wish.FULL, f"{rule.why}, and its 16-bit kernel would not"
-        made_of_nothing = not reads and node.op_type != CONSTANT
-        if wish is not Wish.FULL and made_of_nothing and writes:
-            wish, reason = Wish.FULL, "made in FP32, not computed from FP32"
+        told = self.resolution.wishes[name]
+        overridden = name in self.resolution.overridden
+        told = settled(Facts(node, told[0], reads, writes, lacks, overridden), told, NEEDS)
         full = tuple(dict.fromkeys(ids[v] for v in values if v is not None and v not in narrow))
         view = node.op_type in _VIEWS and is_standard(node)
         where = Where(scope_of(node))
-        self._add(name, node.op_type, rule, wish, reason, reads, writes, full, where, view=view)
-
-    def _inside(self, rule: Rule, node: ir.Node) -> bool:
-        """Whether an op computes in FP32 and so must be given FP32."""
-        return rule.inside and node.op_type not in SELF_WIDENING
+        self._add(name, node.op_type, told, reads, writes, full, where, view=view)
 
     def _narrow(self, node: ir.Node) -> tuple[set[ir.Value], str]:
         """Return the FP32 values of a node that change together, and why they may not."""
@@ -174,7 +159,7 @@ class _Describer:
             return narrow, f"ONNX allows no {precision.short} for it in op set {self.opset}"
         return narrow, self.wants.lacks.get(self.nest.nodes[node], "")
 
-    def _border(self, border: Border, inner: Inner) -> None:
+    def _border(self, border: Border, inner: Inner[ir.Graph, ir.Node]) -> None:
         values = [use.value for use in border.reads] + list(border.writes)
         full = [value for value in values if is_full(value)]
         if not full:
@@ -183,32 +168,30 @@ class _Describer:
             if is_full(value):
                 body = next((i for i in self.nest.inners if value in i.graph.inputs), inner)
                 self._tensor(value, body)
-        rule, wish, reason = self.resolution.wishes[border.id]
-        if len(full) < len(values) or border.kind == CROSSING:
-            wish, reason = Wish.FULL, "it enters or leaves a graph together with other types"
-        elif not self._crosses(border.caller):
-            short, op = self.wants.precision.short, border.caller.op_type
-            wish, reason = Wish.FULL, f"ONNX allows no {short} for {op} in op set {self.opset}"
+        together = len(full) == len(values) and border.kind is not BorderKind.CROSSING
+        facts = BorderFacts(together, self._lacks_crossing(border.caller))
+        told = settled(facts, self.resolution.wishes[border.id], BORDER_NEEDS)
         ids = self.nest.values
         reads = tuple(dict.fromkeys(ids[u.value] for u in border.reads if is_full(u.value)))  # type: ignore[index]
         writes = tuple(ids[value] for value in border.writes if is_full(value))
-        view = border.kind not in (STACK, CROSSING)
-        kind = f"{border.caller.op_type} {border.kind}"
+        view = border.kind.shares_memory
+        kind = f"{border.caller.op_type} {border.kind.value}"
         where = Where(scope_of(border.caller))
-        self._add(border.id, kind, rule, wish, reason, reads, writes, (), where, border=view)
+        self._add(border.id, kind, told, reads, writes, (), where, border=view)
 
-    def _crosses(self, caller: ir.Node) -> bool:
-        """Whether what goes into and out of a node's graphs may have the format."""
+    def _lacks_crossing(self, caller: ir.Node) -> str:
+        """Return why what goes into and out of a node's graphs may not have the format, or ""."""
         found = signature(caller.op_type, caller.domain, self.opset)
-        return found is not None and found.holds(found.output(0), self.wants.precision)
+        if found is not None and found.holds(found.output(0), self.wants.precision):
+            return ""
+        short = self.wants.precision.short
+        return f"ONNX allows no {short} for {caller.op_type} in op set {self.opset}"
 
     def _add(
         self,
         name: str,
         kind: str,
-        rule: Rule,
-        wish: Wish,
-        reason: str,
+        told: tuple[Rule, Wish, str],
         reads: tuple[str, ...],
         writes: tuple[str, ...],
         full_reads: tuple[str, ...],
@@ -216,6 +199,7 @@ class _Describer:
         view: bool = False,
         border: bool = False,
     ) -> None:
+        rule, wish, reason = told
         self.ops.append(
             Op(
                 id=name,
@@ -278,23 +262,6 @@ def scope_of(node: ir.Node) -> str:
             return parts[-2] if len(parts) > 1 else ""
     path = (node.name or "").split("/")
     return ".".join(path[1:-1]) if len(path) > 2 and not path[0] else ""
-
-
-def _adds_up(node: ir.Node) -> bool:
-    """Whether a scatter adds or multiplies what comes to one place."""
-    how = node.attributes.get("reduction")
-    scatters = is_standard(node) and node.op_type in ("ScatterElements", "ScatterND")
-    return scatters and how is not None and how.as_string() not in ("none", "max", "min")
-
-
-def _trains(node: ir.Node) -> bool:
-    """Whether a batch norm updates statistics, which its kernels want in the format of the rest."""
-    return is_standard(node) and node.op_type == "BatchNormalization" and len(node.outputs) > 1
-
-
-def _squares(node: ir.Node) -> bool:
-    """Whether a node multiplies a tensor by itself."""
-    return is_standard(node) and node.op_type == "Mul" and node.inputs[0] is node.inputs[1]
 
 
 def _around(node: ir.Node) -> tuple[ir.Value | None, ...]:

@@ -65,7 +65,7 @@ class DataFolder:
     """
 
     folder: Path | None
-    where: str
+    where: str | None
     _files: dict[str, _Mapped] = field(default_factory=dict)
 
     def check(self, tensor: TensorProto, name: str) -> None:

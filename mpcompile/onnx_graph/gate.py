@@ -56,7 +56,9 @@ def read_model(path: Path) -> ir.Model:
     return _checked(proto, where, path.parent)
 
 
-def model_of(proto: onnx.ModelProto, where: str = "", folder: Path | None = None) -> ir.Model:
+def model_of(
+    proto: onnx.ModelProto, where: str | None = None, folder: Path | None = None
+) -> ir.Model:
     """Return a model in memory that may come from anyone; it is not changed.
 
     Args:
@@ -71,7 +73,7 @@ def model_of(proto: onnx.ModelProto, where: str = "", folder: Path | None = None
     return _checked(proto, where, folder)
 
 
-def _checked(proto: onnx.ModelProto, where: str, folder: Path | None) -> ir.Model:
+def _checked(proto: onnx.ModelProto, where: str | None, folder: Path | None) -> ir.Model:
     try:
         data = DataFolder(folder, where)
         check_model(proto, data, where)
@@ -155,7 +157,7 @@ def _opened(path: Path) -> Iterator[mmap.mmap]:
         os.close(opened)
 
 
-def _built(proto: onnx.ModelProto, where: str) -> ir.Model:
+def _built(proto: onnx.ModelProto, where: str | None) -> ir.Model:
     """Return a checked model as onnx_ir has it; what else that library refuses is refused."""
     try:
         return ir.from_proto(proto)
@@ -196,12 +198,12 @@ def _check_free(file: Path, force: bool, model: ir.Model) -> None:
     """Raise BadInput if a file may not be replaced, or the model still reads it."""
     check_file(file, force)
     if file.is_symlink() or (file.exists() and not file.is_file()):
-        raise BadInput(f"{file} is a link, or no plain file", "", "choose another file")
+        raise BadInput(f"{file} is a link, or no plain file", fix="choose another file")
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor) and _same_file(tensor.path, file):
-                raise BadInput(f"the model reads {file}", "", "choose another file")
+                raise BadInput(f"the model reads {file}", fix="choose another file")
 
 
 def _same_file(one: str, other: Path) -> bool:
@@ -227,7 +229,7 @@ def _unload(model: ir.Model, file: Path) -> None:
         model.metadata_props[DIGEST_KEY] = sha256_of(file)
 
 
-def _serialized(model: ir.Model, where: str) -> bytes:
+def _serialized(model: ir.Model, where: str | None) -> bytes:
     for node in _all_nodes(model):
         for attribute in node.attributes.values():
             if _is_external(attribute):
@@ -251,7 +253,7 @@ def _first_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _too_large(where: str) -> BadInput:
+def _too_large(where: str | None) -> BadInput:
     return BadInput(
         "the model is too large to be read into memory", where, "put its weights into a data file"
     )

@@ -48,7 +48,7 @@ class _Size:
     calls: list[tuple[_Key, int]] = field(default_factory=list)
 
 
-def check_model(model: onnx.ModelProto, data: DataFolder, where: str) -> None:
+def check_model(model: onnx.ModelProto, data: DataFolder, where: str | None) -> None:
     """Raise BadInput if a model is not a well-formed nest of graphs and functions.
 
     Args:
@@ -86,7 +86,9 @@ def check_model(model: onnx.ModelProto, data: DataFolder, where: str) -> None:
     _check_growth(whole.size, sizes, where)
 
 
-def _opsets(imports: Iterable[onnx.OperatorSetIdProto], name: str, where: str) -> dict[str, int]:
+def _opsets(
+    imports: Iterable[onnx.OperatorSetIdProto], name: str, where: str | None
+) -> dict[str, int]:
     found: dict[str, int] = {}
     for item in imports:
         domain = "" if item.domain == "ai.onnx" else item.domain
@@ -105,7 +107,7 @@ def _check_function(
     functions: Mapping[_Key, FunctionProto],
     outer: dict[str, int],
     data: DataFolder,
-    where: str,
+    where: str | None,
 ) -> _Size:
     name = f"the function {short(function.name)}"
     opsets = _opsets(function.opset_import, name, where)
@@ -148,7 +150,7 @@ class _Checked:
         size: what was seen.
     """
 
-    where: str
+    where: str | None
     data: DataFolder
     opsets: Mapping[str, int]
     functions: Mapping[_Key, FunctionProto]
@@ -231,7 +233,7 @@ class _Checked:
         return f"{node} reads {short(value)}, which nothing makes"
 
 
-def _check_growth(whole: _Size, sizes: Mapping[_Key, _Size], where: str) -> None:
+def _check_growth(whole: _Size, sizes: Mapping[_Key, _Size], where: str | None) -> None:
     """Raise BadInput if functions call themselves, or what they unfold to is too much."""
     done: dict[_Key, tuple[int, int, int]] = {}
 

@@ -13,13 +13,7 @@ from fractions import Fraction
 import onnx_ir as ir
 
 from mpcompile.onnx_graph.values import is_standard
-
-CARRY, SLICE, RESULT, STACK, CROSSING = "carry", "slice", "result", "stack", "crossing"
-"""What a border is: a loop's state; a row of what a loop goes over; what a branch returns; what a
-loop collects row by row; what enters or leaves a graph that an unknown op calls."""
-
-_UNKNOWN_ROUNDS = Fraction(10)
-"""Nobody knows how often a loop runs; what matters is that its inside runs more than once."""
+from mpcompile.plan.nest import BRANCH_ROUNDS, UNKNOWN_ROUNDS, BorderKind, Inner, visited
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,73 +49,38 @@ class Border:
 
     Attributes:
         id: the calling node's id, the kind and a number: ``Loop_3/carry_0``.
-        kind: one of the five kinds.
-        caller: the node that holds the inner graph.
+        kind: what crosses there.
+        caller: the node that calls the inner graph.
         reads: where it comes from.
         writes: the inner graphs' inputs and the caller's outputs that it becomes.
     """
 
     id: str
-    kind: str
+    kind: BorderKind
     caller: ir.Node
     reads: tuple[Use, ...]
     writes: tuple[ir.Value, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Inner:
-    """A graph inside a graph.
-
-    Attributes:
-        graph: it.
-        prefix: of the ids of what it holds.
-        caller: the node that holds it; None for the whole graph.
-        rounds: how often a run of the whole graph runs it; a branch counts half.
-    """
-
-    graph: ir.Graph
-    prefix: str
-    caller: ir.Node | None
-    rounds: Fraction
-
-
-@dataclass(frozen=True, slots=True)
 class Nest:
-    """A graph and the graphs inside it, outermost first.
+    """A graph and the graphs inside it.
 
     Attributes:
-        inners: the graphs, each behind the graph that holds it.
-        nodes: per node its id.
+        inners: the graphs, each behind the graph that calls it.
+        nodes: per node its id, which is unique among all graphs.
         values: per value its id.
-        borders: what crosses between graphs, per node that holds graphs.
+        borders: what crosses between graphs, per node that calls graphs.
     """
 
-    inners: tuple[Inner, ...]
+    inners: tuple[Inner[ir.Graph, ir.Node], ...]
     nodes: dict[ir.Node, str]
     values: dict[ir.Value, str]
     borders: dict[ir.Node, tuple[Border, ...]]
 
-    def visited(self) -> Iterator[tuple[ir.Node, Inner]]:
-        """Yield every node with its graph; what a node holds follows it."""
-        held: dict[ir.Node | None, list[Inner]] = {}
-        for inner in self.inners:
-            held.setdefault(inner.caller, []).append(inner)
-        # Not recursive: a file may nest graphs deeper than Python may call.
-        pending: list[Iterator[tuple[ir.Node | None, Inner]]] = [
-            iter([(None, inner) for inner in held.get(None, ())])
-        ]
-        while pending:
-            found = next(pending[-1], None)
-            if found is None:
-                pending.pop()
-                continue
-            node, inner = found
-            if node is None:
-                pending.append(iter([(item, inner) for item in inner.graph]))
-            else:
-                yield node, inner
-                if node in held:
-                    pending.append(iter([(None, each) for each in held[node]]))
+    def visited(self) -> Iterator[tuple[ir.Node, Inner[ir.Graph, ir.Node]]]:
+        """Yield every node with its graph; what a node calls follows it."""
+        return visited(self.inners, lambda graph: graph)
 
 
 def nest_of(graph: ir.Graph) -> Nest:
@@ -131,7 +90,7 @@ def nest_of(graph: ir.Graph) -> Nest:
         graph: a model's own graph.
     """
     opset = graph.opset_imports.get("", 0)
-    inners = [Inner(graph, "", None, Fraction(1))]
+    inners: list[Inner[ir.Graph, ir.Node]] = [Inner(graph, "", None, Fraction(1))]
     nodes: dict[ir.Node, str] = {}
     values: dict[ir.Value, str] = {}
     borders: dict[ir.Node, tuple[Border, ...]] = {}
@@ -182,32 +141,32 @@ def _rounds(node: ir.Node) -> Fraction:
     if not is_standard(node):
         return Fraction(1)
     if node.op_type == "If":
-        return Fraction(1, 2)
+        return BRANCH_ROUNDS
     if node.op_type == "Loop":
         limit = node.inputs[0]
         known = limit.const_value if limit is not None else None
         if known is not None and known.size == 1:
             return Fraction(min(max(int(known.numpy().reshape(-1)[0]), 1), 1 << 40))
-        return _UNKNOWN_ROUNDS
+        return UNKNOWN_ROUNDS
     if node.op_type == "Scan" and node.inputs:
         shape = node.inputs[-1].shape if node.inputs[-1] is not None else None
         if shape is not None and len(shape) and isinstance(shape[0], int):
             return Fraction(max(shape[0], 1))
-    return _UNKNOWN_ROUNDS
+    return UNKNOWN_ROUNDS
 
 
 def _borders(node: ir.Node, id: str, bodies: dict[str, ir.Graph], opset: int) -> Iterator[Border]:
     def border(
-        kind: str, number: int, reads: list[Use], writes: Sequence[ir.Value | None]
+        kind: BorderKind, number: int, reads: list[Use], writes: Sequence[ir.Value | None]
     ) -> Border:
         there = tuple(use for use in reads if use.value is not None)
         named = tuple(value for value in writes if value is not None)
-        return Border(f"{id}/{kind}_{number}", kind, node, there, named)
+        return Border(f"{id}/{kind.value}_{number}", kind, node, there, named)
 
     if is_standard(node) and node.op_type == "If" and len(bodies) == 2:
         for k, value in enumerate(node.outputs):
             reads = [Use(graph, k) for graph in bodies.values() if k < len(graph.outputs)]
-            yield border(RESULT, k, reads, [value])
+            yield border(BorderKind.RESULT, k, reads, [value])
     elif is_standard(node) and node.op_type in ("Loop", "Scan") and len(bodies) == 1:
         (body,) = bodies.values()
         loop = node.op_type == "Loop"
@@ -223,24 +182,26 @@ def _borders(node: ir.Node, id: str, bodies: dict[str, ir.Graph], opset: int) ->
             reads = [Use(node, first + k)]
             reads += [Use(body, before + k)] if before + k < len(body.outputs) else []
             writes = [*body.inputs[own + k : own + k + 1], *node.outputs[k : k + 1]]
-            yield border(CARRY, k, reads, writes)
+            yield border(BorderKind.CARRY, k, reads, writes)
         for k in range(slices):
             given = body.inputs[own + states + k : own + states + k + 1]
-            yield border(SLICE, k, [Use(node, first + states + k)], [*given])
+            yield border(BorderKind.SLICE, k, [Use(node, first + states + k)], [*given])
         for k in range(states, len(node.outputs)):
             if before + k < len(body.outputs):
-                yield border(STACK, k - states, [Use(body, before + k)], [node.outputs[k]])
+                yield border(
+                    BorderKind.STACK, k - states, [Use(body, before + k)], [node.outputs[k]]
+                )
     else:
         for k in range(len(node.inputs)):
-            yield border(CROSSING, k, [Use(node, k)], [])
+            yield border(BorderKind.CROSSING, k, [Use(node, k)], [])
         number = len(node.inputs)
         for graph in bodies.values():
             for value in graph.inputs:
-                yield border(CROSSING, number, [], [value])
+                yield border(BorderKind.CROSSING, number, [], [value])
                 number += 1
             for k in range(len(graph.outputs)):
-                yield border(CROSSING, number, [Use(graph, k)], [])
+                yield border(BorderKind.CROSSING, number, [Use(graph, k)], [])
                 number += 1
         for value in node.outputs:
-            yield border(CROSSING, number, [], [value])
+            yield border(BorderKind.CROSSING, number, [], [value])
             number += 1

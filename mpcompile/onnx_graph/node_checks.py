@@ -56,7 +56,7 @@ def check_node(
     opsets: Mapping[str, int],
     functions: _Functions,
     declared: frozenset[str] | None,
-    where: str,
+    where: str | None,
 ) -> None:
     """Raise BadInput if a node does not fit the schema of its op.
 
@@ -101,7 +101,7 @@ def check_node(
 
 
 def check_attribute(
-    attribute: AttributeProto, owner: str, where: str, declared: frozenset[str] | None
+    attribute: AttributeProto, owner: str, where: str | None, declared: frozenset[str] | None
 ) -> None:
     """Raise BadInput if an attribute is not of the type it says, which is not looked into."""
     name = f"the attribute {short(attribute.name)} of {owner}"
@@ -132,7 +132,7 @@ def _schema(op_type: str, opset: int, domain: str) -> OpSchema | None:
         return None
 
 
-def _check_schema(node: NodeProto, schema: OpSchema, name: str, where: str) -> None:
+def _check_schema(node: NodeProto, schema: OpSchema, name: str, where: str | None) -> None:
     inputs, outputs = len(node.input), len(node.output)
     if not schema.min_input <= inputs <= schema.max_input:
         raise BadInput(f"{name} has {inputs:,} inputs, which its op does not take", where)
@@ -151,7 +151,7 @@ def _check_schema(node: NodeProto, schema: OpSchema, name: str, where: str) -> N
             raise BadInput(f"{name} lacks the attribute {attribute_name}", where)
 
 
-def _check_bodies(node: NodeProto, opset: int, name: str, where: str) -> None:
+def _check_bodies(node: NodeProto, opset: int, name: str, where: str | None) -> None:
     """Raise BadInput if what a node gives to a graph inside it, or takes, is not what it has."""
     attributes = {attribute.name: attribute for attribute in node.attribute}
     wrong = BadInput(f"{name} and a graph inside it do not fit each other", where)

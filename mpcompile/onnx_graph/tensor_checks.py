@@ -35,7 +35,7 @@ _FIELDS = {
 """Where the numbers of a dtype stand; those of all others stand in ``int32_data``."""
 
 
-def check_tensor(tensor: TensorProto, name: str, where: str) -> None:
+def check_tensor(tensor: TensorProto, name: str, where: str | None) -> None:
     """Raise BadInput if a tensor's dtype, shape and amount of data do not fit each other.
 
     Where its data stands in another file, that is `external_data`'s to check.
@@ -81,7 +81,7 @@ def bytes_of(tensor: TensorProto) -> int:
     return _needed("raw_data", ir.DataType(tensor.data_type), prod(tensor.dims))
 
 
-def dtype_of(number: int, name: str, where: str) -> ir.DataType:
+def dtype_of(number: int, name: str, where: str | None) -> ir.DataType:
     """Return a dtype by its number in the format; raises BadInput if there is no such dtype."""
     try:
         dtype = ir.DataType(number)
@@ -92,7 +92,7 @@ def dtype_of(number: int, name: str, where: str) -> ir.DataType:
     return dtype
 
 
-def check_type(given: onnx.TypeProto, name: str, where: str, depth: int = 0) -> None:
+def check_type(given: onnx.TypeProto, name: str, where: str | None, depth: int = 0) -> None:
     """Raise BadInput if the type of a value has no dtype, or a shape that no tensor can have."""
     if depth > DEEPEST_TYPE:
         raise BadInput(f"the type of {name} is nested over {DEEPEST_TYPE} deep", where)
@@ -113,7 +113,7 @@ def check_type(given: onnx.TypeProto, name: str, where: str, depth: int = 0) -> 
         raise BadInput(f"{name} is a {what}, which mpcompile does not handle", where)
 
 
-def _elements(dims: Iterable[int], name: str, where: str) -> int:
+def _elements(dims: Iterable[int], name: str, where: str | None) -> int:
     """Return how many elements a shape has."""
     sizes = list(dims)
     if len(sizes) > MOST_DIMENSIONS:
@@ -138,7 +138,7 @@ def _needed(field: str, dtype: ir.DataType, count: int) -> int:
     return count
 
 
-def _check_six_bits(tensor: TensorProto, name: str, where: str) -> None:
+def _check_six_bits(tensor: TensorProto, name: str, where: str | None) -> None:
     """Let the library read a tensor whose padding and high bits must be zero."""
     try:
         ir.serde.TensorProtoTensor(tensor).tobytes()

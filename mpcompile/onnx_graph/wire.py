@@ -28,7 +28,7 @@ _VARINT, _EIGHT, _SIZED, _FOUR = 0, 1, 2, 5
 _TEXT = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 
-def check_wire(data: bytes | mmap, where: str) -> None:
+def check_wire(data: bytes | mmap, where: str | None) -> None:
     """Raise BadInput if a file is not encoded as a model, or holds too much, or not UTF-8.
 
     Args:
@@ -78,7 +78,7 @@ def check_wire(data: bytes | mmap, where: str) -> None:
         raise _not_text(where) from error
 
 
-def check_texts(message: Any, where: str) -> None:
+def check_texts(message: Any, where: str | None) -> None:
     """Raise BadInput if a text anywhere in a message is not UTF-8.
 
     Args:
@@ -99,11 +99,11 @@ def check_texts(message: Any, where: str) -> None:
                     raise _not_text(where) from error
 
 
-def _not_text(where: str) -> BadInput:
+def _not_text(where: str | None) -> BadInput:
     return BadInput("a name in the model is not UTF-8", where, "export it again")
 
 
-def _not_a_model(where: str) -> BadInput:
+def _not_a_model(where: str | None) -> BadInput:
     return BadInput("this is not an ONNX file", where, "give a file that ONNX can read")
 
 

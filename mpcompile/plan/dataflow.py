@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from mpcompile.plan.op_table import Wish
 
@@ -15,9 +16,13 @@ class Where:
     file: str = ""
     line: int = 0
 
+    @property
+    def at(self) -> str | None:
+        """``file:line``, or None if the file is unknown."""
+        return f"{self.file}:{self.line}" if self.file else None
+
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.file else ""
-        return "  ".join(part for part in (self.module, place) if part)
+        return "  ".join(part for part in (self.module, self.at) if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,16 @@ class Op:
     where: Where = Where()
 
 
+class Fixed(Enum):
+    """Why a tensor exists in FP32 whatever is planned; the value is how a report names it."""
+
+    PARAMETER = "a parameter"
+    BUFFER = "a buffer"
+    BATCH = "a batch"
+    INPUT = "an input"
+    STATISTIC = "a statistic"
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """One FP32 tensor.
@@ -71,14 +86,14 @@ class Tensor:
         id: the node's name; unique in its graph.
         elements: how many numbers it holds; inside a loop or a branch, over all the times that
             runs (`mpcompile.program.control_flow`).
-        fixed: why it exists in FP32 anyway (a parameter, a buffer, an input), or None.
+        fixed: why it exists in FP32 anyway; None if an op decides.
         output: it leaves the graph and must be FP32 there.
         fits: it was measured, and FP16 holds all its numbers with all their digits.
     """
 
     id: str
     elements: int
-    fixed: str | None = None
+    fixed: Fixed | None = None
     output: bool = False
     fits: bool = False
 

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import replace
 
 from mpcompile.errors import BadInput
+from mpcompile.plan.authors import Author
 from mpcompile.plan.dataflow import Dataflow, Op
 from mpcompile.plan.fingerprint import differences, graph_of
 from mpcompile.plan.growth import contain_growth
@@ -117,4 +118,4 @@ def _reason(decision: Decision, own: Decision) -> str:
     """Return the decision's reason, unless it is still that of what an editor has changed."""
     if decision.stores is own.stores or decision.reason != own.reason:
         return decision.reason
-    return f"set in the plan; the policy alone stores {own.stores.short}: {own.reason}"
+    return f"{Author.PLAN}; the policy alone stores {own.stores.short}: {own.reason}"

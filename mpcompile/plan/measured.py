@@ -40,8 +40,7 @@ def apply_ranges(flow: Dataflow, ranges: Ranges, precision: Precision) -> Datafl
     if ranges.fingerprint != tensors_of(flow):
         raise BadInput(
             "the ranges were measured on another program, or on other batch shapes",
-            "",
-            "run `mpcompile calibrate` again",
+            fix="run `mpcompile calibrate` again",
         )
     if precision is not Precision.FP16:
         return flow

@@ -108,7 +108,7 @@ class Plan:
         return json.dumps({**head, **asdict(self)}, indent=1, default=lambda p: p.value)
 
     @staticmethod
-    def from_json(text: str | bytes, where: str = "") -> Plan:
+    def from_json(text: str | bytes, where: str | None = None) -> Plan:
         """Read a plan that may come from anyone.
 
         Args:
@@ -158,7 +158,7 @@ def _format() -> TypeAdapter[PlanFile]:
     return TypeAdapter(PlanFile)
 
 
-def _refusal(error: ValidationError, where: str) -> BadInput:
+def _refusal(error: ValidationError, where: str | None) -> BadInput:
     """Name the version if that is what is wrong: then nothing else is worth a word."""
     for problem in error.errors(include_url=False):
         if problem["loc"] == ("version",) and problem["type"] != "missing":

@@ -1,7 +1,43 @@
 """Decide precisions: the assignment that writes the fewest bytes, found as a minimum cut.
 
-``docs/planner.md`` states the problem and proves the construction; `mpcompile.plan.footprint`
-evaluates the same objective term by term.
+Unknowns. Each op ``o`` has one unknown ``h(o)``: 1 if it stores its results in 16 bits, 0 if in
+FP32.
+
+Constraints. ``h(o) = 1`` if the op's wish is HALF, ``h(o) = 0`` if it is FULL; an op whose wish is
+FREE has a choice (`_node`). There is no other constraint: all names of a value that crosses the
+border of an inner graph are one op, so they agree by themselves.
+
+Objective. A tensor ``t`` has ``n`` numbers and a writer with ``s = h(writer)``; a fixed tensor has
+``s = 0``. Whether ``t`` is written, present, wide or rounded, and which ops load, read and keep it,
+is known before (`mpcompile.plan.footprint.footprints`). ``[x]`` is 1 if ``x`` is true, else 0;
+``some(ops, v)`` means that some ``o`` of them has ``h(o) = v``:
+
+    minimise    unit * sum of B(t)  +  sum of C(t)          over all tensors t
+
+    B(t) =  [written] * (2n if s = 1 else 4n)                                       (1)
+          + 2n * [some(loads, 1)           and not (present and s = 1)]             (2)
+          + 4n * [(some(loads, 0) or wide) and not (present and s = 0)]             (3)
+          + 2n * [some(kept, 1)]                                                    (4)
+          + 4n * [some(kept, 0)]                                                    (5)
+    C(t) =  [some(reads, 1)                      and s = 0]                         (6)
+          + [(some(reads, 0) or wide or rounded) and s = 1]                         (7)
+
+``B`` counts bytes: (1) to (3) those that are written in forward, (4) and (5) once more those that
+are kept for backward. ``C`` counts casts. ``unit = 2 * tensors + 1`` (`network_of`) is larger than
+the sum of all ``C``, so one byte outweighs all casts together. Of several minima the one with the
+most 16-bit ops is taken (`mpcompile.plan.min_cut.source_side`).
+
+Network. The source's side of the cut means ``h = 1``. `_add_tensor` adds the terms of one tensor,
+in this order:
+
+    (1)            two edges beside each other, written there
+    (2), (4), (6)  `_narrow_copy`: pay if some op of a set is on the source's side and the writer
+                   is not; in (4), and in (2) if the tensor is not present, the sink is the writer
+    (3), (5), (7)  `_wide_copy`: the mirror image; in (5), and in (3) if the tensor is not present,
+                   the source is the writer; ``wide`` and ``rounded`` are readers that are the sink
+
+`mpcompile.plan.footprint.cost` evaluates the same seven terms for a given assignment, without a
+network. ``docs/planner.md`` explains each word and proves the construction.
 """
 
 from __future__ import annotations
@@ -101,7 +137,7 @@ def _node(op: Op) -> object:
 
 
 def _add_tensor(network: nx.DiGraph, row: Footprint, unit: int) -> None:
-    """Add the terms of one tensor's cost, in the order of `mpcompile.plan.footprint.cost`."""
+    """Add the terms (1) to (7) of one tensor, in the order of the objective."""
     name = row.tensor.id
     narrow, wide = unit * row.narrow_bytes, unit * row.wide_bytes
     writer = FULL_SIDE if row.writer is None else _node(row.writer)
@@ -122,7 +158,7 @@ def _add_tensor(network: nx.DiGraph, row: Footprint, unit: int) -> None:
 def _narrow_copy(
     network: nx.DiGraph, copy: object, readers: list[object], writer: object, size: int
 ) -> None:
-    """Charge a size if a reader is on the 16-bit side and the writer is not."""
+    """Charge a size if a reader is on the 16-bit side and the writer is not: (2), (4) and (6)."""
     readers = [node for node in dict.fromkeys(readers) if node != FULL_SIDE]
     if HALF_SIDE in readers or len(readers) == 1:
         _add(network, HALF_SIDE if HALF_SIDE in readers else readers[0], writer, size)
@@ -135,7 +171,7 @@ def _narrow_copy(
 def _wide_copy(
     network: nx.DiGraph, copy: object, readers: list[object], writer: object, size: int
 ) -> None:
-    """Charge a size if a reader is on the FP32 side and the writer is not."""
+    """Charge a size if a reader is on the FP32 side and the writer is not: (3), (5) and (7)."""
     readers = [node for node in dict.fromkeys(readers) if node != HALF_SIDE]
     if FULL_SIDE in readers or len(readers) == 1:
         _add(network, writer, FULL_SIDE if FULL_SIDE in readers else readers[0], size)
@@ -236,5 +272,5 @@ def _copies(
 
 def _why_narrow(tensor: Tensor) -> str:
     if tensor.fixed:
-        return f"{tensor.fixed}, read in 16 bits"
+        return f"{tensor.fixed.value}, read in 16 bits"
     return "stored in FP32, read in 16 bits"

@@ -17,6 +17,7 @@ from enum import Enum, IntEnum
 from fnmatch import fnmatchcase
 
 from mpcompile.errors import BadInput, did_you_mean
+from mpcompile.plan.authors import Author
 from mpcompile.plan.op_table import UNKNOWN, PrecisionClass, Rule, Wish
 from mpcompile.precision import Precision
 
@@ -257,7 +258,7 @@ def _strongest(found: list[tuple[_Specificity, Wish, str]], row: Row) -> tuple[W
                 "the policy",
                 "remove one, or name the node, the op or more of the module path",
             )
-    return wish, f"the policy's {wish.value}={pattern!r}"
+    return wish, f"{Author.OVERRIDE} {wish.value}={pattern!r}"
 
 
 def _by_level(level: Level, rule: Rule, row: Row) -> tuple[Wish, str]:

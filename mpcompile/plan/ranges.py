@@ -135,7 +135,7 @@ class Ranges:
         return json.dumps({"version": VERSION, **asdict(self)}, separators=(",", ":"))
 
     @staticmethod
-    def from_json(text: str | bytes, where: str = "") -> Ranges:
+    def from_json(text: str | bytes, where: str | None = None) -> Ranges:
         """Read ranges that may come from anyone.
 
         Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mpcompile.plan.dataflow import Dataflow, Op
+from mpcompile.plan.dataflow import Dataflow, Fixed, Op
 from mpcompile.plan.op_table import Wish
 
 _ARITHMETIC = frozenset(("pointwise", "activation", "mean"))
@@ -21,7 +21,7 @@ def keep_weight_terms(flow: Dataflow) -> Dataflow:
     Views and other movement only hand a weight on; a matmul ends it, as do ops that the user has
     spoken about.
     """
-    weights = {tensor.id for tensor in flow.tensors if tensor.fixed == "a parameter"}
+    weights = {tensor.id for tensor in flow.tensors if tensor.fixed is Fixed.PARAMETER}
     return replace(flow, ops=tuple(_kept(op, weights) for op in flow.ops))
 
 

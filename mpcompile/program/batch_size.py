@@ -24,16 +24,16 @@ _SIZES = sorted({*range(LEAST, 34), *(2**k + d for k in range(6, 17) for d in (-
 
 
 @dataclass(frozen=True, slots=True)
-class Fixed:
+class SizeLimit:
     """Why a batch size cannot be left open.
 
     Attributes:
         what: the condition that does not hold for every size.
-        where: ``file:line`` that asked for it, or ``""``.
+        where: ``file:line`` that asked for it; None if no line did.
     """
 
     what: str
-    where: str
+    where: str | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,16 +58,16 @@ class BatchSize:
             self._known[key] = self._broken([size]) is None
         return self._known[key]
 
-    def limited_by(self) -> Fixed | None:
+    def limited_by(self) -> SizeLimit | None:
         """Return what does not hold for every size."""
         return self._broken(_SIZES)
 
-    def fixed_by(self) -> Fixed | None:
+    def fixed_by(self) -> SizeLimit | None:
         """Return what holds for one size only."""
         known = self.environment.replace(self.symbol)
         return self._broken([n for n in _SIZES if n != known]) if known.is_number else None
 
-    def _broken(self, sizes: Sequence[int]) -> Fixed | None:
+    def _broken(self, sizes: Sequence[int]) -> SizeLimit | None:
         fixed = {
             symbol: number
             for guard in self.environment.guards
@@ -95,7 +95,7 @@ def dynamic_shapes(places: Sequence[bool]) -> Any:
     return (tuple({0: torch.export.Dim.AUTO} if is_open else None for is_open in places),)
 
 
-def find_size(batch: Sequence[torch.Tensor], places: Sequence[bool]) -> BatchSize | Fixed:
+def find_size(batch: Sequence[torch.Tensor], places: Sequence[bool]) -> BatchSize | SizeLimit:
     """Return the size that an exported program has left open, one for all its tensors.
 
     A dimension that the program fixes though it happens to be as long as the batch is none of it.
@@ -110,7 +110,7 @@ def find_size(batch: Sequence[torch.Tensor], places: Sequence[bool]) -> BatchSiz
     environment.frozen = False  # after an export, torch would note no more guards
     if not _is_open(symbol):
         broken = _broken_guard(environment, {}, [size for size in _SIZES if size != symbol])
-        return broken or Fixed(f"the program fixes it to {symbol}", "")
+        return broken or SizeLimit(f"the program fixes it to {symbol}", None)
     # What is compared and was the same in the example is one symbol from here on.
     same = [bool(size == symbol) for size in sizes if _is_open(size)]
     assert all(same)
@@ -126,7 +126,9 @@ def _is_open(size: int | torch.SymInt) -> bool:
     return isinstance(size, torch.SymInt) and not size.node.expr.is_number
 
 
-def _broken_guard(environment: Any, fixed: Mapping[Any, Any], sizes: Sequence[int]) -> Fixed | None:
+def _broken_guard(
+    environment: Any, fixed: Mapping[Any, Any], sizes: Sequence[int]
+) -> SizeLimit | None:
     """Return the first guard that does not hold for all sizes, once other symbols are fixed."""
     for guard in environment.guards:
         condition = guard.expr.subs(fixed)
@@ -135,11 +137,11 @@ def _broken_guard(environment: Any, fixed: Mapping[Any, Any], sizes: Sequence[in
             continue
         if not all(condition.subs(dict.fromkeys(symbols, size)) for size in sizes):
             place = guard.sloc.framework_loc
-            where = f"{place.filename}:{place.lineno}" if hasattr(place, "lineno") else ""
+            where = f"{place.filename}:{place.lineno}" if hasattr(place, "lineno") else None
             text = str(condition)
             if condition.is_Relational:
                 text = f"{condition.lhs} {condition.rel_op} {condition.rhs}"
             for item in symbols:
                 text = text.replace(str(item), "batch")
-            return Fixed(text, where)
+            return SizeLimit(text, where)
     return None

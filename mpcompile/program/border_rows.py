@@ -8,22 +8,24 @@ from math import ceil
 from torch import fx
 
 from mpcompile.plan.dataflow import Op, Tensor, Where
+from mpcompile.plan.needs import settled
+from mpcompile.plan.nest import BorderKind
 from mpcompile.plan.op_table import PrecisionClass, Rule, Wish
 from mpcompile.plan.policy import Resolution
-from mpcompile.program.control_flow import CARRY, OPERAND, RESULT, SLICE, STACK, Border, items_of
+from mpcompile.program.control_flow import Border, items_of
+from mpcompile.program.needs import BORDER_NEEDS
 from mpcompile.program.node_tensors import count_of, is_full_tensor
 from mpcompile.torch_private.ops import op_name
 
 _WHY = {
-    CARRY: "a loop carries it: one precision at entry, in every round and at exit",
-    OPERAND: "enters a graph; who needs another precision there casts it there",
-    SLICE: "a loop goes over its rows",
-    RESULT: "branches agree on what they return",
-    STACK: "a loop collects its rows",
+    BorderKind.CARRY: "a loop carries it: one precision at entry, in every round and at exit",
+    BorderKind.OPERAND: "enters a graph; who needs another precision there casts it there",
+    BorderKind.SLICE: "a loop goes over its rows",
+    BorderKind.RESULT: "branches agree on what they return",
+    BorderKind.STACK: "a loop collects its rows",
 }
 
-SINGLE = "a single number: nothing to save in 16 bits"
-"""Why a 0-d tensor stays in FP32."""
+_STRICTEST = (Wish.FULL, Wish.HALF, Wish.FREE)
 
 
 def border_rule(name: str) -> Rule:
@@ -43,7 +45,7 @@ def border_row(
 
     Args:
         border: one value.
-        ids: `Nest.ids`.
+        ids: the ids of all nodes.
         rounds: how often its caller runs.
         resolution: the policy may pin it, by the caller's op name or by one of the border's ids;
             of several callers the one with the strictest need decides.
@@ -62,24 +64,23 @@ def border_row(
         for call, place in border.results
         if not items_of(call, place)
     )
-    said = [resolution.wishes[id][1:] for id in border.ids]
-    wish, reason = min(said, key=lambda each: (Wish.FULL, Wish.HALF, Wish.FREE).index(each[0]))
+    said = [resolution.wishes[id] for id in border.ids]
+    rule, wish, reason = min(said, key=lambda each: _STRICTEST.index(each[1]))
     overridden = any(id in resolution.overridden for id in border.ids)
-    reason = reason if overridden else _WHY[border.kind]
-    if wish is Wish.FREE and max(count_of(value) for value in values) <= 1:
-        wish, reason = Wish.FULL, SINGLE
+    told = rule, wish, reason if overridden else _WHY[border.kind]
+    rule, wish, reason = settled(values, told, BORDER_NEEDS)
     reads = [use.value for use in border.reads]
     row = Op(
         id=border.id,
-        kind=f"{name} {border.kind}",
-        rule=border_rule(name).name,
+        kind=f"{name} {border.kind.value}",
+        rule=rule.name,
         wish=wish,
         inside=False,
         streams=False,
         reason=reason,
         reads=tuple(dict.fromkeys(ids[node] for node in reads if isinstance(node, fx.Node))),
         writes=(*(ids[node] for node in border.writes), *(tensor.id for tensor in unread)),
-        view=border.kind != STACK,
+        view=border.kind.shares_memory,
         overridden=overridden,
         where=where,
     )

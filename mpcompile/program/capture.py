@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture
-from mpcompile.plan.dataflow import Where
+from mpcompile.plan.dataflow import Fixed, Where
 from mpcompile.program.batch_size import BatchSize, dynamic_shapes
 from mpcompile.program.functional import make_functional
 from mpcompile.program.returned import Nest, loss_last, nest_of_results, stands_alone
@@ -39,6 +39,18 @@ class Kind(Enum):
     PARAMETER = "parameter"
     BUFFER = "buffer"
     BATCH = "batch"
+
+    @property
+    def fixed(self) -> Fixed:
+        """What the planner knows it as."""
+        return _FIXED[self]
+
+
+_FIXED = {
+    Kind.PARAMETER: Fixed.PARAMETER,
+    Kind.BUFFER: Fixed.BUFFER,
+    Kind.BATCH: Fixed.BATCH,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,14 +220,14 @@ def _first_line(error: BaseException) -> str:
     return lines[0].rstrip(".")[:300] if lines else "no message"
 
 
-def user_place(error: BaseException) -> str:
-    """Return ``file:line`` of the deepest frame that is neither torch's nor ours."""
+def user_place(error: BaseException) -> str | None:
+    """Return ``file:line`` of the deepest frame that is neither torch's nor ours, or None."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if not is_foreign(frame.filename)
     ]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
 
 
 def _returns(program: torch.export.ExportedProgram, workload: Workload) -> Nest | None:
@@ -256,24 +268,24 @@ def _refuse_hidden_writes(graph: fx.Graph, workload: Workload) -> None:
             where = place_of(node)
             raise CannotCapture(
                 f"the instance norm {where.module} updates running statistics",
-                f"{where.file}:{where.line}" if where.file else workload.origin,
+                where.at or workload.origin,
                 "create it with track_running_stats=False",
             )
 
 
 def _place_loss(module: fx.GraphModule, workload: Workload) -> None:
     """Give ops of the loss function, whose frames torch leaves out, the line of its definition."""
-    file, _, line = definition(workload.loss).rpartition(":")
+    file, _, line = (definition(workload.loss) or "").rpartition(":")
     for node in module.graph.nodes:
         if file and node.op == "call_function" and not str(place_of(node)):
             trace = node.meta.get("stack_trace") or ""
             node.meta["stack_trace"] = f'{trace}\n  File "{file}", line {line}, in loss'
 
 
-def definition(function: Callable[..., Any] | None) -> str:
-    """Return ``file:line`` of a function's definition, or ``""``."""
+def definition(function: Callable[..., Any] | None) -> str | None:
+    """Return ``file:line`` of a function's definition, or None."""
     code = getattr(function, "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno}" if code else ""
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else None
 
 
 def _inputs(

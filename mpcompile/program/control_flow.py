@@ -17,15 +17,9 @@ from typing import Any
 import networkx as nx
 from torch import fx
 
+from mpcompile.plan.nest import BRANCH_ROUNDS, UNKNOWN_ROUNDS, BorderKind, Inner, visited
 from mpcompile.torch_private.ops import is_higher_order, op_name
 from mpcompile.torch_private.tracing import traced
-
-CARRY, OPERAND, SLICE, RESULT, STACK = "carry", "operand", "slice", "result", "stack"
-"""What a border is: a loop's state; a value all inner graphs see; a row of what a loop goes over;
-what a branch returns; what a loop collects row by row."""
-
-_UNKNOWN_ROUNDS = Fraction(10)
-"""Nobody knows how often a while loop runs; what matters is that its inside runs more than once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,38 +35,49 @@ class _Call:
 
     graphs: tuple[int, ...]
     returning: tuple[int, ...]
-    inputs: tuple[tuple[str, int], ...]
-    collects: str
+    inputs: tuple[tuple[BorderKind, int], ...]
+    collects: BorderKind
 
 
 _CALLS = {
-    "cond": _Call((1, 2), (1, 2), ((OPERAND, 3),), RESULT),
-    "while_loop": _Call((0, 1), (1,), ((CARRY, 2), (OPERAND, 3)), RESULT),
-    "while_loop_stack_output": _Call((0, 1), (1,), ((CARRY, 2), (OPERAND, 3)), RESULT),
-    "scan": _Call((0,), (0,), ((CARRY, 1), (SLICE, 2), (OPERAND, 3)), STACK),
-    "map_impl": _Call((0,), (0,), ((SLICE, 1), (OPERAND, 2)), STACK),
+    "cond": _Call((1, 2), (1, 2), ((BorderKind.OPERAND, 3),), BorderKind.RESULT),
+    "while_loop": _Call(
+        (0, 1), (1,), ((BorderKind.CARRY, 2), (BorderKind.OPERAND, 3)), BorderKind.RESULT
+    ),
+    "while_loop_stack_output": _Call(
+        (0, 1), (1,), ((BorderKind.CARRY, 2), (BorderKind.OPERAND, 3)), BorderKind.RESULT
+    ),
+    "scan": _Call(
+        (0,),
+        (0,),
+        ((BorderKind.CARRY, 1), (BorderKind.SLICE, 2), (BorderKind.OPERAND, 3)),
+        BorderKind.STACK,
+    ),
+    "map_impl": _Call(
+        (0,), (0,), ((BorderKind.SLICE, 1), (BorderKind.OPERAND, 2)), BorderKind.STACK
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """One tensor among a node's arguments: ``node.args[argument][element]``."""
+    """A place where a value is read: ``reader.args[argument][element]``."""
 
-    node: fx.Node
+    reader: fx.Node
     argument: int
     element: int
 
     @property
     def value(self) -> object:
-        """What the node reads there."""
-        return self.node.args[self.argument][self.element]  # type: ignore[index]
+        """What is read there."""
+        return self.reader.args[self.argument][self.element]  # type: ignore[index]
 
     def replace(self, value: fx.Node) -> None:
-        """Let the node read something else there."""
-        values = self.node.args[self.argument]
+        """Let something else be read there."""
+        values = self.reader.args[self.argument]
         assert isinstance(values, list | tuple)
         changed = [*values[: self.element], value, *values[self.element + 1 :]]
-        self.node.update_arg(self.argument, type(values)(changed))
+        self.reader.update_arg(self.argument, type(values)(changed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ class Border:
 
     Attributes:
         ids: the calling node's id, the kind and a number (``scan/carry_0``), once per caller.
-        kind: one of the five kinds.
+        kind: what crosses there.
         caller: the node that calls the inner graph; the first of them if a graph is shared.
         reads: where it comes from: arguments of the caller, results of inner graphs.
         inputs: the inner graphs' inputs that it becomes.
@@ -89,7 +94,7 @@ class Border:
     """
 
     ids: tuple[str, ...]
-    kind: str
+    kind: BorderKind
     caller: fx.Node
     reads: tuple[Use, ...]
     inputs: tuple[fx.Node, ...]
@@ -111,30 +116,19 @@ class Nest:
     """A graph and the graphs inside it, each once however many callers it has.
 
     Attributes:
-        graphs: prefix of the ids of their nodes to module; the whole graph's prefix is empty.
-        rounds: prefix to how often a run of the whole graph runs it; a branch counts half.
-        borders: what crosses between them.
-        called: a calling node to the prefixes of the graphs of which it is the first caller.
+        inners: the graphs, each behind a graph that calls it.
+        nodes: per node its id, which is unique among all graphs.
+        borders: what crosses between graphs, per node that calls graphs; where several nodes call
+            one graph, the first of them has the borders.
     """
 
-    graphs: dict[str, fx.GraphModule]
-    rounds: dict[str, Fraction]
-    borders: tuple[Border, ...]
-    called: dict[fx.Node, tuple[str, ...]]
+    inners: tuple[Inner[fx.GraphModule, fx.Node], ...]
+    nodes: dict[fx.Node, str]
+    borders: dict[fx.Node, tuple[Border, ...]]
 
-    def borders_of(self, caller: fx.Node) -> list[Border]:
-        """Return the borders whose first caller a node is."""
-        if caller not in self.called:
-            return []
-        return [border for border in self.borders if border.caller is caller]
-
-    def ids(self) -> dict[fx.Node, str]:
-        """Return the ids of all nodes, unique among all graphs."""
-        return {
-            node: prefix + node.name
-            for prefix, module in self.graphs.items()
-            for node in module.graph.nodes
-        }
+    def visited(self) -> Iterator[tuple[fx.Node, Inner[fx.GraphModule, fx.Node]]]:
+        """Yield every node with its graph; what a node calls follows it."""
+        return visited(self.inners, lambda module: module.graph.nodes)
 
 
 def items_of(call: fx.Node, position: int) -> list[fx.Node]:
@@ -186,7 +180,11 @@ def with_graphs(op: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...
         return args
     inputs: list[Any] = []
     for kind, place in call.inputs:
-        inputs += [value.select(0, 0) for value in args[place]] if kind == SLICE else args[place]
+        inputs += (
+            [value.select(0, 0) for value in args[place]]
+            if kind == BorderKind.SLICE
+            else args[place]
+        )
     return tuple(
         traced(value, inputs)
         if place in call.graphs and not isinstance(value, fx.GraphModule)
@@ -205,7 +203,8 @@ def nest_of(module: fx.GraphModule) -> Nest:
     prefixes = {module: ""}
     parts: list[Border] = []
     calls: list[tuple[str, str, Fraction]] = []
-    first: dict[fx.Node, tuple[str, ...]] = {}
+    callers: dict[fx.GraphModule, fx.Node | None] = {module: None}
+    borders: dict[fx.Node, tuple[Border, ...]] = {}
 
     def walk(graph: fx.GraphModule) -> None:
         prefix = prefixes[graph]
@@ -217,16 +216,30 @@ def nest_of(module: fx.GraphModule) -> Nest:
             for position, inner in called.items():
                 if inner not in prefixes:
                     prefixes[inner] = f"{prefix}{node.args[position].target}."
+                    callers[inner] = node
                     new.append(inner)
             calls.extend((prefix, prefixes[inner], _rounds(node)) for inner in called.values())
             parts.extend(_borders(prefix + node.name, node, called))
-            first[node] = tuple(prefixes[inner] for inner in new)
+            borders[node] = ()
             for inner in new:
                 walk(inner)
 
     walk(module)
-    graphs = {prefix: graph for graph, prefix in prefixes.items()}
-    return Nest(graphs, _all_rounds(calls), tuple(_joined(parts)), first)
+    for border in _joined(parts):
+        borders[border.caller] += (border,)
+    rounds = _all_rounds(calls)
+    return Nest(
+        tuple(
+            Inner(graph, prefix, callers[graph], rounds[prefix])
+            for graph, prefix in prefixes.items()
+        ),
+        {
+            node: prefix + node.name
+            for graph, prefix in prefixes.items()
+            for node in graph.graph.nodes
+        },
+        borders,
+    )
 
 
 def _is_call(node: fx.Node, module: fx.GraphModule) -> bool:
@@ -291,14 +304,14 @@ def _untouched(module: fx.GraphModule) -> set[fx.Node]:
 def _rounds(node: fx.Node) -> Fraction:
     """Return how often one run of a call runs its inner graphs."""
     if op_name(node) == "cond":
-        return Fraction(1, 2)
+        return BRANCH_ROUNDS
     for kind, position in _CALLS[op_name(node)].inputs:
         given = node.args[position]
         assert isinstance(given, list | tuple)
-        if kind == SLICE and given and isinstance(given[0], fx.Node):
+        if kind == BorderKind.SLICE and given and isinstance(given[0], fx.Node):
             length = given[0].meta["val"].shape[0]
-            return Fraction(length) if isinstance(length, int) else _UNKNOWN_ROUNDS
-    return _UNKNOWN_ROUNDS
+            return Fraction(length) if isinstance(length, int) else UNKNOWN_ROUNDS
+    return UNKNOWN_ROUNDS
 
 
 def _all_rounds(calls: list[tuple[str, str, Fraction]]) -> dict[str, Fraction]:
@@ -325,17 +338,22 @@ def _borders(id: str, node: fx.Node, graphs: dict[int, fx.GraphModule]) -> Itera
         assert isinstance(given, list | tuple)
         for place in range(len(given)):
             reads, results = [Use(node, position, place)], []
-            if kind == CARRY:
+            if kind == BorderKind.CARRY:
                 reads += [Use(output, 0, place) for output in outputs]
                 results = [(node, place)]
                 carried += 1
             yield Border(
-                (f"{id}/{kind}_{place}",), kind, node, tuple(reads), inputs[slot], tuple(results)
+                (f"{id}/{kind.value}_{place}",),
+                kind,
+                node,
+                tuple(reads),
+                inputs[slot],
+                tuple(results),
             )
             slot += 1
     for place in range(carried, len(node.meta["val"])):
         yield Border(
-            (f"{id}/{call.collects}_{place}",),
+            (f"{id}/{call.collects.value}_{place}",),
             call.collects,
             node,
             tuple(Use(output, 0, place) for output in outputs),
@@ -353,7 +371,9 @@ def _joined(parts: list[Border]) -> Iterator[Border]:
         same = [parts[number] for number in sorted(n for n in component if isinstance(n, int))]
         yield Border(
             tuple(id for part in same for id in part.ids),
-            STACK if any(part.kind == STACK for part in same) else same[0].kind,
+            BorderKind.STACK
+            if any(part.kind == BorderKind.STACK for part in same)
+            else same[0].kind,
             same[0].caller,
             tuple(dict.fromkeys(use for part in same for use in part.reads)),
             tuple(dict.fromkeys(node for part in same for node in part.inputs)),

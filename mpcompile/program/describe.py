@@ -11,20 +11,22 @@ from types import MappingProxyType
 import torch
 from torch import fx
 
-from mpcompile.plan.dataflow import Dataflow, Op, Tensor, Where
+from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor, Where
+from mpcompile.plan.needs import settled
 from mpcompile.plan.op_table import TORCH_RULES, Rule, Wish
 from mpcompile.plan.policy import Policy, Resolution, Row, resolve
 from mpcompile.plan.weight_terms import keep_weight_terms
-from mpcompile.program.border_rows import SINGLE, border_row, border_rule
+from mpcompile.program.border_rows import border_row, border_rule
 from mpcompile.program.capture import place_of
 from mpcompile.program.control_flow import Nest, nest_of
+from mpcompile.program.needs import NEEDS, Facts
 from mpcompile.program.node_tensors import count_of, is_full, is_size
 from mpcompile.torch_private.ops import arguments_of, is_view, op_name
 
 
 def dataflow(
     module: fx.GraphModule,
-    fixed: dict[str, str],
+    fixed: Mapping[str, Fixed],
     policy: Policy,
     unfit: Mapping[str, str] = MappingProxyType({}),
 ) -> Dataflow:
@@ -32,42 +34,43 @@ def dataflow(
 
     Args:
         module: FP32 graph with ``meta["val"]`` on every node.
-        fixed: placeholder name to what it is (``"a parameter"``).
+        fixed: placeholder name to what it is.
         policy: gives each op its wish.
         unfit: per node why FP16 cannot hold what it computes with.
     """
     nest = nest_of(module)
-    ids = nest.ids()
-    resolution = _resolve(nest, ids, fixed, policy)
+    ids = nest.nodes
+    resolution = _resolve(nest, fixed, policy)
     ops: list[Op] = []
     tensors: list[Tensor] = []
     fixed = dict(fixed)
     outputs = set(module.graph.output_node().all_input_nodes)
 
-    for node, prefix, caller in _visited(nest, "", Where()):
-        rounds = nest.rounds[prefix]
-        for border in nest.borders_of(node):
-            if row := border_row(border, ids, rounds, resolution, place_of(node)):
+    for node, inner in nest.visited():
+        for border in nest.borders.get(node, ()):
+            if row := border_row(border, ids, inner.rounds, resolution, place_of(node)):
                 ops.append(row[0])
                 tensors.extend(row[1])
         if _computes(node, nest):
-            op = _op(node, ids, *resolution.wishes[ids[node]])
+            op = _op(node, ids, resolution.wishes[ids[node]])
             ops.append(
                 replace(
                     op,
                     overridden=op.id in resolution.overridden,
                     unfit=unfit.get(op.id, ""),
-                    where=_place(node, caller),
+                    where=_place(node, inner.caller),
                 )
             )
             fixed.update(
-                (ids[item], "a statistic") for item in _results(node) if ids[item] not in op.writes
+                (ids[item], Fixed.STATISTIC)
+                for item in _results(node)
+                if ids[item] not in op.writes
             )
         if is_full(node):
             tensors.append(
                 Tensor(
                     id=ids[node],
-                    elements=ceil(count_of(node.meta["val"]) * rounds),
+                    elements=ceil(count_of(node.meta["val"]) * inner.rounds),
                     fixed=fixed.get(ids[node]),
                     output=node in outputs,
                 )
@@ -75,49 +78,36 @@ def dataflow(
     return keep_weight_terms(Dataflow(tuple(ops), tuple(tensors)))
 
 
-def _visited(nest: Nest, prefix: str, caller: Where) -> Iterator[tuple[fx.Node, str, Where]]:
-    """Yield the nodes of all graphs, each with its graph's prefix and the place of the caller.
-
-    What a node calls follows it.
-    """
-    for node in nest.graphs[prefix].graph.nodes:
-        yield node, prefix, caller
-        for inner in nest.called.get(node, ()):
-            yield from _visited(nest, inner, place_of(node))
-
-
 def _computes(node: fx.Node, nest: Nest) -> bool:
     called = node.op == "call_function" and node.target is not operator.getitem
-    return called and not is_size(node) and node not in nest.called
+    return called and not is_size(node) and node not in nest.borders
 
 
-def _place(node: fx.Node, caller: Where) -> Where:
-    """Return a node's place; inside a graph without source lines that of its caller."""
-    where = place_of(node)
+def _place(node: fx.Node, calling: fx.Node | None) -> Where:
+    """Return a node's place; inside a graph without source lines that of the calling node."""
+    where, caller = place_of(node), place_of(calling) if calling is not None else Where()
     return where if where.file else replace(caller, module=where.module or caller.module)
 
 
-def _resolve(
-    nest: Nest, ids: dict[fx.Node, str], fixed: dict[str, str], policy: Policy
-) -> Resolution:
+def _resolve(nest: Nest, fixed: Mapping[str, Fixed], policy: Policy) -> Resolution:
     """Return what the policy says of each op and each border; warn of overrides that match none."""
-    rules = {**TORCH_RULES, **{op_name(node): border_rule(op_name(node)) for node in nest.called}}
+    rules = {**TORCH_RULES, **{op_name(node): border_rule(op_name(node)) for node in nest.borders}}
 
     def rows() -> Iterator[Row]:
-        for node, _, caller in _visited(nest, "", Where()):
-            for border in nest.borders_of(node):
+        for node, inner in nest.visited():
+            for border in nest.borders.get(node, ()):
                 for name in border.ids:
                     yield Row(name, op_name(node), place_of(node).module)
             if _computes(node, nest):
-                module = _place(node, caller).module
-                yield Row(ids[node], op_name(node), module, _is_residual(node, fixed))
+                module = _place(node, inner.caller).module
+                yield Row(nest.nodes[node], op_name(node), module, _is_residual(node, fixed))
 
     resolution = resolve(policy, rules, rows())
     resolution.warn()
     return resolution
 
 
-def _is_residual(node: fx.Node, fixed: dict[str, str]) -> bool:
+def _is_residual(node: fx.Node, fixed: Mapping[str, Fixed]) -> bool:
     """Whether the node adds two activations: no parameter, no buffer, nothing broadcast."""
     parts = node.args[:2]
     if op_name(node) != "add" or not is_full(node):
@@ -129,25 +119,22 @@ def _is_residual(node: fx.Node, fixed: dict[str, str]) -> bool:
             return False
         while part.op == "call_function" and is_view(part):
             part = part.all_input_nodes[0]
-        if fixed.get(part.name) in ("a parameter", "a buffer"):
+        if fixed.get(part.name) in (Fixed.PARAMETER, Fixed.BUFFER):
             return False
     return any(isinstance(part, fx.Node) and part.op == "call_function" for part in parts)
 
 
-def _op(node: fx.Node, ids: dict[fx.Node, str], rule: Rule, wish: Wish, reason: str) -> Op:
+def _op(node: fx.Node, ids: dict[fx.Node, str], told: tuple[Rule, Wish, str]) -> Op:
+    rule, wish, _ = told
     results = _results(node)
     inside = rule.inside and wish is not Wish.HALF
     if inside and results and isinstance(node.meta["val"], tuple | list):
         results = [item for item in results if item.args[1] == 0]  # the others are statistics
     writes = tuple(ids[result] for result in results)
     reads = tuple(ids[item] for item in node.all_input_nodes if is_full(item))
-    numbers = [count_of(result.meta["val"]) for result in results]
-    if wish is Wish.FREE and writes and max(numbers) <= 1:
-        wish, reason = Wish.FULL, SINGLE
-    if wish is Wish.FREE and inside and not rule.streams:
-        wish, reason = Wish.FULL, "a library call that computes and writes FP32"
-    if wish is not Wish.FULL and not reads and writes:
-        wish, reason = Wish.FULL, "made in FP32, not computed from anything"
+    largest = max((count_of(result.meta["val"]) for result in results), default=0)
+    facts = Facts(reads, writes, largest, inside and not rule.streams)
+    rule, wish, reason = settled(facts, told, NEEDS)
     saves = rule.saves.split()
     wide = rule.full_arguments.split()
     return Op(

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture, CompileError
-from mpcompile.program.batch_size import LEAST, Fixed, find_size, size_of
+from mpcompile.program.batch_size import LEAST, SizeLimit, find_size, size_of
 from mpcompile.program.capture import Forward, Kind, capture, definition, is_foreign, place_of
 from mpcompile.program.cudnn_rnn import MODES
 from mpcompile.program.node_tensors import is_size
@@ -67,7 +67,7 @@ def capture_open(workload: Workload, places: tuple[bool, ...]) -> Forward:
     except CompileError as error:
         raise CannotCapture(f"{_WHAT}: {error.what}", error.where, _ADVICE) from error
     where = definition(workload.loss) or workload.origin
-    if isinstance(size, Fixed):
+    if isinstance(size, SizeLimit):
         raise _refusal(size, where)
     for node in module.graph.output_node().all_input_nodes:
         if is_size(node):
@@ -88,7 +88,7 @@ def check_open(forward: Forward, workload: Workload) -> None:
     fixed = forward.batch_size.fixed_by() if forward.batch_size else None
     if fixed is not None:  # by no line of the user's
         where = definition(workload.loss) or workload.origin
-        raise _refusal(replace(fixed, where=""), where)
+        raise _refusal(replace(fixed, where=None), where)
 
 
 class WatchedInterpreter(fx.Interpreter):
@@ -99,7 +99,7 @@ class WatchedInterpreter(fx.Interpreter):
         origin: the user's place for error messages.
     """
 
-    def __init__(self, forward: Forward, origin: str) -> None:
+    def __init__(self, forward: Forward, origin: str | None) -> None:
         super().__init__(forward.module)
         self._size, self._origin = forward.batch_size, origin
         self._guards = len(self._size.environment.guards) if self._size else 0
@@ -109,7 +109,7 @@ class WatchedInterpreter(fx.Interpreter):
         if self._size is None:
             return super().run_node(n)
         where = place_of(n)
-        place = f"{where.file}:{where.line}" if where.file else self._origin
+        place = where.at or self._origin
         try:
             result = super().run_node(n)
         except RuntimeError as error:
@@ -124,14 +124,14 @@ class WatchedInterpreter(fx.Interpreter):
         return result
 
 
-def needs_size(what: str, where: str) -> CannotCapture:
+def needs_size(what: str, where: str | None) -> CannotCapture:
     """Return the refusal of a program that torch differentiates for known sizes only."""
     return CannotCapture(
         f"{_WHAT}: torch must know it to differentiate {what}", where, "leave out dynamic=True"
     )
 
 
-def _refusal(fixed: Fixed, where: str) -> CannotCapture:
+def _refusal(fixed: SizeLimit, where: str | None) -> CannotCapture:
     what = f"{_WHAT}, as this asks for {fixed.what}"
     return CannotCapture(what, fixed.where or where, _ADVICE)
 

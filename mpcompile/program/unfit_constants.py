@@ -83,7 +83,7 @@ def unfit_constants(
         return ()
     unfit = {name: value for name, tensor in buffers.items() if (value := _of_buffer(tensor))}
     found: list[UnfitConstant] = []
-    for node, op in nest_of(module).ids().items():
+    for node, op in nest_of(module).nodes.items():
         if node.op != "call_function" or _computes_in_fp32(node):
             continue
         used: list[tuple[float, str]] = [(number, "") for number in _numbers(node)]
@@ -128,7 +128,7 @@ def unfit_causes(
     buffers = {item.buffer: item for item in constants if abs(item.value) > _LARGEST}
     causes: dict[str, UnfitConstant] = {}
     reach: dict[fx.Node, UnfitConstant] = {}
-    for node, op in nest_of(module).ids().items():
+    for node, op in nest_of(module).nodes.items():
         if node.op == "placeholder" and op in buffers:
             reach[node] = buffers[op]
         own = held.get(op)

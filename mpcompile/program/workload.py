@@ -30,7 +30,7 @@ class Workload:
             only the forward graph of ``model(*batch)`` is of interest.
         optimizer: over the model's parameters; None goes with no loss.
         data: batches, an epoch an iteration; needed by ``mpcompile run`` only.
-        origin: ``file:line`` where it was defined, for error messages.
+        origin: ``file:line`` where it was defined, for error messages; None if no place is known.
     """
 
     model: torch.nn.Module
@@ -38,9 +38,11 @@ class Workload:
     loss: Callable[..., Any] | None = None
     optimizer: torch.optim.Optimizer | None = None
     data: Iterable[tuple[Any, ...]] | None = None
-    origin: str = ""
+    origin: str | None = None
 
     def __post_init__(self) -> None:
+        if not self.origin:
+            object.__setattr__(self, "origin", None)
         for field, kind, what in (
             ("model", torch.nn.Module, "a torch.nn.Module"),
             ("optimizer", torch.optim.Optimizer | None, "a torch.optim.Optimizer"),
@@ -82,7 +84,7 @@ def load(source: str) -> Workload:
     name = "workload"
     if path.suffix == ".py" or path.exists():
         if not path.is_file():
-            raise BadInput("there is no such file", source, "check the path")
+            raise BadInput("there is no such file", source or None, "check the path")
         file = str(path.resolve())
         module = _run(file, lambda: module_at(path.resolve()))
     else:
@@ -95,8 +97,7 @@ def load(source: str) -> Workload:
         if spec is None or spec.origin is None:
             raise BadInput(
                 f"there is no file and no module of the name {source!r}",
-                "",
-                "give the path of a .py file, or package.module:name",
+                fix="give the path of a .py file, or package.module:name",
             )
         file = spec.origin
         module = _run(file, lambda: importlib.import_module(dotted))
@@ -115,7 +116,7 @@ def load_function(source: str) -> Callable[..., Any]:
     path = Path(place)
     if not place or not name:
         raise BadInput(
-            f"{source!r} names no function", "", "write file.py:function or module:function"
+            f"{source!r} names no function", fix="write file.py:function or module:function"
         )
     if path.suffix == ".py":
         if not path.is_file():
@@ -130,7 +131,7 @@ def load_function(source: str) -> Callable[..., Any]:
         except (ImportError, ValueError):
             found = None
         if found is None:
-            raise BadInput(f"there is no module {place!r}", "", "give the path of a .py file")
+            raise BadInput(f"there is no module {place!r}", fix="give the path of a .py file")
         file = found.origin or place
         module = _run(file, lambda: importlib.import_module(place))
     function = getattr(module, name, None)
@@ -178,7 +179,7 @@ def _run(file: str, action: Callable[[], Any]) -> Any:
         raise
     except SyntaxError as error:
         raise BadInput(
-            f"this is not valid Python: {error.msg}", f"{error.filename}:{error.lineno}", ""
+            f"this is not valid Python: {error.msg}", f"{error.filename}:{error.lineno}"
         ) from error
     except (Exception, SystemExit) as error:
         raise BadInput(
@@ -201,7 +202,7 @@ def _workload_of(module: ModuleType, name: str, file: str) -> Workload:
         code = getattr(made, "__code__", None)
         origin = f"{file}:{code.co_firstlineno}" if code else file
         if not callable(made):
-            raise BadInput(f"{name} is neither a function nor a Workload", origin, "")
+            raise BadInput(f"{name} is neither a function nor a Workload", origin)
         made = _run(file, made)
     if not isinstance(made, Workload):
         raise BadInput(

@@ -123,7 +123,7 @@ def score(
     except Exception as error:
         raise BadInput(
             f"the function raised {type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            user_place(error, where.rpartition(":")[0]),
+            user_place(error, where.rpartition(":")[0]) if where else None,
             "make it function(step, workload), which returns a number",
         ) from error
     try:

@@ -61,7 +61,7 @@ def explain(subject: Subject, name: str) -> list[str]:
     known += [node.where.module for node in subject.planned.nodes]
     raise BadInput(
         f"no node, cast or module is called {name!r}{did_you_mean(name, known)}",
-        subject.view.source,
+        subject.view.source or None,
         "`mpcompile inspect --all` lists them",
     )
 

@@ -123,7 +123,7 @@ class View:
         return json.dumps(document, separators=(",", ":"))
 
     @staticmethod
-    def from_json(text: str | bytes, where: str = "") -> View:
+    def from_json(text: str | bytes, where: str | None = None) -> View:
         """Read a view that may come from anyone.
 
         Raises:

@@ -20,7 +20,7 @@ from mpcompile.torch_private.ops import draws, op_name, scan_is_differentiable
 
 
 def differentiate(
-    forward: Forward, trained: Sequence[str], origin: str
+    forward: Forward, trained: Sequence[str], origin: str | None
 ) -> tuple[fx.GraphModule, dict[str, Slot]]:
     """Return the gradient graph and its slots.
 
@@ -115,7 +115,7 @@ def _slot(name: str, role: Role, node: fx.Node) -> Slot:
 _SPARSE_ARGUMENT = {"embedding": 4, "embedding_bag": 5}
 
 
-def _refuse_sparse(module: fx.GraphModule, origin: str) -> None:
+def _refuse_sparse(module: fx.GraphModule, origin: str | None) -> None:
     for node in module.graph.nodes:
         place = _SPARSE_ARGUMENT.get(op_name(node), len(node.args))
         if node.args[place : place + 1] == (True,):
@@ -126,7 +126,7 @@ def _refuse_sparse(module: fx.GraphModule, origin: str) -> None:
             )
 
 
-def _refuse_inside(module: fx.GraphModule, origin: str) -> None:
+def _refuse_inside(module: fx.GraphModule, origin: str | None) -> None:
     """Refuse what torch would differentiate wrongly inside control flow."""
     for graph in all_graphs(module):
         for node in graph.graph.nodes:
@@ -148,13 +148,13 @@ def _refuse_inside(module: fx.GraphModule, origin: str) -> None:
                         )
 
 
-def _line(node: fx.Node, origin: str) -> str:
+def _line(node: fx.Node, origin: str | None) -> str | None:
     where = place_of(node)
-    return f"{where.file}:{where.line}" if where.file else origin
+    return where.at or origin
 
 
 def _refuse_unreached(
-    trained: Sequence[str], gradients: Sequence[torch.Tensor | None], origin: str
+    trained: Sequence[str], gradients: Sequence[torch.Tensor | None], origin: str | None
 ) -> None:
     unreached = [name for name, grad in zip(trained, gradients, strict=True) if grad is None]
     if unreached:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx
 
-from mpcompile.errors import CompileError
+from mpcompile.errors import Defect
 from mpcompile.program.graph_text import graph_text, type_text
 from mpcompile.step.arena import Arena
 from mpcompile.step.recorded_number import Guard
@@ -70,7 +70,7 @@ class StepGraph:
         return self.joined.get(name) or (name.removesuffix(".working"),)
 
     def check(self) -> None:
-        """Raise CompileError if the two graphs and the slots do not fit together."""
+        """Raise Defect if the two graphs and the slots do not fit together."""
         for name, graph in self.graphs().items():
             graph.lint()
             for node in graph.find_nodes(op="placeholder"):
@@ -78,7 +78,7 @@ class StepGraph:
             output = graph.output_node()
             results, names = output.args[0], output.meta.get("slots", ())
             if not isinstance(results, list | tuple) or len(results) != len(names):
-                raise CompileError(f"the {name} graph returns results without slots", "", "")
+                raise Defect(f"the {name} graph returns results without slots")
             for slot, node in zip(names, results, strict=True):
                 self._check_slot(name, slot, node)
         made = set(self.gradient.graph.output_node().meta["slots"])
@@ -86,10 +86,10 @@ class StepGraph:
             for node in graph.find_nodes(op="placeholder"):
                 slot = self.slots[node.meta["slot"]]
                 if slot.role in (Role.GRADIENT, Role.UPDATED) and slot.name not in made:
-                    raise CompileError(f"the update reads {slot.name}, which nothing makes", "", "")
+                    raise Defect(f"the update reads {slot.name}, which nothing makes")
             for name in graph.output_node().meta["slots"]:
                 if self.slots[name].role not in STATE:
-                    raise CompileError(f"the update writes {name}, which is not state", "", "")
+                    raise Defect(f"the update writes {name}, which is not state")
         for name, members in self.joined.items():
             arena = self.arena_of(members[0])
             start = arena.parameters.index(members[0])
@@ -103,16 +103,14 @@ class StepGraph:
                 or arena.offsets[last + 1] - arena.offsets[start] < length
                 or (before + prod(arena.shapes[last]) < length and not arena.zeros)
             ):
-                raise CompileError(f"the weights of {name} do not lie side by side", "", "")
+                raise Defect(f"the weights of {name} do not lie side by side")
 
     def _check_slot(self, graph: str, name: object, node: object) -> None:
         if name not in self.slots or not isinstance(node, fx.Node):
-            raise CompileError(f"the {graph} graph's {node} has no slot ({name})", "", "")
+            raise Defect(f"the {graph} graph's {node} has no slot ({name})")
         slot, value = self.slots[str(name)], node.meta["val"]
         if tuple(value.shape) != slot.shape or value.dtype is not slot.dtype:
-            raise CompileError(
-                f"the {graph} graph's {node} is {type_text(value)}, its slot {slot}", "", ""
-            )
+            raise Defect(f"the {graph} graph's {node} is {type_text(value)}, its slot {slot}")
 
     def __str__(self) -> str:
         parts = []

@@ -31,14 +31,14 @@ class Loop:
         for name in ("max_grad_norm", "max_grad_value"):
             limit = getattr(self, name)
             if limit is not None and not 0.0 < limit < float("inf"):
-                raise BadInput(f"{name} is {limit}", "", "give a number above 0, or None")
+                raise BadInput(f"{name} is {limit}", fix="give a number above 0, or None")
         if not isinstance(self.accumulate, int) or self.accumulate < 1:
             raise BadInput(
-                f"an update over {self.accumulate} micro-batches", "", "give a number from 1 on"
+                f"an update over {self.accumulate} micro-batches", fix="give a number from 1 on"
             )
         if self.max_grad_norm is not None and self.max_grad_value is not None:
             raise BadInput(
-                "the gradients would be clipped by norm and by value", "", "choose one of the two"
+                "the gradients would be clipped by norm and by value", fix="choose one of the two"
             )
 
 

@@ -87,8 +87,7 @@ class OptionInputs:
             raise BadInput(
                 f"the optimizer has {len(groups)} parameter groups, the step was compiled for "
                 f"{len(self._traced)}",
-                "",
-                "compile again",
+                fix="compile again",
             )
         if any(_differs(group, seen) for group, seen in zip(groups, self._seen, strict=True)):
             self._take(groups)
@@ -132,18 +131,16 @@ class OptionInputs:
                 zero = ", or from a start other than 0" * (before == 0 and before is not False)
                 raise BadInput(
                     f"{what}, and it is a constant of the compiled step",
-                    "",
-                    f"compile again with the new value{zero}",
+                    fix=f"compile again with the new value{zero}",
                 )
         elif not isinstance(value, int | float | torch.Tensor):
-            raise BadInput(f"{what}, which is no number", "", "give a number")
+            raise BadInput(f"{what}, which is no number", fix="give a number")
         kind = type(self._optimizer).__name__
         for names, guard in self._guards:
             if full in names and not guard.holds({key: float(now[key]) for key in names}):
                 raise BadInput(
                     f"{what}, and {kind}.step() then does other arithmetic than the compiled step",
-                    "",
-                    "compile again with the new value",
+                    fix="compile again with the new value",
                 )
 
 

@@ -85,23 +85,22 @@ def data_parallel(
     if not (distributed.is_available() and distributed.is_initialized()):
         raise BadInput(
             "torch.distributed has no process group yet",
-            "",
-            "start the script with torchrun and call torch.distributed.init_process_group() first",
+            fix="start the script with torchrun and call "
+            "torch.distributed.init_process_group() first",
         )
     try:
         reduce = Precision(reduce)
     except ValueError:
         raise BadInput(
             f"gradients cannot travel as {reduce!r}",
-            "",
-            "choose 'float32', 'float16' or 'bfloat16'",
+            fix="choose 'float32', 'float16' or 'bfloat16'",
         ) from None
     if bucket_bytes < 1:
-        raise BadInput(f"bucket_bytes is {bucket_bytes}", "", "give at least 1")
+        raise BadInput(f"bucket_bytes is {bucket_bytes}", fix="give at least 1")
     group = group or distributed.group.WORLD
     rank = distributed.get_rank(group)
     if rank < 0:
-        raise BadInput("this process is not one of the group", "", "compile only in those that are")
+        raise BadInput("this process is not one of the group", fix="compile only in those that are")
     ranks = distributed.get_world_size(group)
     return DataParallel(ranks, rank, weakref.ref(group), shard, reduce, bucket_bytes)
 
@@ -120,8 +119,7 @@ def lost(error: RuntimeError) -> LostProcess | None:
         return None
     return LostProcess(
         f"another process of this run is gone or does not answer ({text.splitlines()[0][:160]})",
-        "",
-        "see what that one printed last, then start all again from the newest checkpoint",
+        fix="see what that one printed last, then start all again from the newest checkpoint",
     )
 
 

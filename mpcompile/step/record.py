@@ -140,8 +140,7 @@ class _Recorder(DispatchMode):
             raise CannotCapture(
                 f"the program uses a tensor of shape {list(value.shape)} that is neither an input, "
                 "a parameter, a buffer nor computed from one",
-                "",
-                "register it with register_buffer",
+                fix="register it with register_buffer",
             )
         return self._nodes[id(value)][1]
 

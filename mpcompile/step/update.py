@@ -63,7 +63,7 @@ class Update:
 
 
 def trained_parameters(
-    optimizer: torch.optim.Optimizer, names: Mapping[int, str], origin: str
+    optimizer: torch.optim.Optimizer, names: Mapping[int, str], origin: str | None
 ) -> list[list[str]]:
     """Return, per parameter group, the names of the parameters the optimizer trains.
 
@@ -123,7 +123,7 @@ def trace_update(
     cast: Collection[str],
     shapes: Mapping[str, tuple[int, ...]],
     device: torch.device,
-    origin: str,
+    origin: str | None,
     ranks: int = 1,
 ) -> Update:
     """Trace ``optimizer.step()``.

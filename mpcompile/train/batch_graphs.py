@@ -89,8 +89,7 @@ class BatchGraphs:
         if made.size is not None and made.size.places != self._is_open:
             raise BadInput(
                 "for this shape the program fixes a size that the example batch leaves open",
-                "",
-                "compile another step for this shape",
+                fix="compile another step for this shape",
             )
         found.append(made)
         shapes = ", ".join(f"[{', '.join(map(str, shape))}]" for shape in key)
@@ -111,21 +110,18 @@ class BatchGraphs:
         if len(batch) != len(self._slots):
             raise BadInput(
                 f"the step was called with {len(batch)} tensors",
-                "",
-                f"give {len(self._slots)}, as in the example batch",
+                fix=f"give {len(self._slots)}, as in the example batch",
             )
         for value, slot, device in zip(batch, self._slots, self._devices, strict=True):
             if value.device != device:
                 raise BadInput(
                     f"{slot.name} is on {value.device}, the example batch was on {device}",
-                    "",
-                    f"move it, for example {slot.name}.to({str(device)!r})",
+                    fix=f"move it, for example {slot.name}.to({str(device)!r})",
                 )
             if value.dim() != len(slot.shape) or value.dtype is not slot.dtype:
                 raise BadInput(
                     f"{slot.name} is {str(value.dtype).removeprefix('torch.')}"
                     f"{list(value.shape)}, the step was compiled for "
                     f"{str(slot.dtype).removeprefix('torch.')}{list(slot.shape)}",
-                    "",
-                    "give the number of dimensions and the dtype of the example batch",
+                    fix="give the number of dimensions and the dtype of the example batch",
                 )

@@ -104,8 +104,7 @@ class BoundState:
         if not alike:
             raise BadInput(
                 "a batch of this shape needs another layout of the weights",
-                "",
-                "drop the last, smaller batch, or compile another step for it",
+                fix="drop the last, smaller batch, or compile another step for it",
             )
         for arena in step.arenas:
             self._bind_joined(step, arena)
@@ -220,20 +219,18 @@ class BoundState:
     def _check_storage(self) -> None:
         """Raise BadInput if another step trains the parameters, or their storage has changed."""
         if self._is_whole:
-            raise BadInput("a step is called inside step.whole()", "", "leave the with block first")
+            raise BadInput("a step is called inside step.whole()", fix="leave the with block first")
         if self._lost:
             raise BadInput(
                 f"{self._lost} has moved to a step that was compiled later and trains it too",
-                "",
-                "use that step, or leave the parameter out of one of the two optimizers and "
+                fix="use that step, or leave the parameter out of one of the two optimizers and "
                 "compile both again",
             )
         for parameter, address in self._first:
             if parameter.data_ptr() != address:
                 raise BadInput(
                     "the model's parameters have moved since this step was compiled",
-                    "",
-                    "compile again after model.to(...)",
+                    fix="compile again after model.to(...)",
                 )
 
     def _bind_arena(self, arena: Arena) -> None:
@@ -259,8 +256,7 @@ class BoundState:
             if is_absent(self._parameters[name]):
                 raise BadInput(
                     f"the weight {name} is held in slices by another step",
-                    "",
-                    "compile inside `with step.whole():` of that step",
+                    fix="compile inside `with step.whole():` of that step",
                 )
             view.copy_(self._parameters[name].detach())
         return whole
@@ -375,8 +371,7 @@ class BoundState:
             if any(map(is_absent, trained)) or (mine is not None and mine.are_sliced()):
                 raise BadInput(
                     "this process holds slices of the weights and of the optimizer's state",
-                    "",
-                    "call step.save, or state_dict() inside `with step.whole():`",
+                    fix="call step.save, or state_dict() inside `with step.whole():`",
                 )
 
         if any(arena.ranks > 1 for arena in self._step.arenas):

@@ -83,7 +83,7 @@ def save(
         others: the state that each other process has of its own, not packed.
     """
     if keep is not None and keep < 1:
-        raise BadInput(f"keep is {keep}", "", "keep at least 1 checkpoint")
+        raise BadInput(f"keep is {keep}", fix="keep at least 1 checkpoint")
     more: dict[str, torch.Tensor] = {}
     checkpoint = Checkpoint(
         steps=held.steps,

@@ -48,7 +48,7 @@ def newest(run: Path, largest: int) -> tuple[Opened, tuple[str, ...]]:
         try:
             return read_checkpoint(folder, largest), tuple(wrong)
         except BadInput as error:
-            wrong.append(f"{error.where}: {error.what}")
+            wrong.append(f"{error.where or folder}: {error.what}")
     if wrong:
         what = f"no checkpoint in it is complete ({wrong[0]})"
         raise BadInput(what, str(run), "give another folder")

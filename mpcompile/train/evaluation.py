@@ -80,7 +80,7 @@ class MixedForward:
             if item.kind is Kind.BUFFER and item.name not in forward.written
         }
         unfit = unfit_constants(forward.module, buffers, precision)
-        fixed = {item.node: f"a {item.kind.value}" for item in forward.inputs}
+        fixed = {item.node: item.kind.fixed for item in forward.inputs}
         reasons = unfit_reasons(forward.module, unfit)
         plan = decide(dataflow(forward.module, fixed, self._policy, reasons), precision)
         run_passes(forward.module, forward_passes(plan), lambda module: module.graph.lint())
@@ -143,8 +143,7 @@ def read_working_copies(forward: Forward, working: Mapping[int, torch.Tensor]) -
         if is_absent(item.tensor) and node.users:
             raise BadInput(
                 f"in evaluation mode {item.name} is read in FP32, and this process holds a slice",
-                "",
-                "call the model itself inside `with step.whole():`",
+                fix="call the model itself inside `with step.whole():`",
             )
     return copied
 

@@ -32,7 +32,7 @@ def launched(*, shard: bool, reduce: str) -> Iterator[DataParallel | None]:
     if not distributed.is_available() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         if shard or reduce != "float32":
             what = "--shard and --reduce are for several processes, and this process is alone"
-            raise BadInput(what, "", "start it with torchrun, or leave them out")
+            raise BadInput(what, fix="start it with torchrun, or leave them out")
         yield None
         return
     if torch.cuda.is_available():

@@ -31,8 +31,7 @@ def check_same_step(
     if parallel.reduce is Precision.FP16 and not scale.active:
         raise BadInput(
             "without a loss scale an all-reduce of gradients in float16 can underflow or overflow",
-            "",
-            "choose reduce='bfloat16', or give a loss_scale",
+            fix="choose reduce='bfloat16', or give a loss_scale",
         )
     told = f"{step}\n{scale}\n{_options(optimizer)}"
     every = all_say(hashlib.sha256(told.encode()).hexdigest(), parallel)
@@ -40,8 +39,7 @@ def check_same_step(
     if others:
         raise BadInput(
             f"process {others[0]} has compiled another step than process 0",
-            "",
-            "give all processes the same model, optimizer, options and shapes of the example",
+            fix="give all processes the same model, optimizer, options and shapes of the example",
         )
 
 

@@ -32,13 +32,12 @@ def load_scaler_state(
     """Take over scale and tracker; see `mpcompile.TrainStep.load_scaler_state`."""
     mine = scaler_state(rule, state)
     if set(given) != set(mine):
-        raise BadInput(f"the scaler state has the keys {sorted(given)}", "", f"give {sorted(mine)}")
+        raise BadInput(f"the scaler state has the keys {sorted(given)}", fix=f"give {sorted(mine)}")
     for key in ("growth_factor", "backoff_factor", "growth_interval"):
         if key in mine and given[key] != mine[key]:
             raise BadInput(
                 f"{key} is {given[key]} in the state and {mine[key]} in this step",
-                "",
-                "compile with a LossScale of the same factors",
+                fix="compile with a LossScale of the same factors",
             )
     if mine:
         state[SCALE].fill_(given["scale"])

@@ -303,7 +303,7 @@ class TrainStep:
         """
         if GRADIENT_NORM not in self._state:
             raise BadInput(
-                "the step computes no norm of the gradients", "", "compile with max_grad_norm"
+                "the step computes no norm of the gradients", fix="compile with max_grad_norm"
             )
         return self._state[GRADIENT_NORM]
 
@@ -353,7 +353,7 @@ class TrainStep:
         """
         if self._gathered:
             done = f"{self._gathered} of {self._every} micro-batches of an update are gathered"
-            raise BadInput(done, "", "save after a call that updates")
+            raise BadInput(done, fix="save after a call that updates")
         self._schedules.settle()
         return save(self._held, Path(run), keep, also, self.parallel, self._bound.whole)
 

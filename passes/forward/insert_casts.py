@@ -33,10 +33,9 @@ class InsertCasts:
         applied is left alone.
         """
         nest = nest_of(module)
-        ids = nest.ids()
-        nodes = {name: node for node, name in ids.items()}
-        borders = {border.id: border for border in nest.borders}
-        order = {node: position for position, node in enumerate(ids)}
+        nodes = {name: node for node, name in nest.nodes.items()}
+        borders = {b.id: b for borders in nest.borders.values() for b in borders}
+        order = {node: position for position, node in enumerate(nest.nodes)}
 
         def uses(tensor: fx.Node, readers: tuple[str, ...]) -> list[Use | fx.Node]:
             found: list[Use | fx.Node] = []
@@ -107,4 +106,4 @@ def _place(cast: Cast, name: str) -> str:
 
 
 def _node(use: Use | fx.Node) -> fx.Node:
-    return use.node if isinstance(use, Use) else use
+    return use.reader if isinstance(use, Use) else use

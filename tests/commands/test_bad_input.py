@@ -196,6 +196,19 @@ def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere/model.py: there is no such file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [[], ["check"], ["lint"], ["inspect"], ["report"]])
+def test_an_empty_name_of_a_file_is_bad_input(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert exit_code([*command, ""]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(("mpcompile: there is no such file", "mpcompile: the folder holds"))
+
+
 def test_an_unknown_module_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(["no_such_package.models:net"]) == 2
     assert "no_such_package.models:net" in capsys.readouterr().err

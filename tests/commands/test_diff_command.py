@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from programs.model_files import MODEL, write_model
 
 from mpcompile.cli import exit_code
 from mpcompile.pipeline import transform
@@ -14,27 +15,11 @@ from mpcompile.plan.policy import Level, Policy
 from mpcompile.program.workload import load
 from mpcompile.step.transformed import Choices
 
-MODEL = """\
-import torch
-from torch import nn
-from mpcompile import Workload
-
-def loss(model, x):
-    return model(x).square().mean()
-
-def workload():
-    model = nn.Sequential(nn.Linear(16, 64), nn.LayerNorm(64), nn.Linear(64, 8))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    return Workload(model, (torch.randn(8, 16),), loss, optimizer)
-"""
-
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "model.py").write_text(MODEL)
     (tmp_path / "wide.py").write_text(MODEL.replace("64", "128"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return write_model(tmp_path, monkeypatch)
 
 
 def test_two_policies_of_a_program(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

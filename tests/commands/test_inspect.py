@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs.model_files import write_model
 
 from mpcompile.cli import exit_code
 from mpcompile.pipeline import transform
@@ -34,10 +35,7 @@ def workload():
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "model.py").write_text(MODEL)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-    return tmp_path
+    return write_model(tmp_path, monkeypatch, MODEL)
 
 
 def inspect(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs.model_files import write_model
 
 from mpcompile.cli import exit_code
 from mpcompile.pipeline import transform
@@ -17,27 +18,10 @@ from mpcompile.program.workload import load
 from mpcompile.show.of_step import view_of
 from mpcompile.show.view import View
 
-MODEL = """\
-import torch
-from torch import nn
-from mpcompile import Workload
-
-def loss(model, x):
-    return model(x).square().mean()
-
-def workload():
-    model = nn.Sequential(nn.Linear(16, 64), nn.LayerNorm(64), nn.Linear(64, 8))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    return Workload(model, (torch.randn(8, 16),), loss, optimizer)
-"""
-
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "model.py").write_text(MODEL)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-    return tmp_path
+    return write_model(tmp_path, monkeypatch)
 
 
 @pytest.fixture

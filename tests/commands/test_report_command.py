@@ -9,23 +9,11 @@ from typing import Any
 
 import onnx
 import pytest
+from programs.model_files import MODEL, write_model
 from programs.onnx_models import HEAD
 
 from mpcompile.cli import exit_code
 
-MODEL = """\
-import torch
-from torch import nn
-from mpcompile import Workload
-
-def loss(model, x):
-    return model(x).square().mean()
-
-def workload():
-    model = nn.Sequential(nn.Linear(16, 64), nn.LayerNorm(64), nn.Linear(64, 8))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    return Workload(model, (torch.randn(8, 16),), loss, optimizer)
-"""
 NET = f"""{HEAD} g (float[4,64] x, float[64,64] v, float[64,64] w) => (float[4,64] y) {{
    h = MatMul (x, v)
    s = Softmax (h)
@@ -35,10 +23,8 @@ NET = f"""{HEAD} g (float[4,64] x, float[64,64] v, float[64,64] w) => (float[4,6
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "model.py").write_text(MODEL)
     onnx.save(onnx.parser.parse_model(NET), tmp_path / "net.onnx")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return write_model(tmp_path, monkeypatch)
 
 
 def written(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], Any]:

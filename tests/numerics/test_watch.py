@@ -10,6 +10,7 @@ import torch
 from nets.small_models import compiled
 from planted import marked
 from planted.marked import FORCED, line_of
+from programs.model_files import write_model
 from rich.console import Console
 from root import ROOT
 from torch import nn
@@ -115,10 +116,7 @@ def test_without_a_scale_a_loss_that_is_not_finite_is_printed(tmp_path: Path) ->
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "model.py").write_text(MODEL)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-    return tmp_path
+    return write_model(tmp_path, monkeypatch, MODEL)
 
 
 def test_run_writes_a_log_that_reads_back(

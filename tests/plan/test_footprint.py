@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpcompile.plan.dataflow import Dataflow, Op, Tensor
+from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor
 from mpcompile.plan.footprint import Cost, Footprint, cost, footprints
 from mpcompile.plan.op_table import Wish
 
@@ -50,7 +50,7 @@ def flow_of(text: str, outputs: str = "", sizes: dict[str, int] | None = None) -
             Tensor(
                 name,
                 (sizes or {}).get(name, 1),
-                None if name in written else "a parameter",
+                None if name in written else Fixed.PARAMETER,
                 name in outputs.split(),
             )
             for name in names

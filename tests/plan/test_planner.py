@@ -14,7 +14,7 @@ from programs.random_flow import best, least, random_flow
 from programs.random_plans import dataflows, half_of
 
 from mpcompile.errors import BadInput
-from mpcompile.plan.dataflow import Dataflow, Op, Tensor
+from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor
 from mpcompile.plan.footprint import Cost, cost, footprints, is_neutral, reads_wide
 from mpcompile.plan.op_table import Wish
 from mpcompile.plan.plan import Plan
@@ -124,7 +124,7 @@ def test_a_free_op_between_two_matmuls_runs_in_16_bits() -> None:
             op("two", Wish.HALF, "b", "c"),
         ),
         (
-            Tensor("x", 8, fixed="an input"),
+            Tensor("x", 8, fixed=Fixed.INPUT),
             Tensor("a", 8),
             Tensor("b", 8),
             Tensor("c", 8, output=True),
@@ -148,7 +148,7 @@ def test_a_free_chain_between_fp32_ops_stays_in_fp32() -> None:
             op("mul", Wish.FREE, "a", "b"),
             op("log", Wish.FULL, "b", "c"),
         ),
-        tuple(Tensor(name, 8, fixed="an input" if name == "x" else None) for name in "xzabc"),
+        tuple(Tensor(name, 8, fixed=Fixed.INPUT if name == "x" else None) for name in "xzabc"),
     )
     assert half_of(make_plan(flow, Precision.FP16)) == {"far"}
 
@@ -161,8 +161,8 @@ def test_a_norm_between_matmuls_reads_and_writes_16_bits_and_computes_in_fp32() 
             op("two", Wish.HALF, "b", "c"),
         ),
         (
-            Tensor("x", 8, fixed="an input"),
-            Tensor("g", 8, fixed="a parameter"),
+            Tensor("x", 8, fixed=Fixed.INPUT),
+            Tensor("g", 8, fixed=Fixed.PARAMETER),
             *(Tensor(name, 8) for name in "abc"),
         ),
     )
@@ -182,7 +182,7 @@ def test_the_example_of_the_documentation() -> None:
             replace(op("second", Wish.HALF, "d v", "e"), keeps=("d",)),
         ),
         tuple(
-            Tensor(name, 1, "an input" if name in "xwv" else None, output=name == "e")
+            Tensor(name, 1, Fixed.INPUT if name in "xwv" else None, output=name == "e")
             for name in "xwabcdve"
         ),
     )

@@ -25,9 +25,10 @@ from programs.flows import (
 
 import mpcompile
 from mpcompile.plan.footprint import footprints
+from mpcompile.plan.nest import BorderKind
 from mpcompile.plan.planner import make_plan
 from mpcompile.plan.policy import Policy
-from mpcompile.program.control_flow import STACK, all_graphs, nest_of
+from mpcompile.program.control_flow import all_graphs, nest_of
 from mpcompile.program.graph_text import graph_text
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.ops import op_name
@@ -77,8 +78,8 @@ def sharing() -> torch.export.ExportedProgram:
 def test_a_body_that_two_loops_share_gets_the_stricter_need(pinned: str) -> None:
     program = sharing()
     nest = nest_of(program.graph_module)
-    assert len(nest.graphs) == 2
-    assert nest.rounds["scan_combine_graph_0."] == 10
+    assert len(nest.inners) == 2
+    assert {i.prefix: i.rounds for i in nest.inners[1:]} == {"scan_combine_graph_0.": Fraction(10)}
     x = Twice().batch()
     for policy, dtype in ((Policy(), torch.float16), (Policy(full=(pinned,)), torch.float32)):
         after = mpcompile.rewrite(program, policy)
@@ -116,14 +117,14 @@ def test_a_graph_that_an_unknown_op_shares_stays_as_it_is() -> None:
             torch.ops.higher_order.wrap_with_set_grad_enabled, (False, again, *call.args[3])
         )
     nest = nest_of(module)
-    assert list(nest.graphs) == [""]
+    assert [inner.prefix for inner in nest.inners] == [""]
     assert not nest.borders
 
 
 def test_rounds_multiply_and_a_branch_counts_half() -> None:
     nest = nest_of(exported(Gated).graph_module)
     body = "scan_combine_graph_0."
-    assert nest.rounds == {
+    assert {inner.prefix: inner.rounds for inner in nest.inners} == {
         "": Fraction(1),
         body: Fraction(5),
         f"{body}true_graph_0.": Fraction(5, 2),
@@ -135,11 +136,11 @@ def test_what_a_loop_collects_is_written_anew_and_what_enters_is_not() -> None:
     flow = flow_of(exported(Recurrent))
     by_id = {row.tensor.id: row for row in footprints(flow)}
     nest = nest_of(exported(Recurrent).graph_module)
-    for border in nest.borders:
+    for border in [border for borders in nest.borders.values() for border in borders]:
         row = next(op for op in flow.ops if op.id == border.id)
-        assert row.view == (border.kind != STACK)
+        assert row.view == (border.kind is not BorderKind.STACK)
         for name in row.writes:
-            assert by_id[name].written == (border.kind == STACK)
+            assert by_id[name].written == (border.kind is BorderKind.STACK)
 
 
 class Counting(Recurrent):

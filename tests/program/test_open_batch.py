@@ -243,6 +243,7 @@ def test_a_program_of_one_size_is_refused_with_its_line(
         compiled(loss, rows(6))
     assert raised.value.where == f"{__file__}:{loss.__code__.co_firstlineno + line}"
     assert f"as this asks for {condition}" in raised.value.what
+    assert raised.value.fix is not None
     assert "leave out dynamic=True" in raised.value.fix
 
 

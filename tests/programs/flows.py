@@ -11,7 +11,7 @@ from torch._higher_order_ops import scan as scan
 from torch._higher_order_ops import while_loop
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from mpcompile.plan.dataflow import Dataflow
+from mpcompile.plan.dataflow import Dataflow, Fixed
 from mpcompile.plan.policy import Policy
 from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.describe import dataflow
@@ -150,7 +150,7 @@ def exported(flow: type[Flow]) -> torch.export.ExportedProgram:
 
 def flow_of(program: torch.export.ExportedProgram) -> Dataflow:
     """Return what the planner sees."""
-    fixed = dict.fromkeys(program.graph_signature.inputs_to_parameters, "a parameter")
+    fixed = dict.fromkeys(program.graph_signature.inputs_to_parameters, Fixed.PARAMETER)
     return dataflow(program.graph_module, fixed, Policy())
 
 

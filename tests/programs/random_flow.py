@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mpcompile.plan.dataflow import Dataflow, Op, Tensor
+from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor
 from mpcompile.plan.footprint import Cost, cost, footprints
 from mpcompile.plan.op_table import Wish
 from mpcompile.plan.planner import cheapest
@@ -30,7 +30,7 @@ def random_flow(chooser: random.Random, free: int) -> Dataflow:
     def sometimes(share: float) -> bool:
         return chooser.random() < share
 
-    def tensor(fixed: str | None = None, elements: int = 0) -> str:
+    def tensor(fixed: Fixed | None = None, elements: int = 0) -> str:
         size = elements or chooser.randint(1, 50)
         tensors.append(Tensor(f"t{len(tensors)}", size, fixed, output=sometimes(0.15)))
         return tensors[-1].id
@@ -39,7 +39,7 @@ def random_flow(chooser: random.Random, free: int) -> Dataflow:
         return tuple(name for name in names if sometimes(share))
 
     for _ in range(chooser.randint(1, 3)):
-        tensor(fixed="a parameter")
+        tensor(fixed=Fixed.PARAMETER)
     left = free
     for number in range(chooser.randint(1, free + 4)):
         wish = chooser.choices(list(Wish), (1, 3, 1))[0]

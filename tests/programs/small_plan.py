@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from mpcompile import Plan, Precision
-from mpcompile.plan.dataflow import Dataflow, Op, Tensor
+from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor
 from mpcompile.plan.given import decide
 from mpcompile.plan.op_table import Wish
 
@@ -21,8 +21,8 @@ FLOW = Dataflow(
         Op("best", "argmax", "comparison", Wish.FREE, False, True, "an index", ("last",), ()),
     ),
     (
-        Tensor("w", 64, fixed="a parameter"),
-        Tensor("x", 32, fixed="a batch"),
+        Tensor("w", 64, fixed=Fixed.PARAMETER),
+        Tensor("x", 32, fixed=Fixed.BATCH),
         Tensor("linear", 32),
         Tensor("gelu", 32),
         Tensor("softmax", 32),

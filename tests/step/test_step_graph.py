@@ -8,7 +8,7 @@ import pytest
 import torch
 from programs.graphs import linear, step_of, tied
 
-from mpcompile.errors import CompileError
+from mpcompile.errors import Defect
 from mpcompile.passes.step.pack_gradients import pack_gradients
 from mpcompile.step.arena import Arena, arena_views
 from mpcompile.step.graph import StepGraph, results
@@ -25,21 +25,21 @@ def packed() -> StepGraph:
 def test_a_slot_of_another_shape_is_caught() -> None:
     step = packed()
     step.slots["grad.weight"] = replace(step.slots["grad.weight"], shape=(3, 5))
-    with pytest.raises(CompileError, match=r"gradient graph's .* is f32\[3,4\], its slot"):
+    with pytest.raises(Defect, match=r"gradient graph's .* is f32\[3,4\], its slot"):
         step.check()
 
 
 def test_a_slot_of_another_dtype_is_caught() -> None:
     step = packed()
     step.slots["arena0.master"] = replace(step.slots["arena0.master"], dtype=torch.float16)
-    with pytest.raises(CompileError, match="update graph's arena0_master is f32"):
+    with pytest.raises(Defect, match="update graph's arena0_master is f32"):
         step.check()
 
 
 def test_a_missing_slot_is_caught() -> None:
     step = packed()
     del step.slots["batch.0"]
-    with pytest.raises(CompileError, match=r"has no slot \(batch\.0\)"):
+    with pytest.raises(Defect, match=r"has no slot \(batch\.0\)"):
         step.check()
 
 
@@ -48,7 +48,7 @@ def test_a_gradient_that_nothing_makes_is_caught() -> None:
     output = step.gradient.graph.output_node()
     output.args = (output.args[0][:-1],)  # type: ignore[index]
     output.meta["slots"] = output.meta["slots"][:-1]
-    with pytest.raises(CompileError, match=r"the update reads grad\.bias, which nothing makes"):
+    with pytest.raises(Defect, match=r"the update reads grad\.bias, which nothing makes"):
         step.check()
 
 
@@ -58,14 +58,14 @@ def test_a_result_that_is_not_state_is_caught() -> None:
     output.meta["slots"] = ("made_up",)
     value = results(step.update.graph)["made_up"].meta["val"]
     step.slots["made_up"] = Slot("made_up", Role.LOSS, tuple(value.shape), value.dtype)
-    with pytest.raises(CompileError, match="the update writes made_up, which is not state"):
+    with pytest.raises(Defect, match="the update writes made_up, which is not state"):
         step.check()
 
 
 def test_results_without_slots_are_caught() -> None:
     step = packed()
     step.update.graph.output_node().meta["slots"] = ()
-    with pytest.raises(CompileError, match="results without slots"):
+    with pytest.raises(Defect, match="results without slots"):
         step.check()
 
 

@@ -15,6 +15,7 @@ from mpcompile.passes.forward.clean_casts import clean_casts
 from mpcompile.passes.lowering.emulate_half import emulate_half
 from mpcompile.passes.order import forward_passes
 from mpcompile.passes.runner import run_passes
+from mpcompile.plan.dataflow import Fixed
 from mpcompile.plan.given import decide
 from mpcompile.plan.plan import Plan
 from mpcompile.plan.policy import Level, Policy
@@ -41,7 +42,7 @@ def planned(program: Program, policy: Policy) -> tuple[fx.GraphModule, fx.GraphM
 
 
 def plan_for(module: fx.GraphModule, policy: Policy) -> Plan:
-    fixed = {name: "a parameter" if name in PARAMETERS else "a batch" for name in INPUTS}
+    fixed = {name: Fixed.PARAMETER if name in PARAMETERS else Fixed.BATCH for name in INPUTS}
     return decide(dataflow(module, fixed, policy), policy.precision)
 
 

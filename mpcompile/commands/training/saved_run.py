@@ -32,16 +32,16 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def check_saving(saving: CheckpointFlags, log: Path | None) -> None:
     """Raise BadInput if it cannot be saved so, before anything is compiled."""
     if saving.out is None and (saving.checkpoint_every is not None or saving.resume):
-        raise BadInput("--checkpoint-every and --resume need --out", "", "give --out DIR")
+        raise BadInput("--checkpoint-every and --resume need --out", fix="give --out DIR")
     if saving.checkpoint_every is not None and saving.checkpoint_every < 1:
-        raise BadInput(f"--checkpoint-every is {saving.checkpoint_every}", "", "give at least 1")
+        raise BadInput(f"--checkpoint-every is {saving.checkpoint_every}", fix="give at least 1")
     if saving.keep < 1:
-        raise BadInput(f"--keep is {saving.keep}", "", "give at least 1")
+        raise BadInput(f"--keep is {saving.keep}", fix="give at least 1")
     if saving.out is not None and saving.out.exists() and not saving.out.is_dir():
-        raise BadInput(f"{saving.out} is not a folder", "", "give another --out")
+        raise BadInput(f"{saving.out} is not a folder", fix="give another --out")
     if saving.out is not None and not saving.resume and checkpoints(saving.out):
         raise BadInput(
-            f"{saving.out} holds checkpoints", "", "give --resume to go on, or --out elsewhere"
+            f"{saving.out} holds checkpoints", fix="give --resume to go on, or --out elsewhere"
         )
     if log is not None:
         check_file(log, force=saving.resume)

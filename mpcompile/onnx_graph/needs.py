@@ -1,0 +1,122 @@
+"""What ops of an ONNX graph need whatever the policy says, in tables: the first line counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from mpcompile.onnx_graph.values import is_standard
+from mpcompile.plan.needs import ANY, FREE, NARROW, Need
+from mpcompile.plan.op_table import ONNX_RULES, Rule
+
+CONSTANT = "Constant"
+"""The kind of an op that makes a tensor of nothing, in whatever precision is wanted."""
+
+SELF_WIDENING = frozenset(
+    "Softmax LogSoftmax LayerNormalization GroupNormalization RMSNormalization "
+    "SimplifiedLayerNormalization BatchNormalization InstanceNormalization".split()
+)
+"""Reductions whose 16-bit kernels add up in FP32; a 16-bit ReduceMean adds up in 16 bits."""
+
+_OWN_CASTS = ("Cast", "CastLike")
+_SQUARE = ONNX_RULES["Pow"]
+
+
+def _adds_up(node: ir.Node) -> bool:
+    """Whether a scatter adds or multiplies what comes to one place."""
+    how = node.attributes.get("reduction")
+    scatters = is_standard(node) and node.op_type in ("ScatterElements", "ScatterND")
+    return scatters and how is not None and how.as_string() not in ("none", "max", "min")
+
+
+def _trains(node: ir.Node) -> bool:
+    """Whether a batch norm updates statistics, which its kernels want in the format of the rest."""
+    return is_standard(node) and node.op_type == "BatchNormalization" and len(node.outputs) > 1
+
+
+def _squares(node: ir.Node) -> bool:
+    """Whether a node multiplies a tensor by itself."""
+    return is_standard(node) and node.op_type == "Mul" and node.inputs[0] is node.inputs[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the table of needs looks at.
+
+    Attributes:
+        node: the op.
+        rule: its row of the op table.
+        reads: ids of the tensors that it reads.
+        writes: ids of the tensors that it writes in the precision that is planned.
+        lacks: why it cannot run in 16 bits, or "".
+        overridden: the user has said what it must be.
+    """
+
+    node: ir.Node
+    rule: Rule
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    lacks: str
+    overridden: bool
+
+    @property
+    def needs_wide_inputs(self) -> bool:
+        """Whether it computes in FP32, and no 16-bit kernel of it does so."""
+        return self.rule.inside and self.node.op_type not in SELF_WIDENING
+
+    @property
+    def made_of_nothing(self) -> bool:
+        """Whether it makes FP32 tensors and reads none."""
+        return bool(self.writes) and not self.reads and self.node.op_type != CONSTANT
+
+
+NEEDS: tuple[Need[Facts], ...] = (
+    # The first three are of different op types, so their order among themselves does not matter.
+    # They come before all others and give their reason even where the policy wants FP32.
+    Need(ANY, lambda op: op.node.op_type in _OWN_CASTS, "the program itself asks for this dtype"),
+    Need(ANY, lambda op: _trains(op.node), "the statistics that it keeps are FP32"),
+    Need(ANY, lambda op: _adds_up(op.node), "adding up in 16 bits would round every addend"),
+    # Before a missing kernel: the range of a square is too large on every machine.
+    Need(FREE, lambda op: _squares(op.node) and not op.overridden, _SQUARE.why, _SQUARE),
+    # Before what the kernel computes in: there is none.
+    Need(NARROW, lambda op: bool(op.lacks), lambda op: op.lacks),
+    Need(
+        FREE,
+        lambda op: op.needs_wide_inputs,
+        lambda op: f"{op.rule.why}, and its 16-bit kernel would not",
+    ),
+    # Last, as it is the most general: where a line before it applies too, that one says more.
+    Need(NARROW, lambda op: op.made_of_nothing, "made in FP32, not computed from FP32"),
+)
+"""What an op needs before the policy's wish counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class BorderFacts:
+    """What the table of borders' needs looks at.
+
+    Attributes:
+        together: whether all that crosses there is FP32 and of one known kind.
+        lacks: why ONNX does not let it cross in 16 bits, or "".
+    """
+
+    together: bool
+    lacks: str
+
+
+BORDER_NEEDS: tuple[Need[BorderFacts], ...] = (
+    # Before ONNX's own rules: these are of values that could change type at all.
+    Need(
+        ANY,
+        lambda border: not border.together,
+        "it enters or leaves a graph together with other types",
+    ),
+    Need(ANY, lambda border: bool(border.lacks), lambda border: border.lacks),
+)
+"""What a border's values need before the policy's wish counts."""
+
+SOURCE_NEEDS: tuple[Need[bool], ...] = (
+    Need(ANY, lambda is_default: is_default, "an input of an inner graph with a default"),
+)
+"""What an initializer or an input needs; the fact is whether it is such a default."""

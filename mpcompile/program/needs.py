@@ -1,0 +1,50 @@
+"""What ops of a torch graph need whatever the policy says, in tables: the first line counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mpcompile.plan.needs import FREE, NARROW, Need
+from mpcompile.program.node_tensors import count_of
+
+SINGLE = "a single number: nothing to save in 16 bits"
+"""Why a 0-d tensor stays in FP32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the table of needs looks at.
+
+    Attributes:
+        reads: ids of the tensors that the op reads.
+        writes: ids of the tensors that it writes.
+        largest: how many numbers the largest of its results holds; 0 without a result.
+        library_call: it computes in FP32 and is not fused with what it reads or writes.
+    """
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    largest: int
+    library_call: bool
+
+
+NEEDS: tuple[Need[Facts], ...] = (
+    # First, because it is true of any op whose results have no dimension.
+    Need(FREE, lambda op: bool(op.writes) and op.largest <= 1, SINGLE),
+    # A loop would convert in registers; such a call would add a cast for each tensor.
+    Need(FREE, lambda op: op.library_call, "a library call that computes and writes FP32"),
+    # Last, as it is the most general: where a line before it applies too, that one says more.
+    Need(
+        NARROW,
+        lambda op: bool(op.writes) and not op.reads,
+        "made in FP32, not computed from anything",
+    ),
+)
+"""What an op needs before the policy's wish counts."""
+
+BORDER_NEEDS: tuple[Need[Sequence[Any]], ...] = (
+    Need(FREE, lambda values: max(map(count_of, values)) <= 1, SINGLE),
+)
+"""What a border's values need before the policy's wish counts; the facts are all its tensors."""
