@@ -21,11 +21,13 @@ from mpcompile.step.optimizer_start import (
     BEGUN,
     Start,
     State,
+    StepFails,
     acts_alone,
     group_of,
     keeps_zeros,
     optimizer_around,
     start_of,
+    state_shape,
 )
 from mpcompile.step.record import record
 from mpcompile.step.recorded_number import Guard, Numbers, python_takes_numbers
@@ -131,7 +133,9 @@ def trace_update(
     An elementwise optimizer sees a parameter group as one flat parameter, or as two: weights that
     get a working copy lie apart from the others. One kernel then reads and writes all of an arena;
     a working copy of a part of it would be another pass over the masters. Whether an optimizer is
-    elementwise is read off the traced graph. Any other is traced a parameter at a time.
+    elementwise is read off the traced graph. Any other is traced a parameter at a time, and so is
+    one whose own ``step()`` refuses flat parameters. An error of any other kind is raised: a defect
+    in the tracing of flat arenas would otherwise only make the update slow.
 
     Args:
         optimizer: the user's; neither it nor its parameters are touched.
@@ -143,7 +147,7 @@ def trace_update(
         ranks: processes of which each updates a slice of each flat arena.
 
     Raises:
-        CannotCapture: ``step()`` depends on values in a way a graph cannot express.
+        CannotCapture: ``step()`` depends on values in a way a graph cannot express, or it fails.
     """
     parts = [
         (index, [name for name in names if (name in cast) is narrow])
@@ -167,12 +171,19 @@ def trace_update(
                     for arena in flat
                 ),
             )
-    except (RuntimeError, ValueError):
-        pass  # it refuses flat parameters (Muon); tried again with their own shapes below
+    except (StepFails, DataDependent):
+        pass  # its own step() refuses flat parameters (Muon), or they meet in a branch
     alone = [(index, [name]) for index, names in enumerate(groups) for name in names]
     single = tuple(arena(k, part, False, 1) for k, part in enumerate(alone))
     try:
         return _trace(optimizer, single, device)
+    except StepFails as error:
+        raise CannotCapture(
+            f"{type(optimizer).__name__}.step() fails on tensors of the parameters' shapes: "
+            f"{error.__cause__}",
+            origin,
+            "call step() once in plain PyTorch to see where",
+        ) from error.__cause__
     except DataDependent as error:
         raise CannotCapture(
             f"{type(optimizer).__name__}.step() decides in Python by the value of a tensor",
@@ -362,13 +373,6 @@ def _join_sides(graph: fx.Graph) -> None:
         if same is not node:
             node.replace_all_uses_with(same)
             graph.erase_node(node)
-
-
-def state_shape(arena: Arena, first: torch.Tensor) -> tuple[int, ...]:
-    """Return the shape of an optimizer state's slot, given its small first value."""
-    if not arena.flat:
-        return tuple(first.shape)
-    return arena.shape if first.dim() > 0 else (len(arena.parameters),)
 
 
 def _elementwise(update: Update) -> bool:
