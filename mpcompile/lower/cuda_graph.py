@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from mpcompile.program.control_flow import is_control_flow
+from mpcompile.program.marks import WHERE
 from mpcompile.step.collectives import is_collective
 from mpcompile.torch_private.ops import op_name
 
@@ -40,7 +41,7 @@ def obstacle(*graphs: fx.Graph) -> str:
                 torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
             )
             if waits or is_control_flow(node):
-                where = node.meta.get("where")
+                where = WHERE.get(node)
                 place = f" at {where.file}:{where.line}" if where and where.file else ""
                 return f"{op_name(node)}{place} decides on the host"
     return ""

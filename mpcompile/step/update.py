@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture
+from mpcompile.program.marks import SLOT, SLOTS
 from mpcompile.step.arena import Arena
 from mpcompile.step.graph import results
 from mpcompile.step.optimizer_options import is_input, parts, replaced
@@ -339,7 +340,7 @@ def _record(trace: _Trace) -> Update:
     drop_profiler_nodes(graph)
     for node, slot in zip(list(graph.find_nodes(op="placeholder")), reads, strict=True):
         rename(node, slot.name)
-        node.meta["slot"] = slot.name
+        SLOT[node] = slot.name
     for node in list(graph.nodes):  # the clones that kept the trace from writing its inputs
         source = node.args[0] if node.args else None
         if op_name(node) == "clone" and isinstance(source, fx.Node) and source.op == "placeholder":
@@ -347,12 +348,12 @@ def _record(trace: _Trace) -> Update:
             graph.erase_node(node)
     if trace.apart:
         _join_sides(graph)
-    graph.output_node().meta["slots"] = tuple(slot.name for slot in writes)
+    SLOTS[graph.output_node()] = tuple(slot.name for slot in writes)
     graph.eliminate_dead_code()
     slots = {slot.name: slot for slot in reads}
     for node in graph.find_nodes(op="placeholder"):
-        if slots[node.meta["slot"]].role is Role.HYPER and not node.users:
-            del slots[node.meta["slot"]]
+        if slots[SLOT[node]].role is Role.HYPER and not node.users:
+            del slots[SLOT[node]]
             graph.erase_node(node)
     initial = {name: start.state for name, start in trace.starts.items()}
     values = {name: float(value) for name, value in trace.options().items() if name in slots}

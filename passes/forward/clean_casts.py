@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from mpcompile.program.control_flow import all_graphs
+from mpcompile.program.marks import BACKWARD
 from mpcompile.program.node_tensors import NARROW
 from mpcompile.torch_private.ops import is_view, op_name
 
@@ -77,7 +78,7 @@ def _twin(source: fx.Node, cast: fx.Node) -> fx.Node | None:
             user is not cast
             and is_cast(user)
             and user.kwargs == cast.kwargs
-            and user.meta.get("backward") == cast.meta.get("backward")
+            and (user in BACKWARD) == (cast in BACKWARD)
             and user < cast
         ):
             return user

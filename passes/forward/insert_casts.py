@@ -12,6 +12,7 @@ from mpcompile.passes.forward.clean_casts import CAST
 from mpcompile.plan.plan import Cast, Plan
 from mpcompile.precision import Precision
 from mpcompile.program.control_flow import Border, Use, nest_of
+from mpcompile.program.marks import PLANNED
 from mpcompile.torch_private.tensors import with_dtype
 
 
@@ -64,7 +65,7 @@ class InsertCasts:
                     "call_function", CAST, (source,), {"dtype": dtype}, name=name
                 )
             node.meta["val"] = with_dtype(source.meta["val"], dtype)
-            node.meta["planned"] = cast.id
+            PLANNED[node] = cast.id
             for key in ("nn_module_stack", "stack_trace"):
                 if key in first.meta:
                     node.meta[key] = first.meta[key]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from mpcompile.passes.forward.clean_casts import widens
+from mpcompile.program.marks import BACKWARD
 
 
 def recompute_casts(module: fx.GraphModule) -> int:
@@ -15,13 +16,14 @@ def recompute_casts(module: fx.GraphModule) -> int:
     """
     repeated = 0
     for cast in [node for node in module.graph.nodes if widens(node)]:
-        late = [user for user in cast.users if user.meta.get("backward")]
-        if not late or cast.meta.get("backward"):
+        late = [user for user in cast.users if user in BACKWARD]
+        if not late or cast in BACKWARD:
             continue
         first = min(late)
         with module.graph.inserting_before(first):
             again = module.graph.node_copy(cast)
-        again.meta = {**cast.meta, "backward": True}
+        again.meta = dict(cast.meta)
+        BACKWARD[again] = True
         for user in late:
             user.replace_input_with(cast, again)
         repeated += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import fx
 
 from mpcompile.passes.forward.clean_casts import is_cast, source_of
+from mpcompile.program.marks import BACKWARD
 
 
 def save_narrow(module: fx.GraphModule) -> int:
@@ -20,10 +21,10 @@ def save_narrow(module: fx.GraphModule) -> int:
     freed = 0
     for narrow in [node for node in module.graph.nodes if is_cast(node)]:
         wide = source_of(narrow)
-        late = [user for user in wide.users if user.meta.get("backward")]
-        early = [user for user in wide.users if not user.meta.get("backward")]
+        late = [user for user in wide.users if user in BACKWARD]
+        early = [user for user in wide.users if user not in BACKWARD]
         if (
-            narrow.meta.get("backward")
+            narrow in BACKWARD
             or wide.op == "placeholder"
             or not late
             or early != [narrow]
@@ -36,7 +37,8 @@ def save_narrow(module: fx.GraphModule) -> int:
                 (narrow,),
                 {"dtype": wide.meta["val"].dtype},
             )
-        again.meta = {**narrow.meta, "val": wide.meta["val"], "backward": True}
+        again.meta = {**narrow.meta, "val": wide.meta["val"]}
+        BACKWARD[again] = True
         for user in late:
             user.replace_input_with(wide, again)
         freed += 1

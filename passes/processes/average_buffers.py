@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import fx
 
+from mpcompile.program.marks import AVERAGED
 from mpcompile.step.collectives import mean
 from mpcompile.step.graph import StepGraph, add_input, call, placeholders, results, set_results
 from mpcompile.step.loop import Loop
@@ -31,7 +32,7 @@ class AverageBuffers:
     def __call__(self, step: StepGraph) -> int:
         """Return the number of buffers averaged, or 0 if there is nothing to do."""
         parallel, graph = self.loop.parallel, step.update.graph
-        if parallel is None or any(node.meta.get("averaged") for node in graph.nodes):
+        if parallel is None or any(node in AVERAGED for node in graph.nodes):
             return 0
         values = results(graph)
         names = [
@@ -65,5 +66,5 @@ def _averaged(graph: fx.Graph, nodes: list[fx.Node], parallel: DataParallel) -> 
         part = call(graph, _ATEN.slice.Tensor, whole, 0, start, start + prod(shape))
         start += prod(shape)
         made.append(call(graph, _ATEN.view.default, part, list(shape)))
-        made[-1].meta["averaged"] = True
+        AVERAGED[made[-1]] = True
     return made

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from mpcompile.program.marks import GATHERED
 from mpcompile.step.arena import Arena
 from mpcompile.step.collectives import gathered
 from mpcompile.step.graph import StepGraph, call, placeholders, results, set_results
@@ -38,13 +39,13 @@ class GatherSlices:
         done = 0
         for arena in step.arenas:
             whole, copies = f"{arena.name}.whole", f"{arena.name}.working"
-            if any(node.meta.get("gathered") == arena.name for node in graph.nodes):
+            if any(GATHERED.get(node) == arena.name for node in graph.nodes):
                 continue
             with graph.inserting_before(graph.output_node()):
                 if copies in values:
                     length = arena.offsets[len([n for n in arena.parameters if n in step.working])]
                     node = gathered(graph, values[copies], parallel)
-                    node.meta["gathered"] = arena.name
+                    GATHERED[node] = arena.name
                     if length < arena.length:
                         node = call(graph, _ATEN.slice.Tensor, node, 0, 0, length)
                     values[copies] = node
@@ -52,7 +53,7 @@ class GatherSlices:
                     done += 1
                 if _read(step, arena):
                     values[whole] = gathered(graph, values[f"{arena.name}.master"], parallel)
-                    values[whole].meta["gathered"] = arena.name
+                    GATHERED[values[whole]] = arena.name
                     step.slots[whole] = Slot(whole, Role.WORKING, (arena.length,), torch.float32)
                     done += 1
         set_results(graph, values)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mpcompile.program.marks import PACKED
 from mpcompile.step.collectives import finished, is_collective, started
 from mpcompile.step.graph import StepGraph, call
 from mpcompile.step.loop import Loop
@@ -27,7 +28,7 @@ class ReducePacked:
         parallel, graph = self.loop.parallel, step.update.graph
         if parallel is None or not parallel.in_update(self.loop.accumulate):
             return 0
-        packed = [node for node in graph.nodes if node.meta.get("packed")]
+        packed = [node for node in graph.nodes if node in PACKED]
         if any(map(is_collective, graph.nodes)):
             return 0
         readers = {node: list(node.users) for node in packed}
@@ -40,5 +41,5 @@ class ReducePacked:
                     averaged = call(graph, cast, averaged, dtype=torch.float32)
                 for reader in readers[node]:
                     reader.replace_input_with(node, averaged)
-                averaged.meta["packed"] = node.meta.pop("packed")
+                PACKED.move(node, averaged)
         return len(packed)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcompile.passes.step.clip_gradients import NORM
-from mpcompile.passes.step.gate_update import MEASURE
+from mpcompile.program.marks import MEASURE, NORM, SHARED_NORM
 from mpcompile.step.collectives import gathered
 from mpcompile.step.graph import StepGraph, call
 from mpcompile.step.loop import Loop
@@ -33,8 +32,7 @@ class ShareNorms:
         norms = [
             node
             for node in graph.nodes
-            if (node.meta.get(MEASURE) or node.meta.get(NORM) == "total")
-            and not node.meta.get("shared")
+            if (node in MEASURE or NORM.get(node) == "total") and node not in SHARED_NORM
         ]
         for node in norms:
             readers = list(node.users)
@@ -44,6 +42,7 @@ class ShareNorms:
                 norm = call(graph, _ATEN.linalg_vector_norm.default, every, *node.args[1:])
             for reader in readers:
                 reader.replace_input_with(node, norm)
-            norm.meta |= {key: node.meta.pop(key) for key in (MEASURE, NORM) if key in node.meta}
-            norm.meta["shared"] = True
+            MEASURE.move(node, norm)
+            NORM.move(node, norm)
+            SHARED_NORM[norm] = True
         return len(norms)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcompile.passes.step.gate_update import FINITE
 from mpcompile.passes.step.scale_loss import SCALE
+from mpcompile.program.marks import FINITE
 from mpcompile.step.graph import StepGraph, add_input, call, placeholders, results, set_results
 from mpcompile.step.loss_scale import LossScale
 from mpcompile.step.slots import Role, Slot
@@ -39,7 +39,7 @@ class AdjustScale:
             return 0
         slot = Slot(TRACKER, Role.TRACKER, (), torch.int32)
         step.slots[TRACKER] = slot
-        finite = next(node for node in graph.nodes if node.meta.get(FINITE))
+        finite = next(node for node in graph.nodes if node in FINITE)
         scale = placeholders(graph)[SCALE]
         tracker = add_input(graph, slot, scale)
         with graph.inserting_before(graph.output_node()):

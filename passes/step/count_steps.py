@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mpcompile.passes.step.gate_update import FINITE
+from mpcompile.program.marks import FINITE
 from mpcompile.step.graph import StepGraph, add_input, call, results, set_results
 from mpcompile.step.slots import Role, Slot
 
@@ -17,7 +17,7 @@ def count_steps(step: StepGraph) -> int:
     if TAKEN in step.slots:
         return 0
     graph = step.update.graph
-    finite = next((node for node in graph.nodes if node.meta.get(FINITE)), None)
+    finite = next((node for node in graph.nodes if node in FINITE), None)
     values = results(graph)
     like = next(iter(values.values()))
     for name in (TAKEN, SKIPPED):

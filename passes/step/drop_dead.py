@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mpcompile.program.marks import SLOT, SLOTS
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.slots import Role
 
@@ -17,15 +18,15 @@ def drop_dead(step: StepGraph) -> int:
         before = len(graph.nodes)
         graph.eliminate_dead_code()
         for node in list(graph.find_nodes(op="placeholder")):
-            if not node.users and step.slots[node.meta["slot"]].role is not Role.BATCH:
+            if not node.users and step.slots[SLOT[node]].role is not Role.BATCH:
                 graph.erase_node(node)
         removed += before - len(graph.nodes)
     used = {
         name
         for graph in step.graphs().values()
         for name in (
-            *(node.meta["slot"] for node in graph.find_nodes(op="placeholder")),
-            *graph.output_node().meta["slots"],
+            *(SLOT[node] for node in graph.find_nodes(op="placeholder")),
+            *SLOTS[graph.output_node()],
         )
     }
     used |= {

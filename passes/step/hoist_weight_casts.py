@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from mpcompile.passes.forward.clean_casts import CAST, is_cast, source_of, widens
+from mpcompile.program.marks import SLOTS
 from mpcompile.step.arena import Arena
 from mpcompile.step.graph import StepGraph, add_inputs, placeholders, results, set_results
 from mpcompile.step.slots import Role, Slot
@@ -99,4 +100,4 @@ def _write_working(step: StepGraph, arena: Arena) -> None:
         cast.meta["val"] = node.meta["val"].to(dtype)
     assert isinstance(output.args[0], tuple)
     output.args = ((*output.args[0], cast),)
-    output.meta["slots"] = (*output.meta["slots"], slot.name)
+    SLOTS[output] = (*SLOTS[output], slot.name)

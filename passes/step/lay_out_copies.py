@@ -13,6 +13,7 @@ from math import prod
 import torch
 from torch import fx
 
+from mpcompile.program.marks import SLOT
 from mpcompile.step.arena import Arena
 from mpcompile.step.graph import StepGraph, add_input
 from mpcompile.step.slots import Role, Slot
@@ -52,7 +53,7 @@ def _neighbours(step: StepGraph, cat: fx.Node) -> tuple[str, ...]:
     assert isinstance(pieces, list | tuple)
     nodes = [piece for piece in pieces if isinstance(piece, fx.Node)]
     zeros = prod(nodes.pop().meta["val"].shape) if op_name(nodes[-1]) == "new_zeros" else 0
-    slots = [step.slots.get(node.meta.get("slot", "")) for node in nodes]
+    slots = [step.slots.get(SLOT.get(node, "")) for node in nodes]
     names = tuple(
         slot.name.removesuffix(".working") for slot in slots if slot and slot.role is Role.WORKING
     )

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from mpcompile.passes.forward.clean_casts import CAST
+from mpcompile.program.marks import PACKED
 from mpcompile.step.arena import Arena
 from mpcompile.step.graph import StepGraph, add_inputs, call, placeholders
 from mpcompile.step.slots import Role
@@ -35,7 +36,7 @@ def pack_gradients(step: StepGraph) -> int:
         if whole.op == "placeholder":  # an FP32 gradient that needs no packing
             with graph.inserting_before(first):
                 whole = call(graph, _ATEN.alias.default, whole)
-        whole.meta["packed"] = arena.name
+        PACKED[whole] = arena.name
         old.replace_all_uses_with(whole)
         graph.erase_node(old)
         assert step.slots.pop(f"{arena.name}.grad").role is Role.PACKED

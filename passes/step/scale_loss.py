@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mpcompile.program.marks import BACKWARD_SEED, PACKED
 from mpcompile.step.graph import StepGraph, add_input, call
 from mpcompile.step.loss_scale import LossScale
 from mpcompile.step.slots import Role, Slot
@@ -39,10 +40,10 @@ class ScaleLoss:
         slot = Slot(SCALE, Role.SCALE, (), torch.float32)
         step.slots[SCALE] = slot
         gradient, update = step.gradient.graph, step.update.graph
-        seed = next(node for node in gradient.nodes if node.meta.get("seed"))
+        seed = next(node for node in gradient.nodes if node in BACKWARD_SEED)
         seed.replace_all_uses_with(add_input(gradient, slot, seed))
         gradient.erase_node(seed)
-        packed = [node for node in update.nodes if node.meta.get("packed")]
+        packed = [node for node in update.nodes if node in PACKED]
         scale = add_input(update, slot, packed[0])
         first = next(node for node in update.nodes if node.op != "placeholder")
         with update.inserting_before(first):
@@ -55,5 +56,5 @@ class ScaleLoss:
             node.replace_all_uses_with(
                 unscaled, delete_user_cb=lambda u, new=unscaled: u is not new
             )
-            unscaled.meta["packed"] = node.meta.pop("packed")
+            PACKED.move(node, unscaled)
         return 1 + len(packed)
