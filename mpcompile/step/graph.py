@@ -71,7 +71,11 @@ class StepGraph:
         return self.joined.get(name) or (name.removesuffix(".working"),)
 
     def check(self) -> None:
-        """Raise CompileError if the two graphs and the slots do not fit together."""
+        """Raise CompileError if the graphs and the slots do not fit together.
+
+        This holds before and after every pass. What holds from one pass on is in the table of
+        `mpcompile.passes.invariants`.
+        """
         for name, graph in self.graphs().items():
             graph.lint()
             for node in graph.find_nodes(op="placeholder"):
@@ -80,13 +84,13 @@ class StepGraph:
             results, names = output.args[0], SLOTS.get(output, ())
             if not isinstance(results, list | tuple) or len(results) != len(names):
                 raise CompileError(f"the {name} graph returns results without slots", "", "")
-            for slot, node in zip(names, results, strict=True):
-                self._check_slot(name, slot, node)
-        made = set(SLOTS[self.gradient.graph.output_node()])
+            for made, node in zip(names, results, strict=True):
+                self._check_slot(name, made, node)
+        passed = set(SLOTS[self.gradient.graph.output_node()])
         for graph in list(self.graphs().values())[1:]:
             for node in graph.find_nodes(op="placeholder"):
                 slot = self.slots[SLOT[node]]
-                if slot.role in (Role.GRADIENT, Role.UPDATED) and slot.name not in made:
+                if slot.role in (Role.GRADIENT, Role.UPDATED) and slot.name not in passed:
                     raise CompileError(f"the update reads {slot.name}, which nothing makes", "", "")
             for name in SLOTS[graph.output_node()]:
                 if self.slots[name].role not in STATE:

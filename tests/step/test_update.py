@@ -14,6 +14,7 @@ from programs.graphs import cross_entropy
 import mpcompile
 from mpcompile import FULL_PRECISION, BadInput, CannotCapture
 from mpcompile.step import arena, optimizer_start, record, update
+from mpcompile.step.arena import ALIGNMENT
 from mpcompile.step.update import Update, trace_update
 
 
@@ -141,8 +142,8 @@ class Square(torch.optim.SGD):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         del closure
         for p in self.param_groups[0]["params"]:
-            if p.numel() > 8 and p.dim() != 2:
-                raise KeyError("a vector")
+            if p.numel() > ALIGNMENT and p.dim() != 2:
+                raise ValueError("a long vector")
             p.add_(p.grad.view(-1, 2, 4).mean(0, keepdim=True).expand(p.numel() // 8, 2, 4)
                    .reshape(p.shape), alpha=-self.param_groups[0]["lr"])  # fmt: skip
 
