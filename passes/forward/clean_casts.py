@@ -43,7 +43,20 @@ def source_of(cast: fx.Node) -> fx.Node:
 
 
 def clean_casts(module: fx.GraphModule) -> int:
-    """Clean up until nothing is left to do; return the number of casts removed or moved."""
+    """Clean up until nothing is left to do; return the number of casts removed or moved.
+
+    Example:
+        >>> def program(x):
+        ...     return x.float().view(4).half() + 1
+        ...
+        >>> before_and_after(clean_casts, graph(program, x=f16(2, 2)))
+        + view_1  f16[4]  view x [4]
+        - _to_copy  f32[2,2]  _to_copy x dtype=f32
+        - view  f32[4]  view _to_copy [4]
+        - _to_copy_1  f16[4]  _to_copy view dtype=f16
+        - add  f16[4]  add _to_copy_1 1
+        + add  f16[4]  add view_1 1
+    """
     changes = 0
     for graph in all_graphs(module):
         before = changes

@@ -22,6 +22,17 @@ class InsertCasts:
 
     Attributes:
         plan: made from this very graph; its casts name the graph's nodes.
+
+    Example:
+        >>> module = forward(nn.Linear(8, 8, bias=False), f32(2, 8), casts=False)
+        >>> before_and_after(InsertCasts(planned(module)), module)
+        + p_model_weight_f16  f16[8,8]  _to_copy p_model_weight dtype=f16
+        + batch_0_f16  f16[2,8]  _to_copy batch_0 dtype=f16
+        - linear  f32[2,8]  linear batch_0 p_model_weight
+        + linear  f16[2,8]  linear batch_0_f16 p_model_weight_f16
+        + linear_f32  f32[2,8]  _to_copy linear dtype=f32
+        - return  linear
+        + return  linear_f32
     """
 
     plan: Plan

@@ -13,6 +13,16 @@ def recompute_casts(module: fx.GraphModule) -> int:
 
     A widening cast is exact, so nothing changes but what is saved for backward: 2 bytes a number
     instead of 4.
+
+    Example:
+        >>> def program(x, g):
+        ...     wide = x.float()
+        ...     return wide.exp(), g * wide
+        ...
+        >>> before_and_after(recompute_casts, graph(program, backward="mul", x=f16(4), g=f32(4)))
+        + _to_copy_1  f32[4]  _to_copy x dtype=f32
+        - mul  f32[4]  mul g _to_copy
+        + mul  f32[4]  mul g _to_copy_1
     """
     repeated = 0
     for cast in [node for node in module.graph.nodes if widens(node)]:

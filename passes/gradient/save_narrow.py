@@ -17,6 +17,18 @@ def save_narrow(module: fx.GraphModule) -> int:
 
     Only a tensor whose 16-bit copy forward reads anyway, and whose FP32 value only backward needs
     besides, is changed.
+
+    Example:
+        >>> def program(x, g):
+        ...     y = torch.softmax(x, -1)
+        ...     stored = y.half().relu()
+        ...     return stored, torch.ops.aten._softmax_backward_data(g, y, -1, torch.float32)
+        ...
+        >>> module = graph(program, backward="_softmax_backward_data", x=f32(4), g=f32(4))
+        >>> before_and_after(save_narrow, module)
+        + _to_copy_default  f32[4]  _to_copy _to_copy dtype=f32
+        - _softmax_backward_data  f32[4]  _softmax_backward_data g _softmax -1 f32
+        + _softmax_backward_data  f32[4]  _softmax_backward_data g _to_copy_default -1 f32
     """
     freed = 0
     for narrow in [node for node in module.graph.nodes if is_cast(node)]:

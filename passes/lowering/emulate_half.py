@@ -35,6 +35,20 @@ def emulate_half(module: fx.GraphModule) -> int:
 
     A rewritten graph has no 16-bit arithmetic left, so a second run changes nothing. What crosses
     the border of a graph inside is stored, so it keeps its 16 bits.
+
+    Example:
+        >>> before_and_after(emulate_half, graph(lambda x, y: torch.exp(x + y), x=f16(4), y=f16(4)))
+        - add  f16[4]  add x y
+        - exp  f16[4]  exp add
+        - return  exp
+        + _to_copy_default  f32[4]  _to_copy x dtype=f32
+        + _to_copy_default_1  f32[4]  _to_copy y dtype=f32
+        + add  f32[4]  add _to_copy_default _to_copy_default_1
+        + _to_copy_default_2  f16[4]  _to_copy add dtype=f16
+        + _to_copy_default_3  f32[4]  _to_copy _to_copy_default_2 dtype=f32
+        + exp  f32[4]  exp _to_copy_default_3
+        + _to_copy_default_4  f16[4]  _to_copy exp dtype=f16
+        + return  _to_copy_default_4
     """
     return sum(_emulate(graph) for graph in all_graphs(module))
 

@@ -25,6 +25,25 @@ class AverageBuffers:
 
     Attributes:
         loop: says whether there are other processes.
+
+    Example:
+        >>> step = step_before("average_buffers", before=nn.BatchNorm1d(4, affine=False))
+        >>> before_and_after(AverageBuffers(among(2)), step)
+        update
+        + reshape_default_1  f32[4]  reshape next_before_running_mean [-1]
+        + reshape_default_2  f32[4]  reshape next_before_running_var [-1]
+        + cat_default_1  f32[8]  cat [reshape_default_1,reshape_default_2]
+        + all_reduce_default  f32[8]  all_reduce cat_default_1 sum all
+        + wait_tensor_default  f32[8]  wait_tensor all_reduce_default
+        + div_tensor  f32[8]  div wait_tensor_default 2
+        + slice_tensor  f32[4]  slice div_tensor 0 0 4
+        + view_default  f32[4]  view slice_tensor [4]
+        + slice_tensor_1  f32[4]  slice div_tensor 0 4 8
+        + view_default_1  f32[4]  view slice_tensor_1 [4]
+        - return  before.running_mean = next_before_running_mean
+        - return  before.running_var = next_before_running_var
+        + return  before.running_mean = view_default
+        + return  before.running_var = view_default_1
     """
 
     loop: Loop

@@ -22,6 +22,15 @@ class GatherSlices:
 
     Attributes:
         loop: says whether each process updates a slice.
+
+    Example:
+        >>> loop = among(2, shard=True)
+        >>> before_and_after(GatherSlices(loop), step_before("gather_slices", loop))
+        update
+        + all_gather_into_tensor_default_1  f16[64]  all_gather_into_tensor _to_copy_default 2 all
+        + wait_tensor_default_2  f16[64]  wait_tensor all_gather_into_tensor_default_1
+        - return  arena0.working = _to_copy_default
+        + return  arena0.working = wait_tensor_default_2
     """
 
     loop: Loop

@@ -19,6 +19,17 @@ class ReducePacked:
     Attributes:
         loop: says whether there are other processes; what `passes.reduce_in_backward` has averaged
             is left alone.
+
+    Example:
+        >>> loop = among(2, shard=True)
+        >>> before_and_after(ReducePacked(loop), step_before("reduce_packed", loop))
+        update
+        + reduce_scatter_tensor_default  f32[32]  reduce_scatter_tensor _to_copy_default_1 sum 2
+            all
+        + wait_tensor_default  f32[32]  wait_tensor reduce_scatter_tensor_default
+        + div_tensor  f32[32]  div wait_tensor_default 2
+        - add  f32[32]  add arena0_master _to_copy_default_1 alpha=neg
+        + add  f32[32]  add arena0_master div_tensor alpha=neg
     """
 
     loop: Loop

@@ -20,6 +20,17 @@ class ShareNorms:
 
     Attributes:
         loop: says whether each process updates a slice.
+
+    Example:
+        >>> loop = among(2, shard=True)
+        >>> before_and_after(ShareNorms(loop), step_before("share_norms", loop))
+        update
+        + reshape_default_1  f32[1]  reshape linalg_vector_norm_default [1]
+        + all_gather_into_tensor_default  f32[2]  all_gather_into_tensor reshape_default_1 2 all
+        + wait_tensor_default_1  f32[2]  wait_tensor all_gather_into_tensor_default
+        + linalg_vector_norm_default_1  f32[]  linalg_vector_norm wait_tensor_default_1 inf
+        - lt_scalar  b8[]  lt linalg_vector_norm_default inf
+        + lt_scalar  b8[]  lt linalg_vector_norm_default_1 inf
     """
 
     loop: Loop

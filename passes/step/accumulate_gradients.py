@@ -27,6 +27,31 @@ class AccumulateGradients:
     Attributes:
         loop: says how many micro-batches make an update.
         scale: says whether an update can be skipped.
+
+    Example:
+        >>> rewrite = AccumulateGradients(Loop(accumulate=2), LossScale.none())
+        >>> before_and_after(rewrite, step_before("accumulate_gradients"))
+        accumulation
+        + grad_w  f16[3,4]  input grad.w
+        + arena0_sum  f32[32]  input arena0.sum
+        + reshape_default  f16[12]  reshape grad_w [-1]
+        + new_zeros_default  f16[20]  new_zeros grad_w [20]
+        + cat_default  f16[32]  cat [reshape_default,new_zeros_default]
+        + _to_copy_default_1  f32[32]  _to_copy cat_default dtype=f32
+        + add_tensor  f32[32]  add arena0_sum _to_copy_default_1
+        + return  arena0.sum = add_tensor
+        update
+        + arena0_sum  f32[32]  input arena0.sum
+        + div_tensor  f32[32]  div arena0_sum 2
+        - grad_w  f16[3,4]  input grad.w
+        - reshape_default  f16[12]  reshape grad_w [-1]
+        - new_zeros_default  f16[20]  new_zeros grad_w [20]
+        - cat_default  f16[32]  cat [reshape_default,new_zeros_default]
+        - _to_copy_default_1  f32[32]  _to_copy cat_default dtype=f32
+        - add  f32[32]  add arena0_master _to_copy_default_1 alpha=neg
+        + add  f32[32]  add arena0_master div_tensor alpha=neg
+        + zeros_like_default  f32[32]  zeros_like arena0_sum
+        + return  arena0.sum = zeros_like_default
     """
 
     loop: Loop

@@ -21,6 +21,18 @@ class ClipGradients:
 
     Attributes:
         loop: its limits become constants of the graph.
+
+    Example:
+        >>> before_and_after(ClipGradients(Loop(max_grad_norm=1.0)), step_before("clip_gradients"))
+        update
+        + linalg_vector_norm_default  f32[]  linalg_vector_norm mul_tensor
+        + add_tensor  f32[]  add linalg_vector_norm_default 1e-06
+        + reciprocal_default_1  f32[]  reciprocal add_tensor
+        + mul_tensor_1  f32[]  mul reciprocal_default_1 1
+        + clamp_default  f32[]  clamp mul_tensor_1 None 1
+        + mul_tensor_2  f32[32]  mul mul_tensor clamp_default
+        - add  f32[32]  add arena0_master mul_tensor alpha=neg
+        + add  f32[32]  add arena0_master mul_tensor_2 alpha=neg
     """
 
     loop: Loop

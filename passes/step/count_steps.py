@@ -13,7 +13,19 @@ _ATEN = torch.ops.aten
 
 
 def count_steps(step: StepGraph) -> int:
-    """Add the two 0-d int64 counters; return how many were added."""
+    """Add the two 0-d int64 counters; return how many were added.
+
+    Example:
+        >>> before_and_after(count_steps, step_before("count_steps"))
+        update
+        + steps_taken  i64[]  input steps_taken
+        + steps_skipped  i64[]  input steps_skipped
+        + add_tensor  i64[]  add steps_taken lt_scalar
+        + logical_not_default  b8[]  logical_not lt_scalar
+        + add_tensor_1  i64[]  add steps_skipped logical_not_default
+        + return  steps_taken = add_tensor
+        + return  steps_skipped = add_tensor_1
+    """
     if TAKEN in step.slots:
         return 0
     graph = step.update.graph

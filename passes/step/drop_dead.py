@@ -12,6 +12,12 @@ def drop_dead(step: StepGraph) -> int:
 
     Batch slots stay even if unread, so that a step is called with what the loss is called with. A
     weight of which a copy is read is no input, but its slot stays: it is in memory all the same.
+
+    Example:
+        >>> before_and_after(drop_dead, step_before("drop_dead"))
+        gradient
+        - w  f32[3,4]  input w
+        - _to_copy_4  f32[3,4]  _to_copy t_3 dtype=f32
     """
     removed = 0
     for graph in step.graphs().values():

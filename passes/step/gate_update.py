@@ -23,6 +23,17 @@ class GateUpdate:
 
     Attributes:
         scale: says whether there is a gate at all.
+
+    Example:
+        >>> before_and_after(GateUpdate(LossScale()), step_before("gate_update"))
+        update
+        + linalg_vector_norm_default  f32[]  linalg_vector_norm mul_tensor inf
+        + lt_scalar  b8[]  lt linalg_vector_norm_default inf
+        + where_self  f32[32]  where lt_scalar add arena0_master
+        - _to_copy_default  f16[32]  _to_copy add dtype=f16
+        + _to_copy_default  f16[32]  _to_copy where_self dtype=f16
+        - return  arena0.master = add
+        + return  arena0.master = where_self
     """
 
     scale: LossScale

@@ -28,6 +28,16 @@ def lay_out_copies(step: StepGraph) -> int:
     Only what is joined along its first dimension is, and a weight only with the same neighbours
     everywhere. Runs after `hoist_weight_casts`, which makes the copies, and before
     `pack_gradients`, which follows the order of the arenas.
+
+    Example:
+        >>> step = step_before("lay_out_copies")
+        >>> pad(step, "w", rows=5)
+        >>> before_and_after(lay_out_copies, step)
+        gradient
+        + w_padded  f16[8,4]  input w.padded
+        - cat_default  f16[8,4]  cat [w_working,new_zeros_default]
+        - neg_default  f16[8,4]  neg cat_default
+        + neg_default  f16[8,4]  neg w_padded
     """
     graph = step.gradient.graph
     found: dict[tuple[str, ...], fx.Node] = {}

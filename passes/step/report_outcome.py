@@ -16,6 +16,11 @@ def report_outcome(step: StepGraph) -> int:
     """Add 0-d reports to the update graph's results; return how many were added.
 
     ``step_applied`` is bool, ``gradient_norm`` FP32: the unscaled one before clipping.
+
+    Example:
+        >>> before_and_after(report_outcome, step_before("report_outcome"))
+        update
+        + return  step_applied = lt_scalar
     """
     if APPLIED in step.slots:
         return 0

@@ -25,6 +25,22 @@ class ScaleLoss:
 
     Attributes:
         scale: `LossScale.none` inserts nothing.
+
+    Example:
+        >>> before_and_after(ScaleLoss(LossScale.static(128.0)), step_before("scale_loss"))
+        gradient
+        + loss_scale  f32[]  input loss_scale
+        - ones_like  f32[]  ones_like sum_1
+        - expand  f32[2,3]  expand ones_like [2,3]
+        + expand  f32[2,3]  expand loss_scale [2,3]
+        update
+        + loss_scale  f32[]  input loss_scale
+        + _to_copy_default_2  f64[]  _to_copy loss_scale dtype=f64
+        + reciprocal_default  f64[]  reciprocal _to_copy_default_2
+        + _to_copy_default_3  f32[]  _to_copy reciprocal_default dtype=f32
+        + mul_tensor  f32[32]  mul _to_copy_default_1 _to_copy_default_3
+        - add  f32[32]  add arena0_master _to_copy_default_1 alpha=neg
+        + add  f32[32]  add arena0_master mul_tensor alpha=neg
     """
 
     scale: LossScale
