@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from mpcompile.passes.forward.clean_casts import is_cast
 from mpcompile.passes.step.adjust_scale import TRACKER
 from mpcompile.passes.step.count_steps import SKIPPED, TAKEN
 from mpcompile.passes.step.report_outcome import APPLIED
 from mpcompile.passes.step.scale_loss import SCALE
+from mpcompile.program.casts import is_cast
 from mpcompile.program.graph_text import type_text
 from mpcompile.program.marks import (
     AVERAGED,

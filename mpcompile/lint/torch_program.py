@@ -15,7 +15,7 @@ from mpcompile.lint.torch_sizes import lengths_of
 from mpcompile.passes.forward.pad_vocabulary import PadVocabulary
 from mpcompile.passes.order import forward_passes
 from mpcompile.passes.runner import run_passes
-from mpcompile.pipeline import constants_of, describe, places_of, update_of
+from mpcompile.pipeline import describe
 from mpcompile.plan.dataflow import Dataflow, Op
 from mpcompile.plan.given import decide
 from mpcompile.plan.growth import contain_growth
@@ -29,6 +29,7 @@ from mpcompile.program.control_flow import Nest, nest_of
 from mpcompile.program.node_tensors import shape_of
 from mpcompile.program.unfit_constants import UnfitConstant, is_unfit, unfit_causes, unfit_constants
 from mpcompile.program.workload import Workload, load
+from mpcompile.step.update_of_program import places_of, update_of
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.ops import number_arguments, op_name
 
@@ -77,7 +78,7 @@ def program_of(
 ) -> Program:
     """Plan a captured program, and return its forward pass as rows; see `read_program`."""
     precision = plan.precision if plan else policy.precision
-    unfit = unfit_constants(forward.module, constants_of(forward), precision)
+    unfit = unfit_constants(forward.module, forward.constants(), precision)
     flow = describe(forward, policy, unfit)
     decided = decide(flow, policy.precision, plan, ranges)
     reader = _Reader(

@@ -57,13 +57,28 @@ def default_backend(device: torch.device) -> Backend:
     return "inductor" if device.type == "cuda" else "interpreter"
 
 
-def lower(
-    step: StepGraph,
-    backend: Backend,
-    device: torch.device,
-    memory_budget: float = 1.0,
-    options: Mapping[str, Any] | None = None,
-) -> Lowered:
+@dataclass(frozen=True, slots=True)
+class Lowering:
+    """How a step graph is made to run.
+
+    Attributes:
+        backend: ``"interpreter"``, ``"inductor"``, or None: by the device.
+        memory_budget: of inductor's activations, see `mpcompile.lower.recompute.Recomputing`.
+        cuda_graph: with inductor on CUDA, replay the whole step as one CUDA graph.
+        options: of ``torch._inductor.config``.
+    """
+
+    backend: Backend | None = None
+    memory_budget: float = 1.0
+    cuda_graph: bool = True
+    options: Mapping[str, Any] | None = None
+
+    def backend_on(self, device: torch.device) -> Backend:
+        """Return the backend: the one that was asked for, or the device's own."""
+        return self.backend or default_backend(device)
+
+
+def lower(step: StepGraph, device: torch.device, lowering: Lowering) -> Lowered:
     """Lower a step graph; the step graph itself stays as it is.
 
     ``interpreter`` on a device without Tensor Cores computes in pseudo FP16
@@ -73,16 +88,16 @@ def lower(
 
     Args:
         step: what to lower.
-        backend: ``"interpreter"`` or ``"inductor"``.
         device: of the model.
-        memory_budget: of inductor's activations, see `mpcompile.lower.recompute.Recomputing`.
-        options: of ``torch._inductor.config``.
+        lowering: by which backend, and how.
 
     Raises:
         BadInput: there is no such backend, budget or option.
         CannotCapture: inductor cannot compile the gradient of this control flow, or for an open
             batch size.
     """
+    backend, memory_budget = lowering.backend_on(device), lowering.memory_budget
+    options = lowering.options
     if backend not in ("interpreter", "inductor"):
         raise BadInput(f"there is no backend {backend!r}", "", "choose 'interpreter' or 'inductor'")
     if not 0 < memory_budget <= 1:

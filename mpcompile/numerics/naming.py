@@ -6,7 +6,7 @@ import operator
 
 from torch import fx
 
-from mpcompile.passes.forward.clean_casts import is_cast
+from mpcompile.program.casts import is_cast
 from mpcompile.program.marks import BACKWARD, PLANNED, SLOT
 from mpcompile.torch_private.ops import op_name
 

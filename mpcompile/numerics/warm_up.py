@@ -7,7 +7,9 @@ from typing import Any, TypeAlias
 
 import torch
 
-from mpcompile.pipeline import Transformed, to_step
+from mpcompile.lower.lower import Lowering
+from mpcompile.pipeline import to_step
+from mpcompile.step.transformed import Transformed
 from mpcompile.train.train_step import TrainStep
 
 ATTEMPTS = 25
@@ -27,14 +29,14 @@ def settled_step(transformed: Transformed, batches: Batches, steps: int) -> tupl
     Returns:
         The step, with the weights it had after training, and why it did not settle, or ``""``.
     """
-    step = to_step(transformed, "interpreter")
+    step = to_step(transformed, Lowering(backend="interpreter"))
     for batch in batches[:steps]:
         step(*batch)
     model = transformed.workload.model
     state = [*model.parameters(), *model.buffers()]
     start = [tensor.detach().clone() for tensor in state]
     for batch in batches[steps:]:
-        trouble = _settle(step, batch, ATTEMPTS if transformed.scale.dynamic else 1)
+        trouble = _settle(step, batch, ATTEMPTS if transformed.choices.scale.dynamic else 1)
         with torch.no_grad():
             for tensor, value in zip(state, start, strict=True):
                 tensor.copy_(value)

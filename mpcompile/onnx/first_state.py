@@ -7,10 +7,10 @@ import torch
 from mpcompile.onnx.random_masks import PRIME
 from mpcompile.onnx.train_file import Piece
 from mpcompile.passes.step.scale_loss import SCALE
-from mpcompile.pipeline import Transformed
 from mpcompile.step.arena import Arena, arena_views
 from mpcompile.step.optimizer_start import BEGUN, has_begun
 from mpcompile.step.slots import Role, Slot
+from mpcompile.step.transformed import Transformed
 
 
 def first_state(transformed: Transformed, slots: tuple[Slot, ...]) -> dict[str, torch.Tensor]:
@@ -36,7 +36,7 @@ def first_state(transformed: Transformed, slots: tuple[Slot, ...]) -> dict[str, 
         elif slot.role in (Role.BUFFER, Role.CONSTANT):
             value.copy_(given[slot.name])
         elif slot.name == SCALE:
-            value.fill_(transformed.scale.initial)
+            value.fill_(transformed.choices.scale.initial)
         elif slot.role in (Role.BATCH, Role.HYPER):
             continue
         state[slot.name] = value

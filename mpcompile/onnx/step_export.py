@@ -18,8 +18,8 @@ from mpcompile.onnx.plain_graph import SEED, PlainStep, plain_step
 from mpcompile.onnx.tidying import check, exported
 from mpcompile.onnx.train_file import Rate, StateSlot, TensorSpec, TrainFile
 from mpcompile.onnx_graph.gate import write_model
-from mpcompile.pipeline import Transformed
 from mpcompile.step.slots import Role, Slot
+from mpcompile.step.transformed import Transformed
 
 
 def export_step(transformed: Transformed, path: Path, force: bool = False) -> TrainFile:

@@ -77,6 +77,14 @@ class Forward:
     returns: Nest | None = None
     batch_size: BatchSize | None = None
 
+    def constants(self) -> dict[str, torch.Tensor]:
+        """Return, per placeholder, the buffers that forward never writes."""
+        return {
+            item.node: item.tensor
+            for item in self.inputs
+            if item.kind is Kind.BUFFER and item.name not in self.written
+        }
+
 
 class _Program(torch.nn.Module):
     """The model under one name, so that its parameters' dotted names stay its own."""

@@ -6,8 +6,9 @@ A mark is read and written like a dictionary whose keys are nodes::
     arenas = [PACKED[node] for node in graph.nodes if node in PACKED]
 
 Each mark names the modules that write it and those that read it; a test compares both lists with
-the source, and checks that no other module uses one of our keys by its text. What copies a whole
-``meta`` (``new.meta = dict(old.meta)``) copies all marks and is in no list.
+the source, and checks that no other module uses one of our keys by its text. In no list are
+`mpcompile.passes.invariants`, which checks what passes leave, and what copies a whole ``meta``
+(``new.meta = dict(old.meta)``), and so all marks.
 
 torch has keys of its own in the same dictionary. Those that we use are in `TORCH`; they are used as
 torch's documents use them, without a mark.

@@ -8,14 +8,15 @@ from math import isnan
 from typing import Any, Protocol
 
 from mpcompile.errors import BadInput
-from mpcompile.lower.lower import Backend
+from mpcompile.lower.lower import Backend, Lowering
 from mpcompile.numerics.node_errors import NodeError, check
 from mpcompile.numerics.warm_up import Batches, settled_step
-from mpcompile.pipeline import Transformed, to_step
+from mpcompile.pipeline import to_step
 from mpcompile.program.capture import definition
 from mpcompile.program.workload import user_place
 from mpcompile.step.graph import results
 from mpcompile.step.slots import Role
+from mpcompile.step.transformed import Transformed
 from mpcompile.train.train_step import TrainStep
 
 
@@ -116,7 +117,7 @@ def score(
         BadInput: it raises, or returns something else.
     """
     place = definition(function)
-    step = to_step(transformed, backend)
+    step = to_step(transformed, Lowering(backend=backend))
     try:
         made = function(step, transformed.workload)
     except Exception as error:

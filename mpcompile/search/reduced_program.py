@@ -22,9 +22,9 @@ from torch import fx
 
 from mpcompile.errors import printable
 from mpcompile.numerics.lockstep import EXACT, FULL, is_float, told
-from mpcompile.passes.forward.clean_casts import CAST
 from mpcompile.plan.dataflow import Where
 from mpcompile.program.capture import place_of
+from mpcompile.program.casts import CAST
 from mpcompile.program.graph_text import type_text
 from mpcompile.program.marks import EMULATES, WHERE
 from mpcompile.program.node_tensors import NARROW

@@ -21,8 +21,8 @@ from mpcompile.numerics.lockstep import (
     last_reads,
 )
 from mpcompile.numerics.node_errors import explained_by, relative_error
-from mpcompile.passes.forward.clean_casts import CAST
 from mpcompile.passes.lowering.emulate_half import emulate_half
+from mpcompile.program.casts import CAST
 from mpcompile.program.marks import EMULATES, SLOT
 from mpcompile.program.random_state import drawn_again
 from mpcompile.torch_private.graphs import copy_graph, rename

@@ -13,10 +13,10 @@ import torch
 from mpcompile.numerics.lockstep import Seen, lockstep, moment
 from mpcompile.numerics.node_errors import relative_error
 from mpcompile.numerics.warm_up import Batches, settled_step
-from mpcompile.pipeline import Transformed
 from mpcompile.precision import Precision
 from mpcompile.program.marks import BACKWARD, PLANNED, SLOT
 from mpcompile.search.trial_log import Suspect
+from mpcompile.step.transformed import Transformed
 from mpcompile.torch_private.ops import is_higher_order
 
 _ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}

@@ -10,13 +10,12 @@ from typing import Literal
 import torch
 from torch import fx
 
-from mpcompile.passes.forward.clean_casts import is_cast, source_of, widens
 from mpcompile.passes.runner import about
-from mpcompile.pipeline import Transformed
 from mpcompile.plan.dataflow import Where
 from mpcompile.plan.plan import Cast, Decision
 from mpcompile.precision import Precision
 from mpcompile.program.capture import place_of
+from mpcompile.program.casts import is_cast, source_of, widens
 from mpcompile.program.graph_text import type_text
 from mpcompile.program.marks import BACKWARD, MADE_BY, PLANNED, SLOT, SLOTS, WHERE
 from mpcompile.show.view import Role, Stage, View, ViewNode, precision_of
@@ -28,6 +27,7 @@ from mpcompile.step.liveness import (
     state_bytes,
     tensor_bytes,
 )
+from mpcompile.step.transformed import Transformed
 from mpcompile.torch_private.ops import is_view, op_name
 
 _FORMATS = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}

@@ -14,13 +14,13 @@ from torch import fx
 
 from mpcompile.errors import printable
 from mpcompile.passes.order import OPTIONAL
-from mpcompile.pipeline import Transformed
 from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
 from mpcompile.program.marks import BACKWARD
 from mpcompile.step.liveness import peak, saved_bytes, state_bytes, tensor_bytes
 from mpcompile.step.loss_scale import LossScale
 from mpcompile.step.slots import Role
+from mpcompile.step.transformed import Transformed
 from mpcompile.torch_private.ops import is_view, op_name
 
 _COLUMNS = ("f16", "bf16", "f32", "other")

@@ -12,15 +12,12 @@ import torch
 
 from mpcompile.errors import BadInput
 from mpcompile.passes.step.accumulate_gradients import BEFORE
-from mpcompile.program.capture import Forward
-from mpcompile.program.workload import Workload
 from mpcompile.step.arena import Arena, arena_views
 from mpcompile.step.collectives import put_together
 from mpcompile.step.graph import StepGraph, placeholders
-from mpcompile.step.loss_scale import LossScale
-from mpcompile.step.processes import DataParallel
 from mpcompile.step.slices import absent, is_absent, own_slice
 from mpcompile.step.slots import STATE, Role
+from mpcompile.step.transformed import Transformed
 from mpcompile.torch_private.tensors import version_of
 from mpcompile.train.bound_optimizer import BoundOptimizer, when_loaded
 from mpcompile.train.weight_copies import ReadWeights, claim
@@ -39,16 +36,13 @@ class BoundState:
 
     def __init__(
         self,
-        workload: Workload,
-        forward: Forward,
-        step: StepGraph,
-        initial: dict[str, dict[str, torch.Tensor]],
-        scale: LossScale,
-        parallel: DataParallel | None = None,
+        transformed: Transformed,
     ) -> None:
+        workload, forward, step = transformed.workload, transformed.forward, transformed.step
         assert workload.optimizer is not None
-        self._parallel = parallel
-        self._step, self._rule = step, scale
+        assert step is not None
+        self._parallel = transformed.choices.loop.parallel
+        self._step, self._rule = step, transformed.choices.scale
         self._is_whole = False
         self._model, self._optimizer = workload.model, workload.optimizer
         self._device = next(iter(workload.model.parameters())).device
@@ -56,7 +50,12 @@ class BoundState:
         self._names = {id(item.tensor): item.name for item in forward.inputs}
         self.tensors: dict[str, torch.Tensor] = {}
         self._entries = BoundOptimizer(
-            self._optimizer, step, initial, self._parameters, self.tensors, parallel
+            self._optimizer,
+            step,
+            transformed.initial,
+            self._parameters,
+            self.tensors,
+            self._parallel,
         )
         self._trained: list[torch.Tensor] = []
         self._first: list[tuple[torch.Tensor, int]] = []

@@ -10,13 +10,13 @@ from torch import fx
 
 from mpcompile.errors import BadInput
 from mpcompile.lower.lower import Backend, full_accumulation
-from mpcompile.passes.forward.clean_casts import is_cast
 from mpcompile.passes.lowering.emulate_half import emulate_half
 from mpcompile.passes.order import forward_passes
 from mpcompile.passes.runner import run_passes
 from mpcompile.plan.given import decide
 from mpcompile.plan.policy import Policy
 from mpcompile.program.capture import Forward, Kind, capture
+from mpcompile.program.casts import is_cast
 from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.describe import dataflow
 from mpcompile.program.module_modes import evaluation_modes, in_modes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,20 +14,17 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mpcompile.errors import BadInput
 from mpcompile.lower.cuda_graph import CapturedStep
-from mpcompile.lower.lower import Backend, Lowered, lower
+from mpcompile.lower.lower import Lowered, Lowering, lower
 from mpcompile.passes.step.count_steps import SKIPPED, TAKEN
 from mpcompile.passes.step.report_outcome import APPLIED, GRADIENT_NORM
 from mpcompile.passes.step.scale_loss import SCALE
-from mpcompile.plan.plan import Plan
-from mpcompile.plan.policy import Policy
 from mpcompile.program.capture import Forward
-from mpcompile.program.workload import Workload
 from mpcompile.step.collectives import averaged
 from mpcompile.step.graph import StepGraph
-from mpcompile.step.loss_scale import LossScale
 from mpcompile.step.optimizer_options import OptionInputs
-from mpcompile.step.processes import DataParallel, lost
+from mpcompile.step.processes import lost
 from mpcompile.step.slots import Role
+from mpcompile.step.transformed import Transformed
 from mpcompile.step.whole_step import whole_step
 from mpcompile.torch_private.tracing import note_step
 from mpcompile.train import checkpoint
@@ -62,30 +60,23 @@ class TrainStep:
 
     def __init__(
         self,
-        workload: Workload,
-        forward: Forward,
-        plan: Plan,
-        step: StepGraph,
-        initial: dict[str, dict[str, torch.Tensor]],
-        scale: LossScale,
-        backend: Backend,
-        memory_budget: float = 1.0,
-        cuda_graph: bool = True,
-        options: Mapping[str, Any] | None = None,
-        accumulate: int = 1,
-        policy: Policy | None = None,
-        for_batch: ForBatch | None = None,
-        parallel: DataParallel | None = None,
+        transformed: Transformed,
+        lowering: Lowering,
+        for_batch: ForBatch,
     ) -> None:
+        workload, choices, step = transformed.workload, transformed.choices, transformed.step
         assert workload.optimizer is not None
-        self.plan, self.captured, self.step, self.backend = plan, forward, step, backend
-        self._model, self._optimizer, self._rule = workload.model, workload.optimizer, scale
+        assert step is not None
+        self.plan, self.captured, self.step = transformed.plan, transformed.forward, step
+        self.parallel = choices.loop.parallel
+        self._model, self._optimizer, self._rule = workload.model, workload.optimizer, choices.scale
         self._device = next(iter(workload.model.parameters())).device
-        self._lowered = lower(step, backend, self._device, memory_budget, options)
-        self.parallel = parallel
-        self._bound = BoundState(workload, forward, step, initial, scale, parallel)
+        self.backend = lowering.backend_on(self._device)
+        self._lowered = lower(step, self._device, lowering)
+        self._bound = BoundState(transformed)
         self._state = self._bound.tensors
-        self._forward = MixedForward(workload.model, policy or Policy(), backend, options)
+        policy = replace(choices.policy, precision=self.plan.precision)
+        self._forward = MixedForward(workload.model, policy, self.backend, lowering.options)
         made = self._lowered.gradient_results
         self._update = BoundWrites(
             self._lowered.update, self._lowered.update_inputs, self._state, made
@@ -95,20 +86,20 @@ class TrainStep:
             self._gather = BoundWrites(
                 self._lowered.accumulate, self._lowered.accumulate_inputs, self._state, made
             )
-        self._every, self._gathered = accumulate, 0
-        self._schedules = Schedules(self._optimizer, scale.gated)
+        self._every, self._gathered = choices.loop.accumulate, 0
+        self._schedules = Schedules(self._optimizer, choices.scale.gated)
         self._options = OptionInputs(self._optimizer, step.guards, self._state)
-        self._replays = cuda_graph and backend == "inductor" and self._device.type == "cuda"
+        on_cuda = self.backend == "inductor" and self._device.type == "cuda"
+        self._replays = lowering.cuda_graph and on_cuda
 
         def another(batch: tuple[torch.Tensor, ...], places: tuple[bool, ...]) -> BatchGraph:
-            assert for_batch is not None
             with self._bound.stood_in():
                 captured, graph = for_batch(batch, places)
             self._bound.admit(graph)
-            lowered = lower(graph, backend, self._device, memory_budget, options)
+            lowered = lower(graph, self._device, lowering)
             return self._batch_graph(captured, graph, lowered, batch)
 
-        first = self._batch_graph(forward, step, self._lowered, workload.batch)
+        first = self._batch_graph(self.captured, step, self._lowered, workload.batch)
         self._graphs = BatchGraphs(first, workload.batch, another)
 
     def __call__(self, *batch: torch.Tensor) -> Any:

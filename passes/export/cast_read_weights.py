@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from mpcompile.passes.forward.clean_casts import CAST
+from mpcompile.program.casts import CAST
 from mpcompile.step.graph import add_input, call, placeholders
 from mpcompile.step.slots import Role, Slot
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from mpcompile.passes.forward.clean_casts import is_cast
 from mpcompile.passes.forward.join_matmuls import arguments_of_linear
+from mpcompile.program.casts import is_cast
 from mpcompile.program.chunked_head import chunked_head
 from mpcompile.program.node_tensors import NARROW
 from mpcompile.step.graph import call

@@ -11,35 +11,12 @@ import math
 import torch
 from torch import fx
 
+from mpcompile.program.casts import is_cast, source_of, widens
 from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.marks import BACKWARD
-from mpcompile.program.node_tensors import NARROW
 from mpcompile.torch_private.ops import is_view, op_name
 
-CAST = torch.ops.aten._to_copy.default
 _FILLS = ("zeros", "ones", "full")
-
-
-def is_cast(node: object) -> bool:
-    """Whether the node converts its dtype and does nothing else."""
-    return isinstance(node, fx.Node) and node.target is CAST and set(node.kwargs) == {"dtype"}
-
-
-def widens(node: object) -> bool:
-    """Whether the node is a lossless cast from 16 bits to FP32."""
-    return (
-        isinstance(node, fx.Node)
-        and is_cast(node)
-        and node.kwargs["dtype"] is torch.float32
-        and source_of(node).meta["val"].dtype in NARROW
-    )
-
-
-def source_of(cast: fx.Node) -> fx.Node:
-    """Return what a cast reads."""
-    source = cast.args[0]
-    assert isinstance(source, fx.Node)
-    return source
 
 
 def clean_casts(module: fx.GraphModule) -> int:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from mpcompile.passes.forward.clean_casts import CAST
 from mpcompile.plan.plan import Cast, Plan
 from mpcompile.precision import Precision
+from mpcompile.program.casts import CAST
 from mpcompile.program.control_flow import Border, Use, nest_of
 from mpcompile.program.marks import PLANNED
 from mpcompile.torch_private.tensors import with_dtype

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from mpcompile.passes.forward.clean_casts import is_cast, source_of
 from mpcompile.plan.op_table import TORCH_RULES, Wish
+from mpcompile.program.casts import is_cast, source_of
 from mpcompile.program.node_tensors import NARROW
 from mpcompile.step.arena import TILE, Place
 from mpcompile.step.graph import call

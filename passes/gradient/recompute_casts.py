@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from mpcompile.passes.forward.clean_casts import widens
+from mpcompile.program.casts import widens
 from mpcompile.program.marks import BACKWARD
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from mpcompile.passes.forward.clean_casts import is_cast, source_of
+from mpcompile.program.casts import is_cast, source_of
 from mpcompile.program.marks import BACKWARD
 
 

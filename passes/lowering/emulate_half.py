@@ -15,8 +15,8 @@ import torch
 from torch import fx
 from torch.fx.node import Argument
 
-from mpcompile.passes.forward.clean_casts import CAST
 from mpcompile.plan.op_table import TORCH_RULES
+from mpcompile.program.casts import CAST
 from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.marks import EMULATES
 from mpcompile.program.node_tensors import NARROW

@@ -7,7 +7,7 @@ weight has one 16-bit copy for all steps. Neither is cast in a step
 
 from __future__ import annotations
 
-from mpcompile.passes.forward.clean_casts import is_cast
+from mpcompile.program.casts import is_cast
 from mpcompile.program.node_tensors import NARROW
 from mpcompile.step.graph import StepGraph, add_input, placeholders
 from mpcompile.step.slots import Role, Slot

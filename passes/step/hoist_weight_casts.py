@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from mpcompile.passes.forward.clean_casts import CAST, is_cast, source_of, widens
+from mpcompile.program.casts import CAST, is_cast, source_of, widens
 from mpcompile.program.marks import SLOTS
 from mpcompile.step.arena import Arena
 from mpcompile.step.graph import StepGraph, add_inputs, placeholders, results, set_results

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from mpcompile.passes.forward.clean_casts import CAST
+from mpcompile.program.casts import CAST
 from mpcompile.program.marks import PACKED
 from mpcompile.step.arena import Arena
 from mpcompile.step.graph import StepGraph, add_inputs, call, placeholders

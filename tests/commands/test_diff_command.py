@@ -12,6 +12,7 @@ from mpcompile.pipeline import transform
 from mpcompile.plan.diff import plan_diff
 from mpcompile.plan.policy import Level, Policy
 from mpcompile.program.workload import load
+from mpcompile.step.transformed import Choices
 
 MODEL = """\
 import torch
@@ -41,7 +42,7 @@ def test_two_policies_of_a_program(folder: Path, capsys: pytest.CaptureFixture[s
     assert exit_code(["diff", *sides, "--json", "-"]) == 1
     captured = capsys.readouterr()
     plans = [
-        transform(load("model.py"), Policy(level)).plan
+        transform(load("model.py"), Choices(policy=Policy(level))).plan
         for level in (Level.TENSOR_CORES_ONLY, Level.PAPER)
     ]
     wanted = plan_diff(plans[0], plans[1])

@@ -11,10 +11,10 @@ import torch
 from programs.graphs import WORKLOADS, cross_entropy
 from torch import fx, nn
 from torch._functorch.partitioners import default_partition
-from variant import TINY, load
-from ways import own_values
 
 import mpcompile
+from bench.plans.ways import own_values
+from bench.speed.variant import TINY, load
 from mpcompile.lower import recompute
 from mpcompile.lower.recompute import Cut, Recomputing, cut
 from mpcompile.passes.step.scale_loss import SCALE
@@ -25,6 +25,7 @@ from mpcompile.program.workload import Workload
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.liveness import result_bytes, saved_bytes
 from mpcompile.step.slots import Role
+from mpcompile.step.transformed import Choices
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.ops import draws, is_view
 
@@ -83,7 +84,7 @@ PROGRAMS = {**WORKLOADS, "filled": filled, **{name: tiny(name) for name in TINY}
 
 def step_of(workload: Workload, policy: Policy | None = None) -> tuple[StepGraph, list[Any]]:
     """Return the step and the gradient graph's inputs, the model's own values."""
-    made = transform(workload, policy)
+    made = transform(workload, Choices(policy=policy or Policy()))
     assert made.step is not None
     return made.step, own_values(made, scale=2.0**10)
 

@@ -13,12 +13,13 @@ from mpcompile.passes.lowering.numbers_to_tensors import numbers_to_tensors
 from mpcompile.pipeline import transform
 from mpcompile.program.workload import Workload
 from mpcompile.step.loss_scale import LossScale
+from mpcompile.step.transformed import Choices
 from mpcompile.torch_private.graphs import copy_graph
 
 
 def updates(workload: Workload) -> tuple[fx.GraphModule, list[torch.Tensor]]:
     """Return the update as inductor's backend sees it, and random inputs."""
-    step = transform(workload, loss_scale=LossScale()).step
+    step = transform(workload, Choices(loss_scale=LossScale())).step
     assert step is not None
     update = copy_graph(step.update)
     numbers_to_tensors(update)

@@ -17,13 +17,15 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_max_pool import MaxPool as TheirMaxPool
 from safetensors.numpy import load_file, save_file
 from torch import nn
-from variant import load
 
+from bench.speed.variant import load
 from mpcompile import LossScale, Workload
+from mpcompile.lower.lower import Lowering
 from mpcompile.onnx.step_export import export_step
 from mpcompile.onnx.train_file import read_train_file
 from mpcompile.onnx.train_step import OrtTrainStep
-from mpcompile.pipeline import Transformed, to_step, transform
+from mpcompile.pipeline import to_step, transform
+from mpcompile.step.transformed import Transformed
 
 ROUNDING = 2.0**-8
 """Of a tensor's largest number: eight roundings to FP16, one behind another."""
@@ -118,7 +120,7 @@ def test_its_fp16_is_that_of_torchs_step(exported: tuple[Transformed, Path]) -> 
     found: dict[str, Any] = dict(
         zip(evaluator.output_names, evaluator.run(None, inputs), strict=True)
     )
-    step = to_step(transformed, "interpreter")
+    step = to_step(transformed, Lowering(backend="interpreter"))
     loss = float(step(*batch))
     assert float(found[file.loss]) == pytest.approx(loss, rel=ROUNDING)
     compared = 0

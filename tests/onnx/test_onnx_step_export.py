@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from onnx_training import cnn, follow, made
 from torch import nn
 
 import mpcompile
+from bench.onnx.training import cnn, follow, made
 from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.onnx.plain_graph import SEED, plain_step
 from mpcompile.onnx.step_export import export_step, to_onnx
@@ -21,6 +21,7 @@ from mpcompile.onnx.train_step import OrtTrainStep
 from mpcompile.onnx_graph.kernels import Provider, formats
 from mpcompile.pipeline import to_step, transform
 from mpcompile.program.workload import Workload
+from mpcompile.step.transformed import Choices
 
 NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 FLOATS = (*NARROW, ir.DataType.FLOAT)
@@ -134,7 +135,9 @@ def test_the_mask_of_forward_is_that_of_backward(tmp_path: Path) -> None:
     """The gradient of the weight is the mean of what the first mask let through."""
     workload = dropping()
     workload.optimizer.param_groups[0]["lr"] = 1.0  # type: ignore[union-attr]
-    export_step(transform(workload, mpcompile.FULL_PRECISION), tmp_path / "train.onnx")
+    export_step(
+        transform(workload, Choices(policy=mpcompile.FULL_PRECISION)), tmp_path / "train.onnx"
+    )
     step = OrtTrainStep(tmp_path / "train.onnx")
     loss = float(step(np.ones((64, 64), np.float32)))
     first = 1.0 - float(step.parameters()["weight"])

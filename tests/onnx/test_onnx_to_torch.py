@@ -19,6 +19,7 @@ from mpcompile.onnx.to_torch import load_into
 from mpcompile.onnx.train_file import TensorSpec
 from mpcompile.onnx.train_step import OrtTrainStep
 from mpcompile.pipeline import transform
+from mpcompile.step.transformed import Choices
 
 
 def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -49,7 +50,7 @@ def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_torch_goes_on_where_the_runtime_stopped(tmp_path: Path) -> None:
     model, optimizer = make(0)
     x, y = batch(0)
-    exported = transform(Workload(model, (x, y), loss, optimizer), FULL_PRECISION)
+    exported = transform(Workload(model, (x, y), loss, optimizer), Choices(policy=FULL_PRECISION))
     path = tmp_path / "train.onnx"
     export_step(exported, path)
     step = OrtTrainStep(path)

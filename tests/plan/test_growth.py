@@ -13,6 +13,7 @@ from mpcompile.plan.growth import BOUNDED, GROWING, LINEAR, contain_growth
 from mpcompile.plan.op_table import ONNX_RULES, TABLE, TORCH_RULES, Wish
 from mpcompile.precision import Precision
 from mpcompile.program.workload import Workload
+from mpcompile.step.transformed import Choices
 
 
 class RootMeanSquare(nn.Module):
@@ -34,7 +35,7 @@ def workload(*middle: nn.Module) -> Workload:
 
 
 def stored(work: Workload, policy: mpcompile.Policy | None = None) -> dict[str, str]:
-    plan = transform(work, policy).plan
+    plan = transform(work, Choices(policy=policy or mpcompile.Policy())).plan
     return {decision.op: decision.stores.short for decision in plan.decisions}
 
 

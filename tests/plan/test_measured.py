@@ -19,7 +19,7 @@ from torch import nn
 import mpcompile
 from mpcompile.errors import BadInput
 from mpcompile.numerics.calibration import range_of
-from mpcompile.pipeline import Transformed, transform
+from mpcompile.pipeline import transform
 from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.growth import contain_growth
 from mpcompile.plan.measured import MeasuredOverflow, apply_ranges, overruled
@@ -29,6 +29,7 @@ from mpcompile.plan.policy import Level, Policy
 from mpcompile.plan.ranges import Ranges, tensors_of
 from mpcompile.precision import Precision
 from mpcompile.program.workload import Workload
+from mpcompile.step.transformed import Choices, Transformed
 
 flows = st.randoms(use_true_random=False).map(lambda chooser: (chooser, random_flow(chooser, 10)))
 many = settings(max_examples=1000, deadline=None)
@@ -110,14 +111,14 @@ def test_the_margin_is_in_bits(bits: int, size: float, stored: str) -> None:
         name: range_of(torch.full((held.count,), 1.0)) for name, held in ranges.values.items()
     }
     values["linear"] = range_of(torch.full((ranges.values["linear"].count,), size))
-    plan = transform(work, ranges=replace(ranges, values=values, margin_bits=bits)).plan
+    plan = transform(work, Choices(ranges=replace(ranges, values=values, margin_bits=bits))).plan
     assert plan.decision("linear").stores.short == stored
 
 
 def test_what_overflows_is_kept_in_fp32_and_the_reason_says_what_was_measured() -> None:
     work = workload()
     ranges = mpcompile.calibrate(work)
-    plan = transform(work, ranges=ranges).plan
+    plan = transform(work, Choices(ranges=ranges)).plan
     linear = plan.decision("linear")
     assert linear.stores is Precision.FP32
     size = ranges.values["linear"].largest
@@ -148,19 +149,19 @@ def test_an_override_or_a_given_plan_stands_with_a_warning_for_each_tensor() -> 
     work = workload()
     ranges = mpcompile.calibrate(work)
     with pytest.warns(MeasuredOverflow, match="linear is in FP16 as you said, but linear reached"):
-        plan = transform(work, Policy(half=("module:rise",)), ranges=ranges).plan
+        plan = transform(work, Choices(policy=Policy(half=("module:rise",)), ranges=ranges)).plan
     assert plan.decision("linear").stores is Precision.FP16
     with pytest.warns(MeasuredOverflow, match="relu is in FP16 as you said"):
-        transform(work, plan=transform(work).plan, ranges=ranges)
+        transform(work, Choices(plan=transform(work).plan, ranges=ranges))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        transform(work, ranges=ranges)
+        transform(work, Choices(ranges=ranges))
 
 
 def test_ranges_hold_whatever_the_policy_says_of_a_norm_with_statistics() -> None:
     work = convolution()
     ranges = mpcompile.calibrate(work)
-    assert transform(work, Policy(half=("norm layer",)), ranges=ranges)
+    assert transform(work, Choices(policy=Policy(half=("norm layer",)), ranges=ranges))
 
 
 class Attending(nn.Module):
@@ -185,7 +186,7 @@ def test_an_infinite_mask_is_no_overflow() -> None:
     work = workload(Attending())
     ranges = mpcompile.calibrate(work)
     assert ranges.values["masked_fill"].largest == torch.inf
-    assert transform(work, ranges=ranges).plan.decisions == transform(work).plan.decisions
+    assert transform(work, Choices(ranges=ranges)).plan.decisions == transform(work).plan.decisions
 
 
 class Then(nn.Module):
@@ -213,8 +214,8 @@ def both(what: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Transformed, Tra
     """Return the program as ranges alone keep it, and with release."""
     work = workload(Then(what))
     ranges = mpcompile.calibrate(work)
-    released = transform(work, ranges=replace(ranges, release=True))
-    return transform(work, ranges=ranges), released
+    released = transform(work, Choices(ranges=replace(ranges, release=True)))
+    return transform(work, Choices(ranges=ranges)), released
 
 
 def test_a_harmless_result_is_released_where_that_is_asked_for() -> None:
@@ -247,15 +248,15 @@ def test_a_level_that_keeps_more_in_fp32_does_not_go_with_release(level: Level) 
     work = workload(Then(exponential))
     ranges = replace(mpcompile.calibrate(work), release=True)
     with pytest.raises(BadInput, match=f"the level {level.value}"):
-        transform(work, Policy(level), ranges=ranges)
+        transform(work, Choices(policy=Policy(level), ranges=ranges))
 
 
 def test_ranges_of_another_program_or_batch_shape_are_refused() -> None:
     ranges = mpcompile.calibrate(workload())
     with pytest.raises(BadInput, match="measured on another program"):
-        transform(workload(Then(exponential)), ranges=ranges)
+        transform(workload(Then(exponential)), Choices(ranges=ranges))
     model = Tall()
     batch = (torch.randn(5, 8), torch.zeros(5, dtype=torch.long))
     other = Workload(model, batch, loss, torch.optim.SGD(model.parameters()))
     with pytest.raises(BadInput, match="batch shapes"):
-        transform(other, ranges=ranges)
+        transform(other, Choices(ranges=ranges))

@@ -29,6 +29,7 @@ from mpcompile.plan.op_table import Wish
 from mpcompile.plan.plan import read_plan, schema
 from mpcompile.plan.planner import make_plan
 from mpcompile.program.graph_text import graph_text
+from mpcompile.step.transformed import Choices
 
 
 def stored(plan: Plan) -> dict[str, str]:
@@ -205,10 +206,10 @@ def test_decisions_that_cannot_be_are_refused(
 
 def test_a_plan_edited_to_what_an_override_decides_is_the_plan_of_that_override() -> None:
     plan = transform(tied()).plan
-    by_policy = transform(tied(), Policy(full=("node:mul",)))
+    by_policy = transform(tied(), Choices(policy=Policy(full=("node:mul",))))
     wanted = {d.op: d.stores.value for d in by_policy.plan.decisions}
     assert (stored(plan)["mul"], wanted["mul"]) == ("f16", "float32")
-    by_plan = transform(tied(), plan=edited(plan, **wanted))
+    by_plan = transform(tied(), Choices(plan=edited(plan, **wanted)))
     for field in ("precision", "storage", "casts", "cost", "graph"):
         assert getattr(by_plan.plan, field) == getattr(by_policy.plan, field)
     assert graph_text(by_plan.forward.module.graph) == graph_text(by_policy.forward.module.graph)
@@ -243,7 +244,7 @@ def test_every_op_of_a_program_may_be_stored_and_computed_either_way() -> None:
 def test_compile_and_rewrite_take_a_plan() -> None:
     workload = linear()
     assert workload.loss and workload.optimizer
-    plan = transform(workload, Policy(precision=Precision.BF16)).plan
+    plan = transform(workload, Choices(policy=Policy(precision=Precision.BF16))).plan
     step = mpcompile.compile(
         workload.model, workload.loss, workload.optimizer, workload.batch, plan=plan
     )

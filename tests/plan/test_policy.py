@@ -21,6 +21,7 @@ from mpcompile.plan.policy import Row, resolve
 from mpcompile.program.capture import capture
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.workload import Workload
+from mpcompile.step.transformed import Choices
 
 GELU = Row("gelu_3", "gelu", "encoder.0.mlp")
 
@@ -216,7 +217,7 @@ def block() -> Workload:
 
 
 def plan_by(policy: Policy) -> Plan:
-    return transform(block(), policy).plan
+    return transform(block(), Choices(policy=policy)).plan
 
 
 def stored(plan: Plan) -> dict[str, str]:

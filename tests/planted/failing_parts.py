@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from mpcompile import LossScale, Policy, Workload
+from mpcompile.lower.lower import Lowering
 from mpcompile.numerics.lockstep import Moment, moment
 from mpcompile.numerics.node_errors import TOLERANCE, check
 from mpcompile.numerics.nonfinite import first_nonfinite
 from mpcompile.pipeline import to_step, transform
 from mpcompile.search.reduce import Reduced, failing_node, reduce
+from mpcompile.step.transformed import Choices
 
 
 class Attention(nn.Module):
@@ -141,7 +143,10 @@ PLANTED = {
 def moment_of(case: Planted) -> tuple[Moment, str]:
     """Return what a step reads, and its first failing node."""
     workload = case.workload()
-    step = to_step(transform(workload, Policy(half=case.half), case.scale), "interpreter")
+    step = to_step(
+        transform(workload, Choices(policy=Policy(half=case.half), loss_scale=case.scale)),
+        Lowering(backend="interpreter"),
+    )
     for _ in range(25):
         step(*workload.batch)
         if step.taken:

@@ -29,7 +29,7 @@ SOURCES = {
     for folder in ("mpcompile", "passes")
     for path in sorted((ROOT / folder).rglob("*.py"))
     if not path.is_relative_to(ROOT / "mpcompile" / "passes")
-    and path != ROOT / "mpcompile" / "program" / "marks.py"
+    and module_of(path) not in ("program.marks", "passes.invariants")
 }
 
 

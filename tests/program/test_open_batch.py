@@ -18,6 +18,7 @@ from mpcompile.passes.forward.chunk_head import ChunkHead
 from mpcompile.pipeline import transform
 from mpcompile.program.workload import Workload
 from mpcompile.speed.least_time import kernels
+from mpcompile.step.transformed import Choices
 from mpcompile.torch_private import inductor
 
 
@@ -187,7 +188,7 @@ def test_a_head_of_open_rows_is_not_chunked() -> None:
     model = Words()
     work = Workload(model, tokens(60), words, torch.optim.SGD(model.parameters()))
     found = [
-        ChunkHead(least=1, chunk=1)(transform(work, dynamic=dynamic).forward.module)
+        ChunkHead(least=1, chunk=1)(transform(work, Choices(dynamic=dynamic)).forward.module)
         for dynamic in (True, False)
     ]
     assert found == [0, 1]

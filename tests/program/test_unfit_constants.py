@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 import mpcompile
-from mpcompile.pipeline import Transformed, transform
+from mpcompile.pipeline import transform
 from mpcompile.precision import Precision
 from mpcompile.program.workload import Workload
+from mpcompile.step.transformed import Choices, Transformed
 
 
 class Masked(nn.Module):
@@ -41,7 +42,10 @@ def loss(model: nn.Module, x: torch.Tensor, target: torch.Tensor) -> torch.Tenso
 def transformed(model: nn.Module, policy: mpcompile.Policy | None = None) -> Transformed:
     torch.manual_seed(0)
     batch = (torch.randn(4, 8), torch.randint(0, 3, (4,)))
-    return transform(Workload(model, batch, loss, torch.optim.SGD(model.parameters())), policy)
+    return transform(
+        Workload(model, batch, loss, torch.optim.SGD(model.parameters())),
+        Choices(policy=policy or mpcompile.Policy()),
+    )
 
 
 def test_a_mask_and_an_epsilon_are_found_with_place_and_fix() -> None:

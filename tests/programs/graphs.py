@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from mpcompile.passes.order import GRADIENT, forward_passes
 from mpcompile.passes.runner import run_passes
-from mpcompile.pipeline import describe, join, weights_cast
+from mpcompile.pipeline import describe
 from mpcompile.plan.planner import make_plan
 from mpcompile.plan.policy import Policy
 from mpcompile.program.capture import Forward, Kind, capture
@@ -19,6 +19,7 @@ from mpcompile.step.differentiate import differentiate
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.record import record
 from mpcompile.step.update import trace_update, trained_parameters
+from mpcompile.step.update_of_program import join, weights_cast
 from mpcompile.torch_private.graphs import copy_graph, rename
 from mpcompile.torch_private.tensors import fake_mode
 

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from mpcompile import Workload
 from mpcompile.errors import CannotCapture
+from mpcompile.lower.lower import Lowering
 from mpcompile.numerics.lockstep import Moment, lockstep, moment
 from mpcompile.numerics.node_errors import relative_error
 from mpcompile.pipeline import to_step, transform
@@ -103,7 +104,7 @@ def test_a_weight_that_does_not_fit_fails_in_its_cast() -> None:
 
     batch = (torch.randn(4, 8),)
     made = Workload(model, batch, loss, torch.optim.SGD(model.parameters(), lr=0.0))
-    now = moment(to_step(transform(made), "interpreter"), *batch)
+    now = moment(to_step(transform(made), Lowering(backend="interpreter")), *batch)
     name = next(n.name for n in now.step.gradient.graph.nodes if "weight" in n.name)
     reduced = reduce(now, name, 0.25)
     assert [op_name(op) for op in reduced.ops] == ["_to_copy"]

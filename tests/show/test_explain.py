@@ -17,6 +17,7 @@ from mpcompile.show.explain import Subject, explain
 from mpcompile.show.of_plan import view_of_plan
 from mpcompile.show.of_step import view_of
 from mpcompile.show.summary import bytes_text
+from mpcompile.step.transformed import Choices
 
 MODEL = """\
 import torch
@@ -104,7 +105,7 @@ def test_the_other_choice_costs_what_a_plan_with_that_override_costs(
 ) -> None:
     text = said(capsys, "model.py", op)
     mine = transform(load("model.py")).plan
-    other = transform(load("model.py"), Policy(full=(f"node:{op}",))).plan
+    other = transform(load("model.py"), Choices(policy=Policy(full=(f"node:{op}",)))).plan
     assert f"`--full node:{op}` asks for it." in text
     found = re.search(r"In FP32 instead: (?:(.*?) (more|fewer) written)?", text)
     assert found is not None

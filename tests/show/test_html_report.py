@@ -31,6 +31,7 @@ from mpcompile.show.html_report.page import SCRIPTS, STYLES, render
 from mpcompile.show.of_step import view_of
 from mpcompile.show.tables import casts_of, largest_of, ops_by_precision, saved_of
 from mpcompile.show.view import PRECISIONS, View, ViewNode
+from mpcompile.step.transformed import Choices
 
 PACKAGE = files("mpcompile.show.html_report")
 VENDORED = json.loads(PACKAGE.joinpath("vendor/vendored.json").read_text())
@@ -111,7 +112,7 @@ def as_rows(view: View) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def views() -> tuple[View, View]:
     workload = tall.workload()
-    before = transform(workload, FULL_PRECISION)
+    before = transform(workload, Choices(policy=FULL_PRECISION))
     return view_of(before, "tall.py"), view_of(transform(workload), "tall.py")
 
 

@@ -9,20 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from browser import browser, chromium, open_report
 from planted.hostile_texts import CANARY, hostile_texts
 from playwright.sync_api import Browser, Page, expect
 from programs import report_subjects, tall
 
+from bench.browser import browser, chromium, open_report
 from mpcompile.errors import printable
 from mpcompile.numerics.calibration import calibrate
 from mpcompile.numerics.run_log import RunRow, SkipCause
 from mpcompile.pipeline import transform
-from mpcompile.plan.policy import FULL_PRECISION
+from mpcompile.plan.policy import FULL_PRECISION, Policy
 from mpcompile.show.html_report.document import Subject, document
 from mpcompile.show.html_report.page import render
 from mpcompile.show.of_step import view_of
 from mpcompile.show.view import View, ViewNode
+from mpcompile.step.transformed import Choices
 
 BEFORE, AFTER = 0, 1
 LOG = (
@@ -92,7 +93,9 @@ def opened(started: Browser, subject: Subject, folder: Path) -> Opened:
 @pytest.fixture(scope="module")
 def subject() -> Subject:
     workload = tall.workload()
-    before, after = (transform(workload, policy) for policy in (FULL_PRECISION, None))
+    before, after = (
+        transform(workload, Choices(policy=policy)) for policy in (FULL_PRECISION, Policy())
+    )
     return Subject(
         view_of(after, "tall.py"),
         view_of(before, "tall.py"),

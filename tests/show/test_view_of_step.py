@@ -13,6 +13,7 @@ from mpcompile.program.workload import Workload, load
 from mpcompile.show.of_step import view_of
 from mpcompile.show.summary import summarize
 from mpcompile.show.view import View
+from mpcompile.step.transformed import Choices
 
 
 class Net(nn.Module):
@@ -99,8 +100,8 @@ def test_views_of_the_models_hold_together(name: str) -> None:
 
 
 def test_in_full_precision_nothing_is_narrow() -> None:
-    view = view_of(transform(workload(), FULL_PRECISION), "net.py")
+    view = view_of(transform(workload(), Choices(policy=FULL_PRECISION)), "net.py")
     assert view.precision == "fp32"
     assert {node.precision for node in view.nodes} <= {"f32", "other"}
-    narrow = view_of(transform(workload(), Policy(full=("fc",))), "net.py")
+    narrow = view_of(transform(workload(), Choices(policy=Policy(full=("fc",)))), "net.py")
     assert not any(node.role == "op" and node.precision == "f16" for node in narrow.nodes)

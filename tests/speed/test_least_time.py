@@ -22,6 +22,7 @@ from torch.utils.flop_counter import (
 
 import mpcompile
 from mpcompile import Workload
+from mpcompile.lower.lower import Lowering
 from mpcompile.pipeline import to_step, transform
 from mpcompile.plan.dataflow import Where
 from mpcompile.program import cudnn_rnn
@@ -31,6 +32,7 @@ from mpcompile.speed.flops import flops, least_flops
 from mpcompile.speed.least_time import Bound, Kernel, bound, kernels
 from mpcompile.step.graph import StepGraph, call, results, set_results
 from mpcompile.step.slots import Role, Slot
+from mpcompile.step.transformed import Choices
 from mpcompile.torch_private.graphs import rename
 from mpcompile.torch_private.ops import scan_is_differentiable
 
@@ -276,7 +278,7 @@ def test_adamw_in_fp16_moves_30_bytes_per_parameter() -> None:
     workload = Workload(model, (torch.randn(8, 64),), lambda m, x: m(x).square().mean(), optimizer)
 
     def moved(precision: mpcompile.Precision) -> int:
-        step = transform(workload, mpcompile.Policy(precision=precision)).step
+        step = transform(workload, Choices(policy=mpcompile.Policy(precision=precision))).step
         assert step is not None
         return sum(kernel.bytes for kernel in kernels(step) if kernel.stage == "update")
 
@@ -347,7 +349,7 @@ def test_no_step_on_this_cpu_is_faster_than_its_bound(
     transformed = transform(workload)
     assert transformed.step is not None
     least = bound(transformed.step, cpu).seconds
-    step = to_step(transformed, "interpreter")
+    step = to_step(transformed, Lowering(backend="interpreter"))
     seconds = inf
     for _ in range(3):
         begin = time.perf_counter()

@@ -15,7 +15,7 @@ from torch import nn
 import mpcompile
 from mpcompile import FULL_PRECISION, BadInput, Policy, Precision, TrainStep
 from mpcompile.numerics.lockstep import moment
-from mpcompile.passes.forward.clean_casts import is_cast
+from mpcompile.program.casts import is_cast
 from mpcompile.program.node_tensors import NARROW
 from mpcompile.step.graph import placeholders
 from mpcompile.step.liveness import state_bytes

@@ -9,9 +9,10 @@ import torch
 
 import mpcompile
 from mpcompile import FULL_PRECISION
-from mpcompile.pipeline import Transformed, to_step, transform
+from mpcompile.pipeline import to_step, transform
 from mpcompile.program.workload import load
 from mpcompile.show.summary import summarize
+from mpcompile.step.transformed import Choices, Transformed
 
 MODELS = ("gpt", "lstm", "resnet", "bert", "dcgan", "unet", "tacotron")
 # Its attention weights have so many readers that autograd adds up their gradients in another order.
@@ -30,7 +31,9 @@ class Made:
 @pytest.fixture(scope="module", params=MODELS)
 def made(request: pytest.FixtureRequest) -> Made:
     file = f"models/{request.param}.py"
-    return Made(request.param, transform(load(file)), transform(load(file), FULL_PRECISION))
+    return Made(
+        request.param, transform(load(file)), transform(load(file), Choices(policy=FULL_PRECISION))
+    )
 
 
 def test_in_fp32_a_model_trains_bitwise_as_in_plain_pytorch(made: Made) -> None:
@@ -76,7 +79,7 @@ def test_a_model_keeps_less_for_backward_than_in_fp32(made: Made) -> None:
 
 def test_a_policy_can_keep_a_module_in_fp32() -> None:
     workload = load("models/gpt.py")
-    plan = transform(workload, mpcompile.Policy(full=("blocks.0",))).plan
+    plan = transform(workload, Choices(policy=mpcompile.Policy(full=("blocks.0",)))).plan
     for decision in plan.decisions:
         if decision.where.module.startswith("blocks.0"):
             assert decision.stores is mpcompile.Precision.FP32, decision

@@ -13,6 +13,7 @@ from mpcompile.passes.order import OPTIONAL, matmul_passes
 from mpcompile.passes.runner import pass_name
 from mpcompile.pipeline import transform
 from mpcompile.program.workload import load
+from mpcompile.step.transformed import Choices
 
 MODEL = """\
 import torch
@@ -68,7 +69,7 @@ def test_a_pass_that_does_not_exist_is_refused(
         f"the passes are {', '.join(OPTIONAL)}.\n"
     )
     with pytest.raises(BadInput, match="there is no pass 'hoist_weight_casts' to leave out"):
-        transform(load("model.py"), without=["hoist_weight_casts"])
+        transform(load("model.py"), Choices(without=["hoist_weight_casts"]))
 
 
 def test_the_names_are_those_of_the_passes() -> None:

@@ -6,8 +6,8 @@ import torch
 from programs.graphs import inputs_of, partly_frozen, run, step_of
 
 from mpcompile.passes.export.cast_read_weights import CastReadWeights
-from mpcompile.passes.forward.clean_casts import is_cast
 from mpcompile.passes.step.hoist_read_casts import hoist_read_casts
+from mpcompile.program.casts import is_cast
 from mpcompile.step.graph import placeholders
 
 

@@ -11,20 +11,22 @@ import torch
 from expecttest import assert_expected_inline
 from oracles.error import errors
 from programs.graphs import forward_of
-from saved import peak_of
 from torch import Tensor, nn
 
+from bench.memory.saved import peak_of
 from mpcompile import pipeline
+from mpcompile.lower.lower import Lowering
 from mpcompile.lower.recompute import cut
 from mpcompile.passes.forward.chunk_head import ChunkHead
 from mpcompile.passes.order import matmul_passes
-from mpcompile.pipeline import Transformed, to_step, transform
+from mpcompile.pipeline import to_step, transform
 from mpcompile.plan.policy import FULL_PRECISION, Policy
 from mpcompile.precision import Precision
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.workload import Workload
 from mpcompile.step.liveness import peak, saved_bytes, tensor_bytes
 from mpcompile.step.loss_scale import LossScale
+from mpcompile.step.transformed import Choices, Transformed
 
 WORDS, WIDTH, SENTENCES, LENGTH = 96, 8, 4, 65
 ROWS = SENTENCES * (LENGTH - 1)
@@ -121,14 +123,14 @@ def test_the_error_against_fp64_is_no_larger(
     whole, _ = errors(workload.model, loss, [workload.batch], policy)
     _use(monkeypatch, SMALL)
     chunked, _ = errors(workload.model, loss, [workload.batch], policy)
-    assert transform(workload, policy).changes["chunk_head"] == 1
+    assert transform(workload, Choices(policy=policy)).changes["chunk_head"] == 1
     assert 0 < chunked.gradient <= 1.01 * whole.gradient
     assert chunked.loss <= 1.01 * whole.loss + 1e-5 * ROWS
 
 
 @pytest.mark.usefixtures("small")
 def test_one_chunk_of_logits_is_alive_at_a_time() -> None:
-    chunked, whole = transform(made()), transform(made(), without=["chunk_head"])
+    chunked, whole = transform(made()), transform(made(), Choices(without=["chunk_head"]))
     assert chunked.changes["chunk_head"] == 1
     assert chunked.step is not None
     assert whole.step is not None
@@ -160,7 +162,7 @@ def test_training_goes_as_without(scale: LossScale | None) -> None:
     found = []
     for without in ((), ("chunk_head",)):
         workload = made()
-        step = to_step(transform(workload, None, scale, without=without))
+        step = to_step(transform(workload, Choices(loss_scale=scale, without=without)))
         losses = [float(step(*workload.batch)) for _ in range(8)]
         assert step.taken + step.skipped == 8
         found.append((losses, step.skipped, step.loss_scale))
@@ -173,10 +175,12 @@ def test_inductor_agrees_keeps_no_logits_and_needs_less(monkeypatch: pytest.Monk
     peaks, gradients, kept = [], [], []
     for without in ((), ("chunk_head",)):
         workload = made(words=1000)
-        transformed = transform(workload, Policy(precision=Precision.BF16), without=without)
+        transformed = transform(
+            workload, Choices(policy=Policy(precision=Precision.BF16), without=without)
+        )
         assert transformed.step is not None
         kept.append(cut(transformed.step.gradient, transformed.step.slots).saved_bytes)
-        step = to_step(transformed, "inductor")
+        step = to_step(transformed, Lowering(backend="inductor"))
         gradients.append(step.gradients(*workload.batch))
         peaks.append(peak_of(lambda step=step, w=workload: step.gradients(*w.batch)))  # type: ignore[misc]
     for name, value in gradients[0].items():
@@ -235,7 +239,7 @@ def test_other_heads_are_left_alone(loss: Callable[..., Tensor]) -> None:
 def test_in_fp32_the_step_stays_bitwise_plain_pytorch() -> None:
     workload = made()
     peer = copy.deepcopy(workload.model)
-    transformed = transform(workload, FULL_PRECISION)
+    transformed = transform(workload, Choices(policy=FULL_PRECISION))
     assert transformed.changes["chunk_head"] == 0
     loss = shifted(peer, *workload.batch)
     assert float(to_step(transformed)(*workload.batch)) == float(loss.detach())

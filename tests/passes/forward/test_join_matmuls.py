@@ -14,14 +14,16 @@ from programs.graphs import WORKLOADS, cross_entropy, forward_of
 from torch import nn
 
 import mpcompile
+from mpcompile.lower.lower import Lowering
 from mpcompile.passes.forward.join_matmuls import JoinMatmuls
-from mpcompile.pipeline import Transformed, to_step, transform
+from mpcompile.pipeline import to_step, transform
 from mpcompile.plan.policy import FULL_PRECISION, Policy
 from mpcompile.precision import Precision
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.workload import Workload
 from mpcompile.step.arena import Place
 from mpcompile.step.slots import Role
+from mpcompile.step.transformed import Choices, Transformed
 
 
 class Heads(nn.Module):
@@ -90,7 +92,7 @@ def gated(
 
 
 def joined(workload: Workload, policy: Policy | None = None) -> Transformed:
-    made = transform(workload, policy)
+    made = transform(workload, Choices(policy=policy or Policy()))
     assert made.step is not None
     made.step.check()
     return made
@@ -156,7 +158,7 @@ def test_the_step_reads_one_weight_and_copies_none() -> None:
     assert step.joined == {"query.weight.joined": ("query.weight", "key.weight", "value.weight")}
     reads = {n.meta["slot"] for n in step.gradient.graph.find_nodes(op="placeholder")}
     assert not reads & {f"{name}.working" for name in step.joined["query.weight.joined"]}
-    apart = transform(heads(), without=["join_matmuls"]).step
+    apart = transform(heads(), Choices(without=["join_matmuls"])).step
     assert apart is not None
     assert [matmuls(apart), matmuls(step)] == [4 + 5, 2 + 3]
     gradients = {n: s.shape for n, s in step.slots.items() if s.role is Role.GRADIENT}
@@ -188,7 +190,10 @@ def test_training_goes_as_without_and_a_checkpoint_fits_both(backend: Any) -> No
     found = []
     for without in ((), ("join_matmuls",)):
         workload = heads()
-        step = to_step(transform(workload, without=without), backend, 0.5)
+        step = to_step(
+            transform(workload, Choices(without=without)),
+            Lowering(backend=backend, memory_budget=0.5),
+        )
         losses = [float(step(*workload.batch)) for _ in range(4)]
         found.append((losses, workload, step))
     (left, mine, step), (right, other, _) = found

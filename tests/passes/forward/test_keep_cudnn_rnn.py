@@ -17,11 +17,13 @@ from programs.graphs import run
 from torch import nn
 
 from mpcompile import pipeline
+from mpcompile.lower.lower import Lowering
 from mpcompile.passes.forward.keep_cudnn_rnn import KeepCudnnRnn
 from mpcompile.plan.policy import FULL_PRECISION, Policy
 from mpcompile.program.capture import Forward, capture
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.workload import Workload
+from mpcompile.step.transformed import Choices
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.ops import op_name
 from mpcompile.torch_private.tensors import fake_mode
@@ -119,7 +121,7 @@ def test_in_fp32_it_trains_as_in_plain_pytorch(kind: str, bias: bool, bidirectio
     torch.manual_seed(0)
     mine = layers(kind, dropout=0.5, bias=bias, bidirectional=bidirectional)
     peer = copy.deepcopy(mine)
-    step = pipeline.to_step(pipeline.transform(workload(mine), FULL_PRECISION))
+    step = pipeline.to_step(pipeline.transform(workload(mine), Choices(policy=FULL_PRECISION)))
     given = workload(peer)
     assert given.optimizer is not None
     torch.manual_seed(3)
@@ -178,8 +180,8 @@ def test_pseudo_fp16_rounds_the_operands_and_results_of_a_layer() -> None:
     torch.manual_seed(0)
     model = layers("lstm")
     given = workload(model)
-    half = pipeline.to_step(pipeline.transform(copy.deepcopy(given), Policy()))
-    full = pipeline.to_step(pipeline.transform(given, FULL_PRECISION))
+    half = pipeline.to_step(pipeline.transform(copy.deepcopy(given), Choices(policy=Policy())))
+    full = pipeline.to_step(pipeline.transform(given, Choices(policy=FULL_PRECISION)))
     left, right = half.gradients(*given.batch), full.gradients(*given.batch)
     for name, value in left.items():
         assert not torch.equal(value, right[name]), name
@@ -192,8 +194,8 @@ def test_inductor_hands_the_reserve_to_backward_as_it_is() -> None:
     model = layers("lstm", batch_first=True, bidirectional=True)
     given = workload(model)
     peer = copy.deepcopy(given)
-    compiled = pipeline.to_step(pipeline.transform(given), "inductor")
-    plain = pipeline.to_step(pipeline.transform(peer, FULL_PRECISION))
+    compiled = pipeline.to_step(pipeline.transform(given), Lowering(backend="inductor"))
+    plain = pipeline.to_step(pipeline.transform(peer, Choices(policy=FULL_PRECISION)))
     for _ in range(2):
         torch.testing.assert_close(
             compiled(*given.batch), plain(*peer.batch), rtol=2.0**-8, atol=2.0**-10
@@ -242,7 +244,9 @@ def test_two_equal_calls_keep_a_reserve_each(backend: Any) -> None:
     torch.manual_seed(0)
     given = workload(Twice())
     peer = copy.deepcopy(given.model)
-    step = pipeline.to_step(pipeline.transform(given, FULL_PRECISION), backend)
+    step = pipeline.to_step(
+        pipeline.transform(given, Choices(policy=FULL_PRECISION)), Lowering(backend=backend)
+    )
     found = step.gradients(*given.batch)
     loss(peer, *given.batch).backward()
     for name, parameter in peer.named_parameters():

@@ -13,15 +13,17 @@ from programs.graphs import WORKLOADS, forward_of
 from torch import Tensor, nn
 
 from mpcompile import pipeline
+from mpcompile.lower.lower import Lowering
 from mpcompile.passes.forward.chunk_head import ChunkHead
 from mpcompile.passes.forward.pad_vocabulary import PadVocabulary
 from mpcompile.passes.order import matmul_passes
-from mpcompile.pipeline import Transformed, to_step, transform
+from mpcompile.pipeline import to_step, transform
 from mpcompile.plan.policy import FULL_PRECISION, Policy
 from mpcompile.precision import Precision
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.workload import Workload
 from mpcompile.step.arena import Place
+from mpcompile.step.transformed import Choices, Transformed
 
 WORDS, WIDTH = 1027, 16
 
@@ -74,7 +76,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def padded(workload: Workload, policy: Policy | None = None) -> Transformed:
-    found = transform(workload, policy)
+    found = transform(workload, Choices(policy=policy or Policy()))
     assert found.step is not None
     found.step.check()
     return found
@@ -158,7 +160,7 @@ def test_the_zeros_stay_zeros_and_training_goes_as_without(name: str) -> None:
     found = []
     for without in ((), ("pad_vocabulary",)):
         workload = made(optimizer=OPTIMIZERS[name])
-        step = to_step(transform(workload, without=without))
+        step = to_step(transform(workload, Choices(without=without)))
         found.append([float(step(*workload.batch)) for _ in range(4)])
         if without:
             continue
@@ -224,7 +226,7 @@ def test_a_padded_head_in_chunks_agrees_and_a_checkpoint_fits(
     backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = made(bias=True)
-    peer = to_step(transform(plain, without=["pad_vocabulary", "chunk_head"]))
+    peer = to_step(transform(plain, Choices(without=["pad_vocabulary", "chunk_head"])))
 
     def passes(places: Any, without: Any = ()) -> Any:
         return (PadVocabulary(places, 0), ChunkHead(0, 2 * WORDS * 16))
@@ -233,7 +235,7 @@ def test_a_padded_head_in_chunks_agrees_and_a_checkpoint_fits(
     workload = made(bias=True)
     found = transform(workload)
     assert (found.changes["pad_vocabulary"], found.changes["chunk_head"]) == (1, 1)
-    step = to_step(found, backend)
+    step = to_step(found, Lowering(backend=backend))
     for _ in range(2):
         peer(*plain.batch)
     assert plain.optimizer is not None

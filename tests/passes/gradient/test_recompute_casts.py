@@ -7,8 +7,8 @@ from expecttest import assert_expected_inline
 from programs.graphs import graph_of, run, step_of, tied
 from torch import fx
 
-from mpcompile.passes.forward.clean_casts import widens
 from mpcompile.passes.gradient.recompute_casts import recompute_casts
+from mpcompile.program.casts import widens
 from mpcompile.program.graph_text import graph_text
 from mpcompile.step.liveness import saved_bytes
 from mpcompile.torch_private.graphs import copy_graph

@@ -6,9 +6,9 @@ import torch
 from expecttest import assert_expected_inline
 from programs.graphs import WORKLOADS, inputs_of, linear, run, step_of, tied
 
-from mpcompile.passes.forward.clean_casts import is_cast
 from mpcompile.passes.step.hoist_weight_casts import hoist_weight_casts
 from mpcompile.plan.policy import FULL_PRECISION
+from mpcompile.program.casts import is_cast
 from mpcompile.step.graph import placeholders, results
 from mpcompile.step.slots import Role
 

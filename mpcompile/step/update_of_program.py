@@ -1,0 +1,90 @@
+"""The optimizer's update for one program: which weights it trains, and where they are stored."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from mpcompile.errors import BadInput
+from mpcompile.program.capture import Forward, Kind
+from mpcompile.program.casts import is_cast
+from mpcompile.program.workload import Workload
+from mpcompile.step.arena import Place
+from mpcompile.step.graph import StepGraph, add_inputs, results, set_results
+from mpcompile.step.processes import DataParallel
+from mpcompile.step.slots import Role, Slot
+from mpcompile.step.update import Update, trace_update, trained_parameters
+
+
+def update_of(
+    workload: Workload,
+    optimizer: torch.optim.Optimizer,
+    forward: Forward,
+    parallel: DataParallel | None = None,
+) -> tuple[list[str], Update]:
+    """Trace the optimizer's step for a forward graph in which casts stand.
+
+    Returns:
+        The names of the trained parameters, and the update.
+    """
+    named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
+    groups = trained_parameters(optimizer, named, workload.origin)
+    shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
+    device = next(iter(workload.model.parameters())).device
+    ranks = parallel.ranks if parallel is not None and parallel.shard else 1
+    cast = weights_cast(forward, alone=ranks > 1)
+    update = trace_update(optimizer, groups, cast, shapes, device, workload.origin, ranks)
+    if ranks > 1 and not all(arena.flat for arena in update.arenas):
+        raise BadInput(
+            f"{type(optimizer).__name__} looks at a whole weight at a time, so its state cannot be "
+            "cut into slices",
+            workload.origin,
+            "leave out shard=True, or use an optimizer that works element by element",
+        )
+    return [name for group in groups for name in group], update
+
+
+def weights_cast(forward: Forward, *, alone: bool = False) -> set[str]:
+    """Return the names of the parameters that will have a working copy if they are trained.
+
+    With ``alone``, only those that nothing reads in FP32, whose masters can be in slices: not a
+    weight without dimensions, which could not show that it is (`mpcompile.step.slices.is_absent`).
+    """
+    every = all if alone else any
+    nodes = {node.name: node for node in forward.module.graph.find_nodes(op="placeholder")}
+    return {
+        item.name
+        for item in forward.inputs
+        if every(map(is_cast, nodes[item.node].users)) and not (alone and item.tensor.dim() == 0)
+    }
+
+
+def places_of(forward: Forward, update: Update) -> dict[str, Place]:
+    """Return, per placeholder of a trained weight in a flat arena, where it lies."""
+    nodes = {item.name: item.node for item in forward.inputs}
+    return {
+        nodes[name]: Place(arena.name, gap, arena.zeros)
+        for arena in update.arenas
+        if arena.flat
+        for name, gap in arena.gaps().items()
+    }
+
+
+def join(gradient: fx.GraphModule, slots: dict[str, Slot], update: Update) -> StepGraph:
+    """Put gradient graph and update graph together; updated buffers become results."""
+    step = StepGraph(
+        gradient,
+        update.module,
+        {**slots, **update.slots},
+        update.arenas,
+        options=update.options,
+        guards=update.guards,
+    )
+    graph = update.module.graph
+    values = results(graph)
+    like = next(iter(graph.find_nodes(op="placeholder")))
+    updated = [slot for slot in slots.values() if slot.role is Role.UPDATED]
+    for slot, node in zip(updated, add_inputs(graph, updated, like), strict=True):
+        values[slot.name.removeprefix("next.")] = node
+    set_results(graph, values)
+    return step
