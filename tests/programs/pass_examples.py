@@ -140,6 +140,7 @@ def onnx_planned(graph: str) -> tuple[Plan, Prepared]:
 def _onnx_text(node: ir.Node) -> str:
     name = f"[{node.name}]  " if node.name else ""
     out = node.outputs[0]
+    assert out.dtype is not None
     shape = ",".join(map(str, out.shape or ()))
     reads = " ".join(str(value.name) for value in node.inputs if value is not None)
     return f"{name}{out.name}  {_SHORT[out.dtype]}[{shape}]  {node.op_type} {reads}"
