@@ -35,7 +35,7 @@ def export(source: str, options: ExportOptions, inputs: PlanInputs) -> None:
     if kind is None:
         kind = "forward" if to.name == "forward.onnx" or load(source).loss is None else "step"
     if kind == "forward":
-        if inputs.plan is not None or inputs.ranges is not None:
+        if inputs.plan_file is not None or inputs.ranges is not None:
             raise BadInput(
                 "a plan or ranges of a program do not fit its ONNX graph",
                 "",

@@ -16,7 +16,7 @@ def load_program(
     source: str, inputs: PlanInputs, console: Console, loop: Loop = PLAIN
 ) -> Transformed:
     """Load a program and transform it as it is told, with each warning on one line."""
-    settings = inputs.settings
+    settings, plan = inputs.settings, inputs.plan
     workload = load(source)
     with console.status("transforming"), warnings_on_one_line():
         return transform(
@@ -24,7 +24,7 @@ def load_program(
             Choices(
                 policy=settings.policy,
                 loss_scale=settings.scale,
-                plan=inputs.plan,
+                plan=plan,
                 ranges=inputs.ranges,
                 without=settings.without,
                 loop=loop,

@@ -51,7 +51,7 @@ def load_view(source: str, inputs: PlanInputs, console: Console) -> Opened:
     if is_program(source):
         made = load_program(source, inputs, console)
         return Opened(view_of(made, source), made)
-    if inputs.plan is not None or inputs.ranges is not None:
+    if inputs.plan_file is not None or inputs.ranges is not None:
         raise BadInput(f"{source} is shown as it is", "", "leave out --plan and --ranges")
     path = Path(source)
     if source.endswith(".onnx"):

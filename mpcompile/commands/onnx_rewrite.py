@@ -51,12 +51,12 @@ def rewrite(source: Path, options: TransformOptions, inputs: PlanInputs) -> None
         raise BadInput(f"{file} is what is read", "", "choose another --output")
     for path in (file, plan_file):
         check_file(path, options.force)
-    original = read_model(source)
+    plan, original = inputs.plan, read_model(source)
     with console.status("rewriting"), warnings_on_one_line():
         rewritten = rewrite_model(
             original,
             settings.policy,
-            plan=inputs.plan,
+            plan=plan,
             ranges=inputs.ranges,
             target=Target(onnx.target),
             keep_io=not onnx.free_io,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from mpcompile.errors import BadInput
@@ -18,17 +19,22 @@ class PlanInputs:
 
     Attributes:
         settings: those of the project, with the flags over them.
-        plan: the plan that ``--plan`` names; its decisions hold before everything else.
+        plan_file: what ``--plan`` names; its decisions hold before everything else.
         ranges: what ``--ranges`` names, with the margin that was given.
     """
 
     settings: Settings
-    plan: Plan | None = None
+    plan_file: Path | None = None
     ranges: Ranges | None = None
+
+    @cached_property
+    def plan(self) -> Plan | None:
+        """The plan that is given, read on first use: a source that takes none is told first."""
+        return read_plan(self.plan_file) if self.plan_file else None
 
 
 def read_plan_inputs(flags: PlanFlags) -> PlanInputs:
-    """Read what the flags of a command name, and the settings of the working folder.
+    """Read the ranges that flags name, and the settings of the working folder.
 
     Nothing here needs torch, so that a wrong flag or a missing file is told at once.
 
@@ -37,7 +43,7 @@ def read_plan_inputs(flags: PlanFlags) -> PlanInputs:
     """
     ranges = _ranges(flags)
     settings = find_settings(Path.cwd()).over(flags.given())
-    return PlanInputs(settings, read_plan(flags.plan) if flags.plan else None, ranges)
+    return PlanInputs(settings, flags.plan, ranges)
 
 
 def _ranges(flags: PlanFlags) -> Ranges | None:

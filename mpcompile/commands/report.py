@@ -72,11 +72,12 @@ def _both(source: str, inputs: PlanInputs, console: Console) -> tuple[View | Non
 
 
 def _rewritten(source: str, inputs: PlanInputs, console: Console) -> View:
+    plan = inputs.plan
     with console.status("rewriting"), warnings_on_one_line():
         made = rewrite(
             read_model(Path(source)),
             inputs.settings.policy,
-            plan=inputs.plan,
+            plan=plan,
             ranges=inputs.ranges,
         )
     return view_of_model(made.model, source)
