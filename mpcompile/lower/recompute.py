@@ -89,8 +89,7 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
     """
     module = copy_graph(gradient)
     graph, output = module.graph, module.graph.output_node()
-    inputs = graph.find_nodes(op="placeholder")
-    roles = [slots[SLOT[node]].role for node in inputs]
+    roles = [slots[SLOT[node]].role for node in graph.find_nodes(op="placeholder")]
     scale = roles.index(Role.SCALE) if Role.SCALE in roles else None
     constants = _take_constants(module)
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
