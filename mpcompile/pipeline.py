@@ -33,6 +33,7 @@ from mpcompile.program.capture import Forward, capture
 from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.describe import dataflow
 from mpcompile.program.graph_text import graph_text
+from mpcompile.program.marks import MADE_BY
 from mpcompile.program.module_modes import in_modes, modes_of
 from mpcompile.program.open_capture import capture_open, check_open
 from mpcompile.program.unfit_constants import UnfitConstant, unfit_constants, unfit_reasons
@@ -245,7 +246,7 @@ def _check_release(policy: Policy, ranges: Ranges) -> None:
 def _mark(graph: fx.Graph, name: str) -> None:
     """Note on each node the pass that has made it, and on all others that none has."""
     for node in graph.nodes:
-        node.meta.setdefault("pass", name)
+        MADE_BY.setdefault(node, name)
 
 
 def _mark_module(module: fx.GraphModule, name: str) -> None:

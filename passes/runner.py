@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias, TypeVar
 
 G = TypeVar("G")
@@ -31,6 +31,7 @@ def run_passes(
     passes: Sequence[Pass[G]],
     check: Callable[[G], None],
     mark: Callable[[G, str], None] | None = None,
+    between: Callable[[G, Collection[str]], None] | None = None,
 ) -> dict[str, int]:
     """Run passes in order and return how many changes each made.
 
@@ -40,6 +41,8 @@ def run_passes(
         check: raises on an invalid graph; called once, after the last pass.
         mark: notes on what a pass has made that it was this pass; called after each with its name,
             and once before the first with no name.
+        between: raises if what the next pass relies on does not hold; called after each pass with
+            the names of those that have run. Tests give `mpcompile.passes.invariants.check_after`.
     """
     changes: dict[str, int] = {}
     if mark is not None:
@@ -48,6 +51,8 @@ def run_passes(
         name = pass_name(rewrite)
         try:
             made = rewrite(graph)
+            if between is not None:
+                between(graph, [*changes, name])
         except Exception as error:
             error.add_note(f"while {name} rewrote the graph; finished before it: {list(changes)}")
             raise

@@ -38,6 +38,7 @@ from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.program.capture import Forward
 from mpcompile.program.casts import is_cast, source_of
+from mpcompile.program.marks import BACKWARD, SLOT
 from mpcompile.program.workload import Workload, load
 from mpcompile.step.differentiate import differentiate
 from mpcompile.step.slots import Role, Slot
@@ -91,7 +92,7 @@ def share_casts(graph: fx.Graph) -> None:
         if not is_cast(node):
             continue
         source = source_of(node)
-        key = (source, node.kwargs["dtype"], node.meta.get("backward"))
+        key = (source, node.kwargs["dtype"], node in BACKWARD)
         if source.meta["val"].dtype is node.kwargs["dtype"]:
             node.replace_all_uses_with(source)
         elif first.setdefault(key, node) is not node:
@@ -103,7 +104,7 @@ def _measured(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Measures:
     parameters = frozenset(
         node.name
         for node in gradient.graph.find_nodes(op="placeholder")
-        if slots[node.meta["slot"]].role in (Role.MASTER, Role.CONSTANT)
+        if slots[SLOT[node]].role in (Role.MASTER, Role.CONSTANT)
     )
     return measure(gradient.graph, parameters)
 

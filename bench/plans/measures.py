@@ -24,6 +24,7 @@ import torch
 from torch import fx
 
 from mpcompile.program.casts import is_cast, source_of
+from mpcompile.program.marks import BACKWARD, BACKWARD_SEED
 from mpcompile.step.liveness import storages, tensor_bytes
 from mpcompile.torch_private.ops import is_pointwise, op_name
 
@@ -134,7 +135,7 @@ def is_tensor(node: fx.Node) -> bool:
 
 
 def _backward(node: fx.Node) -> bool:
-    return bool(node.meta.get("backward"))
+    return node in BACKWARD
 
 
 def _bytes(node: fx.Node) -> int:
@@ -153,7 +154,7 @@ def _readers(graph: fx.Graph, base: dict[fx.Node, fx.Node]) -> dict[fx.Node, set
     readers: dict[fx.Node, set[fx.Node]] = {node: set() for node in graph.nodes}
     for node in graph.nodes:
         reads = base[node] is node and node.target is not operator.getitem
-        if reads and not node.meta.get("seed"):
+        if reads and node not in BACKWARD_SEED:
             for item in node.all_input_nodes:
                 readers[base[item]].add(node)
     return readers

@@ -16,6 +16,7 @@ from mpcompile.plan.given import decide
 from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.program.capture import Forward, Kind, capture
+from mpcompile.program.marks import SLOT
 from mpcompile.program.workload import Workload
 from mpcompile.step.differentiate import differentiate
 from mpcompile.step.slots import Role, Slot
@@ -53,7 +54,7 @@ def own_values(made: Transformed, scale: float = 1.0) -> list[torch.Tensor]:
     values = {item.name: item.tensor.detach() for item in made.forward.inputs}
     found = []
     for node in made.step.gradient.graph.find_nodes(op="placeholder"):
-        name, like = node.meta["slot"], node.meta["val"]
+        name, like = SLOT[node], node.meta["val"]
         if made.step.slots[name].role is Role.SCALE:
             whole = torch.tensor(scale)
         else:

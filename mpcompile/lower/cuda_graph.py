@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from mpcompile.program.control_flow import is_control_flow
+from mpcompile.program.marks import WHERE
 from mpcompile.step.collectives import is_collective
 from mpcompile.torch_private.ops import op_name
 
@@ -37,7 +38,7 @@ def obstacle(*graphs: fx.Graph) -> str:
             if is_collective(node):
                 return f"{op_name(node)} talks to other processes"
             if any(tag in tags for tag in _WAITING) or is_control_flow(node):
-                where = node.meta.get("where")
+                where = WHERE.get(node)
                 place = f" at {where.at}" if where and where.at else ""
                 return f"{op_name(node)}{place} decides on the host"
     return ""

@@ -18,6 +18,7 @@ from mpcompile.lower.update_numbers import split_numbers
 from mpcompile.passes.lowering.emulate_half import emulate_half
 from mpcompile.passes.lowering.numbers_to_tensors import numbers_to_tensors
 from mpcompile.program.control_flow import is_control_flow
+from mpcompile.program.marks import SLOTS, WHERE
 from mpcompile.step.graph import StepGraph, add_inputs, call, placeholders, results
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.inductor import Code, compiled, known_options
@@ -212,7 +213,7 @@ def _refuse_unknown_sizes(graph: fx.Graph) -> None:
     """Refuse what inductor cannot compile, as it must know the size of all that is kept."""
     advice = "choose backend='interpreter'"
     for node in graph.nodes:
-        name, where = op_name(node), node.meta.get("where")
+        name, where = op_name(node), WHERE.get(node)
         place = where.at if where else None
         if is_control_flow(node) and name == "while_loop_stack_output":
             what = "the gradient of a while loop"
@@ -239,7 +240,7 @@ def write_in_place(step: StepGraph, update: fx.GraphModule) -> None:
         with graph.inserting_before(output):
             call(graph, torch.ops.aten.copy_.default, inputs[name], node)
     output.args = ((),)
-    output.meta["slots"] = ()
+    SLOTS[output] = ()
 
 
 class _Compiled:

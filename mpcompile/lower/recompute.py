@@ -23,6 +23,7 @@ from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from mpcompile.lower.shared_memory import OwnMemory
+from mpcompile.program.marks import BACKWARD_SEED, SLOT, SLOTS
 from mpcompile.program.node_tensors import is_size
 from mpcompile.step.liveness import result_bytes
 from mpcompile.step.slots import Role, Slot
@@ -84,13 +85,12 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
     Backward is what depends on the seed, wherever it stands: all else is the cut's to place.
 
     Args:
-        gradient: its seed carries ``meta["seed"]`` or is the loss scale.
+        gradient: its seed has the mark `BACKWARD_SEED` or is the loss scale.
         slots: of the step, by name.
     """
     module = copy_graph(gradient)
     graph, output = module.graph, module.graph.output_node()
-    inputs = graph.find_nodes(op="placeholder")
-    roles = [slots[node.meta["slot"]].role for node in inputs]
+    roles = [slots[SLOT[node]].role for node in graph.find_nodes(op="placeholder")]
     scale = roles.index(Role.SCALE) if Role.SCALE in roles else None
     constants = _take_constants(module)
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
@@ -99,7 +99,7 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
     for node in graph.nodes:
         if node.op == "call_function" and late.intersection(node.all_input_nodes):
             late.add(node)
-    names: tuple[str, ...] = output.meta["slots"]
+    names: tuple[str, ...] = SLOTS[output]
     results: list[fx.Node] = list(output.args[0])  # type: ignore[arg-type]
     gradients = [place for place, name in enumerate(names) if slots[name].role is Role.GRADIENT]
     others = [place for place in range(len(names)) if place not in gradients]
@@ -143,7 +143,7 @@ def _take_constants(module: fx.GraphModule) -> tuple[torch.Tensor, ...]:
 
 def _take_seed(graph: fx.Graph, scale: fx.Node | None) -> fx.Node:
     """Let backward start from an input of its own."""
-    old = scale or next(node for node in graph.nodes if node.meta.get("seed"))
+    old = scale or next(node for node in graph.nodes if node in BACKWARD_SEED)
     last = graph.find_nodes(op="placeholder")[-1]
     with graph.inserting_after(last):
         seed = graph.placeholder("seed")
@@ -296,7 +296,7 @@ class Recomputing:
     No input may ask for a gradient.
 
     Args:
-        gradient: its seed carries ``meta["seed"]`` or is the loss scale.
+        gradient: its seed has the mark `BACKWARD_SEED` or is the loss scale.
         slots: of the step, by name.
         memory_budget: in (0, 1]: ``torch._functorch.config.activation_memory_budget``. At 1, what
             fuses into kernels of backward is computed again; below, more, up to matmuls, until the

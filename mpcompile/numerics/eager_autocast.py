@@ -14,6 +14,7 @@ from torch import fx
 from mpcompile.numerics.lockstep import Moment, is_float
 from mpcompile.passes.step.scale_loss import SCALE
 from mpcompile.program.capture import Forward
+from mpcompile.program.marks import BACKWARD, MADE_BY, PLANNED
 from mpcompile.program.random_state import drawn_again
 from mpcompile.step.record import Origins
 from mpcompile.step.slots import Role
@@ -51,13 +52,13 @@ def keys_of(graph: fx.Graph) -> dict[fx.Node, Key]:
     several: dict[fx.Node, Key] = {}
     found: dict[fx.Node, Key] = {}
     for node in graph.nodes:
-        if node.op != "call_function" or "planned" not in node.meta or node.meta.get("pass"):
+        if node.op != "call_function" or node not in PLANNED or MADE_BY.get(node):
             continue
         source = several.get(node.all_input_nodes[0]) if node.all_input_nodes else None
         if node.target is operator.getitem and source is not None:
             found[node] = replace(source, item=int(node.args[1]))
             continue
-        kind = (str(node.meta["planned"]), bool(node.meta.get("backward")), op_name(node))
+        kind = (PLANNED[node], node in BACKWARD, op_name(node))
         kept = found if isinstance(node.meta.get("val"), torch.Tensor) else several
         kept[node] = Key(*kind, counts[kind], 0)
         counts[kind] += 1
@@ -92,7 +93,7 @@ def autocast_values(
         torch.float16,
     )
     for node in forward.module.graph.nodes:
-        node.meta.setdefault("planned", node.name)
+        PLANNED.setdefault(node, node.name)
     noting = _Noting(frozenset(wanted))
     with drawn_again(moment.random), noting, keep_node_meta(), torch.enable_grad():
         with torch.autocast(device, dtype=narrow):
@@ -127,7 +128,7 @@ class _Noting(DispatchMode):
         result = func(*args, **(kwargs or {}))
         meta = self._origins.now()
         name = getattr(func, "overloadpacket", func).__name__
-        kind = (str(meta.get("planned", "")), bool(meta.get("backward")), name)
+        kind = (meta.get(PLANNED.key, ""), BACKWARD.key in meta, name)
         for index, value in _tensors(result):
             key = Key(*kind, self._counts[kind], index)
             if key in self._wanted:

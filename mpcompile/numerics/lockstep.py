@@ -17,6 +17,7 @@ from torch import fx
 
 from mpcompile.passes.lowering.emulate_half import emulate_half
 from mpcompile.program.control_flow import all_graphs
+from mpcompile.program.marks import EMULATES, SLOT
 from mpcompile.program.random_state import RandomState, drawn_again, random_state
 from mpcompile.step.collectives import drop_collectives
 from mpcompile.step.graph import StepGraph
@@ -103,7 +104,7 @@ def lockstep(moment: Moment) -> Iterator[Seen]:
             ours.run(node, moment)
             for run in wide:
                 run.run(node, moment, ours.values[node])
-            named = shown.get(node.meta.get("emulates", node.name))
+            named = shown.get(EMULATES.get(node, node.name))
             if named is not None:
                 value = ours.values[node]
                 if is_float(value):
@@ -135,7 +136,7 @@ class AsIs:
     def run(self, node: fx.Node, moment: Moment) -> None:
         """Run one node whose inputs have run."""
         if node.op == "placeholder":
-            self.values[node] = moment.values[node.meta["slot"]]
+            self.values[node] = moment.values[SLOT[node]]
         elif node.op == "get_attr":
             self.values[node] = getattr(self._module, str(node.target))
         else:
@@ -160,7 +161,7 @@ class Wide:
     def run(self, node: fx.Node, moment: Moment, drawn: Any) -> None:
         """Run one node whose inputs have run; random results come from the first run."""
         if node.op == "placeholder":
-            slot = node.meta["slot"]
+            slot = SLOT[node]
             value = moment.masters.get(slot, moment.values[slot])
             self.values[node] = _in(value, self._dtype)
         elif node.op == "get_attr":
@@ -211,7 +212,7 @@ class _Own(Wide):
 
     def run(self, node: fx.Node, moment: Moment, drawn: Any) -> None:
         """Run one node on the inputs of the other run."""
-        if node.meta.get("emulates", node.name) not in ("", node.name):
+        if EMULATES.get(node, node.name) not in ("", node.name):
             # This cast rounds an op's result, and `own` is the result before rounding.
             self.values[node] = self.values[node.all_input_nodes[0]]
         else:

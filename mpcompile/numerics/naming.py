@@ -7,6 +7,7 @@ import operator
 from torch import fx
 
 from mpcompile.program.casts import is_cast
+from mpcompile.program.marks import BACKWARD, PLANNED, SLOT
 from mpcompile.torch_private.ops import op_name
 
 
@@ -14,13 +15,13 @@ def made_by(node: fx.Node) -> str:
     """Return the name of the op that makes a tensor; for an input the name of its slot."""
     source = node.args[0] if node.target is operator.getitem else node
     assert isinstance(source, fx.Node)
-    return str(source.meta.get("slot") or op_name(source))
+    return str(SLOT.get(source) or op_name(source))
 
 
 def kept_in_full(node: fx.Node) -> tuple[str, ...]:
     """Return the ops of the plan that must be in FP32 to keep a node out of 16 bits."""
     if not is_cast(node):
-        planned = str(node.meta.get("planned", ""))
+        planned = PLANNED.get(node, "")
         return (planned,) if planned else ()
-    readers = [user for user in node.users if not user.meta.get("backward")]
+    readers = [user for user in node.users if user not in BACKWARD]
     return tuple(dict.fromkeys(name for user in readers for name in kept_in_full(user)))

@@ -15,6 +15,7 @@ from mpcompile.plan.dataflow import Where
 from mpcompile.precision import Precision
 from mpcompile.program.capture import Forward, place_of
 from mpcompile.program.graph_text import type_text
+from mpcompile.program.marks import BACKWARD, WHERE
 from mpcompile.step.graph import results
 from mpcompile.train.train_step import TrainStep
 
@@ -149,9 +150,9 @@ def _row(seen: Seen, peer: torch.Tensor | None) -> NodeError:
         op=made_by(node),
         reads=tuple(name for name, _ in seen.reads),
         keep=kept_in_full(node),
-        stage="backward" if node.meta.get("backward") else "forward",
+        stage="backward" if node in BACKWARD else "forward",
         type=type_text(ours),
-        where=node.meta.get("where") or place_of(node),
+        where=WHERE.get(node) or place_of(node),
         error=inf if bad else relative_error(ours, seen.exact),
         own=relative_error(ours, seen.own),
         full=relative_error(seen.full, seen.exact),

@@ -17,6 +17,7 @@ from mpcompile.passes.step.scale_loss import SCALE
 from mpcompile.plan.dataflow import Where
 from mpcompile.program.capture import place_of
 from mpcompile.program.graph_text import type_text
+from mpcompile.program.marks import BACKWARD, WHERE
 from mpcompile.step.graph import results
 from mpcompile.step.slots import Role
 from mpcompile.torch_private.ops import number_arguments
@@ -174,7 +175,7 @@ def _fault(seen: Seen, bad: torch.Tensor, vanished: dict[str, fx.Node], moment: 
     name = _NAMES[seen.ours.dtype]
     why = f"its result reaches {most:.4g}, beyond {largest:.5g}, the largest {name} number"
     scale = float(moment.values[SCALE]) if SCALE in moment.values else None
-    if scale is None or not seen.node.meta.get("backward"):
+    if scale is None or seen.node not in BACKWARD:
         return _cause(seen, why)
     fits_at = 2.0 ** floor(log2(scale * largest / most))
     return _cause(seen, f"{why}, at a loss scale of {scale:g}", fits_at=fits_at)
@@ -187,7 +188,7 @@ def _cause(
     return Cause(
         node=node.name,
         op=made_by(node),
-        stage="backward" if node.meta.get("backward") else "forward",
+        stage="backward" if node in BACKWARD else "forward",
         where=_where(node),
         why=why,
         reads=tuple(_operands(seen)),
@@ -199,7 +200,7 @@ def _cause(
 
 
 def _where(node: fx.Node) -> Where:
-    where = node.meta.get("where")
+    where = WHERE.get(node)
     return where if isinstance(where, Where) else place_of(node)
 
 

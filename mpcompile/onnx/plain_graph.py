@@ -17,6 +17,7 @@ from mpcompile.passes.export.cast_read_weights import CastReadWeights
 from mpcompile.passes.export.fix_options import FixOptions
 from mpcompile.passes.lowering.numbers_to_tensors import numbers_to_tensors
 from mpcompile.plan.op_table import TORCH_RULES, UNKNOWN, PrecisionClass
+from mpcompile.program.marks import SLOTS, WHERE
 from mpcompile.program.node_tensors import NARROW
 from mpcompile.step.graph import StepGraph, placeholders
 from mpcompile.step.record import record
@@ -71,7 +72,7 @@ def plain_step(step: StepGraph) -> PlainStep:
     values = [node.meta["val"] for node in nodes]
     inputs = [fake_like(mode, v.shape, v.dtype, v.device) for v in values]
     random = any(node.op == "call_function" and draws(node) for node in whole.graph.nodes)
-    names: tuple[str, ...] = whole.graph.output_node().meta["slots"]
+    names: tuple[str, ...] = SLOTS[whole.graph.output_node()]
     if random:
         inputs.append(fake_like(mode, (), torch.int64, values[0].device))
 
@@ -127,7 +128,7 @@ class _Plain(fx.Interpreter):
             mask = keep_mask(tuple(value.shape), keep, self.seed, self.sites)
             kept = value.float() * mask.float() * (1.0 / keep if keep else 0.0)
             return kept.to(value.dtype), mask
-        where = self.node.meta.get("where")
+        where = WHERE.get(self.node)
         raise CannotCapture(
             f"{name} draws random numbers that an ONNX step cannot draw",
             str(where or "") or None,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from mpcompile.program.marks import SLOT, SLOTS, WHERE
 from mpcompile.torch_private.ops import op_name
 
 _SHORT = {
@@ -42,8 +43,7 @@ def graph_text(graph: fx.Graph, places: bool = False) -> str:
 
     Args:
         graph: any FX graph whose nodes carry ``meta["val"]``.
-        places: whether to add the module path and source line a node carries in
-            ``meta["where"]``.
+        places: whether to add the module path and source line of each node's mark `WHERE`.
     """
     return "\n".join(_parts(graph, "", places, set()))
 
@@ -64,18 +64,18 @@ def _one_graph(graph: fx.Graph, places: bool) -> str:
     rows: list[tuple[str, str, str, str]] = []
     for node in graph.nodes:
         if node.op == "output":
-            names = node.meta.get("slots") or [""] * len(_flat(node.args[0]))
+            names = SLOTS.get(node) or [""] * len(_flat(node.args[0]))
             rows += [
                 ("return", "", _argument(value) if not name else f"{name} = {_argument(value)}", "")
                 for name, value in zip(names, _flat(node.args[0]), strict=True)
             ]
             continue
         what = (
-            f"input {node.meta.get('slot', '')}".rstrip()
+            f"input {SLOT.get(node, '')}".rstrip()
             if node.op == "placeholder"
             else " ".join([op_name(node), *_arguments(node)])
         )
-        place = str(node.meta.get("where", "")) if places else ""
+        place = str(WHERE.get(node, "")) if places else ""
         rows.append((node.name, type_text(node.meta.get("val")), what, place))
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     return "\n".join(

@@ -26,6 +26,7 @@ from mpcompile.plan.dataflow import Where
 from mpcompile.program.capture import place_of
 from mpcompile.program.casts import CAST
 from mpcompile.program.graph_text import type_text
+from mpcompile.program.marks import EMULATES, WHERE
 from mpcompile.program.node_tensors import NARROW
 from mpcompile.program.stack_lines import relative
 from mpcompile.search.reduce import Reduced
@@ -142,7 +143,7 @@ def _ours(reduced: Reduced, name: _Names, literal: _Literal) -> Iterator[str]:
     given = {captured.rounded[node]: name(node) for node in reduced.inputs}
     text: dict[fx.Node, str] = dict(given)
     for node in between(captured.rounded[captured.target.name], given):
-        emulates = node.meta.get("emulates", node.name)
+        emulates = EMULATES.get(node, node.name)
         called = literal.call(node, node.args, node.kwargs, text.__getitem__)
         if emulates and emulates != node.name:
             called = f"{text[node.all_input_nodes[0]]}.to({literal(node.kwargs['dtype'])})"
@@ -269,7 +270,7 @@ def _dtype(value: object) -> torch.dtype | None:
 
 
 def _where(node: fx.Node) -> Where:
-    where: Where = node.meta.get("where") or place_of(node)
+    where: Where = WHERE.get(node) or place_of(node)
     return where
 
 

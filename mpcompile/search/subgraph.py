@@ -23,6 +23,7 @@ from mpcompile.numerics.lockstep import (
 from mpcompile.numerics.node_errors import explained_by, relative_error
 from mpcompile.passes.lowering.emulate_half import emulate_half
 from mpcompile.program.casts import CAST
+from mpcompile.program.marks import EMULATES, SLOT
 from mpcompile.program.random_state import drawn_again
 from mpcompile.torch_private.graphs import copy_graph, rename
 from mpcompile.torch_private.ops import draws, is_higher_order, mutated_inputs, op_name
@@ -107,7 +108,7 @@ def capture_values(moment: Moment, name: str) -> Captured:
     arithmetic = copy_graph(graph)
     if all(value.device.type == "cpu" for value in moment.values.values()):
         emulate_half(arithmetic)
-    rounded = {node.meta.get("emulates", node.name): node for node in arithmetic.graph.nodes}
+    rounded = {EMULATES.get(node, node.name): node for node in arithmetic.graph.nodes}
     wanted = {node.name for node in between(target, ())}
     run, freed = AsIs(arithmetic), last_reads(arithmetic.graph)
     values: dict[str, Any] = {}
@@ -115,8 +116,8 @@ def capture_values(moment: Moment, name: str) -> Captured:
     with drawn_again(moment.random), torch.enable_grad():
         for node in arithmetic.graph.nodes:
             run.run(node, moment)
-            if node.meta.get("emulates", node.name) in wanted:
-                values[node.meta.get("emulates", node.name)] = run.values[node]
+            if EMULATES.get(node, node.name) in wanted:
+                values[EMULATES.get(node, node.name)] = run.values[node]
             if node is rounded[name]:
                 break
             for dead in freed.get(node, ()):
@@ -245,7 +246,7 @@ def _prepared(moment: Moment) -> fx.GraphModule:
     graph = module.graph
     entering = list(graph.find_nodes(op="placeholder"))
     for node in entering:
-        if node.meta["slot"] in moment.masters:
+        if SLOT[node] in moment.masters:
             with graph.inserting_after(entering[-1]):
                 cast = graph.call_function(CAST, (node,), {"dtype": node.meta["val"].dtype})
             _take_over(cast, node, f"{node.name}_master")

@@ -14,6 +14,7 @@ from mpcompile.numerics.lockstep import Seen, lockstep, moment
 from mpcompile.numerics.node_errors import relative_error
 from mpcompile.numerics.warm_up import Batches, settled_step
 from mpcompile.precision import Precision
+from mpcompile.program.marks import BACKWARD, PLANNED, SLOT
 from mpcompile.search.trial_log import Suspect
 from mpcompile.step.transformed import Transformed
 from mpcompile.torch_private.ops import is_higher_order
@@ -117,13 +118,13 @@ class _Blame:
     def tensor(self, seen: Seen) -> _Tensor:
         """Return the evidence of a tensor, and the ops that it concerns."""
         node = seen.node
-        key = str(node.meta.get("slot") or node.meta.get("planned", ""))
+        key = str(SLOT.get(node) or PLANNED.get(node, ""))
         calls = any(map(is_higher_order, (node, *node.all_input_nodes)))
         makers = self._makers.get(key, self._inner if calls else set())
         bad = bool((~seen.ours.isfinite() & seen.exact.isfinite()).any())
         own = relative_error(seen.ours, seen.own)
         vanished = _share(seen.ours, seen.exact)
-        backward = bool(node.meta.get("backward"))
+        backward = node in BACKWARD
         return _Tensor(
             made_by=makers,
             read_by=set() if backward else self._readers.get(key, set()),

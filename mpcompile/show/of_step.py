@@ -17,6 +17,7 @@ from mpcompile.precision import Precision
 from mpcompile.program.capture import place_of
 from mpcompile.program.casts import is_cast, source_of, widens
 from mpcompile.program.graph_text import type_text
+from mpcompile.program.marks import BACKWARD, MADE_BY, PLANNED, SLOT, SLOTS, WHERE
 from mpcompile.show.view import Role, Stage, View, ViewNode, precision_of
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.liveness import (
@@ -70,7 +71,7 @@ class _Teller:
 
     def rule_and_reason(self, node: fx.Node, role: Role, stage: Stage) -> tuple[str, str]:
         """Return the row of the op table or the pass that a node is owed to, and a sentence."""
-        planned, made_by = node.meta.get("planned", ""), node.meta.get("pass", "")
+        planned, made_by = PLANNED.get(node, ""), MADE_BY.get(node, "")
         if role == "input":
             return "", ""
         if role == "cast" and planned in self.casts:
@@ -97,7 +98,7 @@ class _Teller:
         if not widens(node):
             stored = _FORMATS[node.meta["val"].dtype]
             return f"the gradient of {cast.tensor} is stored in {stored}, as {cast.tensor} is"
-        if source_of(node).meta.get("backward"):
+        if source_of(node) in BACKWARD:
             return f"the gradient of {cast.tensor} goes into arithmetic in FP32"
         return f"arithmetic in FP32 reads {cast.tensor} again; widening it costs less than keeping"
 
@@ -137,7 +138,7 @@ def _row(
     values = _tensors(node.meta.get("val"))
     computes, read, written = _formats(node, role)
     rule, reason = teller.rule_and_reason(node, role, stage)
-    slot = str(node.meta.get("slot", node.name))
+    slot = str(SLOT.get(node, node.name))
     return ViewNode(
         id=f"{prefix}{node.name}",
         op=roles.get(slot, "input") if role == "input" else op_name(node),
@@ -149,7 +150,7 @@ def _row(
         type=_type(node.meta.get("val")),
         bytes=0 if role == "view" else sum(map(tensor_bytes, values)),
         reads=tuple(f"{prefix}{item.name}" for item in node.all_input_nodes),
-        planned=str(node.meta.get("planned", "")),
+        planned=PLANNED.get(node, ""),
         rule=rule,
         reason=reason,
         saved=saved and role != "input",
@@ -162,7 +163,7 @@ def _outputs(graph: fx.Graph, prefix: str) -> Iterator[ViewNode]:
     output = graph.output_node()
     results = output.args[0]
     results = results if isinstance(results, list | tuple) else [results]
-    names = output.meta.get("slots") or [f"result.{i}" for i in range(len(results))]
+    names = SLOTS.get(output) or [f"result.{i}" for i in range(len(results))]
     for name, node in zip(names, results, strict=True):
         if not isinstance(node, fx.Node):
             continue
@@ -193,14 +194,14 @@ def _role(node: fx.Node) -> Role:
 def _stage(node: fx.Node, prefix: str) -> Stage:
     if prefix:
         return "update"
-    return "backward" if node.meta.get("backward") else "forward"
+    return "backward" if node in BACKWARD else "forward"
 
 
 def _where(node: fx.Node, slot: str, roles: Mapping[str, str]) -> Where:
     if node.op == "placeholder":
         weight = roles.get(slot) in ("master", "working", "buffer", "constant", "shared")
         return Where(slot.removesuffix(".working").rpartition(".")[0] if weight else "")
-    where = node.meta.get("where")
+    where = WHERE.get(node)
     return where if isinstance(where, Where) else place_of(node)
 
 

@@ -16,6 +16,7 @@ from mpcompile.errors import printable
 from mpcompile.passes.order import OPTIONAL
 from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
+from mpcompile.program.marks import BACKWARD
 from mpcompile.step.liveness import peak, saved_bytes, state_bytes, tensor_bytes
 from mpcompile.step.loss_scale import LossScale
 from mpcompile.step.slots import Role
@@ -108,8 +109,8 @@ def _stages(transformed: Transformed) -> dict[str, list[fx.Node]]:
         return {"forward": list(transformed.forward.module.graph.nodes)}
     nodes = list(transformed.step.gradient.graph.nodes)
     return {
-        "forward": [node for node in nodes if not node.meta.get("backward")],
-        "backward": [node for node in nodes if node.meta.get("backward")],
+        "forward": [node for node in nodes if node not in BACKWARD],
+        "backward": [node for node in nodes if node in BACKWARD],
         "update": list(transformed.step.update.graph.nodes),
     }
 

@@ -53,6 +53,7 @@ import torch
 from torch import fx
 
 from mpcompile.plan.dataflow import Where
+from mpcompile.program.marks import BACKWARD, WHERE
 from mpcompile.program.node_tensors import count_of
 from mpcompile.speed.devices import Device
 from mpcompile.speed.flops import is_matmul_like, least_flops
@@ -206,8 +207,8 @@ def _kernels(
         Kernel(
             name=node.name,
             kind=op_name(node),
-            stage=stage or ("backward" if node.meta.get("backward") else "forward"),
-            where=node.meta.get("where") or Where(),
+            stage=stage or ("backward" if node in BACKWARD else "forward"),
+            where=WHERE.get(node) or Where(),
             dtype=node.all_input_nodes[0].meta["val"].dtype,
             flops=least_flops(node),
             reads=_reads(node, bases, needs),

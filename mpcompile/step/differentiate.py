@@ -10,6 +10,7 @@ from torch import fx
 from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.program.capture import Forward, Kind, place_of
 from mpcompile.program.control_flow import all_graphs, called_graphs, is_control_flow
+from mpcompile.program.marks import BACKWARD, BACKWARD_SEED, PLANNED, SLOT, SLOTS, WHERE
 from mpcompile.program.open_capture import WatchedInterpreter, needs_size
 from mpcompile.program.returned import PREFIX
 from mpcompile.step.graph import call
@@ -27,9 +28,9 @@ def differentiate(
     Its results are the loss, one FP32 gradient per trained parameter (``grad.NAME``), the next
     value of each buffer that the forward pass writes (``next.NAME``) and the tensors that the loss
     function returns beside the loss (``aux.0``). Casts are differentiated
-    like any other op, so backward inherits the precision of forward. Nodes of backward carry
-    ``meta["backward"]``; those of both carry in ``meta["planned"]`` the id of the op or cast of the
-    plan they come from.
+    like any other op, so backward inherits the precision of forward. Nodes of backward have
+    the mark `BACKWARD`; those of both have in `PLANNED` the id of the op or cast of the plan they
+    come from.
 
     Args:
         forward: the forward graph, casts inserted.
@@ -63,7 +64,7 @@ def differentiate(
         return (loss, *gradients, *others)
 
     for node in module.graph.nodes:
-        node.meta.setdefault("planned", node.name)
+        PLANNED.setdefault(node, node.name)
     placeholders = module.graph.find_nodes(op="placeholder")
     fakes = [node.meta["val"] for node in placeholders]
     try:
@@ -87,7 +88,7 @@ def differentiate(
         list(graph.find_nodes(op="placeholder")), inputs, roles, strict=True
     ):
         rename(node, item.name)
-        node.meta["slot"] = item.name
+        SLOT[node] = item.name
         slots[item.name] = _slot(item.name, role, node)
     made = [("loss", Role.LOSS), *((f"grad.{name}", Role.GRADIENT) for name in trained)]
     made += [(f"next.{name}", Role.UPDATED) for name in forward.written]
@@ -209,7 +210,7 @@ def _name_results(
     for (name, role), node in zip(made, values, strict=True):
         assert isinstance(node, fx.Node)
         slots[name] = _slot(name, role, node)
-    output.meta["slots"] = tuple(name for name, _ in made)
+    SLOTS[output] = tuple(name for name, _ in made)
 
 
 def _mark_backward(graph: fx.Graph) -> None:
@@ -218,12 +219,12 @@ def _mark_backward(graph: fx.Graph) -> None:
     seed = next(
         node for node in graph.nodes if op_name(node) == "ones_like" and node.args[0] is loss
     )
-    seed.meta["seed"] = True
+    BACKWARD_SEED[seed] = True
     backward = False
     for node in graph.nodes:
         backward = backward or node is seed
         if backward and node.op == "call_function":
-            node.meta["backward"] = True
+            BACKWARD[node] = True
     for node in graph.nodes:
         if node.op == "call_function":
-            node.meta["where"] = place_of(node)
+            WHERE[node] = place_of(node)

@@ -12,6 +12,7 @@ from torch import fx
 
 from mpcompile.errors import Defect
 from mpcompile.program.graph_text import graph_text, type_text
+from mpcompile.program.marks import SLOT, SLOTS
 from mpcompile.step.arena import Arena
 from mpcompile.step.recorded_number import Guard
 from mpcompile.step.slots import STATE, Role, Slot
@@ -23,9 +24,9 @@ from mpcompile.torch_private.tensors import fake_like
 class StepGraph:
     """A training step.
 
-    Placeholders carry their slot's name in ``meta["slot"]``, output nodes the names of all their
-    results in ``meta["slots"]``. The update graph's results are the next values of state slots;
-    the gradient graph's are the loss, gradients and updated buffers.
+    Placeholders have their slot's name as the mark `SLOT`, output nodes the names of all their
+    results as `SLOTS`. The update graph's results are the next values of state slots; the gradient
+    graph's are the loss, gradients and updated buffers.
 
     Where an update gathers several micro-batches, a third graph runs after each gradient graph. Its
     results are next values of state too.
@@ -70,24 +71,28 @@ class StepGraph:
         return self.joined.get(name) or (name.removesuffix(".working"),)
 
     def check(self) -> None:
-        """Raise Defect if the two graphs and the slots do not fit together."""
+        """Raise Defect if the graphs and the slots do not fit together.
+
+        This holds before and after every pass. What holds from one pass on is in the table of
+        `mpcompile.passes.invariants`.
+        """
         for name, graph in self.graphs().items():
             graph.lint()
             for node in graph.find_nodes(op="placeholder"):
-                self._check_slot(name, node.meta.get("slot"), node)
+                self._check_slot(name, SLOT.get(node), node)
             output = graph.output_node()
-            results, names = output.args[0], output.meta.get("slots", ())
+            results, names = output.args[0], SLOTS.get(output, ())
             if not isinstance(results, list | tuple) or len(results) != len(names):
                 raise Defect(f"the {name} graph returns results without slots")
-            for slot, node in zip(names, results, strict=True):
-                self._check_slot(name, slot, node)
-        made = set(self.gradient.graph.output_node().meta["slots"])
+            for made, node in zip(names, results, strict=True):
+                self._check_slot(name, made, node)
+        passed = set(SLOTS[self.gradient.graph.output_node()])
         for graph in list(self.graphs().values())[1:]:
             for node in graph.find_nodes(op="placeholder"):
-                slot = self.slots[node.meta["slot"]]
-                if slot.role in (Role.GRADIENT, Role.UPDATED) and slot.name not in made:
+                slot = self.slots[SLOT[node]]
+                if slot.role in (Role.GRADIENT, Role.UPDATED) and slot.name not in passed:
                     raise Defect(f"the update reads {slot.name}, which nothing makes")
-            for name in graph.output_node().meta["slots"]:
+            for name in SLOTS[graph.output_node()]:
                 if self.slots[name].role not in STATE:
                     raise Defect(f"the update writes {name}, which is not state")
         for name, members in self.joined.items():
@@ -122,7 +127,7 @@ class StepGraph:
 
 def placeholders(graph: fx.Graph) -> dict[str, fx.Node]:
     """Return a graph's placeholders by slot name."""
-    return {node.meta["slot"]: node for node in graph.find_nodes(op="placeholder")}
+    return {SLOT[node]: node for node in graph.find_nodes(op="placeholder")}
 
 
 def results(graph: fx.Graph) -> dict[str, fx.Node]:
@@ -130,14 +135,14 @@ def results(graph: fx.Graph) -> dict[str, fx.Node]:
     output = graph.output_node()
     values = output.args[0]
     assert isinstance(values, list | tuple)
-    return dict(zip(output.meta["slots"], values, strict=True))
+    return dict(zip(SLOTS[output], values, strict=True))
 
 
 def set_results(graph: fx.Graph, values: dict[str, fx.Node]) -> None:
     """Make these the graph's results."""
     output = graph.output_node()
     output.args = (tuple(values.values()),)
-    output.meta["slots"] = tuple(values)
+    SLOTS[output] = tuple(values)
 
 
 def add_input(graph: fx.Graph, slot: Slot, like: fx.Node) -> fx.Node:
@@ -171,7 +176,7 @@ def _input(graph: fx.Graph, slot: Slot, like: fx.Node, last: fx.Node | None) -> 
             node = graph.placeholder("input")
     rename(node, slot.name)
     value = like.meta["val"]
-    node.meta["slot"] = slot.name
+    SLOT[node] = slot.name
     node.meta["val"] = fake_like(value.fake_mode, slot.shape, slot.dtype, value.device)
     return node
 

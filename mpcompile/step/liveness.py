@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from mpcompile.program.marks import BACKWARD
 from mpcompile.program.node_tensors import count_of
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.slots import STATE, Role
@@ -76,11 +77,11 @@ def saved_tensors(graph: fx.Graph) -> set[fx.Node]:
     bases = storages(graph)
     saved: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.meta.get("backward"):
+        if node in BACKWARD:
             saved |= {
                 bases[item]
                 for item in node.all_input_nodes
-                if bases[item].op == "call_function" and not bases[item].meta.get("backward")
+                if bases[item].op == "call_function" and bases[item] not in BACKWARD
             }
     return saved
 

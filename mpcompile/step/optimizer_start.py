@@ -32,6 +32,14 @@ class Start:
     alike: bool
 
 
+class StepFails(Exception):
+    """The optimizer's own ``step()`` raises on plain tensors of the shapes that it was given.
+
+    Only that call is inside the ``try``, and nothing records it, so this is never an error of ours.
+    The optimizer's error is the cause.
+    """
+
+
 class _Recorded(dict[str, Any]):
     """An optimizer state that remembers the first value of each entry."""
 
@@ -71,10 +79,16 @@ def start_of(optimizer: torch.optim.Optimizer, arena: Arena) -> Start:
 
     Found by letting ``step()`` fill an empty state on a small parameter (the parameter's own shape
     where it matters) and noting the first value of each entry.
+
+    Raises:
+        StepFails: ``step()`` does not take such a parameter: Muon refuses a flat one.
     """
     try:
         state = _first_state(optimizer, arena, {})
-    except KeyError:  # Adagrad fills the state when it is made
+    except StepFails as error:
+        if not isinstance(error.__cause__, KeyError):
+            raise
+        # Adagrad fills the state when it is made
         made: Mapping[str, Any] = next(
             (s for p, s in optimizer.state.items() if not isinstance(p, str)), {}
         )
@@ -88,11 +102,21 @@ def start_of(optimizer: torch.optim.Optimizer, arena: Arena) -> Start:
     fixed = all(torch.equal(value, other[key]) for key, value in state.items())
     kept = {key: value.clone() for key, value in state.items()}
     [empty], [full] = _run(optimizer, arena, [{}]), _run(optimizer, arena, [kept])
+    if arena.flat:  # what reshapes a parameter may take one length and not another one
+        _run(optimizer, arena, [{}], length=3 * ALIGNMENT)
     return Start(state, fixed and torch.equal(empty, full))
 
 
-def _shape(arena: Arena) -> tuple[int, ...]:
-    return (ALIGNMENT,) if arena.flat else arena.shape
+def _shape(arena: Arena, length: int = ALIGNMENT) -> tuple[int, ...]:
+    return (length,) if arena.flat else arena.shape
+
+
+def _plain_step(shell: torch.optim.Optimizer) -> None:
+    """Run ``step()`` on plain tensors; raises StepFails."""
+    try:
+        type(shell).step(shell)
+    except Exception as error:
+        raise StepFails(type(shell).__name__) from error
 
 
 def _first_state(
@@ -112,16 +136,20 @@ def _first_state(
             recorded[key] = torch.zeros(()) if whole else torch.zeros(shape, dtype=value.dtype)
     group = replaced(group_of(optimizer, arena, params=[zeros]), options or {})
     shell = optimizer_around(optimizer, [group], defaultdict(dict, {zeros: recorded}))
-    type(shell).step(shell)
+    _plain_step(shell)
     return recorded.first
 
 
 def _run(
-    optimizer: torch.optim.Optimizer, arena: Arena, states: Sequence[dict[str, Any]]
+    optimizer: torch.optim.Optimizer,
+    arena: Arena,
+    states: Sequence[dict[str, Any]],
+    length: int = ALIGNMENT,
 ) -> list[torch.Tensor]:
     """Run two steps on as many small parameters as there are states; return them."""
     generator = torch.Generator().manual_seed(0)
-    weight, *gradients = (torch.randn(_shape(arena), generator=generator) for _ in range(3))
+    shape = _shape(arena, length)
+    weight, *gradients = (torch.randn(shape, generator=generator) for _ in range(3))
     parameters = [weight * (1 + place) for place in range(len(states))]
     shell = optimizer_around(
         optimizer,
@@ -131,8 +159,15 @@ def _run(
     for gradient in gradients:
         for place, parameter in enumerate(parameters):
             parameter.grad = gradient * (1 - place / 2)
-        type(shell).step(shell)
+        _plain_step(shell)
     return parameters
+
+
+def state_shape(arena: Arena, first: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape of an optimizer state's slot, given its small first value."""
+    if not arena.flat:
+        return tuple(first.shape)
+    return arena.shape if first.dim() > 0 else (len(arena.parameters),)
 
 
 def has_begun(states: Iterable[Mapping[str, Any]], first: Mapping[str, torch.Tensor]) -> bool:
@@ -165,5 +200,5 @@ def keeps_zeros(optimizer: torch.optim.Optimizer, arena: Arena, initial: State) 
     )
     for _ in range(2):
         zeros.grad = torch.zeros(ALIGNMENT)
-        type(shell).step(shell)
+        _plain_step(shell)
     return not zeros.any()

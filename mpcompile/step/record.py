@@ -19,6 +19,7 @@ from torch import fx
 
 from mpcompile.errors import CannotCapture
 from mpcompile.program.control_flow import with_graphs
+from mpcompile.program.marks import BACKWARD, MADE_BY, PLANNED
 from mpcompile.step.recorded_number import (
     TAKE_TENSORS,
     Numbers,
@@ -239,9 +240,9 @@ class Origins:
         """Return what a node of the op now running carries of the interpreted graph's."""
         number, backward = autograd_number()
         if backward:
-            return {**self._meta.get(number, {}), "backward": True}
+            return {**self._meta.get(number, {}), BACKWARD.key: True}
         current = fx.traceback.get_current_meta()
-        kept = ("stack_trace", "nn_module_stack", "planned", "pass")
+        kept = ("stack_trace", "nn_module_stack", PLANNED.key, MADE_BY.key)
         meta: dict[str, Any] = {key: current[key] for key in kept if key in current}
         self._meta.setdefault(number, meta)
         return meta

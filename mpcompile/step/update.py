@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture
+from mpcompile.program.marks import SLOT, SLOTS
 from mpcompile.step.arena import Arena
 from mpcompile.step.graph import results
 from mpcompile.step.optimizer_options import is_input, parts, replaced
@@ -21,11 +22,13 @@ from mpcompile.step.optimizer_start import (
     BEGUN,
     Start,
     State,
+    StepFails,
     acts_alone,
     group_of,
     keeps_zeros,
     optimizer_around,
     start_of,
+    state_shape,
 )
 from mpcompile.step.record import record
 from mpcompile.step.recorded_number import Guard, Numbers, python_takes_numbers
@@ -131,7 +134,9 @@ def trace_update(
     An elementwise optimizer sees a parameter group as one flat parameter, or as two: weights that
     get a working copy lie apart from the others. One kernel then reads and writes all of an arena;
     a working copy of a part of it would be another pass over the masters. Whether an optimizer is
-    elementwise is read off the traced graph. Any other is traced a parameter at a time.
+    elementwise is read off the traced graph. Any other is traced a parameter at a time, and so is
+    one whose own ``step()`` refuses flat parameters. An error of any other kind is raised: a defect
+    in the tracing of flat arenas would otherwise only make the update slow.
 
     Args:
         optimizer: the user's; neither it nor its parameters are touched.
@@ -143,7 +148,7 @@ def trace_update(
         ranks: processes of which each updates a slice of each flat arena.
 
     Raises:
-        CannotCapture: ``step()`` depends on values in a way a graph cannot express.
+        CannotCapture: ``step()`` depends on values in a way a graph cannot express, or it fails.
     """
     parts = [
         (index, [name for name in names if (name in cast) is narrow])
@@ -167,12 +172,19 @@ def trace_update(
                     for arena in flat
                 ),
             )
-    except (RuntimeError, ValueError):
-        pass  # it refuses flat parameters (Muon); tried again with their own shapes below
+    except (StepFails, DataDependent):
+        pass  # its own step() refuses flat parameters (Muon), or they meet in a branch
     alone = [(index, [name]) for index, names in enumerate(groups) for name in names]
     single = tuple(arena(k, part, False, 1) for k, part in enumerate(alone))
     try:
         return _trace(optimizer, single, device)
+    except StepFails as error:
+        raise CannotCapture(
+            f"{type(optimizer).__name__}.step() fails on tensors of the parameters' shapes: "
+            f"{error.__cause__}",
+            origin,
+            "call step() once in plain PyTorch to see where",
+        ) from error.__cause__
     except DataDependent as error:
         raise CannotCapture(
             f"{type(optimizer).__name__}.step() decides in Python by the value of a tensor",
@@ -328,7 +340,7 @@ def _record(trace: _Trace) -> Update:
     drop_profiler_nodes(graph)
     for node, slot in zip(list(graph.find_nodes(op="placeholder")), reads, strict=True):
         rename(node, slot.name)
-        node.meta["slot"] = slot.name
+        SLOT[node] = slot.name
     for node in list(graph.nodes):  # the clones that kept the trace from writing its inputs
         source = node.args[0] if node.args else None
         if op_name(node) == "clone" and isinstance(source, fx.Node) and source.op == "placeholder":
@@ -336,12 +348,12 @@ def _record(trace: _Trace) -> Update:
             graph.erase_node(node)
     if trace.apart:
         _join_sides(graph)
-    graph.output_node().meta["slots"] = tuple(slot.name for slot in writes)
+    SLOTS[graph.output_node()] = tuple(slot.name for slot in writes)
     graph.eliminate_dead_code()
     slots = {slot.name: slot for slot in reads}
     for node in graph.find_nodes(op="placeholder"):
-        if slots[node.meta["slot"]].role is Role.HYPER and not node.users:
-            del slots[node.meta["slot"]]
+        if slots[SLOT[node]].role is Role.HYPER and not node.users:
+            del slots[SLOT[node]]
             graph.erase_node(node)
     initial = {name: start.state for name, start in trace.starts.items()}
     values = {name: float(value) for name, value in trace.options().items() if name in slots}
@@ -362,13 +374,6 @@ def _join_sides(graph: fx.Graph) -> None:
         if same is not node:
             node.replace_all_uses_with(same)
             graph.erase_node(node)
-
-
-def state_shape(arena: Arena, first: torch.Tensor) -> tuple[int, ...]:
-    """Return the shape of an optimizer state's slot, given its small first value."""
-    if not arena.flat:
-        return tuple(first.shape)
-    return arena.shape if first.dim() > 0 else (len(arena.parameters),)
 
 
 def _elementwise(update: Update) -> bool:

@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import fx
 
+from mpcompile.program.marks import SLOTS
 from mpcompile.step.graph import StepGraph, add_input, call, placeholders
 from mpcompile.step.slots import Role, Slot
 from mpcompile.torch_private.graphs import module_of
@@ -37,12 +38,12 @@ def whole_step(step: StepGraph) -> fx.GraphModule:
         copied = {node: known[name] if name in known else outer[name]
                   for name, node in placeholders(part).items()}  # fmt: skip
         passed = graph.graph_copy(part, copied)
-        known = dict(zip(part.output_node().meta["slots"], passed, strict=True))  # type: ignore[arg-type]
+        known = dict(zip(SLOTS[part.output_node()], passed, strict=True))  # type: ignore[arg-type]
         written |= known
     loss = written["loss"]
     state = {name: node for name, node in written.items() if step.slots[name].role not in _INNER}
     output = graph.output((loss, *state.values()))
-    output.meta["slots"] = ("loss", *state)
+    SLOTS[output] = ("loss", *state)
     graph.lint()
     return module_of(graph, step.gradient, step.update)
 

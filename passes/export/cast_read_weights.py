@@ -19,6 +19,14 @@ class CastReadWeights:
 
     Attributes:
         slots: of the step, by name.
+
+    Example:
+        >>> step = step_before("lay_out_copies", before=nn.Linear(4, 4, bias=False))
+        >>> before_and_after(CastReadWeights(step.slots), step.gradient)
+        - before_weight_working  f16[4,4]  input before.weight.working
+        + _to_copy_default  f16[4,4]  _to_copy before_weight dtype=f16
+        - t  f16[4,4]  t before_weight_working
+        + t  f16[4,4]  t _to_copy_default
     """
 
     slots: dict[str, Slot]

@@ -19,6 +19,17 @@ class FixOptions:
 
     Attributes:
         step: whose options.
+
+    Example:
+        >>> def momentum(weights, lr):
+        ...     return torch.optim.SGD(weights, lr, momentum=0.9)
+        ...
+        >>> step = step_before("hoist_weight_casts", optimizer=momentum)
+        >>> before_and_after(FixOptions(step), step.update)
+        - group0_momentum  f64[]  input group0.momentum
+        - _local_scalar_dense_1  number  _local_scalar_dense group0_momentum
+        - mul  f32[32]  mul arena0_momentum_buffer _local_scalar_dense_1
+        + mul  f32[32]  mul arena0_momentum_buffer 0.9
     """
 
     step: StepGraph

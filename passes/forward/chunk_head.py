@@ -39,6 +39,21 @@ class ChunkHead:
     Attributes:
         least: the bytes of 16-bit logits from which on a head is replaced.
         chunk: the bytes that the 16-bit logits of a chunk should have.
+
+    Example:
+        >>> class Net(nn.Linear):
+        ...     def forward(self, x, y):
+        ...         return nn.functional.cross_entropy(super().forward(x), y)
+        ...
+        >>> batch = (f32(64, 2), torch.zeros(64, dtype=torch.int64))
+        >>> before_and_after(ChunkHead(least=1, chunk=64), forward(Net(2, 8), *batch))
+        + chunked_head  f32[]  chunked_head batch_0_f16 p_model_weight_f16 p_model_bias_f16
+            batch_1 classes=8 rows=4 ignored=-100 mean=True
+        + return  chunked_head
+        - linear  f16[64,8]  linear batch_0_f16 p_model_weight_f16 p_model_bias_f16
+        - linear_f32  f32[64,8]  _to_copy linear dtype=f32
+        - cross_entropy_loss  f32[]  cross_entropy_loss linear_f32 batch_1
+        - return  cross_entropy_loss
     """
 
     least: int = 64 << 20

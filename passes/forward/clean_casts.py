@@ -13,13 +13,27 @@ from torch import fx
 
 from mpcompile.program.casts import is_cast, source_of, widens
 from mpcompile.program.control_flow import all_graphs
+from mpcompile.program.marks import BACKWARD
 from mpcompile.torch_private.ops import is_view, op_name
 
 _FILLS = ("zeros", "ones", "full")
 
 
 def clean_casts(module: fx.GraphModule) -> int:
-    """Clean up until nothing is left to do; return the number of casts removed or moved."""
+    """Clean up until nothing is left to do; return the number of casts removed or moved.
+
+    Example:
+        >>> def program(x):
+        ...     return x.float().view(4).half() + 1
+        ...
+        >>> before_and_after(clean_casts, graph(program, x=f16(2, 2)))
+        + view_1  f16[4]  view x [4]
+        - _to_copy  f32[2,2]  _to_copy x dtype=f32
+        - view  f32[4]  view _to_copy [4]
+        - _to_copy_1  f16[4]  _to_copy view dtype=f16
+        - add  f16[4]  add _to_copy_1 1
+        + add  f16[4]  add view_1 1
+    """
     changes = 0
     for graph in all_graphs(module):
         before = changes
@@ -54,7 +68,7 @@ def _twin(source: fx.Node, cast: fx.Node) -> fx.Node | None:
             user is not cast
             and is_cast(user)
             and user.kwargs == cast.kwargs
-            and user.meta.get("backward") == cast.meta.get("backward")
+            and (user in BACKWARD) == (cast in BACKWARD)
             and user < cast
         ):
             return user

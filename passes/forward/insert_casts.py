@@ -12,6 +12,7 @@ from mpcompile.plan.plan import Cast, Plan
 from mpcompile.precision import Precision
 from mpcompile.program.casts import CAST
 from mpcompile.program.control_flow import Border, Use, nest_of
+from mpcompile.program.marks import PLANNED
 from mpcompile.torch_private.tensors import with_dtype
 
 
@@ -21,6 +22,17 @@ class InsertCasts:
 
     Attributes:
         plan: made from this very graph; its casts name the graph's nodes.
+
+    Example:
+        >>> module = forward(nn.Linear(8, 8, bias=False), f32(2, 8), casts=False)
+        >>> before_and_after(InsertCasts(planned(module)), module)
+        + p_model_weight_f16  f16[8,8]  _to_copy p_model_weight dtype=f16
+        + batch_0_f16  f16[2,8]  _to_copy batch_0 dtype=f16
+        - linear  f32[2,8]  linear batch_0 p_model_weight
+        + linear  f16[2,8]  linear batch_0_f16 p_model_weight_f16
+        + linear_f32  f32[2,8]  _to_copy linear dtype=f32
+        - return  linear
+        + return  linear_f32
     """
 
     plan: Plan
@@ -63,7 +75,7 @@ class InsertCasts:
                     "call_function", CAST, (source,), {"dtype": dtype}, name=name
                 )
             node.meta["val"] = with_dtype(source.meta["val"], dtype)
-            node.meta["planned"] = cast.id
+            PLANNED[node] = cast.id
             for key in ("nn_module_stack", "stack_trace"):
                 if key in first.meta:
                     node.meta[key] = first.meta[key]

@@ -56,6 +56,29 @@ class JoinMatmuls:
 
     Attributes:
         places: per placeholder of a trained weight where it lies.
+
+    Example:
+        >>> class Two(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.q, self.k = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+        ...     def forward(self, x):
+        ...         return self.q(x), self.k(x)
+        ...
+        >>> names = ("p_model_q_weight", "p_model_k_weight")
+        >>> places = dict.fromkeys(names, Place("arena0", 0, True))
+        >>> before_and_after(JoinMatmuls(places), forward(Two(), f32(2, 8)))
+        - linear  f16[2,8]  linear batch_0_f16 p_model_q_weight_f16
+        - linear_1  f16[2,8]  linear batch_0_f16 p_model_k_weight_f16
+        + cat_default  f16[16,8]  cat [p_model_q_weight_f16,p_model_k_weight_f16]
+        + linear_default  f16[2,16]  linear batch_0_f16 cat_default None
+        + split_with_sizes_default  tuple  split_with_sizes linear_default [8,8] -1
+        + getitem  f16[2,8]  getitem split_with_sizes_default 0
+        + getitem_1  f16[2,8]  getitem split_with_sizes_default 1
+        - linear_f32  f32[2,8]  _to_copy linear dtype=f32
+        + linear_f32  f32[2,8]  _to_copy getitem dtype=f32
+        - linear_1_f32  f32[2,8]  _to_copy linear_1 dtype=f32
+        + linear_1_f32  f32[2,8]  _to_copy getitem_1 dtype=f32
     """
 
     places: Mapping[str, Place]

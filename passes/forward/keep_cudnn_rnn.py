@@ -28,6 +28,23 @@ class KeepCudnnRnn:
 
     Attributes:
         device: type of the devices whose recurrent layers are replaced.
+
+    Example:
+        >>> module = forward(nn.GRU(4, 4, bias=False), f32(5, 2, 4))
+        >>> before_and_after(KeepCudnnRnn("cpu"), module)
+        - gru  tuple  gru batch_0_f16 zeros [p_model_weight_ih_l0_f16,p_model_weight_hh_l0_f16]
+            False 1 0 True False False
+        + cudnn_rnn_default  tuple  cudnn_rnn batch_0_f16
+            [p_model_weight_ih_l0_f16,p_model_weight_hh_l0_f16] zeros None 3 1 False False
+        - getitem  f16[5,2,4]  getitem gru 0
+        + getitem_2  f16[5,2,4]  getitem cudnn_rnn_default 0
+        - getitem_1  f16[1,2,4]  getitem gru 1
+        + getitem_3  f16[1,2,4]  getitem cudnn_rnn_default 1
+        + getitem_4  f16[0]  getitem cudnn_rnn_default 2
+        - getitem_f32  f32[5,2,4]  _to_copy getitem dtype=f32
+        + getitem_f32  f32[5,2,4]  _to_copy getitem_2 dtype=f32
+        - getitem_1_f32  f32[1,2,4]  _to_copy getitem_1 dtype=f32
+        + getitem_1_f32  f32[1,2,4]  _to_copy getitem_3 dtype=f32
     """
 
     device: str = "cuda"

@@ -33,6 +33,18 @@ class PadVocabulary:
     Attributes:
         places: per placeholder of a trained weight where it lies.
         least: the numbers that the result of a linear has at least.
+
+    Example:
+        >>> places = {"p_model_weight": Place("arena0", 24, True)}
+        >>> module = forward(nn.Linear(8, 5, bias=False), f32(2, 8))
+        >>> before_and_after(PadVocabulary(places, least=1), module)
+        - linear  f16[2,5]  linear batch_0_f16 p_model_weight_f16
+        + new_zeros_default  f16[3,8]  new_zeros p_model_weight_f16 [3,8]
+        + cat_default  f16[8,8]  cat [p_model_weight_f16,new_zeros_default]
+        + linear_default  f16[2,8]  linear batch_0_f16 cat_default None
+        + slice_tensor  f16[2,5]  slice linear_default -1 0 5
+        - linear_f32  f32[2,5]  _to_copy linear dtype=f32
+        + linear_f32  f32[2,5]  _to_copy slice_tensor dtype=f32
     """
 
     places: Mapping[str, Place]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import fx
 
 from mpcompile.program.casts import is_cast, source_of
+from mpcompile.program.marks import BACKWARD
 
 
 def save_narrow(module: fx.GraphModule) -> int:
@@ -16,14 +17,26 @@ def save_narrow(module: fx.GraphModule) -> int:
 
     Only a tensor whose 16-bit copy forward reads anyway, and whose FP32 value only backward needs
     besides, is changed.
+
+    Example:
+        >>> def program(x, g):
+        ...     y = torch.softmax(x, -1)
+        ...     stored = y.half().relu()
+        ...     return stored, torch.ops.aten._softmax_backward_data(g, y, -1, torch.float32)
+        ...
+        >>> module = graph(program, backward="_softmax_backward_data", x=f32(4), g=f32(4))
+        >>> before_and_after(save_narrow, module)
+        + _to_copy_default  f32[4]  _to_copy _to_copy dtype=f32
+        - _softmax_backward_data  f32[4]  _softmax_backward_data g _softmax -1 f32
+        + _softmax_backward_data  f32[4]  _softmax_backward_data g _to_copy_default -1 f32
     """
     freed = 0
     for narrow in [node for node in module.graph.nodes if is_cast(node)]:
         wide = source_of(narrow)
-        late = [user for user in wide.users if user.meta.get("backward")]
-        early = [user for user in wide.users if not user.meta.get("backward")]
+        late = [user for user in wide.users if user in BACKWARD]
+        early = [user for user in wide.users if user not in BACKWARD]
         if (
-            narrow.meta.get("backward")
+            narrow in BACKWARD
             or wide.op == "placeholder"
             or not late
             or early != [narrow]
@@ -36,7 +49,8 @@ def save_narrow(module: fx.GraphModule) -> int:
                 (narrow,),
                 {"dtype": wide.meta["val"].dtype},
             )
-        again.meta = {**narrow.meta, "val": wide.meta["val"], "backward": True}
+        again.meta = {**narrow.meta, "val": wide.meta["val"]}
+        BACKWARD[again] = True
         for user in late:
             user.replace_input_with(wide, again)
         freed += 1

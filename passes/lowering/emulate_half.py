@@ -3,7 +3,7 @@
 Each op that reads or writes 16-bit tensors gets its operands widened to FP32, computes in FP32, and
 has its results rounded to 16 bits. Ops that only move values run on 16 bits as they are.
 
-Every node of a rewritten graph says in ``meta["emulates"]`` which node of the graph before it makes
+Every node of a rewritten graph says by the mark `EMULATES` which node of the graph before it makes
 the value of: a rounding cast that of the op it rounds, which itself and each widening cast have "".
 """
 
@@ -18,6 +18,7 @@ from torch.fx.node import Argument
 from mpcompile.plan.op_table import TORCH_RULES
 from mpcompile.program.casts import CAST
 from mpcompile.program.control_flow import all_graphs
+from mpcompile.program.marks import EMULATES
 from mpcompile.program.node_tensors import NARROW
 from mpcompile.torch_private.ops import is_higher_order, is_view, op_name
 from mpcompile.torch_private.tensors import cast_to
@@ -34,6 +35,20 @@ def emulate_half(module: fx.GraphModule) -> int:
 
     A rewritten graph has no 16-bit arithmetic left, so a second run changes nothing. What crosses
     the border of a graph inside is stored, so it keeps its 16 bits.
+
+    Example:
+        >>> before_and_after(emulate_half, graph(lambda x, y: torch.exp(x + y), x=f16(4), y=f16(4)))
+        - add  f16[4]  add x y
+        - exp  f16[4]  exp add
+        - return  exp
+        + _to_copy_default  f32[4]  _to_copy x dtype=f32
+        + _to_copy_default_1  f32[4]  _to_copy y dtype=f32
+        + add  f32[4]  add _to_copy_default _to_copy_default_1
+        + _to_copy_default_2  f16[4]  _to_copy add dtype=f16
+        + _to_copy_default_3  f32[4]  _to_copy _to_copy_default_2 dtype=f32
+        + exp  f32[4]  exp _to_copy_default_3
+        + _to_copy_default_4  f16[4]  _to_copy exp dtype=f16
+        + return  _to_copy_default_4
     """
     return sum(_emulate(graph) for graph in all_graphs(module))
 
@@ -42,7 +57,7 @@ def _emulate(module: fx.GraphModule) -> int:
     wide: dict[fx.Node, fx.Node] = {}
     changed = 0
     for node in list(module.graph.nodes):
-        node.meta["emulates"] = node.name
+        EMULATES[node] = node.name
     for node in list(module.graph.nodes):
         if node.op != "call_function" or node.target is operator.getitem or _moves(node):
             continue
@@ -65,7 +80,7 @@ def _emulate(module: fx.GraphModule) -> int:
             users = list(result.users)
             with module.graph.inserting_after(result):
                 rounded = _cast(module.graph, result, dtype)
-            rounded.meta["emulates"], result.meta["emulates"] = result.name, ""
+            EMULATES[rounded], EMULATES[result] = result.name, ""
             for user in users:
                 user.replace_input_with(result, rounded)
             result.meta["val"] = cast_to(result.meta["val"], torch.float32)
@@ -103,5 +118,6 @@ def _dtype(node: fx.Node) -> torch.dtype | None:
 
 def _cast(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
     cast = graph.call_function(CAST, (node,), {"dtype": dtype})
-    cast.meta = {**node.meta, "val": cast_to(node.meta["val"], dtype), "emulates": ""}
+    cast.meta = {**node.meta, "val": cast_to(node.meta["val"], dtype)}
+    EMULATES[cast] = ""
     return cast

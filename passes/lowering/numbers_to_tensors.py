@@ -27,6 +27,18 @@ def numbers_to_tensors(module: fx.GraphModule) -> int:
 
     Raises:
         CompileError: an op takes a number in a place where no tensor can stand.
+
+    Example:
+        >>> before_and_after(numbers_to_tensors, step_before("hoist_weight_casts").update)
+        - _local_scalar_dense  number  _local_scalar_dense group0_lr
+        - neg  number  neg _local_scalar_dense
+        - add  f32[32]  add arena0_master arena0_grad alpha=neg
+        + _to_copy_default  f64[]  _to_copy group0_lr dtype=f64
+        + neg_default  f64[]  neg _to_copy_default
+        + mul_tensor  f32[32]  mul arena0_grad neg_default
+        + add_tensor  f32[32]  add arena0_master mul_tensor
+        - return  arena0.master = add
+        + return  arena0.master = add_tensor
     """
     graph = module.graph
     tensors: dict[fx.Node, fx.Node] = {}

@@ -9,6 +9,12 @@ def distinct_onnx_names(model: ir.Model) -> int:
     """Rename all but the first node of each name; return how many were renamed.
 
     Nodes without a name stay without.
+
+    Example:
+        >>> text = "(float[4] x) => (float[4] y) { [n] h = Exp (x) [n] y = Exp (h) }"
+        >>> before_and_after(distinct_onnx_names, onnx_model(text))
+        - [n]  y  f32[4]  Exp h
+        + [n~2]  y  f32[4]  Exp h
     """
     names = {node.name for node in model.graph.all_nodes()}
     seen: set[str] = set()

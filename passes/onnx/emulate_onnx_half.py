@@ -20,6 +20,14 @@ def emulate_onnx_half(model: ir.Model) -> int:
 
     Args:
         model: a graph whose values all have their types.
+
+    Example:
+        >>> text = "(float16[4] x) => (float16[4] y) { y = Exp (x) }"
+        >>> before_and_after(emulate_onnx_half, onnx_model(text))
+        - y  f16[4]  Exp x
+        + [node_Cast_0]  x/float/0  f32[4]  Cast x
+        + y/unrounded  f32[4]  Exp x/float/0
+        + [node_Cast_1]  y  f16[4]  Cast y/unrounded
     """
     graphs = (model.graph, *model.graph.subgraphs())
     return sum(_emulate(graph, f"/{place}") for place, graph in enumerate(graphs))

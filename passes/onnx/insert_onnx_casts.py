@@ -33,6 +33,16 @@ class InsertOnnxCasts:
         plan: made from this very graph.
         flow: the neutral graph it was made from.
         nest: the graph's own ids.
+
+    Example:
+        >>> text = "(float[2,8] x, float[8,8] w) => (float[2,8] y) { y = MatMul (x, w) }"
+        >>> plan, made = onnx_planned(text)
+        >>> before_and_after(InsertOnnxCasts(plan, made.flow, made.nest), made.model)
+        - y  f32[2,8]  MatMul x w
+        + [x_f16_cast]  x_f16  f16[2,8]  Cast x
+        + [w_f16_cast]  w_f16  f16[8,8]  Cast w
+        + y_f16  f16[2,8]  MatMul x_f16 w_f16
+        + [y_f32_cast]  y  f32[2,8]  Cast y_f16
     """
 
     plan: Plan

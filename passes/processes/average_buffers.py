@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import fx
 
+from mpcompile.program.marks import AVERAGED
 from mpcompile.step.collectives import mean
 from mpcompile.step.graph import StepGraph, add_input, call, placeholders, results, set_results
 from mpcompile.step.loop import Loop
@@ -24,6 +25,25 @@ class AverageBuffers:
 
     Attributes:
         loop: says whether there are other processes.
+
+    Example:
+        >>> step = step_before("average_buffers", before=nn.BatchNorm1d(4, affine=False))
+        >>> before_and_after(AverageBuffers(among(2)), step)
+        update
+        + reshape_default_1  f32[4]  reshape next_before_running_mean [-1]
+        + reshape_default_2  f32[4]  reshape next_before_running_var [-1]
+        + cat_default_1  f32[8]  cat [reshape_default_1,reshape_default_2]
+        + all_reduce_default  f32[8]  all_reduce cat_default_1 sum all
+        + wait_tensor_default  f32[8]  wait_tensor all_reduce_default
+        + div_tensor  f32[8]  div wait_tensor_default 2
+        + slice_tensor  f32[4]  slice div_tensor 0 0 4
+        + view_default  f32[4]  view slice_tensor [4]
+        + slice_tensor_1  f32[4]  slice div_tensor 0 4 8
+        + view_default_1  f32[4]  view slice_tensor_1 [4]
+        - return  before.running_mean = next_before_running_mean
+        - return  before.running_var = next_before_running_var
+        + return  before.running_mean = view_default
+        + return  before.running_var = view_default_1
     """
 
     loop: Loop
@@ -31,7 +51,7 @@ class AverageBuffers:
     def __call__(self, step: StepGraph) -> int:
         """Return the number of buffers averaged, or 0 if there is nothing to do."""
         parallel, graph = self.loop.parallel, step.update.graph
-        if parallel is None or any(node.meta.get("averaged") for node in graph.nodes):
+        if parallel is None or any(node in AVERAGED for node in graph.nodes):
             return 0
         values = results(graph)
         names = [
@@ -65,5 +85,5 @@ def _averaged(graph: fx.Graph, nodes: list[fx.Node], parallel: DataParallel) -> 
         part = call(graph, _ATEN.slice.Tensor, whole, 0, start, start + prod(shape))
         start += prod(shape)
         made.append(call(graph, _ATEN.view.default, part, list(shape)))
-        made[-1].meta["averaged"] = True
+        AVERAGED[made[-1]] = True
     return made

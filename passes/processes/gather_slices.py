@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from mpcompile.program.marks import GATHERED
 from mpcompile.step.arena import Arena
 from mpcompile.step.collectives import gathered
 from mpcompile.step.graph import StepGraph, call, placeholders, results, set_results
@@ -21,6 +22,15 @@ class GatherSlices:
 
     Attributes:
         loop: says whether each process updates a slice.
+
+    Example:
+        >>> loop = among(2, shard=True)
+        >>> before_and_after(GatherSlices(loop), step_before("gather_slices", loop))
+        update
+        + all_gather_into_tensor_default_1  f16[64]  all_gather_into_tensor _to_copy_default 2 all
+        + wait_tensor_default_2  f16[64]  wait_tensor all_gather_into_tensor_default_1
+        - return  arena0.working = _to_copy_default
+        + return  arena0.working = wait_tensor_default_2
     """
 
     loop: Loop
@@ -38,13 +48,13 @@ class GatherSlices:
         done = 0
         for arena in step.arenas:
             whole, copies = f"{arena.name}.whole", f"{arena.name}.working"
-            if any(node.meta.get("gathered") == arena.name for node in graph.nodes):
+            if any(GATHERED.get(node) == arena.name for node in graph.nodes):
                 continue
             with graph.inserting_before(graph.output_node()):
                 if copies in values:
                     length = arena.offsets[len([n for n in arena.parameters if n in step.working])]
                     node = gathered(graph, values[copies], parallel)
-                    node.meta["gathered"] = arena.name
+                    GATHERED[node] = arena.name
                     if length < arena.length:
                         node = call(graph, _ATEN.slice.Tensor, node, 0, 0, length)
                     values[copies] = node
@@ -52,7 +62,7 @@ class GatherSlices:
                     done += 1
                 if _read(step, arena):
                     values[whole] = gathered(graph, values[f"{arena.name}.master"], parallel)
-                    values[whole].meta["gathered"] = arena.name
+                    GATHERED[values[whole]] = arena.name
                     step.slots[whole] = Slot(whole, Role.WORKING, (arena.length,), torch.float32)
                     done += 1
         set_results(graph, values)

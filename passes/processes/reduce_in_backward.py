@@ -24,6 +24,19 @@ class ReduceInBackward:
     Attributes:
         loop: says whether there are other processes, and whether an update reads more than one
             backward; if so, or if each process updates a slice, `passes.reduce_packed` does it.
+
+    Example:
+        >>> before_and_after(ReduceInBackward(among(2)), step_before("reduce_in_backward"))
+        gradient
+        + reshape_default  f16[12]  reshape t_3 [-1]
+        + _to_copy_default  f32[12]  _to_copy reshape_default dtype=f32
+        + all_reduce_default  f32[12]  all_reduce _to_copy_default sum all
+        + wait_tensor_default  f32[12]  wait_tensor all_reduce_default
+        + div_tensor  f32[12]  div wait_tensor_default 2
+        + slice_tensor  f32[12]  slice div_tensor 0 0 12
+        + view_default  f32[3,4]  view slice_tensor [3,4]
+        - return  grad.w = t_3
+        + return  grad.w = view_default
     """
 
     loop: Loop

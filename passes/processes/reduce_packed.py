@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mpcompile.program.marks import PACKED
 from mpcompile.step.collectives import finished, is_collective, started
 from mpcompile.step.graph import StepGraph, call
 from mpcompile.step.loop import Loop
@@ -18,6 +19,17 @@ class ReducePacked:
     Attributes:
         loop: says whether there are other processes; what `passes.reduce_in_backward` has averaged
             is left alone.
+
+    Example:
+        >>> loop = among(2, shard=True)
+        >>> before_and_after(ReducePacked(loop), step_before("reduce_packed", loop))
+        update
+        + reduce_scatter_tensor_default  f32[32]  reduce_scatter_tensor _to_copy_default_1 sum 2
+            all
+        + wait_tensor_default  f32[32]  wait_tensor reduce_scatter_tensor_default
+        + div_tensor  f32[32]  div wait_tensor_default 2
+        - add  f32[32]  add arena0_master _to_copy_default_1 alpha=neg
+        + add  f32[32]  add arena0_master div_tensor alpha=neg
     """
 
     loop: Loop
@@ -27,7 +39,7 @@ class ReducePacked:
         parallel, graph = self.loop.parallel, step.update.graph
         if parallel is None or not parallel.in_update(self.loop.accumulate):
             return 0
-        packed = [node for node in graph.nodes if node.meta.get("packed")]
+        packed = [node for node in graph.nodes if node in PACKED]
         if any(map(is_collective, graph.nodes)):
             return 0
         readers = {node: list(node.users) for node in packed}
@@ -40,5 +52,5 @@ class ReducePacked:
                     averaged = call(graph, cast, averaged, dtype=torch.float32)
                 for reader in readers[node]:
                     reader.replace_input_with(node, averaged)
-                averaged.meta["packed"] = node.meta.pop("packed")
+                PACKED.move(node, averaged)
         return len(packed)

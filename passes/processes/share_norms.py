@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcompile.passes.step.clip_gradients import NORM
-from mpcompile.passes.step.gate_update import MEASURE
+from mpcompile.program.marks import MEASURE, NORM, SHARED_NORM
 from mpcompile.step.collectives import gathered
 from mpcompile.step.graph import StepGraph, call
 from mpcompile.step.loop import Loop
@@ -21,6 +20,17 @@ class ShareNorms:
 
     Attributes:
         loop: says whether each process updates a slice.
+
+    Example:
+        >>> loop = among(2, shard=True)
+        >>> before_and_after(ShareNorms(loop), step_before("share_norms", loop))
+        update
+        + reshape_default_1  f32[1]  reshape linalg_vector_norm_default [1]
+        + all_gather_into_tensor_default  f32[2]  all_gather_into_tensor reshape_default_1 2 all
+        + wait_tensor_default_1  f32[2]  wait_tensor all_gather_into_tensor_default
+        + linalg_vector_norm_default_1  f32[]  linalg_vector_norm wait_tensor_default_1 inf
+        - lt_scalar  b8[]  lt linalg_vector_norm_default inf
+        + lt_scalar  b8[]  lt linalg_vector_norm_default_1 inf
     """
 
     loop: Loop
@@ -33,8 +43,7 @@ class ShareNorms:
         norms = [
             node
             for node in graph.nodes
-            if (node.meta.get(MEASURE) or node.meta.get(NORM) == "total")
-            and not node.meta.get("shared")
+            if (node in MEASURE or NORM.get(node) == "total") and node not in SHARED_NORM
         ]
         for node in norms:
             readers = list(node.users)
@@ -44,6 +53,7 @@ class ShareNorms:
                 norm = call(graph, _ATEN.linalg_vector_norm.default, every, *node.args[1:])
             for reader in readers:
                 reader.replace_input_with(node, norm)
-            norm.meta |= {key: node.meta.pop(key) for key in (MEASURE, NORM) if key in node.meta}
-            norm.meta["shared"] = True
+            MEASURE.move(node, norm)
+            NORM.move(node, norm)
+            SHARED_NORM[norm] = True
         return len(norms)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcompile.passes.step.gate_update import FINITE
 from mpcompile.passes.step.scale_loss import SCALE
+from mpcompile.program.marks import FINITE
 from mpcompile.step.graph import StepGraph, add_input, call, placeholders, results, set_results
 from mpcompile.step.loss_scale import LossScale
 from mpcompile.step.slots import Role, Slot
@@ -22,6 +22,26 @@ class AdjustScale:
 
     Attributes:
         scale: its factors, interval and limits become constants of the graph.
+
+    Example:
+        >>> before_and_after(AdjustScale(LossScale()), step_before("adjust_scale"))
+        update
+        + growth_tracker  i32[]  input growth_tracker
+        + add_tensor  i32[]  add growth_tracker 1
+        + ge_scalar  b8[]  ge add_tensor 2000
+        + _to_copy_default_4  f64[]  _to_copy loss_scale dtype=f64
+        + mul_tensor_1  f64[]  mul _to_copy_default_4 2
+        + where_self_1  f64[]  where ge_scalar mul_tensor_1 _to_copy_default_4
+        + mul_tensor_2  f64[]  mul _to_copy_default_4 0.5
+        + where_self_2  f64[]  where lt_scalar where_self_1 mul_tensor_2
+        + clamp_default  f64[]  clamp where_self_2 1 16777216
+        + _to_copy_default_5  f32[]  _to_copy clamp_default dtype=f32
+        + zeros_like_default  i32[]  zeros_like growth_tracker
+        + logical_not_default  b8[]  logical_not lt_scalar
+        + logical_or_default  b8[]  logical_or ge_scalar logical_not_default
+        + where_self_3  i32[]  where logical_or_default zeros_like_default add_tensor
+        + return  loss_scale = _to_copy_default_5
+        + return  growth_tracker = where_self_3
     """
 
     scale: LossScale
@@ -39,7 +59,7 @@ class AdjustScale:
             return 0
         slot = Slot(TRACKER, Role.TRACKER, (), torch.int32)
         step.slots[TRACKER] = slot
-        finite = next(node for node in graph.nodes if node.meta.get(FINITE))
+        finite = next(node for node in graph.nodes if node in FINITE)
         scale = placeholders(graph)[SCALE]
         tracker = add_input(graph, slot, scale)
         with graph.inserting_before(graph.output_node()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mpcompile.passes.step.gate_update import FINITE
+from mpcompile.program.marks import FINITE
 from mpcompile.step.graph import StepGraph, add_input, call, results, set_results
 from mpcompile.step.slots import Role, Slot
 
@@ -13,11 +13,23 @@ _ATEN = torch.ops.aten
 
 
 def count_steps(step: StepGraph) -> int:
-    """Add the two 0-d int64 counters; return how many were added."""
+    """Add the two 0-d int64 counters; return how many were added.
+
+    Example:
+        >>> before_and_after(count_steps, step_before("count_steps"))
+        update
+        + steps_taken  i64[]  input steps_taken
+        + steps_skipped  i64[]  input steps_skipped
+        + add_tensor  i64[]  add steps_taken lt_scalar
+        + logical_not_default  b8[]  logical_not lt_scalar
+        + add_tensor_1  i64[]  add steps_skipped logical_not_default
+        + return  steps_taken = add_tensor
+        + return  steps_skipped = add_tensor_1
+    """
     if TAKEN in step.slots:
         return 0
     graph = step.update.graph
-    finite = next((node for node in graph.nodes if node.meta.get(FINITE)), None)
+    finite = next((node for node in graph.nodes if node in FINITE), None)
     values = results(graph)
     like = next(iter(values.values()))
     for name in (TAKEN, SKIPPED):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mpcompile.program.marks import SLOT, SLOTS
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.slots import Role
 
@@ -11,21 +12,27 @@ def drop_dead(step: StepGraph) -> int:
 
     Batch slots stay even if unread, so that a step is called with what the loss is called with. A
     weight of which a copy is read is no input, but its slot stays: it is in memory all the same.
+
+    Example:
+        >>> before_and_after(drop_dead, step_before("drop_dead"))
+        gradient
+        - w  f32[3,4]  input w
+        - _to_copy_4  f32[3,4]  _to_copy t_3 dtype=f32
     """
     removed = 0
     for graph in step.graphs().values():
         before = len(graph.nodes)
         graph.eliminate_dead_code()
         for node in list(graph.find_nodes(op="placeholder")):
-            if not node.users and step.slots[node.meta["slot"]].role is not Role.BATCH:
+            if not node.users and step.slots[SLOT[node]].role is not Role.BATCH:
                 graph.erase_node(node)
         removed += before - len(graph.nodes)
     used = {
         name
         for graph in step.graphs().values()
         for name in (
-            *(node.meta["slot"] for node in graph.find_nodes(op="placeholder")),
-            *graph.output_node().meta["slots"],
+            *(SLOT[node] for node in graph.find_nodes(op="placeholder")),
+            *SLOTS[graph.output_node()],
         )
     }
     used |= {

@@ -8,12 +8,11 @@ import torch
 from torch import fx
 
 from mpcompile.passes.step.accumulate_gradients import BEFORE
-from mpcompile.passes.step.clip_gradients import NORM
+from mpcompile.program.marks import FINITE, MEASURE, NORM, PACKED
 from mpcompile.step.graph import StepGraph, add_input, call, placeholders, results, set_results
 from mpcompile.step.loss_scale import LossScale
 from mpcompile.step.slots import Role
 
-FINITE, MEASURE = "finite", "measure"
 _ATEN = torch.ops.aten
 _GATED = (Role.MASTER, Role.OPTIMIZER, Role.BUFFER)
 
@@ -24,6 +23,17 @@ class GateUpdate:
 
     Attributes:
         scale: says whether there is a gate at all.
+
+    Example:
+        >>> before_and_after(GateUpdate(LossScale()), step_before("gate_update"))
+        update
+        + linalg_vector_norm_default  f32[]  linalg_vector_norm mul_tensor inf
+        + lt_scalar  b8[]  lt linalg_vector_norm_default inf
+        + where_self  f32[32]  where lt_scalar add arena0_master
+        - _to_copy_default  f16[32]  _to_copy add dtype=f16
+        + _to_copy_default  f16[32]  _to_copy where_self dtype=f16
+        - return  arena0.master = add
+        + return  arena0.master = where_self
     """
 
     scale: LossScale
@@ -36,18 +46,18 @@ class GateUpdate:
         Working copies need no selection: they are cast from the gated master.
         """
         graph = step.update.graph
-        if not self.scale.gated or any(node.meta.get(FINITE) for node in graph.nodes):
+        if not self.scale.gated or any(node in FINITE for node in graph.nodes):
             return 0
         output = graph.output_node()
         values = results(graph)
         infinity = float("inf")
         flags = []
-        measures = [node for node in graph.nodes if node.meta.get(NORM) == "total"]
+        measures = [node for node in graph.nodes if NORM.get(node) == "total"]
         if not measures:
-            for node in [node for node in graph.nodes if node.meta.get("packed")]:
+            for node in [node for node in graph.nodes if node in PACKED]:
                 with graph.inserting_before(node.next):
                     measures.append(call(graph, _ATEN.linalg_vector_norm.default, node, infinity))
-                    measures[-1].meta[MEASURE] = True
+                    MEASURE[measures[-1]] = True
         for measure in measures:
             with graph.inserting_before(measure.next):
                 flags.append(call(graph, _ATEN.lt.Scalar, measure, infinity))
@@ -55,7 +65,7 @@ class GateUpdate:
             finite = flags[0]
             for flag in flags[1:]:
                 finite = call(graph, _ATEN.logical_and.default, finite, flag)
-        finite.meta[FINITE] = True
+        FINITE[finite] = True
         gated, inputs = 0, placeholders(graph)
         for name in list(values):
             slot = step.slots[name]

@@ -14,7 +14,17 @@ from mpcompile.step.slots import Role, Slot
 
 
 def hoist_read_casts(step: StepGraph) -> int:
-    """Turn 16-bit casts of such weights into inputs; return how many weights got one."""
+    """Turn 16-bit casts of such weights into inputs; return how many weights got one.
+
+    Example:
+        >>> step = step_before("hoist_read_casts", before=nn.Linear(4, 4, bias=False))
+        >>> before_and_after(hoist_read_casts, step)
+        gradient
+        - _to_copy  f16[4,4]  _to_copy before_weight dtype=f16
+        + before_weight_working  f16[4,4]  input before.weight.working
+        - t  f16[4,4]  t _to_copy
+        + t  f16[4,4]  t before_weight_working
+    """
     graph = step.gradient.graph
     hoisted = 0
     for name, weight in placeholders(graph).items():

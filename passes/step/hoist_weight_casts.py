@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from mpcompile.program.casts import CAST, is_cast, source_of, widens
+from mpcompile.program.marks import SLOTS
 from mpcompile.step.arena import Arena
 from mpcompile.step.graph import StepGraph, add_inputs, placeholders, results, set_results
 from mpcompile.step.slots import Role, Slot
@@ -23,6 +24,19 @@ def hoist_weight_casts(step: StepGraph) -> int:
     """Turn weight casts into working-copy slots; return how many weights got one.
 
     Runs before `pack_gradients`, which lays out the arenas by what is found here.
+
+    Example:
+        >>> before_and_after(hoist_weight_casts, step_before("hoist_weight_casts"))
+        gradient
+        - _to_copy  f16[3,4]  _to_copy w dtype=f16
+        + w_working  f16[3,4]  input w.working
+        - t  f16[4,3]  t _to_copy
+        + t  f16[4,3]  t w_working
+        - return  grad.w = _to_copy_4
+        + return  grad.w = t_3
+        update
+        + _to_copy_default  f16[32]  _to_copy add dtype=f16
+        + return  arena0.working = _to_copy_default
     """
     graph = step.gradient.graph
     casts = {
@@ -99,4 +113,4 @@ def _write_working(step: StepGraph, arena: Arena) -> None:
         cast.meta["val"] = node.meta["val"].to(dtype)
     assert isinstance(output.args[0], tuple)
     output.args = ((*output.args[0], cast),)
-    output.meta["slots"] = (*output.meta["slots"], slot.name)
+    SLOTS[output] = (*SLOTS[output], slot.name)

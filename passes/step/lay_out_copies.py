@@ -13,6 +13,7 @@ from math import prod
 import torch
 from torch import fx
 
+from mpcompile.program.marks import SLOT
 from mpcompile.step.arena import Arena
 from mpcompile.step.graph import StepGraph, add_input
 from mpcompile.step.slots import Role, Slot
@@ -27,6 +28,16 @@ def lay_out_copies(step: StepGraph) -> int:
     Only what is joined along its first dimension is, and a weight only with the same neighbours
     everywhere. Runs after `hoist_weight_casts`, which makes the copies, and before
     `pack_gradients`, which follows the order of the arenas.
+
+    Example:
+        >>> step = step_before("lay_out_copies")
+        >>> pad(step, "w", rows=5)
+        >>> before_and_after(lay_out_copies, step)
+        gradient
+        + w_padded  f16[8,4]  input w.padded
+        - cat_default  f16[8,4]  cat [w_working,new_zeros_default]
+        - neg_default  f16[8,4]  neg cat_default
+        + neg_default  f16[8,4]  neg w_padded
     """
     graph = step.gradient.graph
     found: dict[tuple[str, ...], fx.Node] = {}
@@ -52,7 +63,7 @@ def _neighbours(step: StepGraph, cat: fx.Node) -> tuple[str, ...]:
     assert isinstance(pieces, list | tuple)
     nodes = [piece for piece in pieces if isinstance(piece, fx.Node)]
     zeros = prod(nodes.pop().meta["val"].shape) if op_name(nodes[-1]) == "new_zeros" else 0
-    slots = [step.slots.get(node.meta.get("slot", "")) for node in nodes]
+    slots = [step.slots.get(SLOT.get(node, "")) for node in nodes]
     names = tuple(
         slot.name.removesuffix(".working") for slot in slots if slot and slot.role is Role.WORKING
     )

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from mpcompile.program.casts import CAST
+from mpcompile.program.marks import PACKED
 from mpcompile.step.arena import Arena
 from mpcompile.step.graph import StepGraph, add_inputs, call, placeholders
 from mpcompile.step.slots import Role
@@ -23,6 +24,18 @@ def pack_gradients(step: StepGraph) -> int:
 
     16-bit gradients are joined first and widened in one go. Gaps that align the parameters hold
     zeros.
+
+    Example:
+        >>> before_and_after(pack_gradients, step_before("pack_gradients"))
+        update
+        - arena0_grad  f32[32]  input arena0.grad
+        + grad_w  f16[3,4]  input grad.w
+        + reshape_default  f16[12]  reshape grad_w [-1]
+        + new_zeros_default  f16[20]  new_zeros grad_w [20]
+        + cat_default  f16[32]  cat [reshape_default,new_zeros_default]
+        + _to_copy_default_1  f32[32]  _to_copy cat_default dtype=f32
+        - add  f32[32]  add arena0_master arena0_grad alpha=neg
+        + add  f32[32]  add arena0_master _to_copy_default_1 alpha=neg
     """
     graph = step.update.graph
     packed = [arena for arena in step.arenas if f"{arena.name}.grad" in placeholders(graph)]
@@ -35,7 +48,7 @@ def pack_gradients(step: StepGraph) -> int:
         if whole.op == "placeholder":  # an FP32 gradient that needs no packing
             with graph.inserting_before(first):
                 whole = call(graph, _ATEN.alias.default, whole)
-        whole.meta["packed"] = arena.name
+        PACKED[whole] = arena.name
         old.replace_all_uses_with(whole)
         graph.erase_node(old)
         assert step.slots.pop(f"{arena.name}.grad").role is Role.PACKED

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mpcompile.program.marks import BACKWARD_SEED, PACKED
 from mpcompile.step.graph import StepGraph, add_input, call
 from mpcompile.step.loss_scale import LossScale
 from mpcompile.step.slots import Role, Slot
@@ -24,6 +25,22 @@ class ScaleLoss:
 
     Attributes:
         scale: `LossScale.none` inserts nothing.
+
+    Example:
+        >>> before_and_after(ScaleLoss(LossScale.static(128.0)), step_before("scale_loss"))
+        gradient
+        + loss_scale  f32[]  input loss_scale
+        - ones_like  f32[]  ones_like sum_1
+        - expand  f32[2,3]  expand ones_like [2,3]
+        + expand  f32[2,3]  expand loss_scale [2,3]
+        update
+        + loss_scale  f32[]  input loss_scale
+        + _to_copy_default_2  f64[]  _to_copy loss_scale dtype=f64
+        + reciprocal_default  f64[]  reciprocal _to_copy_default_2
+        + _to_copy_default_3  f32[]  _to_copy reciprocal_default dtype=f32
+        + mul_tensor  f32[32]  mul _to_copy_default_1 _to_copy_default_3
+        - add  f32[32]  add arena0_master _to_copy_default_1 alpha=neg
+        + add  f32[32]  add arena0_master mul_tensor alpha=neg
     """
 
     scale: LossScale
@@ -39,10 +56,10 @@ class ScaleLoss:
         slot = Slot(SCALE, Role.SCALE, (), torch.float32)
         step.slots[SCALE] = slot
         gradient, update = step.gradient.graph, step.update.graph
-        seed = next(node for node in gradient.nodes if node.meta.get("seed"))
+        seed = next(node for node in gradient.nodes if node in BACKWARD_SEED)
         seed.replace_all_uses_with(add_input(gradient, slot, seed))
         gradient.erase_node(seed)
-        packed = [node for node in update.nodes if node.meta.get("packed")]
+        packed = [node for node in update.nodes if node in PACKED]
         scale = add_input(update, slot, packed[0])
         first = next(node for node in update.nodes if node.op != "placeholder")
         with update.inserting_before(first):
@@ -55,5 +72,5 @@ class ScaleLoss:
             node.replace_all_uses_with(
                 unscaled, delete_user_cb=lambda u, new=unscaled: u is not new
             )
-            unscaled.meta["packed"] = node.meta.pop("packed")
+            PACKED.move(node, unscaled)
         return 1 + len(packed)

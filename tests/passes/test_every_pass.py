@@ -9,6 +9,7 @@ import pytest
 from programs.graphs import WORKLOADS, step_of
 from torch import fx
 
+from mpcompile.passes.invariants import check_after
 from mpcompile.passes.lowering.emulate_half import emulate_half
 from mpcompile.passes.lowering.numbers_to_tensors import numbers_to_tensors
 from mpcompile.passes.order import GRADIENT, training_passes
@@ -32,12 +33,15 @@ POLICIES = {
 def test_each_training_pass_counts_honestly_and_is_idempotent(workload: str, policy: str) -> None:
     rule, scale = POLICIES[policy]
     step = step_of(WORKLOADS[workload](), rule)
+    check_after(step)
+    finished = []
     for rewrite in training_passes(scale):
         before, slots = str(step), set(step.slots)
         changes = rewrite(step)
         name = pass_name(rewrite)
         assert (changes == 0) == (str(step) == before and set(step.slots) == slots), name
-        step.check()
+        finished.append(name)
+        check_after(step, finished)
         after = str(step)
         assert rewrite(step) == 0, name
         assert str(step) == after, name

@@ -175,7 +175,9 @@ def test_a_program_that_is_wrong_in_fp32_too_is_reported(tmp_path: Path) -> None
             return result * 0
 
     work = workload(Broken)
-    with pytest.raises(CheckFailed, match=r"not hold in FP32 either: the loss is nan; change the p"):
+    with pytest.raises(
+        CheckFailed, match=r"not hold in FP32 either: the loss is nan; change the p"
+    ):
         search(work, asked(work, Policy()), tmp_path)
 
 

@@ -7,6 +7,7 @@ import torch
 from oracles.simulated_ranks import among, run_together
 from programs.graphs import WORKLOADS, inputs_of, layered, step_of
 
+from mpcompile.passes.invariants import check_after
 from mpcompile.passes.order import training_passes
 from mpcompile.passes.processes.gather_slices import GatherSlices
 from mpcompile.passes.runner import run_passes
@@ -21,7 +22,7 @@ from mpcompile.step.whole_step import whole_step
 @pytest.mark.parametrize("name", ["linear", "tied", "convolution", "layered", "attention"])
 def test_what_is_gathered_is_what_the_slices_hold(name: str, rule: Policy) -> None:
     step, loop = step_of(WORKLOADS[name](), rule, ranks=3), among(3, shard=True)
-    run_passes(step, training_passes(LossScale(), loop), StepGraph.check)
+    run_passes(step, training_passes(LossScale(), loop), StepGraph.check, None, check_after)
     graph = step.update.graph
     given = []
     for rank in range(3):
@@ -44,7 +45,7 @@ def test_what_is_gathered_is_what_the_slices_hold(name: str, rule: Policy) -> No
 
 def test_weights_read_in_16_bits_alone_travel_in_16_bits() -> None:
     step, loop = step_of(layered(), ranks=2), among(2, shard=True)
-    run_passes(step, training_passes(LossScale(), loop), StepGraph.check)
+    run_passes(step, training_passes(LossScale(), loop), StepGraph.check, None, check_after)
     wholes = {name for name in step.slots if name.endswith(".whole")}
     narrow = {arena.name for arena in step.arenas if f"{arena.name}.working" in step.slots}
     assert narrow
@@ -55,7 +56,7 @@ def test_weights_read_in_16_bits_alone_travel_in_16_bits() -> None:
 
 def test_the_whole_step_of_slices_is_one_graph() -> None:
     step, loop = step_of(layered(), ranks=2), among(2, shard=True)
-    run_passes(step, training_passes(LossScale(), loop), StepGraph.check)
+    run_passes(step, training_passes(LossScale(), loop), StepGraph.check, None, check_after)
     whole = whole_step(step).graph
     given = inputs_of(step, whole)
     for values in run_together(whole, [given, given]):

@@ -10,9 +10,10 @@ from programs.graphs import inputs_of, layered, run, step_of
 from mpcompile.passes.processes.reduce_packed import ReducePacked
 from mpcompile.passes.processes.share_norms import ShareNorms
 from mpcompile.passes.step.clip_gradients import ClipGradients
-from mpcompile.passes.step.gate_update import FINITE, GateUpdate
+from mpcompile.passes.step.gate_update import GateUpdate
 from mpcompile.passes.step.hoist_weight_casts import hoist_weight_casts
 from mpcompile.passes.step.pack_gradients import pack_gradients
+from mpcompile.program.marks import FINITE
 from mpcompile.step.graph import StepGraph, results, set_results
 from mpcompile.step.loop import Loop
 from mpcompile.step.loss_scale import LossScale
@@ -31,7 +32,7 @@ def sharded(loop: Loop) -> StepGraph:
 
 def watched(step: StepGraph) -> None:
     graph = step.update.graph
-    found = {"finite": next(node for node in graph.nodes if node.meta.get(FINITE))}
+    found = {"finite": next(node for node in graph.nodes if node in FINITE)}
     norm = [node for node in graph.nodes if node.meta.get("norm") == "total"]
     set_results(graph, {**found, **({"norm": norm[0]} if norm else {})})
     graph.eliminate_dead_code()
