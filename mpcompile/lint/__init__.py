@@ -1,5 +1,5 @@
-"""Find in a program what goes wrong, or slows down, in 16 bits; each finding with its fix.
+"""Find the parts of a program that go wrong or slow down in 16 bits, each with a fix.
 
-In comes a planned program as rows that are the same for torch and ONNX (`program`); out go
-findings. A new rule is a row of `rules`, a function, and a page in ``docs/lint``.
+The input is a planned program as rows, in one form for torch and ONNX (`program`). The output is
+findings. A new rule needs a row of `rules`, a function, and a page in ``docs/lint``.
 """

@@ -1,4 +1,4 @@
-"""Findings as people, GitHub and programs read them; SARIF has a file of its own."""
+"""Findings as text, GitHub commands and JSON; SARIF has its own file."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def text(findings: Sequence[Finding], source: str) -> Text:
     """Return findings as text for a terminal, two lines each.
 
     Args:
-        findings: what was found.
-        source: what was looked at, for findings without a file.
+        findings: the findings to show.
+        source: the program, named for findings without a file.
     """
     lines = Text()
     for finding in findings:
@@ -40,7 +40,7 @@ def text(findings: Sequence[Finding], source: str) -> Text:
 
 
 def summary(found: Compared, source: str) -> str:
-    """Return one line that counts what was found, and what a baseline hides."""
+    """Return one line that counts the findings, and those that the baseline hides."""
     counts = Counter(finding.severity for finding in found.new)
     parts = [_count(counts[severity], severity.value) for severity in Severity if counts[severity]]
     old = f"; {_count(found.known, 'finding')} of the baseline not shown" if found.known else ""
@@ -52,7 +52,7 @@ def summary(found: Compared, source: str) -> str:
 def github(findings: Sequence[Finding], source: str) -> str:
     """Return workflow commands, with which GitHub marks lines of a pull request.
 
-    Escaped as GitHub's runner undoes it: ``%``, line ends, and in properties ``:`` and ``,``.
+    Escaped as GitHub's runner expects: ``%``, line ends, and in properties ``:`` and ``,``.
     """
     lines = []
     for finding in findings:

@@ -1,4 +1,4 @@
-"""Read an ONNX model, planned, as the rows that rules look at."""
+"""Read and plan an ONNX model, and return it as rows for the rules."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def read_program(
     ranges: Ranges | None = None,
     without: Collection[str] = (),
 ) -> Program:
-    """Read and plan an ``.onnx`` file, which may come from anyone, and return its rows.
+    """Read and plan an untrusted ``.onnx`` file, and return its rows.
 
     Args:
         source: path of the file.
-        policy: what may run in 16 bits.
-        plan: decisions that hold before the policy.
-        ranges: what was measured.
+        policy: which ops may run in 16 bits.
+        plan: decisions that win over the policy.
+        ranges: measured ranges.
         without: passes that are left out; none of them runs on ONNX models.
 
     Raises:
@@ -127,7 +127,7 @@ class _Reader:
 
 
 def _maker(value: ir.Value, nest: Nest) -> str:
-    """Return the id of the node that makes a value; else its own, marked as no node's."""
+    """Return the id of the node that makes a value; else the value's own id, marked as such."""
     node = value.producer()
     return nest.nodes[node] if node in nest.nodes else f"value {nest.values[value]}"
 
@@ -138,7 +138,7 @@ def _held(value: ir.Value) -> str:
 
 
 def _constants(nest: Nest, flow: Dataflow, plan: Plan) -> dict[str, Constant]:
-    """Return per node the number FP16 cannot hold, with what comes of that."""
+    """Return per node the number FP16 cannot hold, with its effects."""
     if plan.precision is not Precision.FP16:
         return {}
     uses = unfit_uses(nest, plan.precision)
@@ -166,14 +166,14 @@ def _holder(use: UnfitUse, nest: Nest) -> str:
 
 
 def _bound(node: ir.Node) -> float | None:
-    place = {"Clip": 2, "Min": 1}.get(node.op_type, 0)
-    tensor = constant_of(node.inputs[place]) if 0 < place < len(node.inputs) else None
+    index = {"Clip": 2, "Min": 1}.get(node.op_type, 0)
+    tensor = constant_of(node.inputs[index]) if 0 < index < len(node.inputs) else None
     single = tensor is not None and tensor.size == 1
     return float(tensor.numpy().reshape(-1)[0]) if tensor is not None and single else None
 
 
 def place_of(node: ir.Node) -> Where:
-    """Return the module and the source line that an exporter noted with a node."""
+    """Return the module and the source line that an exporter wrote into a node."""
     file, line = "", 0
     for text in (node.metadata_props.get(_TRACE) or "").splitlines():
         text = text.strip()

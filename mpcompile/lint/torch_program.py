@@ -1,4 +1,4 @@
-"""Read a PyTorch program, captured and planned, as the rows that rules look at."""
+"""Capture and plan a PyTorch program, and return it as rows for the rules."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def read_program(
 
     Args:
         source: a file or ``package.module:name``, which is executed.
-        policy: what may run in 16 bits.
-        plan: decisions that hold before the policy.
-        ranges: what was measured.
+        policy: which ops may run in 16 bits.
+        plan: decisions that win over the policy.
+        ranges: measured ranges.
         without: passes that are left out.
 
     Raises:
@@ -129,7 +129,7 @@ class _Reader:
         found = lengths_of(node)
         value = _first(node)
         constant = self.constants.get(name) or _own_constant(node)
-        # What is made of nothing but numbers is itself a constant to those who read it.
+        # A tensor made of numbers alone is a constant for its readers.
         made = row in _MADE and not node.all_input_nodes
         return Node(
             name,
@@ -164,7 +164,7 @@ class _Reader:
         dtype = _DTYPES.get(value.dtype) if value is not None else None
         if dtype in (Precision.FP16, Precision.BF16):
             return dtype, dtype, By.PROGRAM
-        if name in self.constants:  # a comparison, whose result is no number
+        if name in self.constants:  # a comparison: its result is not a number
             wide = op is None or not op.overridden or op.wish is Wish.FULL
             return (Precision.FP32 if wide else Precision.FP16), None, By.USER
         return dtype, dtype, By.PLAN
@@ -173,7 +173,7 @@ class _Reader:
 def _constants(
     forward: Forward, unfit: tuple[UnfitConstant, ...], flow: Dataflow, precision: Precision
 ) -> dict[str, Constant]:
-    """Return per op the number FP16 cannot hold, with what comes of that."""
+    """Return per op the number FP16 cannot hold, with its effects."""
     if not unfit:
         return {}
     causes = unfit_causes(forward.module, unfit)
@@ -193,7 +193,7 @@ def _constants(
 
 
 def _own_constant(node: fx.Node) -> Constant | None:
-    """Return a number that an op uses which the program itself has in FP16."""
+    """Return a number that FP16 cannot hold in an op that the program itself runs in FP16."""
     value = _first(node)
     if value is None or value.dtype is not torch.float16 or op_name(node) in _CLAMPS:
         return None
@@ -209,7 +209,7 @@ def _first(node: fx.Node) -> torch.Tensor | None:
 
 
 def _is_in_loss(node: fx.Node) -> bool:
-    """Whether the loss function calls an op itself; what the model calls has the model's path."""
+    """Whether the loss function calls an op itself; ops of the model have the model's path."""
     paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     return bool(paths) and not any(paths)
 

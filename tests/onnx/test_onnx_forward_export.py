@@ -60,7 +60,7 @@ def test_the_model_alone_in_evaluation_mode(tmp_path: Path) -> None:
     assert onnx.TensorProto.FLOAT16 in types
     stored = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     assert stored["0.weight"] == stored["6.weight"] == onnx.TensorProto.FLOAT16
-    with pytest.raises(BadInput, match="is there already"):
+    with pytest.raises(BadInput, match="already exists"):
         export_forward(work, file)
 
 

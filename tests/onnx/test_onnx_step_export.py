@@ -206,7 +206,7 @@ def test_nothing_of_the_users_changes_and_nothing_is_overwritten(tmp_path: Path)
         "train.onnx",
         "train.safetensors",
     ]
-    with pytest.raises(BadInput, match="is there already"):
+    with pytest.raises(BadInput, match="already exists"):
         export_step(transform(workload), file)
     forward = Workload(nn.Linear(2, 2), (torch.ones(1, 2),))
     with pytest.raises(BadInput, match="has no loss"):

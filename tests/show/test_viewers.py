@@ -85,7 +85,7 @@ def test_inspect_writes_them_and_replaces_nothing_unasked(
         "casts.json",
     }
     assert exit_code(arguments) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert exit_code([*arguments, "--force"]) == 0
 
 
