@@ -191,7 +191,7 @@ def test_weights_that_had_to_be_inputs_in_old_files_are_weights() -> None:
     proto = ir.to_proto(done.model)
     assert [item.name for item in proto.graph.input] == ["x"]
     assert [item.data_type for item in proto.graph.initializer] == [10]
-    assert any("inputs no more" in note for note in done.notes)
+    assert any("no longer inputs" in note for note in done.notes)
 
 
 def test_a_default_of_an_input_stays_a_default() -> None:
