@@ -22,7 +22,7 @@ from mpcompile.commands.load_view import Opened
 from mpcompile.pipeline import transform
 from mpcompile.program.workload import Workload
 from mpcompile.show.of_step import view_of
-from mpcompile.show.tables import Selection
+from mpcompile.show.tables import NodeSelection
 
 _OPS_A_BLOCK = 5
 
@@ -65,7 +65,7 @@ def main() -> None:
         found.append(Opened(view_of(made, "large.py"), made))
         return found[-1]
 
-    shown = inspect.Shown(Selection(), everything=False, csv=False)
+    shown = inspect.Shown(NodeSelection(), everything=False, csv=False)
     for json_to, what in ((None, "inspect"), ("-", "inspect --json -")):
         begin = time.perf_counter()
         with (

@@ -47,7 +47,7 @@ class Filters:
     def selection(self) -> Any:
         """Return them as the package has them."""
         tables = import_module("mpcompile.show.tables")
-        return tables.Selection(self.module, self.op, self.in_precision, self.stage)
+        return tables.NodeSelection(self.module, self.op, self.in_precision, self.stage)
 
 
 _NO_FILTERS = Filters()

@@ -20,7 +20,7 @@ from mpcompile.plan.op_table import Wish
 from mpcompile.plan.plan import Plan, read_plan
 from mpcompile.plan.ranges import Ranges
 from mpcompile.settings import Settings, find_settings
-from mpcompile.show.explain import Subject, explain
+from mpcompile.show.explain import ExplainInput, explain
 from mpcompile.show.of_plan import view_of_plan
 
 
@@ -64,7 +64,7 @@ def explain_source(
 
 def _subject(
     opened: Opened, source: str, settings: Settings, plan: Path | None, ranges: Ranges | None
-) -> Subject:
+) -> ExplainInput:
     view, made = opened.view, opened.made
     if made is not None:
         given = read_plan(plan) if plan else None
@@ -75,14 +75,14 @@ def _subject(
             return decide(_asked(made.flow, op, full), precision, given, ranges)
 
         # What is given decides before any wish, so nothing can be asked of it.
-        return Subject(view, planned, made.plan, ranges, otherwise if given is None else None)
+        return ExplainInput(view, planned, made.plan, ranges, otherwise if given is None else None)
     noted = any(node.reason for node in view.nodes)
     if view.kind == "onnx" and not noted:
         return _model(opened, source, settings, ranges)
-    return Subject(view, view, ranges=ranges)
+    return ExplainInput(view, view, ranges=ranges)
 
 
-def _model(opened: Opened, source: str, settings: Settings, ranges: Ranges | None) -> Subject:
+def _model(opened: Opened, source: str, settings: Settings, ranges: Ranges | None) -> ExplainInput:
     """Return what would become of a model that nobody has rewritten."""
     policy = settings.policy
     prepared = prepare(read_model(Path(source)), policy, policy.precision, Target.ANY)
@@ -91,7 +91,7 @@ def _model(opened: Opened, source: str, settings: Settings, ranges: Ranges | Non
     def otherwise(op: str, full: bool) -> Plan:
         return decide(_asked(prepared.flow, op, full), policy.precision, None, ranges)
 
-    return Subject(opened.view, view_of_plan(plan, source), plan, ranges, otherwise)
+    return ExplainInput(opened.view, view_of_plan(plan, source), plan, ranges, otherwise)
 
 
 def _asked(flow: Dataflow, op: str, full: bool) -> Dataflow:

@@ -22,7 +22,7 @@ from mpcompile.show.csv_rows import write_csv
 from mpcompile.show.html_report.check_file import read_check
 from mpcompile.show.model_explorer import model_explorer_files
 from mpcompile.show.summary import bytes_text, numbers_table
-from mpcompile.show.tables import Selection, casts_of, ops_by_precision, peak_of, saved_of
+from mpcompile.show.tables import NodeSelection, casts_of, ops_by_precision, peak_of, saved_of
 from mpcompile.show.terminal import (
     casts_table,
     headline,
@@ -52,7 +52,7 @@ class Shown:
         force: replace what is there.
     """
 
-    selection: Selection
+    selection: NodeSelection
     everything: bool
     csv: bool
     model_explorer: Path | None = None

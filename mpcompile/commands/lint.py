@@ -20,7 +20,7 @@ from mpcompile.lint.formats import document, github, summary, text
 from mpcompile.lint.program import Program
 from mpcompile.lint.rules import RULES, lint
 from mpcompile.lint.sarif import sarif
-from mpcompile.lint.selection import Selection
+from mpcompile.lint.selection import RuleSelection
 from mpcompile.plan.plan import read_plan
 from mpcompile.plan.ranges import Ranges
 from mpcompile.settings import TABLE, Settings, find_settings
@@ -102,16 +102,18 @@ def explain(rule: str) -> None:
     sys.stdout.write(known[rule].text())
 
 
-def _selection(settings: Settings, wanted: Wanted) -> Selection:
+def _selection(settings: Settings, wanted: Wanted) -> RuleSelection:
     own = settings.lint
     known = [rule.id for rule in RULES]
     modules = dict(own.per_module_ignores)
-    Selection(own.select, own.ignore, modules).check(known, f"[{TABLE}.lint]")
+    RuleSelection(own.select, own.ignore, modules).check(known, f"[{TABLE}.lint]")
     chosen = _split(wanted.select)
     ignored = _split(wanted.ignore)
-    Selection(chosen, ignored).check(known, "the command line")
+    RuleSelection(chosen, ignored).check(known, "the command line")
     # As with ruff: --select starts anew, --ignore adds.
-    return Selection(chosen or own.select, ignored if chosen else (*own.ignore, *ignored), modules)
+    return RuleSelection(
+        chosen or own.select, ignored if chosen else (*own.ignore, *ignored), modules
+    )
 
 
 def _split(selectors: tuple[str, ...]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from mpcompile.plan.policy import FULL_PRECISION
 from mpcompile.plan.ranges import Ranges
 from mpcompile.settings import Settings, find_settings
 from mpcompile.show.html_report.check_file import read_check
-from mpcompile.show.html_report.document import Subject, document
+from mpcompile.show.html_report.document import ReportInput, document
 from mpcompile.show.html_report.page import render
 from mpcompile.show.of_onnx import view_of_model
 from mpcompile.show.of_step import view_of
@@ -74,7 +74,7 @@ def report(
     log = read_run_log(measured.log) if measured.log else ()
     settings = find_settings(Path.cwd()).over(flags)
     before, after = _both(source, settings, plan, ranges, console)
-    subject = Subject(after, before, ranges, check, log, quotes=is_program(source))
+    subject = ReportInput(after, before, ranges, check, log, quotes=is_program(source))
     page = render(document(subject), source)
     write_file(file, page, force)
     size = len(page.encode())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from mpcompile.lint.onnx_sizes import lengths_of, shape_of
-from mpcompile.lint.program import By, Constant, Node, Program
+from mpcompile.lint.program import By, ConstantUse, Node, Program
 from mpcompile.onnx.rewrite import given_model, prepare
 from mpcompile.onnx_graph.constants import UnfitUse, largest_of, mask_constants, unfit_uses
 from mpcompile.onnx_graph.describe import scope_of
@@ -75,7 +75,7 @@ class _Reader:
     nest: Nest
     ops: Mapping[str, Op]
     decisions: Mapping[str, Decision]
-    constants: Mapping[str, Constant]
+    constants: Mapping[str, ConstantUse]
     makers: Mapping[ir.Value, str]
 
     def nodes(self) -> list[Node]:
@@ -137,7 +137,7 @@ def _held(value: ir.Value) -> str:
     return "parameter" if tensor is not None and tensor.size > _SCALAR else "constant"
 
 
-def _constants(nest: Nest, flow: Dataflow, plan: Plan) -> dict[str, Constant]:
+def _constants(nest: Nest, flow: Dataflow, plan: Plan) -> dict[str, ConstantUse]:
     """Return per node the number FP16 cannot hold, with its effects."""
     if plan.precision is not Precision.FP16:
         return {}
@@ -146,7 +146,7 @@ def _constants(nest: Nest, flow: Dataflow, plan: Plan) -> dict[str, Constant]:
     bare = Dataflow(tuple(replace(op, unfit="") for op in flow.ops), flow.tensors)
     wide = {op.id for op in contain_growth(bare, plan.precision).ops if op.wish is Wish.FULL}
     found = {
-        name: Constant(use.number, _holder(use, nest), needless=name in wide, costs=costs[name])
+        name: ConstantUse(use.number, _holder(use, nest), needless=name in wide, costs=costs[name])
         for name, use in uses.items()
         if use.source == name
     }
@@ -155,7 +155,7 @@ def _constants(nest: Nest, flow: Dataflow, plan: Plan) -> dict[str, Constant]:
         if tensor is None or Precision.FP16 not in plan.storage.get(nest.values[value], ()):
             continue
         for node, _ in value.uses():
-            found[nest.nodes[node]] = Constant(largest_of(tensor), becomes=MASK)
+            found[nest.nodes[node]] = ConstantUse(largest_of(tensor), becomes=MASK)
     return found
 
 

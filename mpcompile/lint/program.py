@@ -31,7 +31,7 @@ class By(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Constant:
+class ConstantUse:
     """A number that FP16 cannot hold, as an op uses it.
 
     Attributes:
@@ -97,7 +97,7 @@ class Node:
     computes: Precision | None = None
     stores: Precision | None = None
     by: By = By.PLAN
-    constant: Constant | None = None
+    constant: ConstantUse | None = None
     length: int = 0
     flops: int = 0
     sizes: tuple[Size, ...] = ()

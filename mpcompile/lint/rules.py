@@ -16,7 +16,7 @@ from mpcompile.lint.layout import convolutions_not_channels_last
 from mpcompile.lint.loss_terms import narrow_losses
 from mpcompile.lint.probabilities import logarithm_of_probability, sigmoid_then_loss
 from mpcompile.lint.program import Check, Program
-from mpcompile.lint.selection import Selection
+from mpcompile.lint.selection import RuleSelection
 from mpcompile.lint.shapes import misaligned_shapes
 from mpcompile.lint.sums import long_products, long_sums
 
@@ -82,14 +82,14 @@ RULES: tuple[LintRule, ...] = (
 # fmt: on
 
 
-def lint(program: Program, selection: Selection | None = None) -> tuple[Finding, ...]:
+def lint(program: Program, selection: RuleSelection | None = None) -> tuple[Finding, ...]:
     """Return all findings, in the order of the program's nodes, then of the rules.
 
     Args:
         program: the program to check.
         selection: which findings are wanted; default: all.
     """
-    wanted = selection or Selection()
+    wanted = selection or RuleSelection()
     order = {node.id: position for position, node in enumerate(program.nodes)}
     found = [
         finding

@@ -1,4 +1,4 @@
-"""Selection of rules by id or by the beginning of an id, as in ruff."""
+"""RuleSelection of rules by id or by the beginning of an id, as in ruff."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EVERYTHING = "ALL"
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class RuleSelection:
     """The selection of findings.
 
     Attributes:

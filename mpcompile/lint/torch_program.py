@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from mpcompile.lint.program import By, Constant, Node, Program
+from mpcompile.lint.program import By, ConstantUse, Node, Program
 from mpcompile.lint.torch_sizes import lengths_of
 from mpcompile.passes.forward.pad_vocabulary import PadVocabulary
 from mpcompile.passes.order import forward_passes
@@ -103,7 +103,7 @@ class _Reader:
     has_loss: bool
     ops: Mapping[str, Op]
     decisions: Mapping[str, Decision]
-    constants: Mapping[str, Constant]
+    constants: Mapping[str, ConstantUse]
 
     def nodes(self) -> list[Node]:
         ids = self.nest.ids()
@@ -172,7 +172,7 @@ class _Reader:
 
 def _constants(
     forward: Forward, unfit: tuple[UnfitConstant, ...], flow: Dataflow, precision: Precision
-) -> dict[str, Constant]:
+) -> dict[str, ConstantUse]:
     """Return per op the number FP16 cannot hold, with its effects."""
     if not unfit:
         return {}
@@ -182,7 +182,7 @@ def _constants(
     wide = {op.id for op in contain_growth(bare, precision).ops if op.wish is Wish.FULL}
     names = {item.node: f"the {item.kind.value} {item.name}" for item in forward.inputs}
     return {
-        item.op: Constant(
+        item.op: ConstantUse(
             item.value,
             names.get(item.buffer, item.buffer),
             needless=item.op in wide,
@@ -192,13 +192,13 @@ def _constants(
     }
 
 
-def _own_constant(node: fx.Node) -> Constant | None:
+def _own_constant(node: fx.Node) -> ConstantUse | None:
     """Return a number that FP16 cannot hold in an op that the program itself runs in FP16."""
     value = _first(node)
     if value is None or value.dtype is not torch.float16 or op_name(node) in _CLAMPS:
         return None
     found = [number for number in number_arguments(node).values() if is_unfit(number)]
-    return Constant(found[0]) if found else None
+    return ConstantUse(found[0]) if found else None
 
 
 def _first(node: fx.Node) -> torch.Tensor | None:

@@ -13,7 +13,7 @@ from hypothesis.strategies import builds, integers, lists, sampled_from
 from mpcompile.errors import BadInput
 from mpcompile.lint.baseline import Baseline, baseline_of, compare, read_baseline
 from mpcompile.lint.finding import Finding, Severity
-from mpcompile.lint.selection import Selection
+from mpcompile.lint.selection import RuleSelection
 from mpcompile.plan.dataflow import Where
 
 FEW = sampled_from(["a", "b"])
@@ -109,11 +109,11 @@ def test_an_empty_baseline_knows_nothing() -> None:
 def test_the_longer_selector_decides(
     select: tuple[str, ...], ignore: tuple[str, ...], selected: bool
 ) -> None:
-    assert Selection(select, ignore).selects("MP101") is selected
+    assert RuleSelection(select, ignore).selects("MP101") is selected
 
 
 def test_modules_ignore_rules_for_themselves_and_what_is_below() -> None:
-    chosen = Selection(modules={"encoder.*": ("MP4",), "head": ("ALL",)})
+    chosen = RuleSelection(modules={"encoder.*": ("MP4",), "head": ("ALL",)})
     for module, rule, kept in (
         ("encoder.0", "MP401", False),
         ("encoder.0.linear", "MP401", False),
@@ -127,9 +127,9 @@ def test_modules_ignore_rules_for_themselves_and_what_is_below() -> None:
 
 
 def test_a_selector_of_no_rule_is_refused() -> None:
-    Selection(("MP1", "ALL"), ("MP101",)).check(["MP101"], "here")
+    RuleSelection(("MP1", "ALL"), ("MP101",)).check(["MP101"], "here")
     with pytest.raises(BadInput) as refusal:
-        Selection(modules={"head": ("MP104",)}).check(["MP101"], "here")
+        RuleSelection(modules={"head": ("MP104",)}).check(["MP101"], "here")
     assert str(refusal.value) == (
         "here: 'MP104' matches no rule of lint (did you mean 'MP101'?); "
         "`mpcompile lint --rules` lists them."

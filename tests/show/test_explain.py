@@ -13,7 +13,7 @@ from mpcompile.cli import exit_code
 from mpcompile.pipeline import transform
 from mpcompile.plan.policy import Policy
 from mpcompile.program.workload import load
-from mpcompile.show.explain import Subject, explain
+from mpcompile.show.explain import ExplainInput, explain
 from mpcompile.show.of_plan import view_of_plan
 from mpcompile.show.of_step import view_of
 from mpcompile.show.summary import bytes_text
@@ -79,7 +79,7 @@ def test_a_cast_a_node_of_backward_and_a_module_are_explained(
         said(capsys, "model.py", "batch_0.f16", "mm", "second"),
         """\
 batch_0.f16 is a cast; f16 x 128.
-It makes FP16 of it: 256 B are written if nothing fuses it.
+It converts to FP16: 256 B are written if nothing fuses it.
 Why: a batch, read in 16 bits.
 It reads batch_0 (input, f32).
 It is read by linear (linear, f16).
@@ -127,9 +127,7 @@ def test_what_was_measured_is_told(folder: Path, capsys: pytest.CaptureFixture[s
     assert exit_code(["calibrate", "model.py"]) == 0
     capsys.readouterr()
     text = said(capsys, "model.py", "softmax", "--ranges", "model.ranges.json")
-    assert re.search(
-        r"Measured over 1 batch, what it makes is at most 0\.\d+, [12]\d\.\d bits", text
-    )
+    assert re.search(r"Measured over 1 batch, its result is at most 0\.\d+, [12]\d\.\d bits", text)
 
 
 def test_a_model_that_nobody_rewrote_is_told_what_would_become_of_it(
@@ -163,7 +161,7 @@ def test_everything_that_a_view_holds_can_be_explained(
 ) -> None:
     made = transform(load("model.py"))
     planned, view = view_of_plan(made.plan, ""), view_of(made, "")
-    subject = Subject(view, planned, made.plan)
+    subject = ExplainInput(view, planned, made.plan)
     for node in (*planned.nodes, *view.nodes):
         sentences = explain(subject, node.id)
         assert sentences[0].startswith(f"{node.id} is ")

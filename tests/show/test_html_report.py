@@ -26,7 +26,7 @@ from mpcompile.plan.dataflow import Where
 from mpcompile.plan.policy import FULL_PRECISION
 from mpcompile.show.html_report.check_file import read_check
 from mpcompile.show.html_report.counterparts import counterparts
-from mpcompile.show.html_report.document import Subject, document
+from mpcompile.show.html_report.document import ReportInput, document
 from mpcompile.show.html_report.page import SCRIPTS, STYLES, render
 from mpcompile.show.of_step import view_of
 from mpcompile.show.tables import casts_of, largest_of, ops_by_precision, saved_of
@@ -118,14 +118,14 @@ def views() -> tuple[View, View]:
 
 def test_every_node_of_both_graphs_is_in_the_document(views: tuple[View, View]) -> None:
     before, after = views
-    read = Parts(render(document(Subject(after, before)), "tall.py")).document()
+    read = Parts(render(document(ReportInput(after, before)), "tall.py")).document()
     assert rows_of(read, 0) == as_rows(before)
     assert rows_of(read, 1) == as_rows(after)
 
 
 def test_its_tables_are_those_of_inspect(views: tuple[View, View]) -> None:
     _, after = views
-    read = document(Subject(after))
+    read = document(ReportInput(after))
     strings, tables = read["strings"], read["tables"]
     ids = [node.id for node in after.nodes]
     assert {
@@ -174,7 +174,7 @@ def test_casts_that_go_round_in_circles_have_no_counterpart() -> None:
 
 def test_ranges_are_told_by_exponent() -> None:
     ranges = calibrate(tall.workload())
-    read = document(Subject(View("x", "plan", "fp16", ()), ranges=ranges))
+    read = document(ReportInput(View("x", "plan", "fp16", ()), ranges=ranges))
     for kind, held in (("values", ranges.values), ("gradients", ranges.gradients)):
         rows = {read["strings"][row[0]]: row[1:] for row in read["ranges"][kind]}
         assert rows.keys() == held.keys()
@@ -186,7 +186,7 @@ def test_ranges_are_told_by_exponent() -> None:
 
 def test_a_long_log_keeps_every_skipped_step() -> None:
     log = tuple(RunRow(step, 1.0, 2.0, step % 997 == 3) for step in range(30_000))
-    kept = document(Subject(View("x", "plan", "fp16", ()), log=log))["log"]
+    kept = document(ReportInput(View("x", "plan", "fp16", ()), log=log))["log"]
     assert len(kept["step"]) < 9000
     assert (kept["steps"], kept["skips"]) == (30_000, 31)
     skipped = [row.step for row in log if row.skipped]
@@ -197,7 +197,7 @@ def test_lines_are_quoted_of_a_program_only(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("the password\n")
     node = ViewNode("x", "add", "op", "forward", "f32", where=Where("", str(secret), 1))
-    subject = Subject(View("x.onnx", "onnx", "fp16", (node,)))
+    subject = ReportInput(View("x.onnx", "onnx", "fp16", (node,)))
     assert "the password" not in json.dumps(document(subject))
     assert "the password" in json.dumps(document(replace(subject, quotes=True)))
 
@@ -220,7 +220,7 @@ def test_hostile_texts_add_no_element(hostile_page: str) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_text_comes_back_as_it_is_shown(first: str, second: str) -> None:
     nodes = (ViewNode("a", first, "op", "forward", "f16", reason=second),)
-    page = render(document(Subject(View(second, "plan", "fp16", nodes))), printable(second))
+    page = render(document(ReportInput(View(second, "plan", "fp16", nodes))), printable(second))
     parts = Parts(page)
     (row,) = rows_of(parts.document(), 0)
     assert (row["op"], row["reason"]) == (printable(first), printable(second))

@@ -19,7 +19,7 @@ from mpcompile.numerics.calibration import calibrate
 from mpcompile.numerics.run_log import RunRow, SkipCause
 from mpcompile.pipeline import transform
 from mpcompile.plan.policy import FULL_PRECISION, Policy
-from mpcompile.show.html_report.document import Subject, document
+from mpcompile.show.html_report.document import ReportInput, document
 from mpcompile.show.html_report.page import render
 from mpcompile.show.of_step import view_of
 from mpcompile.show.view import View, ViewNode
@@ -72,7 +72,7 @@ def in_browser() -> Iterator[Browser]:
 started = pytest.fixture(scope="module")(in_browser)
 
 
-def opened(started: Browser, subject: Subject, folder: Path) -> Opened:
+def opened(started: Browser, subject: ReportInput, folder: Path) -> Opened:
     file = folder / "the report.html"
     file.write_text(render(document(subject), subject.after.source), encoding="utf-8")
     leaving: list[str] = []
@@ -91,12 +91,12 @@ def opened(started: Browser, subject: Subject, folder: Path) -> Opened:
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
+def subject() -> ReportInput:
     workload = tall.workload()
     before, after = (
         transform(workload, Choices(policy=policy)) for policy in (FULL_PRECISION, Policy())
     )
-    return Subject(
+    return ReportInput(
         view_of(after, "tall.py"),
         view_of(before, "tall.py"),
         calibrate(workload),
@@ -106,7 +106,7 @@ def subject() -> Subject:
 
 
 @pytest.fixture
-def shown(started: Browser, subject: Subject, tmp_path: Path) -> Iterator[Opened]:
+def shown(started: Browser, subject: ReportInput, tmp_path: Path) -> Iterator[Opened]:
     found = opened(started, subject, tmp_path)
     yield found
     assert found.wrong == []
@@ -121,7 +121,7 @@ def cast_in(view: View) -> ViewNode:
     return next(item for item in view.nodes if item.role == "cast" and item.stage == "forward")
 
 
-def test_both_graphs_are_shown_with_their_modules(shown: Opened, subject: Subject) -> None:
+def test_both_graphs_are_shown_with_their_modules(shown: Opened, subject: ReportInput) -> None:
     assert subject.before is not None
     headers = shown.page.locator(".pane header").all_inner_texts()
     assert [text.split("\n")[0] for text in headers] == ["Before", "After"]
@@ -157,7 +157,7 @@ def test_a_click_opens_a_module_in_both_graphs_and_one_on_its_title_closes_it(
 
 
 def test_search_leads_to_a_node_and_a_click_on_a_cast_tells_its_reason(
-    shown: Opened, subject: Subject
+    shown: Opened, subject: ReportInput
 ) -> None:
     cast = cast_in(subject.after)
     source = subject.after.by_id[cast.reads[0]]
@@ -180,7 +180,7 @@ def test_search_leads_to_a_node_and_a_click_on_a_cast_tells_its_reason(
 
 
 def test_a_node_tells_its_source_line_its_ranges_and_its_counterpart(
-    shown: Opened, subject: Subject
+    shown: Opened, subject: ReportInput
 ) -> None:
     assert subject.ranges is not None
     op = next(
@@ -204,7 +204,7 @@ def test_a_node_tells_its_source_line_its_ranges_and_its_counterpart(
     expect(panel.locator(".tags")).to_contain_text("before")
 
 
-def test_what_is_hidden_is_shown_when_it_is_asked_for(shown: Opened, subject: Subject) -> None:
+def test_what_is_hidden_is_shown_when_it_is_asked_for(shown: Opened, subject: ReportInput) -> None:
     view = next(item for item in subject.after.nodes if item.role == "view")
     hidden = shown.page.evaluate(f"mpreport.canvases[1].isShown({_place(subject.after, view)})")
     assert hidden is False
@@ -221,7 +221,7 @@ def _place(view: View, wanted: ViewNode) -> int:
     return view.nodes.index(wanted)
 
 
-def test_tables_hold_the_casts_and_lead_to_the_graph(shown: Opened, subject: Subject) -> None:
+def test_tables_hold_the_casts_and_lead_to_the_graph(shown: Opened, subject: ReportInput) -> None:
     shown.page.click("#tab-tables")
     tables = shown.page.locator("#tables")
     casts = [item for item in subject.after.nodes if item.role == "cast"]
@@ -250,7 +250,7 @@ def test_plots_show_ranges_exponents_loss_scale_and_why_steps_were_skipped(shown
     expect(plots.locator("strong.danger")).to_have_count(1)
 
 
-def test_a_selection_is_in_the_address(shown: Opened, subject: Subject) -> None:
+def test_a_selection_is_in_the_address(shown: Opened, subject: ReportInput) -> None:
     cast = cast_in(subject.after)
     shown.page.evaluate("(id) => { location.hash = `after/${id}`; }", cast.id)
     expect(shown.page.locator("#panel h2")).to_have_text(cast.id)
@@ -260,7 +260,7 @@ def test_a_selection_is_in_the_address(shown: Opened, subject: Subject) -> None:
 
 def test_a_plan_alone_is_one_graph(started: Browser, tmp_path: Path) -> None:
     nodes = (ViewNode("x", "add", "op", "forward", "f16", reason="it may"),)
-    found = opened(started, Subject(View("plan.json", "plan", "fp16", nodes)), tmp_path)
+    found = opened(started, ReportInput(View("plan.json", "plan", "fp16", nodes)), tmp_path)
     found.click(0, node("x"))
     expect(found.page.locator("#panel .why")).to_have_text("it may")
     found.page.click("#tab-plots")
@@ -275,7 +275,7 @@ def test_what_has_too_many_members_is_cut_into_parts(started: Browser, tmp_path:
         ViewNode(f"n{i}", "add", "op", "forward", "f16", reads=(f"n{i - 1}",) if i else ())
         for i in range(2000)
     )
-    found = opened(started, Subject(View("x", "plan", "fp16", nodes)), tmp_path)
+    found = opened(started, ReportInput(View("x", "plan", "fp16", nodes)), tmp_path)
     assert found.drawn(0) < 60
     found.page.fill("#search", "n1777")
     found.page.keyboard.press("Enter")
@@ -290,7 +290,7 @@ def test_what_is_too_dense_for_layers_stands_in_rows(started: Browser, tmp_path:
         ViewNode(f"n{i}", "add", "op", "forward", "f16", reads=tuple(f"n{j}" for j in range(i)))
         for i in range(200)
     )
-    found = opened(started, Subject(View("x", "plan", "fp16", nodes)), tmp_path)
+    found = opened(started, ReportInput(View("x", "plan", "fp16", nodes)), tmp_path)
     found.click(0, node("n3"))
     expect(found.page.locator("#panel h2")).to_have_text("n3")
     assert found.page.evaluate("mpreport.canvases[0].cy.elements('.real').length") == 199

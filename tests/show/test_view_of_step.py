@@ -59,7 +59,7 @@ forward  _to_copy                   both  f32[8,64]        read by arithmetic in
 forward  pow                        both  f32[8,64]        its result can leave the range of FP16, or it is steep
 forward  mean                       f32   f32[]            a single number: nothing to save in 16 bits
 backward div                        f32   f32[8,64]        backward of mean (mean): a single number: nothing to save in 16 bits
-backward _to_copy                   both  f32[8,64]        arithmetic in FP32 reads add again; widening it costs less than keeping
+backward _to_copy                   both  f32[8,64]        arithmetic in FP32 reads add again; widening it costs less than keeping it in FP32
 backward pow                        both  f32[8,64]        backward of square (square): its result can leave the range of FP16, or it is steep
 backward mul                        f32   f32[8,64]        backward of square (square): its result can leave the range of FP16, or it is steep
 backward mul                        both  f32[8,64]        backward of square (square): its result can leave the range of FP16, or it is steep

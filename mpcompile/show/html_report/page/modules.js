@@ -1,10 +1,10 @@
 "use strict";
 // The tree of stages and modules. A member of a group is a node (a number) or a Group.
 
-const DEEPEST = 40; // parts of a module path; what lies deeper shares a group
+const DEEPEST = 40; // parts of a module path; all deeper modules share a group
 const MOST_MEMBERS = 300; // of a group that is laid out at once
-const MOST_ALIKE = 8; // inputs of one kind, or outputs, that stand by themselves
-const PART = 150; // members of each part of a group that has more
+const MOST_ALIKE = 8; // inputs of one kind, or outputs, that are drawn one by one
+const PART = 150; // members of each part of a larger group
 
 class Group {
   constructor(name, parent, key) {
@@ -39,11 +39,11 @@ class Modules {
     const { columns } = this.graph;
     const known = new Map();
     for (let node = 0; node < this.graph.size; node++) {
-      const place = columns.module[node] * STAGES.length + columns.stage[node];
-      let group = known.get(place);
+      const key = columns.module[node] * STAGES.length + columns.stage[node];
+      let group = known.get(key);
       if (!group) {
         group = this.groupAt([STAGES[columns.stage[node]], ...this.parts(node)]);
-        known.set(place, group);
+        known.set(key, group);
       }
       group.members.push(node);
       this.groupOf[node] = group;
@@ -97,8 +97,8 @@ class Modules {
       if (members.length <= MOST_ALIKE || members.length === group.members.length) continue;
       const part = this.part(`${kind} × ${members.length}`, group, `#${kind}`, members);
       const inside = new Set(members);
-      const place = group.members.indexOf(members[0]);
-      group.members[place] = part;
+      const index = group.members.indexOf(members[0]);
+      group.members[index] = part;
       group.members = group.members.filter((member) => !inside.has(member));
       while (part.members.length > MOST_MEMBERS) this.cut(part);
     }
@@ -155,9 +155,9 @@ class Modules {
     group.level = level;
     group.index = this.all.length;
     this.all.push(group);
-    group.members.forEach((member, place) => {
+    group.members.forEach((member, position) => {
       if (!(member instanceof Group)) return;
-      member.place = place;
+      member.position = position;
       this.number(member, level + 1);
     });
   }

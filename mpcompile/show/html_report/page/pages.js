@@ -1,5 +1,5 @@
 "use strict";
-// The page of plots: which there are, and what is said of each.
+// The page of plots: which plots there are, and the text of each.
 
 class Plots {
   // opened(name): the tensor of a plot was clicked
@@ -29,34 +29,34 @@ class Plots {
       element("code", {}, command), " writes with ", element("code", {}, flag), "."));
   }
 
-  // Adds a card; plot(place) draws into it and returns the plot.
+  // Adds a card; plot(box) draws into it and returns the plot.
   card(title, note, plot, kind = "") {
-    const place = element("div", { class: "plot" });
+    const box = element("div", { class: "plot" });
     this.container.append(element("section", { class: `card ${kind}` },
-      element("h2", {}, title), note && element("p", { class: "quiet" }, note), place));
-    this.waiting.push(() => plot(place));
+      element("h2", {}, title), note && element("p", { class: "quiet" }, note), box));
+    this.waiting.push(() => plot(box));
   }
 
   log() {
     const log = DOCUMENT.log;
     if (!log) return;
     const note = `${plural(log.steps, "step")}, ${countText(log.skips)} skipped: each is marked.`;
-    this.card("Loss", note, (place) => runPlot(place, "loss", log.loss, log, false));
+    this.card("Loss", note, (box) => runPlot(box, "loss", log.loss, log, false));
     if (log.scale.some((scale) => scale !== null)) {
       const scales = log.scale.map((scale) => (scale > 0 ? scale : null));
       this.card("Loss scale", "Grey marks belong to the search for a scale, red ones do not.",
-        (place) => runPlot(place, "loss scale", scales, log, true));
+        (box) => runPlot(box, "loss scale", scales, log, true));
     }
     if (log.skipped.length) this.container.append(this.skips(log));
   }
 
   skips(log) {
-    const cells = ([place, cause]) => {
-      if (!cause) return [countText(log.step[place]), "", "", "", "not known"];
+    const cells = ([row, cause]) => {
+      if (!cause) return [countText(log.step[row]), "", "", "", "not known"];
       const file = stringAt(cause.file);
       const node = stringAt(cause.node);
       return [
-        countText(log.step[place]),
+        countText(log.step[row]),
         cause.expected ? "the search for a scale" : element("strong", { class: "danger" }, "not expected"),
         [LAST.nodeCalled(node) === undefined ? literal(shortened(node, 60)) :
           link(shortened(node, 60), () => this.opened(node)), " ", literal(stringAt(cause.op), "quiet")],
@@ -88,14 +88,14 @@ class Plots {
     const title = `Ranges of ${plural(values.length - zero, "tensor")}` +
       (zero ? `, ${countText(zero)} more hold only zeros` : "");
     this.card(title, note,
-      (place) => rangesPlot(place, values, this.opened), "wide");
+      (box) => rangesPlot(box, values, this.opened), "wide");
     if (gradients.length) {
       const all = summed(gradients);
       const title = `Exponents of all gradients (${countText(gradients.length)})`;
-      this.card(title, this.lost(all), (place) => histogram(place, all, 260));
+      this.card(title, this.lost(all), (box) => histogram(box, all, 260));
     }
     const all = summed(values);
-    this.card("Exponents of all values", this.lost(all), (place) => histogram(place, all, 260));
+    this.card("Exponents of all values", this.lost(all), (box) => histogram(box, all, 260));
   }
 
   lost(all) {

@@ -1,9 +1,9 @@
 "use strict";
-// The panel: all that is known of the node or the group that is selected.
+// The panel: all facts about the selected node or group.
 
 const MOST_LISTED = 12;
 
-// asked: {select(graph, member), toggle(graph, group)}
+// asked: callbacks {select(graph, member), toggle(graph, group)}
 class Panel {
   constructor(container, asked) {
     this.container = container;
@@ -28,7 +28,7 @@ class Panel {
     );
   }
 
-  // modules: of the graph, for the path above the title
+  // modules: those of the graph, for the path above the title
   node(graph, node, modules) {
     const role = graph.role(node);
     this.show(
@@ -54,7 +54,7 @@ class Panel {
 
   group(graph, group, isOpen, modules) {
     const verb = isOpen ? "Close" : "Open";
-    const counts = PRECISIONS.map((name, place) => [name, group.counts[place]])
+    const counts = PRECISIONS.map((name, index) => [name, group.counts[index]])
       .filter(([, count]) => count)
       .map(([name, count]) => [name, element("span", {}, chip(name), ` ${plural(count, "op")}`)]);
     this.show(
@@ -113,10 +113,10 @@ class Panel {
   }
 
   source(graph, node) {
-    const place = graph.placeText(node);
-    if (!place) return null;
-    const quote = QUOTES.get(place);
-    return [element("h3", {}, "Source"), element("p", { class: "place" }, literal(place)),
+    const source = graph.sourceText(node);
+    if (!source) return null;
+    const quote = QUOTES.get(source);
+    return [element("h3", {}, "Source"), element("p", { class: "source" }, literal(source)),
       quote && element("pre", {}, literal(quote))];
   }
 
@@ -141,9 +141,9 @@ class Panel {
     if (name === null) return null;
     const parts = [[VALUES.get(name), "What it holds"], [GRADIENTS.get(name), "Its gradient"]];
     return parts.filter(([held]) => held).flatMap(([held, title]) => {
-      const place = element("div", { class: "plot small" });
+      const box = element("div", { class: "plot small" });
       requestAnimationFrame(() => {
-        if (place.isConnected) this.plots.push(histogram(place, held, 130));
+        if (box.isConnected) this.plots.push(histogram(box, held, 130));
       });
       return [
         element("h3", {}, title, element("span", { class: "quiet" },
@@ -156,7 +156,7 @@ class Panel {
           ["below 2⁻¹⁴", shareText(shareBelow(held, FP16.normal))],
           held.nonfinite > 0 && ["not finite", countText(held.nonfinite)],
         ].filter(Boolean)),
-        place,
+        box,
       ];
     });
   }
