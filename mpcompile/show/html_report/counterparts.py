@@ -19,7 +19,6 @@ def counterparts(before: View, after: View) -> list[int]:
     same op of the plan; if there are several, the one with the same number. The counterpart of a
     cast is that of its operand; a weight's working copy has the weight's counterpart.
     """
-    """
     by_id = {(node.stage, node.op, node.id): index for index, node in enumerate(before.nodes)}
     inputs = {node.id: index for index, node in enumerate(before.nodes) if node.role == "input"}
     by_op: dict[_Key, int] = {}
