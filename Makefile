@@ -23,7 +23,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 curves: $(VENV)/.installed-dev
-	$(BIN)/python bench/curves.py
+	$(BIN)/python -m bench.numerics.curves
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

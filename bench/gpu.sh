@@ -46,7 +46,7 @@ fi
 read -ra models <<< "${MODELS:-gpt resnet lstm $last bert tacotron unet dcgan}"
 read -ra variants <<< "$variants"
 read -ra millions <<< "$millions"
-machine=$("$python" bench/machine.py "$device") || exit 1
+machine=$("$python" -m bench.machine "$device") || exit 1
 name=$("$python" -c 'import json, re, sys
 print(re.sub(r"[^a-z0-9]+", "-", json.load(sys.stdin)["device"].lower()).strip("-"))' <<< "$machine")
 folder=${1:-bench/results/$(date -u +%F)-$name}
@@ -84,7 +84,7 @@ fi
 # The update alone; its rows are written one size after another.
 if wanted update; then
     echo "== update"
-    timeout -k 10 "$((in_all / 6))" "$python" bench/update.py --device "$device" \
+    timeout -k 10 "$((in_all / 6))" "$python" -m bench.speed.update --device "$device" \
         --millions "${millions[@]}" --json "$folder/update.json" 2>&1 | tee "$folder/update.txt"
     status=$?
     if [[ $status -ne 0 ]]; then
@@ -110,7 +110,7 @@ if wanted models; then
             continue
         fi
         echo "== $model, $of_size, at most $part s"
-        timeout -k 10 "$part" "$python" bench/step.py --model "$name" --size "$of_size" \
+        timeout -k 10 "$part" "$python" -m bench.speed.step --model "$name" --size "$of_size" \
             --device "$device" --repeats "$repeats" --steps "$steps" --budget "$((part - 12))" \
             --variants "${variants[@]}" --json "$folder/$file.json" 2>&1 | tee "$folder/$file.txt"
         status=$?
@@ -132,7 +132,7 @@ if wanted onnx; then
         if [[ $device == cuda ]]; then
             onnx_size=small
         fi
-        timeout -k 10 "$rest" "$python" bench/onnx_step.py --device "$device" --sizes "$onnx_size" \
+        timeout -k 10 "$rest" "$python" -m bench.onnx.step --device "$device" --sizes "$onnx_size" \
             --steps "$steps" --json "$folder/onnx.json" 2>&1 | tee "$folder/onnx.txt"
         status=$?
         if [[ $status -ne 0 ]]; then

@@ -1,12 +1,12 @@
-"""What a measurement ran on: ``python bench/machine.py [cpu|cuda]`` prints it as JSON."""
+"""What a measurement ran on: ``python -m bench.machine [cpu|cuda]`` prints it as JSON."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -59,4 +59,6 @@ def _output(*command: str) -> str:
 
 if __name__ == "__main__":
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    print(json.dumps(describe(sys.argv[1] if len(sys.argv) > 1 else default), indent=1))
+    parser = argparse.ArgumentParser(description="Print what a measurement here runs on, as JSON.")
+    parser.add_argument("device", nargs="?", default=default, choices=("cpu", "cuda"))
+    print(json.dumps(describe(parser.parse_args().device), indent=1))

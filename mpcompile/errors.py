@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -67,3 +69,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def printable(text: str) -> str:
     """Return a text whose control characters are written out, fit for a terminal."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def from_here(text: str) -> str:
+    """Return a text whose files below the working folder are named from there, as people do."""
+    return text.replace(f"{Path.cwd()}{os.sep}", "")

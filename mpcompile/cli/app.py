@@ -1,15 +1,38 @@
-"""The application, and the arguments that commands share."""
+"""The application: a function a command, which hands typed options to what does the work.
+
+Small files that flags name are read before the work is loaded, so that a wrong one is told at once.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from mpcompile import __version__
+from mpcompile import __version__, commands
+from mpcompile.errors import BadInput
+from mpcompile.options import (
+    BenchOptions,
+    CalibrateOptions,
+    CheckOptions,
+    DiffOptions,
+    ExplainOptions,
+    ExportOptions,
+    GradientsOptions,
+    InspectOptions,
+    LintOptions,
+    ReduceOptions,
+    ReportOptions,
+    RunOptions,
+    SchemaOptions,
+    TransformOptions,
+    TuneOptions,
+)
+from mpcompile.options.arguments import AnySource, Source
+from mpcompile.options.plan_flags import NO_FLAGS
+from mpcompile.options.run import NO_CHECKPOINT_FLAGS, NO_ONNX_RUN_FLAGS, NO_PROCESS_FLAGS
+from mpcompile.options.transform import NO_ONNX_FLAGS
 
 app = App(
     name="mpcompile",
@@ -22,97 +45,210 @@ app = App(
     help_format="markdown",
 )
 
-Source = Annotated[
-    str, Parameter(help="A file that defines workload(), package.module:name, or an .onnx file.")
-]
-AnySource = Annotated[
+Side = Annotated[
     str,
     Parameter(
-        help="A program, an .onnx file, a plan.json, or a folder that mpcompile has written."
+        help="A plan.json, a folder that mpcompile has written, a program or an .onnx file; behind "
+        "the last two perhaps @LEVEL or @FILE.toml, the policy to plan by."
     ),
 ]
-Json = Annotated[
-    str | None,
-    Parameter(
-        name="--json",
-        help="Write one JSON document to a file, or to stdout with '-'.",
-        allow_leading_hyphen=True,
-    ),
-]
-Debug = Annotated[bool, Parameter(help="Show tracebacks.", negative=())]
 
 
-def _patterns(what: str) -> Parameter:
-    text = f"Ops, modules or nodes {what} (wildcards; repeatable)."
-    return Parameter(help=text, negative=(), show_default=False)
+@app.command
+def bench(source: Source, *, options: BenchOptions = BenchOptions()) -> None:
+    """Time a program's step beside eager FP32, autocast and torch.compile with autocast.
+
+    Each way runs in a process of its own on the example batch, and compiles from an empty cache: in
+    FP16 on CUDA, in BF16 on a CPU.
+    """
+    commands.bench.bench(source, options)
 
 
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Flags:
-    """What decides precisions and passes; what is not given is as ``[tool.mpcompile]`` says."""
+@app.command
+def calibrate(source: Source, *, options: CalibrateOptions = CalibrateOptions()) -> None:
+    """Run a program in FP32 on its own data, or a model on --data, and measure every tensor."""
+    if source.endswith(".onnx"):
+        commands.onnx_calibrate.calibrate(Path(source), options)
+        return
+    if options.data is not None:
+        raise BadInput(f"{source} is no .onnx file", "", "leave out --data: it has its own")
+    commands.calibrate.calibrate(source, options)
 
-    level: Annotated[
-        Literal["careful", "paper", "tensor-cores-only", "fp32"] | None,
-        Parameter(help="How much is stored in 16 bits; default: paper."),
-    ] = None
-    precision: Annotated[
-        Literal["fp16", "bf16", "fp32"] | None,
-        Parameter(help="The 16-bit format; fp32 changes nothing; default: fp16."),
-    ] = None
-    full: Annotated[tuple[str, ...], _patterns("to keep in FP32")] = ()
-    half: Annotated[tuple[str, ...], _patterns("to run in 16 bits all the same")] = ()
-    free: Annotated[tuple[str, ...], _patterns("that may take either")] = ()
-    plan: Annotated[
-        Path | None,
-        Parameter(help="A plan.json of this program; its decisions hold before everything else."),
-    ] = None
-    ranges: Annotated[
-        Path | None,
-        Parameter(help="What `mpcompile calibrate` measured; what came near overflow stays FP32."),
-    ] = None
-    margin: Annotated[
-        int | None, Parameter(help="Bits to keep below the largest 16-bit number; default: 2.")
-    ] = None
-    release: Annotated[
-        bool, Parameter(help="Store in 16 bits what could grow but did not.", negative=())
-    ] = False
-    loss_scale: Annotated[
-        str | None,
-        Parameter(help="dynamic, none, or a number; default: dynamic with fp16, else none."),
-    ] = None
-    without: Annotated[
-        tuple[str, ...],
-        Parameter(
-            help="A pass to leave out, such as join_matmuls (repeatable).",
-            negative=(),
-            show_default=False,
-        ),
-    ] = ()
 
-    def given(self) -> dict[str, Any]:
-        """Return what was given of the settings, by their names."""
-        everything = {item.name: getattr(self, item.name) for item in fields(self)}
-        other = ("plan", "ranges", "margin", "release")
-        return {k: v for k, v in everything.items() if v not in (None, ()) and k not in other}
+@app.command
+def check(source: Source, *, options: CheckOptions = CheckOptions()) -> None:
+    """Compare every tensor of a step, forward and backward, with FP64 and with eager autocast.
 
-    def words(self) -> tuple[str, ...]:
-        """Return what was given as words of a command line."""
-        words: list[str] = []
-        for item in fields(self):
-            value, name = getattr(self, item.name), f"--{item.name.replace('_', '-')}"
-            if value is True:
-                words.append(name)
-            elif value is not None and value is not False:
-                for part in value if isinstance(value, tuple) else (value,):
-                    words += [name, str(part)]
-        return tuple(words)
+    Exit code 1 with the first node whose error is over the tolerance and more than rounding alone
+    explains, or that is not finite.
+    """
+    inputs = commands.plan_inputs.read_plan_inputs(options.flags)
+    commands.check.check(source, options, inputs)
 
-    def measured(self) -> Any:
-        """Return the ranges that were given, read by what was given for them, or None."""
-        return import_module("mpcompile.commands.warnings").given_ranges(
-            self.ranges, self.margin, self.release
+
+@app.command
+def diff(old: Side, new: Side, /, *, options: DiffOptions = DiffOptions()) -> int:
+    """Say in words what changed between two plans, programs, models or policies.
+
+    Exit code 0: both do the same to the same graph; 1: they differ. Reasons and source lines alone
+    are no difference. `mpcompile diff model.py@careful model.py@paper` compares two policies.
+    """
+    return commands.diff.diff(old, new, options)
+
+
+@app.command
+def explain(
+    source: AnySource,
+    *names: Annotated[
+        str, Parameter(help="Ops of the plan, nodes of the step, or paths of modules.")
+    ],
+    options: ExplainOptions = ExplainOptions(),
+) -> None:
+    """Say why a node or a module is in its precision, and what the other choice would cost."""
+    inputs = commands.plan_inputs.read_plan_inputs(options.flags)
+    commands.explain.explain(source, names, options, inputs)
+
+
+@app.command
+def export(source: Source, *, options: ExportOptions) -> None:
+    """Write a program's training step, or its model for inference, as an ONNX graph.
+
+    Beside a step, train.onnx, stand train.json and train.safetensors; stock ONNX Runtime trains it.
+    """
+    inputs = commands.plan_inputs.read_plan_inputs(options.flags)
+    commands.export.export(source, options, inputs)
+
+
+@app.command
+def gradients(source: Source, *, options: GradientsOptions = GradientsOptions()) -> None:
+    """Show gradients by their exponents, what FP16 loses of them, and the loss scale for them.
+
+    It also says how many updates would vanish if the weights had no FP32 masters.
+    """
+    if source.endswith(".onnx"):
+        raise BadInput(f"{source} has no loss and no optimizer", "", "name a program that has both")
+    inputs = commands.plan_inputs.read_plan_inputs(options.flags)
+    commands.gradients.gradients(source, options, inputs)
+
+
+@app.command
+def inspect(source: AnySource, *, options: InspectOptions = InspectOptions()) -> None:
+    """Show what runs in which precision, every cast, what is kept, memory, and the costs.
+
+    Of a program it also prints what each pass changed and the least time that a step can take on a
+    device.
+    """
+    if options.check is not None and options.model_explorer is None:
+        raise BadInput("--check goes into files for Model Explorer", "", "give --model-explorer")
+    inputs = commands.plan_inputs.read_plan_inputs(options.flags)
+    commands.inspect.inspect(source, options, inputs)
+
+
+@app.command
+def lint(source: Source | None = None, *, options: LintOptions = LintOptions()) -> int:
+    """Find what goes wrong or slows down in 16 bits, each with its fix; exit 1 if there is any.
+
+    Notes do not count: they say what mpcompile copes with.
+    """
+    if options.rules:
+        commands.lint.print_rules()
+        return 0
+    if options.explain is not None:
+        commands.lint.print_page(options.explain)
+        return 0
+    if source is None:
+        raise BadInput("there is nothing to look at", "", "name a program or an .onnx file")
+    inputs = commands.plan_inputs.read_plan_inputs(options.flags)
+    return commands.lint.lint(source, options, inputs)
+
+
+@app.command
+def reduce(source: Source, *, options: ReduceOptions = ReduceOptions()) -> None:
+    """Write the smallest part of a step that fails in 16 bits, as a script that imports torch only.
+
+    A failure is a number that is not finite though it is in FP64, or an error that rounding alone
+    does not explain. The script exits with 1 while it shows the failure, with 0 once it is gone.
+    """
+    if source.endswith(".onnx"):
+        raise BadInput(f"{source} is an ONNX model", "", "reduce a training program")
+    inputs = commands.plan_inputs.read_plan_inputs(options.flags)
+    commands.reduce.reduce(source, options, inputs)
+
+
+@app.command
+def report(source: AnySource, *, options: ReportOptions = ReportOptions()) -> None:
+    """Write one HTML file that shows the graph before and after, its tables and plots.
+
+    It needs no server and no network. Of a program it shows the step in FP32 and as transformed, of
+    a model as it is and as it would be rewritten.
+    """
+    inputs = commands.plan_inputs.read_plan_inputs(options.flags)
+    commands.report.report(source, options, inputs)
+
+
+@app.command
+def run(source: Source, *, options: RunOptions = RunOptions()) -> int:
+    """Train a program in mixed precision on its own data, or a train.onnx on --data.
+
+    If a step has to be skipped, it says which node made the first number that is not finite. With
+    --out, SIGTERM and Ctrl-C finish the step and save it; it then exits with 143 or 130. On many
+    processes: ``torchrun --nproc-per-node 4 -m -- mpcompile run model.py``, where each takes every
+    fourth batch.
+    """
+    if source.endswith(".onnx"):
+        if options.backend or options.flags != NO_FLAGS:
+            raise BadInput(f"{source} was planned when it was exported", "", "leave out its flags")
+        if options.log or options.tensorboard:
+            raise BadInput(f"{source} keeps no log", "", "leave out --log and --tensorboard")
+        if options.checkpoints != NO_CHECKPOINT_FLAGS:
+            raise BadInput(f"{source} keeps no checkpoints", "", "leave out --out and the like")
+        if options.processes != NO_PROCESS_FLAGS:
+            raise BadInput(f"{source} runs alone", "", "leave out --shard and --reduce")
+        commands.onnx_run.run(Path(source), options)
+        return 0
+    if options.onnx != NO_ONNX_RUN_FLAGS:
+        raise BadInput(f"{source} is no .onnx file", "", "leave out --data, --output and the like")
+    inputs = commands.plan_inputs.read_plan_inputs(options.flags)
+    return commands.run.run(source, options, inputs)
+
+
+@app.command
+def schema(
+    document: Annotated[
+        Literal["settings", "plan"] | None, Parameter(help="Which one; default: both.")
+    ] = None,
+    *,
+    options: SchemaOptions = SchemaOptions(),
+) -> None:
+    """Print the JSON schema of the settings in pyproject.toml and of plan.json."""
+    del options
+    commands.schema.schema(document)
+
+
+@app.default
+def transform(source: Source, *, options: TransformOptions = TransformOptions()) -> None:
+    """Transform a training program, or a model as an .onnx file, and print what became of it.
+
+    Of a program it writes plan and graphs into a folder; of an .onnx file the model in mixed
+    precision, once that is valid and computes what the original does, and its plan.
+    """
+    if not source.endswith(".onnx") and options.onnx != NO_ONNX_FLAGS:
+        raise BadInput(f"{source} is no .onnx file", "", "leave out --data, --target and the like")
+    inputs = commands.plan_inputs.read_plan_inputs(options.flags)
+    if source.endswith(".onnx"):
+        commands.onnx_rewrite.rewrite(Path(source), options, inputs)
+    else:
+        commands.transform.transform(source, options, inputs)
+
+
+@app.command
+def tune(source: Source, *, options: TuneOptions = TuneOptions()) -> None:
+    """Find the fewest ops to return to FP32 so that a tolerance or a score holds."""
+    if options.flags.plan is not None:
+        raise BadInput(
+            "the decisions of --plan hold before every override",
+            "",
+            "leave it out, and give overrides or --ranges",
         )
-
-
-NO_FLAGS = Flags()
+    inputs = commands.plan_inputs.read_plan_inputs(options.flags)
+    commands.tune.tune(source, options, inputs)

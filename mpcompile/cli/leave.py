@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from pathlib import Path
 
 from cyclopts import CycloptsError
 
 from mpcompile.cli.app import app
-from mpcompile.errors import CompileError, printable
+from mpcompile.errors import CompileError, from_here, printable
 
 DEFECT = 70
 
@@ -52,6 +51,5 @@ def exit_code(arguments: list[str]) -> int:
 def _say(sentence: str, code: int, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
-    here = f"{Path.cwd()}{os.sep}"  # a place below the working folder reads better without it
-    sys.stderr.write(f"mpcompile: {printable(sentence.replace(here, ''))}\n")
+    sys.stderr.write(f"mpcompile: {printable(from_here(sentence))}\n")
     return code

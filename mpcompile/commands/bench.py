@@ -9,11 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mpcompile.artifacts import write_json
+from mpcompile.commands.terminal import open_terminal
 from mpcompile.errors import BadInput, CheckFailed
+from mpcompile.options import BenchOptions
 from mpcompile.program.workload import Workload, load
 from mpcompile.speed.peers import VARIANTS, stepper
 from mpcompile.speed.side_by_side import Found, compare, run_process, said, summarize
@@ -31,7 +32,7 @@ LIMIT = 3600.0
 """Seconds after which one variant is ended."""
 
 
-def bench(source: str, steps: int, warmup: int, json_to: str | None) -> None:
+def bench(source: str, options: BenchOptions) -> None:
     """Time a workload's step in each of `COMPARED`, print a table, write JSON.
 
     Each variant runs in a process of its own (`mpcompile.speed.side_by_side`), so the user's file
@@ -41,11 +42,12 @@ def bench(source: str, steps: int, warmup: int, json_to: str | None) -> None:
         BadInput: an argument or the workload is wrong.
         CheckFailed: a variant failed; the others are printed.
     """
+    steps, warmup = options.steps, options.warmup
     if steps < 2:
         raise BadInput(f"--steps is {steps}", "", "give at least 2")
     if warmup < 0:
         raise BadInput(f"--warmup is {warmup}", "", "give 0 or more")
-    console = Console(stderr=json_to == "-", highlight=False)
+    console = open_terminal(options.json)
     device = device_of(load(source))
     found: dict[str, Found] = {}
     with tempfile.TemporaryDirectory(prefix="mpcompile-bench-") as folder:
@@ -56,7 +58,7 @@ def bench(source: str, steps: int, warmup: int, json_to: str | None) -> None:
             found[name] = summarize([run])
     best = compare(found, {name for name in COMPARED if VARIANTS[name].peer})
     console.print(table_of(found, f"{source} on {device}, {steps} steps a variant"))
-    write_json(json_to, {"source": source, "device": device, "variants": found, **best})
+    write_json(options.json, {"source": source, "device": device, "variants": found, **best})
     failed = {
         name: run["runs"][0]["error"] for name, run in found.items() if "error" in run["runs"][0]
     }
@@ -121,13 +123,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("variant", choices=VARIANTS)
     parser.add_argument("steps", type=int)
     parser.add_argument("warmup", type=int)
-    options = parser.parse_args(arguments)
-    workload = load(options.source)
+    given = parser.parse_args(arguments)
+    workload = load(given.source)
     device = device_of(workload)
-    variant = VARIANTS[options.variant]
+    variant = VARIANTS[given.variant]
     found: dict[str, Any]
     _, found = measure(
-        lambda: stepper(workload, variant, device), device, options.warmup, options.steps
+        lambda: stepper(workload, variant, device), device, given.warmup, given.steps
     )
     sys.stdout.write(json.dumps({"batch": samples(workload), **found}) + "\n")
 

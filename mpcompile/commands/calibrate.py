@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from mpcompile.artifacts import check_file, write_file, write_json
+from mpcompile.commands.terminal import open_terminal
 from mpcompile.numerics.calibration import calibrate as measure
+from mpcompile.options import CalibrateOptions
 from mpcompile.program.workload import load, source_name
 from mpcompile.show.summary import print_ranges
 
 
-def calibrate(
-    source: str, output: Path | None, batches: int, force: bool, json_to: str | None
-) -> None:
+def calibrate(source: str, options: CalibrateOptions) -> None:
     """``mpcompile calibrate model.py``: measure, print the nearest to danger, write the ranges."""
-    console = Console(stderr=json_to == "-", highlight=False)
-    file = output or Path(f"{source_name(source)}.ranges.json")
-    check_file(file, force)
+    console = open_terminal(options.json)
+    file = options.output or Path(f"{source_name(source)}.ranges.json")
+    check_file(file, options.force)
     workload = load(source)
     with console.status("measuring"):
-        ranges = measure(workload, batches)
-    write_file(file, ranges.to_json() + "\n", force)
+        ranges = measure(workload, options.batches)
+    write_file(file, ranges.to_json() + "\n", options.force)
     print_ranges(ranges, console)
     console.print(f"wrote {file}")
     write_json(
-        json_to,
+        options.json,
         {
             "source": source,
             "output": str(file),

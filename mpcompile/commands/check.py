@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,57 +13,44 @@ from rich.console import Console
 from rich.text import Text
 
 from mpcompile.artifacts import write_json
-from mpcompile.commands.load_program import transform_source
-from mpcompile.errors import BadInput, CheckFailed, printable
+from mpcompile.commands.load_program import load_program
+from mpcompile.commands.plan_inputs import PlanInputs
+from mpcompile.commands.terminal import open_terminal, say
+from mpcompile.errors import BadInput, CheckFailed, from_here
 from mpcompile.numerics.node_errors import NodeError, failures, origin, worst
 from mpcompile.numerics.node_errors import check as compare
 from mpcompile.numerics.warm_up import settled_step
-from mpcompile.plan.ranges import Ranges
+from mpcompile.options import CheckOptions
 from mpcompile.program.capture import capture
 from mpcompile.program.workload import epochs
-from mpcompile.settings import find_settings
 from mpcompile.show.summary import numbers_table
+from mpcompile.show.terminal import text_of, where_of
 from mpcompile.train.train_step import TrainStep
 
 VERSION = 1
 _SHOWN = 10
 
 
-def check(
-    source: str,
-    flags: dict[str, Any],
-    plan: Path | None,
-    ranges: Ranges | None,
-    tolerance: float,
-    batches: int,
-    steps: int,
-    everything: bool,
-    json_to: str | None,
-) -> None:
+def check(source: str, options: CheckOptions, inputs: PlanInputs) -> None:
     """Print how far each tensor of forward and backward is from FP64; fail at the first too far.
 
     Args:
         source: a program with a loss.
-        flags: settings given on the command line.
-        plan: a plan.json.
-        ranges: what was measured.
-        tolerance: see `mpcompile.numerics.node_errors.NodeError.fails`.
-        batches: how many of the workload's data are compared.
-        steps: training steps before that; the loss scale is found on each batch compared.
-        everything: the table is not cut short.
-        json_to: where the document goes.
+        options: the tolerance is that of `mpcompile.numerics.node_errors.NodeError.fails`; after
+            the steps the loss scale is found on each batch compared.
+        inputs: how it is planned.
 
     Raises:
         BadInput: an argument is wrong, or the program does not train.
         CheckFailed: a node is over the tolerance.
     """
+    tolerance, batches, steps = options.tolerance, options.batches, options.steps
     if not tolerance > 0:
         raise BadInput(f"--tolerance is {tolerance}", "", "give a number above 0")
     if batches < 1 or steps < 0:
         raise BadInput(f"--batches is {batches}, --steps {steps}", "", "give at least 1 and 0")
-    console = Console(stderr=json_to == "-", highlight=False)
-    settings = find_settings(Path.cwd()).over(flags)
-    transformed = transform_source(source, settings, plan, ranges, console)
+    console = open_terminal(options.json)
+    transformed = load_program(source, inputs, console)
     workload = transformed.workload
     data = list(islice(epochs(workload), steps + batches))
     with console.status("training"):
@@ -77,9 +62,9 @@ def check(
             now = compare(step, *batch, autocast=plain)
             rows = worst(rows, now) if rows else now
     failed = list(failures(rows, tolerance))
-    _print(rows, failed, tolerance, batches, step, everything, console)
+    _print(rows, failed, options, step, console)
     write_json(
-        json_to,
+        options.json,
         {
             "version": VERSION,
             "source": source,
@@ -102,13 +87,11 @@ def check(
 def _print(
     rows: Sequence[NodeError],
     failed: Sequence[NodeError],
-    tolerance: float,
-    batches: int,
+    options: CheckOptions,
     step: TrainStep,
-    everything: bool,
     console: Console,
 ) -> None:
-    for title, chosen in _tables(rows, failed, everything):
+    for title, chosen in _tables(rows, failed, options.all):
         table = numbers_table(title, "node", "where")
         table.box, table.pad_edge = SIMPLE_HEAD, False
         table.columns[1].justify, table.columns[1].overflow = "left", "fold"
@@ -119,19 +102,18 @@ def _print(
         console.print(table)
     peers = [row for row in rows if row.autocast is not None]
     nearer = sum(row.error <= (row.autocast or 0.0) for row in peers)
-    count = f"{batches} batch" if batches == 1 else f"{batches} batches"
+    count = "1 batch" if options.batches == 1 else f"{options.batches} batches"
     verdict = f"{len(failed)} over" if failed else "none over"
     console.print(
         "error: against FP64, of the tensor and of the node on its own; bits: left to 65504; "
         "zero, subn: share of zeros and of FP16 subnormals",
         style="dim",
     )
-    console.print(
+    say(
+        console,
         f"{len(rows):,} tensors in {count} at a loss scale of {step.loss_scale:g}: {verdict} the "
-        f"tolerance of {tolerance:g}; {nearer:,} of the {len(peers):,} that eager autocast makes "
-        "too are at least as near to FP64 as its own",
-        markup=False,
-        soft_wrap=True,
+        f"tolerance of {options.tolerance:g}; {nearer:,} of the {len(peers):,} that eager autocast "
+        "makes too are at least as near to FP64 as its own",
     )
 
 
@@ -156,10 +138,9 @@ def _excess(row: NodeError) -> float:
 
 
 def _cells(row: NodeError) -> list[str | Text]:
-    here = f"{Path.cwd()}{os.sep}"
     return [
-        Text(printable(row.id)),
-        Text(printable(str(row.where).replace(here, ""))),
+        text_of(row.id),
+        where_of(row.where),
         _number(row.error),
         _number(row.own),
         "-" if row.autocast is None else _number(row.autocast),
@@ -194,7 +175,7 @@ def _beginning(row: NodeError, begins: NodeError) -> str:
     if begins is row:
         return ""
     lost = f", {begins.vanished:.0%} of it rounded to zero" if begins.vanished else ""
-    place = str(begins.where).replace(f"{Path.cwd()}{os.sep}", "")
+    place = from_here(str(begins.where))
     return f"; it begins with {begins.id} ({begins.op}, {begins.stage}) at {place}{lost}"
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from pathlib import Path
 
 from rich.console import Console
 
+from mpcompile import commands
 from mpcompile.artifacts import write_json
-from mpcompile.commands.schema import DIFFERENT, SAME
 from mpcompile.errors import BadInput, did_you_mean, printable
+from mpcompile.options import DiffOptions
 from mpcompile.plan.diff import in_words, plan_diff
 from mpcompile.plan.plan import Plan, read_plan
 from mpcompile.plan.policy import Level
 from mpcompile.settings import Settings, find_settings, read_settings
 from mpcompile.show.view import PLAN
 
+SAME, DIFFERENT = 0, 1
+"""Exit codes of a comparison."""
 
-def diff(old: str, new: str, json_to: str | None) -> int:
+
+def diff(old: str, new: str, options: DiffOptions) -> int:
     """Print what changed between two sides; return 0 if nothing did, else 1.
 
     Args:
@@ -26,16 +29,16 @@ def diff(old: str, new: str, json_to: str | None) -> int:
             last two are planned, by the settings here or by what stands behind an ``@``: a level,
             or a ``.toml`` file with ``[tool.mpcompile]``.
         new: another.
-        json_to: where the document goes.
+        options: where the document goes.
 
     Raises:
         BadInput: a side is none of these.
     """
     console = Console(stderr=True, highlight=False)
     found = plan_diff(_plan_of(old, console), _plan_of(new, console), old, new)
-    people = sys.stderr if json_to == "-" else sys.stdout
+    people = sys.stderr if options.json == "-" else sys.stdout
     people.writelines(f"{printable(line)}\n" for line in in_words(found))
-    write_json(json_to, found.to_dict())
+    write_json(options.json, found.to_dict())
     return SAME if found.same else DIFFERENT
 
 
@@ -50,10 +53,7 @@ def _plan_of(side: str, console: Console) -> Plan:
         return read_plan(path / PLAN if path.is_dir() else path)
     settings = _settings(policy)
     # Two files of plans are compared without torch, which takes seconds to load.
-    made: Plan = import_module("mpcompile.commands.load_plan").plan_source(
-        source, settings, console
-    )
-    return made
+    return commands.load_plan.load_plan(source, settings, console)
 
 
 def _settings(policy: str) -> Settings:

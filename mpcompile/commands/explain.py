@@ -4,70 +4,59 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
 
 from mpcompile.artifacts import write_json
-from mpcompile.commands.load_view import Opened, is_program, open_source
-from mpcompile.errors import BadInput, printable
+from mpcompile.commands.load_view import Opened, is_program, load_view
+from mpcompile.commands.plan_inputs import PlanInputs
+from mpcompile.commands.terminal import open_terminal, say
+from mpcompile.errors import BadInput
 from mpcompile.onnx.rewrite import prepare
 from mpcompile.onnx_graph.gate import read_model
 from mpcompile.onnx_graph.kernels import Target
+from mpcompile.options import ExplainOptions
 from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.given import decide
 from mpcompile.plan.op_table import Wish
-from mpcompile.plan.plan import Plan, read_plan
-from mpcompile.plan.ranges import Ranges
-from mpcompile.settings import Settings, find_settings
-from mpcompile.show.explain import ExplainInput, explain
+from mpcompile.plan.plan import Plan
+from mpcompile.show.explain import ExplainInput
+from mpcompile.show.explain import explain as sentences_about
 from mpcompile.show.of_plan import view_of_plan
 
 
-def explain_source(
-    source: str,
-    names: tuple[str, ...],
-    flags: dict[str, Any],
-    plan: Path | None,
-    ranges: Ranges | None,
-    json_to: str | None,
+def explain(
+    source: str, names: tuple[str, ...], options: ExplainOptions, inputs: PlanInputs
 ) -> None:
     """Print sentences about each name.
 
     Args:
-        source: see `mpcompile.commands.load_view.open_source`.
+        source: see `mpcompile.commands.load_view.load_view`.
         names: nodes, casts or modules.
-        flags: settings given on the command line.
-        plan: a plan.json, for a program.
-        ranges: what was measured; of a program it decides, too.
-        json_to: where the document goes.
+        options: where the document goes.
+        inputs: how a program is planned; its ranges also say what an op holds.
 
     Raises:
         BadInput: there is no name, or nothing has it.
     """
     if not names:
         raise BadInput("nothing to explain was named", "", "name an op, a node or a module")
-    console = Console(stderr=json_to == "-", highlight=False)
-    settings = find_settings(Path.cwd()).over(flags)
+    console = open_terminal(options.json)
     # Ranges say more of what is only read, but do not decide about it.
-    deciding = ranges if is_program(source) else None
-    opened = open_source(source, settings, plan, deciding, console)
-    subject = _subject(opened, source, settings, plan, ranges)
-    found = {name: explain(subject, name) for name in names}
+    deciding = inputs if is_program(source) else replace(inputs, ranges=None)
+    opened = load_view(source, deciding, console)
+    subject = _subject(opened, source, inputs)
+    found = {name: sentences_about(subject, name) for name in names}
     for place, sentences in enumerate(found.values()):
         if place:
             console.print()
         for sentence in sentences:
-            console.print(printable(sentence), markup=False, soft_wrap=True)
-    write_json(json_to, {"source": source, "explained": found})
+            say(console, sentence)
+    write_json(options.json, {"source": source, "explained": found})
 
 
-def _subject(
-    opened: Opened, source: str, settings: Settings, plan: Path | None, ranges: Ranges | None
-) -> ExplainInput:
-    view, made = opened.view, opened.made
+def _subject(opened: Opened, source: str, inputs: PlanInputs) -> ExplainInput:
+    view, made, ranges = opened.view, opened.made, inputs.ranges
     if made is not None:
-        given = read_plan(plan) if plan else None
+        given = inputs.plan
         planned = view_of_plan(made.plan, source)
         precision = made.choices.policy.precision
 
@@ -78,13 +67,13 @@ def _subject(
         return ExplainInput(view, planned, made.plan, ranges, otherwise if given is None else None)
     noted = any(node.reason for node in view.nodes)
     if view.kind == "onnx" and not noted:
-        return _model(opened, source, settings, ranges)
+        return _model(opened, source, inputs)
     return ExplainInput(view, view, ranges=ranges)
 
 
-def _model(opened: Opened, source: str, settings: Settings, ranges: Ranges | None) -> ExplainInput:
+def _model(opened: Opened, source: str, inputs: PlanInputs) -> ExplainInput:
     """Return what would become of a model that nobody has rewritten."""
-    policy = settings.policy
+    policy, ranges = inputs.settings.policy, inputs.ranges
     prepared = prepare(read_model(Path(source)), policy, policy.precision, Target.ANY)
     plan = decide(prepared.flow, policy.precision, None, ranges)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from mpcompile.artifacts import check_file, write_file, write_json
-from mpcompile.commands.warnings import warnings_on_one_line
+from mpcompile.commands.plan_inputs import PlanInputs
+from mpcompile.commands.terminal import open_terminal, say, warnings_on_one_line
 from mpcompile.errors import BadInput, printable
 from mpcompile.numerics.calibration import measure_ranges
 from mpcompile.numerics.gradient_exponents import (
@@ -27,15 +28,15 @@ from mpcompile.numerics.gradient_exponents import (
     underflows,
 )
 from mpcompile.numerics.vanishing_updates import Vanishing, vanishing_updates
+from mpcompile.options import GradientsOptions
 from mpcompile.pipeline import describe
 from mpcompile.plan.given import decide
-from mpcompile.plan.plan import read_plan
 from mpcompile.plan.ranges import Range, Ranges
 from mpcompile.precision import Precision
 from mpcompile.program.capture import Forward, capture
 from mpcompile.program.unfit_constants import unfit_constants
 from mpcompile.program.workload import Workload, load
-from mpcompile.settings import Settings, find_settings
+from mpcompile.show.exponent_figure import exponent_figure
 from mpcompile.show.exponent_plot import columns_for, exponent_plot, legend
 from mpcompile.show.summary import numbers_table
 from mpcompile.show.terminal import text_of, where_of
@@ -43,25 +44,6 @@ from mpcompile.step.loss_scale import LossScale
 
 _SHOWN, _WIDEST = 10, 100
 _PICTURES = ("svg", "png")
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """How much is measured, and where it goes.
-
-    Attributes:
-        batches: the most batches to measure.
-        steps: how many updates.
-        figure: a file for a picture, perhaps.
-        force: whether it may be replaced.
-        json_to: where the document goes.
-    """
-
-    batches: int
-    steps: int
-    figure: Path | None
-    force: bool
-    json_to: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,29 +74,20 @@ class Found:
         }
 
 
-def gradients(
-    source: str,
-    flags: dict[str, Any],
-    plan: Path | None,
-    ranges: Ranges | None,
-    wanted: Wanted,
-) -> None:
+def gradients(source: str, options: GradientsOptions, inputs: PlanInputs) -> None:
     """Measure, print and write.
 
     Args:
         source: a program.
-        flags: settings given on the command line.
-        plan: a plan.json.
-        ranges: what was measured before; it decides, too, as in ``mpcompile model.py --ranges``.
-        wanted: how much, and where it goes.
+        options: how much is measured, and where it goes.
+        inputs: how it is planned; ranges decide, and nothing is measured besides them.
 
     Raises:
         BadInput, CannotCapture: the program or an argument is wrong.
     """
-    console = Console(stderr=wanted.json_to == "-", highlight=False)
-    if wanted.figure is not None:
-        _check_figure(wanted.figure, wanted.force)
-    settings = find_settings(Path.cwd()).over(flags)
+    console = open_terminal(options.json)
+    if options.figure is not None:
+        _check_figure(options.figure, options.force)
     workload = load(source)
     if workload.optimizer is None:
         raise BadInput(
@@ -123,50 +96,41 @@ def gradients(
             "add both",
         )
     with console.status("measuring"), warnings_on_one_line():
-        found = _measure(workload, settings, plan, ranges, wanted)
+        found = _measure(workload, options, inputs)
     _print(found, console)
-    if wanted.figure is not None:
-        figure = import_module("mpcompile.show.exponent_figure")
+    if options.figure is not None:
         title = f"{source}: exponents of gradients"
-        kind = wanted.figure.suffix.removeprefix(".")
-        picture = figure.exponent_figure(title, found.held(), found.scale, kind)
-        write_file(wanted.figure, picture, wanted.force)
-        console.print(f"wrote {printable(str(wanted.figure))}", markup=False)
-    write_json(wanted.json_to, {"source": source, **_document(found)})
+        kind = options.figure.suffix.removeprefix(".")
+        picture = exponent_figure(title, found.held(), found.scale, kind)
+        write_file(options.figure, picture, options.force)
+        console.print(f"wrote {printable(str(options.figure))}", markup=False)
+    write_json(options.json, {"source": source, **_document(found)})
 
 
 def _check_figure(file: Path, force: bool) -> None:
     if file.suffix.removeprefix(".") not in _PICTURES:
         raise BadInput(f"{file} is neither .svg nor .png", "", "name the picture so")
     check_file(file, force)
-    try:
-        import_module("matplotlib")
-    except ImportError as error:
+    if find_spec("matplotlib") is None:
         raise BadInput(
             "--figure needs matplotlib, which is not installed", "", "pip install matplotlib"
-        ) from error
+        )
 
 
-def _measure(
-    workload: Workload,
-    settings: Settings,
-    given: Path | None,
-    ranges: Ranges | None,
-    wanted: Wanted,
-) -> Found:
+def _measure(workload: Workload, options: GradientsOptions, inputs: PlanInputs) -> Found:
     forward = capture(workload)
-    policy = settings.policy
+    policy = inputs.settings.policy
     unfit = unfit_constants(forward.module, forward.constants(), policy.precision)
     flow = describe(forward, policy, unfit)
-    plan = decide(flow, policy.precision, read_plan(given) if given else None, ranges)
+    plan = decide(flow, policy.precision, inputs.plan, inputs.ranges)
     if plan.precision is not Precision.FP16:
         raise BadInput(
             f"the plan's precision is {plan.precision.value}, which needs no loss scale",
             "",
             "look at gradients with fp16",
         )
-    measured = ranges or measure_ranges(workload, forward, wanted.batches)
-    return _found(workload, forward, gradients_in_fp16(forward, plan, measured), measured, wanted)
+    measured = inputs.ranges or measure_ranges(workload, forward, options.batches)
+    return _found(workload, forward, gradients_in_fp16(forward, plan, measured), measured, options)
 
 
 def _found(
@@ -174,7 +138,7 @@ def _found(
     forward: Forward,
     held: tuple[Gradient, ...],
     measured: Ranges,
-    wanted: Wanted,
+    options: GradientsOptions,
 ) -> Found:
     scale = recommended_scale(joined(held).largest_finite)
     return Found(
@@ -182,18 +146,18 @@ def _found(
         gradients=held,
         scale=scale,
         underflows=underflows(forward, measured, min(scale or 1.0, 1.0)),
-        updates=vanishing_updates(workload, forward, wanted.steps),
-        steps=wanted.steps,
+        updates=vanishing_updates(workload, forward, options.steps),
+        steps=options.steps,
     )
 
 
 def _print(found: Found, console: Console) -> None:
     if not found.gradients:
-        _say(console, "No gradient would be in FP16, so no loss scale is needed.")
+        say(console, "No gradient would be in FP16, so no loss scale is needed.")
     else:
         _print_plots(found, console)
     for sentence in _sentences(found):
-        _say(console, sentence)
+        say(console, sentence)
     if found.scale is not None:
         _print_most_lost(found.gradients, found.scale, console)
     _print_updates(found.updates, found.steps, console)
@@ -209,10 +173,6 @@ def _print_plots(found: Found, console: Console) -> None:
             for line in exponent_plot(title, held, scale, columns):
                 console.print(line, no_wrap=True, overflow="ellipsis")
     console.print(legend(), no_wrap=True, overflow="ellipsis")
-
-
-def _say(console: Console, sentence: str) -> None:
-    console.print(printable(sentence), markup=False, soft_wrap=True)
 
 
 def _sentences(found: Found) -> list[str]:
@@ -305,7 +265,7 @@ def _print_most_lost(gradients: Sequence[Gradient], scale: float, console: Conso
 
 def _print_updates(updates: Sequence[Vanishing], steps: int, console: Console) -> None:
     every = _every(updates)
-    _say(
+    say(
         console,
         f"Without master weights {every.share:.1%} of the updates other than zero would vanish "
         f"({every.vanished:,} of {every.count - every.zeros:,} in {steps} steps; {every.zeros:,} "

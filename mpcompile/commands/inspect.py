@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from mpcompile.artifacts import check_file, write_file, write_json
-from mpcompile.commands.load_view import open_source
-from mpcompile.errors import BadInput, printable
+from mpcompile.commands.load_view import load_view
+from mpcompile.commands.plan_inputs import PlanInputs
+from mpcompile.commands.terminal import open_terminal
+from mpcompile.errors import BadInput
+from mpcompile.options import InspectOptions
 from mpcompile.plan.ranges import Ranges
-from mpcompile.settings import find_settings
 from mpcompile.show.csv_rows import write_csv
 from mpcompile.show.html_report.check_file import read_check
 from mpcompile.show.model_explorer import model_explorer_files
@@ -31,6 +31,8 @@ from mpcompile.show.terminal import (
     nodes_table,
     ops_tables,
     saved_table,
+    text_of,
+    where_of,
 )
 from mpcompile.show.view import View, ViewNode, plain
 from mpcompile.speed.devices import DEVICES, Device, this_cpu
@@ -39,66 +41,34 @@ from mpcompile.speed.least_time import Bound, Kernel, bound
 _SHOWN, _WIDEST = 10, 100
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """How much is shown, and how.
-
-    Attributes:
-        selection: which nodes.
-        everything: tables are not cut short.
-        csv: rows of nodes, comma-separated, instead of tables.
-        model_explorer: a folder to write for Model Explorer, perhaps.
-        check: what `mpcompile check` wrote, for an overlay of errors in that folder, perhaps.
-        force: replace what is there.
-    """
-
-    selection: NodeSelection
-    everything: bool
-    csv: bool
-    model_explorer: Path | None = None
-    check: Path | None = None
-    force: bool = False
-
-
-def inspect(
-    source: str,
-    device: str,
-    flags: dict[str, Any],
-    plan: Path | None,
-    ranges: Ranges | None,
-    shown: Shown,
-    json_to: str | None,
-) -> None:
+def inspect(source: str, options: InspectOptions, inputs: PlanInputs) -> None:
     """Print what runs in which precision, what is cast and kept, and what it costs.
 
     Args:
-        source: see `mpcompile.commands.load_view.open_source`.
-        device: a name of `DEVICES`, ``cpu``, which is measured, or ``all`` for every one of
-            `DEVICES`.
-        flags: settings given on the command line.
-        plan: a plan.json.
-        ranges: what was measured.
-        shown: how much.
-        json_to: where the document goes.
+        source: see `mpcompile.commands.load_view.load_view`.
+        options: which nodes, and how; a device is a name of `DEVICES`, ``cpu``, which is measured,
+            or ``all`` for every one of `DEVICES`.
+        inputs: how a program is planned.
     """
-    console = Console(stderr=json_to == "-" or shown.csv, highlight=False)
-    settings = find_settings(Path.cwd()).over(flags)
-    opened = open_source(source, settings, plan, ranges, console)
+    csv = options.format == "csv"
+    console = open_terminal("-" if csv else options.json)
+    opened = load_view(source, inputs, console)
     view, made = opened.view, opened.made
-    if shown.model_explorer is not None:
-        _write_for_model_explorer(view, ranges, shown)
-        console.print(f"wrote {shown.model_explorer}", markup=False)
-    nodes = shown.selection.of(view)
+    if options.model_explorer is not None:
+        _write_for_model_explorer(view, inputs.ranges, options.model_explorer, options)
+        console.print(f"wrote {options.model_explorer}", markup=False)
+    selection = NodeSelection(options.module, options.op, options.in_precision, options.stage)
+    nodes = selection.of(view)
     bounds: list[Bound] = []
-    if made is not None and made.step is not None and shown.selection.everything:
-        bounds = [bound(made.step, item) for item in _devices(device)]
-    if shown.csv:
+    if made is not None and made.step is not None and selection.everything:
+        bounds = [bound(made.step, item) for item in _devices(options.device)]
+    if csv:
         write_csv(nodes, sys.stdout)
     else:
-        _print(view, nodes, shown, bounds, console)
+        _print(view, nodes, selection, options.all, bounds, console)
         if made is not None and bounds:
             console.print(_changes(made.changes))
-    if json_to is None:
+    if options.json is None:
         return
     document = _document(view, nodes)
     if made is not None and bounds:
@@ -106,18 +76,18 @@ def inspect(
             "changes": made.changes,
             "bounds": [_bound_document(item) for item in bounds],
         }
-    write_json(json_to, document)
+    write_json(options.json, document)
 
 
-def _write_for_model_explorer(view: View, ranges: Ranges | None, shown: Shown) -> None:
-    folder, force = shown.model_explorer, shown.force
-    assert folder is not None
-    checked = read_check(shown.check).nodes if shown.check else {}
+def _write_for_model_explorer(
+    view: View, ranges: Ranges | None, folder: Path, options: InspectOptions
+) -> None:
+    checked = read_check(options.check).nodes if options.check else {}
     errors = {name: node.error for name, node in checked.items() if node.error is not None}
     files = model_explorer_files(view, ranges, errors or None)
     for name in files:
         if folder.is_dir():
-            check_file(folder / name, force)
+            check_file(folder / name, options.force)
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
@@ -125,25 +95,30 @@ def _write_for_model_explorer(view: View, ranges: Ranges | None, shown: Shown) -
             f"{folder} cannot be made ({error.strerror})", "", "choose another"
         ) from error
     for name, text in files.items():
-        write_file(folder / name, text, force)
+        write_file(folder / name, text, options.force)
 
 
 def _print(
-    view: View, nodes: Sequence[ViewNode], shown: Shown, bounds: list[Bound], console: Console
+    view: View,
+    nodes: Sequence[ViewNode],
+    selection: NodeSelection,
+    everything: bool,
+    bounds: list[Bound],
+    console: Console,
 ) -> None:
-    limit = len(nodes) if shown.everything else _SHOWN
+    limit = len(nodes) if everything else _SHOWN
     if not nodes:
         console.print("no node fits", markup=False)
         return
     console.print(headline(view, nodes))
     for table in ops_tables(nodes, limit):
         console.print(table)
-    if not shown.selection.everything:
-        console.print(nodes_table(nodes, limit if shown.everything else 3 * limit))
+    if not selection.everything:
+        console.print(nodes_table(nodes, limit if everything else 3 * limit))
     for found in (casts_table(view, nodes, limit), saved_table(nodes, limit)):
         if found is not None:
             console.print(found)
-    if shown.selection.everything:
+    if selection.everything:
         for line in memory_plot(view, min(console.width, _WIDEST)):
             console.print(line)
     if bounds:
@@ -194,15 +169,14 @@ def _comparison(bounds: list[Bound]) -> Table:
 def _kernels(item: Bound, limit: int) -> Table:
     shown = item.largest(limit)
     title = f"what makes most of it: {len(shown)} of {len(item.kernels)} kernels"
-    here = f"{Path.cwd()}{os.sep}"
     table = numbers_table(title, "kernel", "where", "FLOPs", "bytes", "bound by", "time", "share")
     table.columns[1].justify = "left"
     table.columns[1].overflow = "fold"
     for kernel in shown:
         seconds = kernel.seconds(item.device)
         table.add_row(
-            Text(printable(f"{kernel.name} ({kernel.stage})")),
-            Text(printable(str(kernel.where).replace(here, ""))),
+            text_of(f"{kernel.name} ({kernel.stage})"),
+            where_of(kernel.where),
             _count_text(kernel.flops),
             bytes_text(kernel.bytes),
             _limit(item, kernel),

@@ -4,96 +4,66 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from mpcompile import lint as linter
 from mpcompile.artifacts import write_file, write_json
-from mpcompile.commands.warnings import warnings_on_one_line
+from mpcompile.commands.plan_inputs import PlanInputs
+from mpcompile.commands.terminal import warnings_on_one_line
 from mpcompile.errors import BadInput, did_you_mean
 from mpcompile.lint.baseline import Compared, baseline_of, compare, read_baseline
 from mpcompile.lint.finding import Finding
 from mpcompile.lint.formats import document, github, summary, text
 from mpcompile.lint.program import Program
-from mpcompile.lint.rules import RULES, lint
+from mpcompile.lint.rules import RULES
+from mpcompile.lint.rules import lint as findings_of
 from mpcompile.lint.sarif import sarif
 from mpcompile.lint.selection import RuleSelection
-from mpcompile.plan.plan import read_plan
-from mpcompile.plan.ranges import Ranges
-from mpcompile.settings import TABLE, Settings, find_settings
+from mpcompile.options import LintOptions
+from mpcompile.settings import TABLE, LintSettings
 
 CLEAN, FOUND = 0, 1
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What of the findings is wanted, and how.
-
-    Attributes:
-        select: rules, in the place of those of the settings; empty: as the settings say.
-        ignore: rules that are not wanted, besides those of the settings.
-        form: ``text``, ``github``, ``sarif`` or ``json``.
-        output: a file for it instead of stdout.
-        baseline: a file of known findings.
-        write_baseline: whether to write that file.
-        exit_zero: whether findings leave the exit code at 0.
-        json_to: where the JSON document goes besides.
-    """
-
-    select: tuple[str, ...]
-    ignore: tuple[str, ...]
-    form: str
-    output: Path | None
-    baseline: Path | None
-    write_baseline: bool
-    exit_zero: bool
-    json_to: str | None
-
-
-def check(
-    source: str, flags: dict[str, Any], plan: Path | None, ranges: Ranges | None, wanted: Wanted
-) -> int:
+def lint(source: str, options: LintOptions, inputs: PlanInputs) -> int:
     """Look at a program, print what is found, and return the exit code.
 
     Args:
         source: a file, ``package.module:name``, or an ``.onnx`` file.
-        flags: settings given on the command line.
-        plan: a plan.json.
-        ranges: what was measured.
-        wanted: which findings, and how.
+        options: which findings, and how they are printed.
+        inputs: how it is planned; the settings say which findings are wanted, too.
 
     Raises:
         BadInput, CannotCapture: the program or an argument is wrong.
     """
-    settings = find_settings(Path.cwd())
-    selection = _selection(settings, wanted)
+    selection = _selection(inputs.settings.lint, options)
     known = None
-    if wanted.baseline is None:
-        if wanted.write_baseline:
+    if options.baseline is None:
+        if options.write_baseline:
             raise BadInput("--write-baseline has no file", "", "name one with --baseline")
-    elif not wanted.write_baseline:
-        known = read_baseline(wanted.baseline)
-    program = _program(source, settings.over(flags), plan, ranges)
-    findings = lint(program, selection)
-    if wanted.baseline is not None and known is None:
-        write_file(wanted.baseline, baseline_of(findings).to_json(), force=True)
-        sys.stderr.write(f"wrote {wanted.baseline}: {len(findings)} findings are known\n")
+    elif not options.write_baseline:
+        known = read_baseline(options.baseline)
+    program = _program(source, inputs)
+    findings = findings_of(program, selection)
+    if options.baseline is not None and known is None:
+        write_file(options.baseline, baseline_of(findings).to_json(), force=True)
+        sys.stderr.write(f"wrote {options.baseline}: {len(findings)} findings are known\n")
         return CLEAN
     found = compare(findings, known) if known is not None else Compared(findings)
-    _print(found, source, program.source, wanted)
-    return FOUND if found.fails and not wanted.exit_zero else CLEAN
+    _print(found, source, program.source, options)
+    return FOUND if found.fails and not options.exit_zero else CLEAN
 
 
-def rules() -> None:
+def print_rules() -> None:
     """Print all rules, a line each."""
     for rule in RULES:
         sys.stdout.write(f"{rule.id}  {rule.severity.value:7}  {rule.name:24}  {rule.line}\n")
 
 
-def explain(rule: str) -> None:
+def print_page(rule: str) -> None:
     """Print a rule's page; raises BadInput if there is no such rule."""
     known = {item.id: item for item in RULES}
     if rule not in known:
@@ -102,13 +72,12 @@ def explain(rule: str) -> None:
     sys.stdout.write(known[rule].text())
 
 
-def _selection(settings: Settings, wanted: Wanted) -> RuleSelection:
-    own = settings.lint
+def _selection(own: LintSettings, options: LintOptions) -> RuleSelection:
     known = [rule.id for rule in RULES]
     modules = dict(own.per_module_ignores)
     RuleSelection(own.select, own.ignore, modules).check(known, f"[{TABLE}.lint]")
-    chosen = _split(wanted.select)
-    ignored = _split(wanted.ignore)
+    chosen = _split(options.select)
+    ignored = _split(options.ignore)
     RuleSelection(chosen, ignored).check(known, "the command line")
     # As with ruff: --select starts anew, --ignore adds.
     return RuleSelection(
@@ -120,27 +89,24 @@ def _split(selectors: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(part.strip() for text in selectors for part in text.split(",") if part.strip())
 
 
-def _program(source: str, settings: Settings, plan: Path | None, ranges: Ranges | None) -> Program:
-    given = read_plan(plan) if plan else None
-    # Only one of them: a model as an ONNX file does not wait for torch.
-    name = "onnx_program" if source.endswith(".onnx") else "torch_program"
-    reader = import_module(f"mpcompile.lint.{name}")
+def _program(source: str, inputs: PlanInputs) -> Program:
+    # Only one of them is loaded: a model as an ONNX file does not wait for torch.
+    onnx = source.endswith(".onnx")
+    read = linter.onnx_program.read_program if onnx else linter.torch_program.read_program
+    settings = inputs.settings
     with warnings_on_one_line():
-        program: Program = reader.read_program(
-            source, settings.policy, given, ranges, settings.without
-        )
-    return program
+        return read(source, settings.policy, inputs.plan, inputs.ranges, settings.without)
 
 
-def _print(found: Compared, source: str, origin: str, wanted: Wanted) -> None:
-    people = sys.stderr if wanted.form != "text" or wanted.json_to == "-" else sys.stdout
+def _print(found: Compared, source: str, origin: str, options: LintOptions) -> None:
+    people = sys.stderr if options.format != "text" or options.json == "-" else sys.stdout
     place = origin or source
-    if wanted.form == "text":
-        _text(found.new, place, wanted.output, people)
+    if options.format == "text":
+        _text(found.new, place, options.output, people)
     else:
-        _write(_rendered(found, place, wanted.form, source), wanted.output)
+        _write(_rendered(found, place, options.format, source), options.output)
     people.write(f"{summary(found, source)}\n")
-    write_json(wanted.json_to, document(found, source))
+    write_json(options.json, document(found, source))
 
 
 def _text(findings: tuple[Finding, ...], place: str, output: Path | None, people: Any) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mpcompile.commands.load_program import transform_source
+from mpcompile.commands.load_program import load_program
+from mpcompile.commands.plan_inputs import PlanInputs
 from mpcompile.onnx.rewrite import prepare
 from mpcompile.onnx_graph.gate import read_model
 from mpcompile.onnx_graph.kernels import Target
@@ -15,7 +16,7 @@ from mpcompile.plan.plan import Plan
 from mpcompile.settings import Settings
 
 
-def plan_source(source: str, settings: Settings, console: Console) -> Plan:
+def load_plan(source: str, settings: Settings, console: Console) -> Plan:
     """Return the plan of a program, or of an ``.onnx`` file for any target.
 
     Raises:
@@ -25,4 +26,4 @@ def plan_source(source: str, settings: Settings, console: Console) -> Plan:
         wanted = settings.policy
         prepared = prepare(read_model(Path(source)), wanted, wanted.precision, Target.ANY)
         return decide(prepared.flow, wanted.precision)
-    return transform_source(source, settings, None, None, console).plan
+    return load_program(source, PlanInputs(settings), console).plan

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mpcompile.commands.load_program import transform_source
+from mpcompile.commands.load_program import load_program
+from mpcompile.commands.plan_inputs import PlanInputs
 from mpcompile.errors import BadInput
 from mpcompile.plan.plan import read_plan
-from mpcompile.plan.ranges import Ranges
-from mpcompile.settings import Settings
 from mpcompile.show.of_onnx import view_of_onnx
 from mpcompile.show.of_plan import view_of_plan
 from mpcompile.show.of_step import view_of
@@ -37,26 +36,22 @@ def is_program(source: str) -> bool:
     return not (source.endswith((".onnx", ".json")) or Path(source).is_dir())
 
 
-def open_source(
-    source: str, settings: Settings, plan: Path | None, ranges: Ranges | None, console: Console
-) -> Opened:
+def load_view(source: str, inputs: PlanInputs, console: Console) -> Opened:
     """Return the rows of a source; only a program is executed.
 
     Args:
         source: ``model.py``, ``package.module:name``, an ``.onnx`` file, a ``plan.json``, a
             ``view.json`` or a folder that `mpcompile model.py` has written.
-        settings: for a program.
-        plan: for a program.
-        ranges: for a program.
+        inputs: how a program is planned; of anything else only the settings.
         console: where warnings and progress are shown.
 
     Raises:
         BadInput: it is none of these, or a plan or ranges were given for what is no program.
     """
     if is_program(source):
-        made = transform_source(source, settings, plan, ranges, console)
+        made = load_program(source, inputs, console)
         return Opened(view_of(made, source), made)
-    if plan is not None or ranges is not None:
+    if inputs.plan_file is not None or inputs.ranges is not None:
         raise BadInput(f"{source} is shown as it is", "", "leave out --plan and --ranges")
     path = Path(source)
     if source.endswith(".onnx"):

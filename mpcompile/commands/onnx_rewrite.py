@@ -1,4 +1,4 @@
-"""``mpcompile model.onnx`` and ``mpcompile calibrate model.onnx``."""
+"""``mpcompile model.onnx``: rewrite a model in mixed precision, and compare it with itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import onnx_ir as ir
 from rich.console import Console
@@ -15,80 +15,49 @@ from rich.markup import escape
 from rich.table import Table
 
 from mpcompile.artifacts import check_file, write_file, write_json
-from mpcompile.commands.warnings import warnings_on_one_line
+from mpcompile.commands.plan_inputs import PlanInputs
+from mpcompile.commands.terminal import open_terminal, warnings_on_one_line
 from mpcompile.errors import BadInput, CheckFailed, printable
 from mpcompile.onnx.batches import read_batches
 from mpcompile.onnx.comparison import Comparison, compare
-from mpcompile.onnx.measure import calibrate as measure
 from mpcompile.onnx.rewrite import Rewritten
 from mpcompile.onnx.rewrite import rewrite as rewrite_model
 from mpcompile.onnx.sessions import Array, fault_of, input_types
 from mpcompile.onnx_graph.gate import EXTERNAL_ABOVE, read_model, write_model
 from mpcompile.onnx_graph.kernels import Target
-from mpcompile.plan.plan import read_plan
-from mpcompile.plan.ranges import Ranges
-from mpcompile.settings import find_settings
+from mpcompile.options import TransformOptions
+from mpcompile.options.transform import OnnxFlags
 
 _BATCHES = 8
 
 
-class OnnxFlags(Protocol):
-    """What the command line gives, see `mpcompile.cli.transform.OnnxFlags`."""
-
-    @property
-    def data(self) -> Path | None:
-        """The file of inputs."""
-
-    @property
-    def target(self) -> str:
-        """Where the model shall run."""
-
-    @property
-    def free_io(self) -> bool:
-        """Whether inputs and outputs may change their dtypes."""
-
-    @property
-    def tolerance(self) -> float | None:
-        """The largest error."""
-
-
-def rewrite(
-    source: Path,
-    output: Path | None,
-    flags: dict[str, Any],
-    plan: Path | None,
-    ranges: Ranges | None,
-    onnx: OnnxFlags,
-    force: bool,
-    json_to: str | None,
-) -> None:
+def rewrite(source: Path, options: TransformOptions, inputs: PlanInputs) -> None:
     """Rewrite a model, compare it with the original, and write it with its plan beside it.
 
     Raises:
         BadInput: the file is no valid model, or an argument is wrong.
         CheckFailed: an output is further from the original's than the tolerance.
     """
-    console = Console(stderr=json_to == "-", highlight=False)
+    console = open_terminal(options.json)
+    onnx, settings = options.onnx, inputs.settings
     if onnx.tolerance is not None and not onnx.tolerance >= 0:
         raise BadInput(f"--tolerance is {onnx.tolerance:g}", "", "give 0 or more")
-    if {"loss_scale", "without"} & flags.keys():
+    if {"loss_scale", "without"} & options.flags.given().keys():
         what = "a model that is not trained has no loss scale, and no pass to leave out"
         raise BadInput(what, str(source), "leave out --loss-scale and --without")
-    settings = find_settings(Path.cwd()).over(flags)
-    file = output or source.with_name(f"{source.stem}.{settings.precision}.onnx")
+    file = options.output or source.with_name(f"{source.stem}.{settings.precision}.onnx")
     plan_file = file.with_name(f"{file.stem}.plan.json")
     if os.path.realpath(file) == os.path.realpath(source):  # resolve() fails on links in a circle
         raise BadInput(f"{file} is what is read", "", "choose another --output")
     for path in (file, plan_file):
-        check_file(path, force)
-    given = read_plan(plan) if plan else None
-    original = read_model(source)
+        check_file(path, options.force)
+    plan, original = inputs.plan, read_model(source)
     with console.status("rewriting"), warnings_on_one_line():
         rewritten = rewrite_model(
             original,
             settings.policy,
-            plan=given,
-            ranges=ranges,
+            plan=plan,
+            ranges=inputs.ranges,
             target=Target(onnx.target),
             keep_io=not onnx.free_io,
         )
@@ -108,43 +77,10 @@ def rewrite(
         )
     # Weights that came in a file of their own leave in one: never all in memory at once.
     apart = _weights(original) > source.stat().st_size
-    written = write_model(rewritten.model, file, force, 0 if apart else EXTERNAL_ABOVE)
-    write_file(plan_file, rewritten.plan.to_json() + "\n", force)
+    written = write_model(rewritten.model, file, options.force, 0 if apart else EXTERNAL_ABOVE)
+    write_file(plan_file, rewritten.plan.to_json() + "\n", options.force)
     console.print(f"wrote {', '.join(map(str, [*written, plan_file]))}", markup=False)
-    write_json(json_to, _document(source, file, rewritten, found, why_not))
-
-
-def calibrate(
-    source: Path,
-    output: Path | None,
-    data: Path | None,
-    batches: int,
-    force: bool,
-    json_to: str | None,
-) -> None:
-    """Measure what a model's tensors hold on the batches of a file."""
-    console = Console(stderr=json_to == "-", highlight=False)
-    if batches < 1:
-        raise BadInput(f"--batches is {batches}", "", "give at least 1")
-    if data is None:
-        raise BadInput("there is no data to measure on", str(source), "give --data FILE.npz")
-    file = output or source.with_name(f"{source.stem}.ranges.json")
-    check_file(file, force)
-    model = read_model(source)
-    with console.status("measuring"):
-        found = measure(model, islice(read_batches(data, input_types(model)), batches))
-    write_file(file, found.to_json() + "\n", force)
-    console.print(f"measured {len(found.values)} tensors on {found.batches} batches", markup=False)
-    console.print(f"wrote {file}", markup=False)
-    write_json(
-        json_to,
-        {
-            "source": str(source),
-            "output": str(file),
-            "batches": found.batches,
-            "tensors": len(found.values),
-        },
-    )
+    write_json(options.json, _document(source, file, rewritten, found, why_not))
 
 
 def _compared(

@@ -5,41 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Literal
-
-from rich.console import Console
 
 from mpcompile.artifacts import check_file, write_json
-from mpcompile.commands.progress import train
+from mpcompile.commands.terminal import open_terminal
+from mpcompile.commands.training.progress import train
 from mpcompile.errors import BadInput
 from mpcompile.onnx.batches import read_batches
 from mpcompile.onnx.device_memory import Array, dtype_of
 from mpcompile.onnx.train_step import OrtTrainStep
+from mpcompile.options import RunOptions
 
 
-def run(
-    source: Path,
-    data: Path | None,
-    steps: int,
-    device: Literal["cpu", "cuda"],
-    output: Path | None,
-    force: bool,
-    json_to: str | None,
-) -> None:
+def run(source: Path, options: RunOptions) -> None:
     """Train a step on the batches of a file, an epoch after another.
 
     Args:
         source: ``train.onnx``; its description and state lie beside it and are left as they are.
-        data: a ``.npz`` file, see `mpcompile.onnx.batches.read_batches`.
-        steps: how many.
-        device: where.
-        output: a ``.safetensors`` file for the final state.
-        force: whether that file may be replaced.
-        json_to: see `mpcompile.artifacts.write_json`.
+        options: the data are a ``.npz`` file, see `mpcompile.onnx.batches.read_batches`; the output
+            is a ``.safetensors`` file for the final state.
 
     Raises:
         BadInput: a file is none of these, or an argument is wrong.
     """
+    steps, onnx = options.steps, options.onnx
+    data, output = onnx.data, onnx.output
     if steps < 1:
         raise BadInput(f"--steps is {steps}", "", "give at least 1")
     if data is None:
@@ -47,9 +36,9 @@ def run(
     if output is not None:
         if output.suffix != ".safetensors":  # with --force it could be the step itself
             raise BadInput(f"{output} is no name for a state", "", "let it end in .safetensors")
-        check_file(output, force)
-    console = Console(stderr=json_to == "-", highlight=False)
-    step = OrtTrainStep(source, device=device)
+        check_file(output, onnx.force)
+    console = open_terminal(options.json)
+    step = OrtTrainStep(source, device=onnx.device)
     losses, seconds = train(step, _batches(step, data, steps), steps, console)
     typical = 1000 * median(seconds[1:] or seconds)
     console.print(
@@ -61,7 +50,7 @@ def run(
         console.print(f"wrote {output}", markup=False)
     document = {
         "source": str(source),
-        "device": device,
+        "device": onnx.device,
         "steps": len(losses),
         "taken": step.taken,
         "skipped": step.skipped,
@@ -70,7 +59,7 @@ def run(
         "output": None if output is None else str(output),
         "losses": losses,
     }
-    write_json(json_to, document)
+    write_json(options.json, document)
 
 
 def _batches(step: OrtTrainStep, data: Path, steps: int) -> Iterator[list[Array]]:

@@ -3,140 +3,110 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors.torch import save
 
 from mpcompile import __version__
 from mpcompile.artifacts import check_file, write_file, write_json
-from mpcompile.commands.load_program import transform_source
-from mpcompile.errors import BadInput, CheckFailed, did_you_mean, printable
+from mpcompile.commands.load_program import load_program
+from mpcompile.commands.plan_inputs import PlanInputs
+from mpcompile.commands.terminal import open_terminal, say
+from mpcompile.errors import BadInput, CheckFailed, did_you_mean
 from mpcompile.numerics.lockstep import Moment, moment
 from mpcompile.numerics.node_errors import NodeError, check, first_failure
 from mpcompile.numerics.nonfinite import first_nonfinite
 from mpcompile.numerics.warm_up import settled_step
-from mpcompile.plan.ranges import Ranges
+from mpcompile.options import ReduceOptions
 from mpcompile.program.stack_lines import relative
 from mpcompile.program.workload import epochs, source_name
-from mpcompile.search.reduce import Reduced, failing_node, reduce
+from mpcompile.search.reduce import Reduced, failing_node
+from mpcompile.search.reduce import reduce as smallest_failing_part
 from mpcompile.search.reduced_program import program
-from mpcompile.settings import find_settings
 from mpcompile.train.train_step import TrainStep
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What is looked for, and where the script goes.
-
-    Attributes:
-        node: a node of the step; None: the first that fails.
-        tolerance: the error that a node may have.
-        steps: training steps before that.
-        batches: how many batches to look at, at most.
-        output: the script; None: ``NAME.reduced.py``.
-        force: whether files that are there may be replaced.
-        json_to: where the JSON document goes.
-    """
-
-    node: str | None
-    tolerance: float
-    steps: int
-    batches: int
-    output: Path | None
-    force: bool
-    json_to: str | None
-
-
-def reduce_source(
-    source: str, flags: dict[str, Any], plan: Path | None, ranges: Ranges | None, wanted: Wanted
-) -> None:
+def reduce(source: str, options: ReduceOptions, inputs: PlanInputs) -> None:
     """Write the smallest part of a program's step that fails, as a script.
 
     Args:
         source: a file or ``package.module:name``.
-        flags: settings given on the command line.
-        plan: a plan.json.
-        ranges: what was measured.
-        wanted: what is looked for.
+        options: which failure, and where the script goes.
+        inputs: how it is planned.
 
     Raises:
         BadInput, CannotCapture: the program or an argument is wrong.
         CheckFailed: the program is not finite in FP64 either.
     """
-    _check(wanted)
-    output = wanted.output or Path(f"{source_name(source)}.reduced.py")
+    _check(options)
+    output = options.output or Path(f"{source_name(source)}.reduced.py")
     data = output.with_suffix(".safetensors")
     for file in (output, data):
-        check_file(file, wanted.force)
-    console = Console(stderr=wanted.json_to == "-", highlight=False, markup=False, soft_wrap=True)
-    settings = find_settings(Path.cwd()).over(flags)
-    transformed = transform_source(source, settings, plan, ranges, console)
+        check_file(file, options.force)
+    console = open_terminal(options.json)
+    transformed = load_program(source, inputs, console)
     workload = transformed.workload
-    given = list(islice(epochs(workload), wanted.steps + wanted.batches))
+    given = list(islice(epochs(workload), options.steps + options.batches))
     with console.status("training"):
-        step, trouble = settled_step(transformed, given, wanted.steps)
+        step, trouble = settled_step(transformed, given, options.steps)
     if trouble:
-        console.print(trouble)
+        say(console, trouble)
     with console.status("comparing with FP64"):
-        found = _failure(step, given[wanted.steps :], wanted, workload.origin)
+        found = _failure(step, given[options.steps :], options, workload.origin)
     if found is None:
-        what = f"{wanted.node} does not fail" if wanted.node else "nothing fails"
-        console.print(printable(f"{what} in {_counted(wanted.batches, 'batch', 'batches')}"))
-        write_json(wanted.json_to, {"source": source, "failure": None})
+        what = f"{options.node} does not fail" if options.node else "nothing fails"
+        say(console, f"{what} in {_counted(options.batches, 'batch', 'batches')}")
+        write_json(options.json, {"source": source, "failure": None})
         return
     now, row = found
     with console.status("reducing"):
-        reduced = reduce(now, row.id, wanted.tolerance)
+        reduced = smallest_failing_part(now, row.id, options.tolerance)
     lines = _about(row, reduced)
-    head = [f"program: {source}", *lines, _made(flags, step)]
+    head = [f"program: {source}", *lines, _made(options, step)]
     written = program(reduced, head, data.name)
     if written.tensors:
-        write_file(data, save(written.tensors), wanted.force)
-    write_file(output, written.text, wanted.force)
+        write_file(data, save(written.tensors), options.force)
+    write_file(output, written.text, options.force)
     files = f"{output}{f' and {data.name}' if written.tensors else ''}"
     for line in [*lines, f"wrote {files}; `python {output}` exits with 1 while it fails"]:
-        console.print(printable(line))
+        say(console, line)
     document = _document(row, reduced)
     beside = str(data) if written.tensors else None
-    write_json(
-        wanted.json_to, {"source": source, "output": str(output), "data": beside, **document}
-    )
+    write_json(options.json, {"source": source, "output": str(output), "data": beside, **document})
 
 
-def _check(wanted: Wanted) -> None:
-    if wanted.steps < 0 or wanted.batches < 1:
-        what = f"--steps is {wanted.steps}, --batches is {wanted.batches}"
+def _check(options: ReduceOptions) -> None:
+    if options.steps < 0 or options.batches < 1:
+        what = f"--steps is {options.steps}, --batches is {options.batches}"
         raise BadInput(what, "", "give at least 0 and at least 1")
-    if not (wanted.tolerance > 0 and isfinite(wanted.tolerance)):
-        raise BadInput(f"--tolerance is {wanted.tolerance}", "", "give a number over 0")
-    if wanted.output is not None and wanted.output.suffix != ".py":
-        raise BadInput(f"{wanted.output} is no .py file", "", "give -o a name that ends in .py")
+    if not (options.tolerance > 0 and isfinite(options.tolerance)):
+        raise BadInput(f"--tolerance is {options.tolerance}", "", "give a number over 0")
+    if options.output is not None and options.output.suffix != ".py":
+        raise BadInput(f"{options.output} is no .py file", "", "give -o a name that ends in .py")
 
 
 def _failure(
-    step: TrainStep, batches: Sequence[Sequence[Any]], wanted: Wanted, origin: str
+    step: TrainStep, batches: Sequence[Sequence[Any]], options: ReduceOptions, origin: str
 ) -> tuple[Moment, NodeError] | None:
     """Return the first failing node of the first batch that has one, or that was asked for."""
     for batch in batches:
         rows = check(step, *batch)
         now = moment(step, *batch)
-        if wanted.node is not None:
-            row = _named(rows, wanted.node)
-            if row.fails(wanted.tolerance):
+        if options.node is not None:
+            row = _named(rows, options.node)
+            if row.fails(options.tolerance):
                 return now, row
             continue
-        found = first_failure(rows, wanted.tolerance)
+        found = first_failure(rows, options.tolerance)
         if found is None and _finite(step, batch):
             continue
         # What rounds to zero may only fail further on.
         cause = first_nonfinite(now) if found is None or found.vanished else None
-        first = failing_node(rows, cause, wanted.tolerance)
+        first = failing_node(rows, cause, options.tolerance)
         if first is not None:
             return now, first
         if cause is not None:
@@ -176,8 +146,8 @@ def _about(row: NodeError, reduced: Reduced) -> list[str]:
     ]
 
 
-def _made(flags: dict[str, Any], step: TrainStep) -> str:
-    given = "".join(f", {name} {value}" for name, value in flags.items())
+def _made(options: ReduceOptions, step: TrainStep) -> str:
+    given = "".join(f", {name} {value}" for name, value in options.flags.given().items())
     return (
         f"made: by mpcompile {__version__} with torch {torch.__version__}{given}, after "
         f"{step.taken} steps taken and {step.skipped} skipped, at a loss scale of "

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from mpcompile.artifacts import check_file, write_file, write_json
-from mpcompile.commands.load_view import is_program, open_source
-from mpcompile.commands.warnings import warnings_on_one_line
+from mpcompile.commands.load_view import is_program, load_view
+from mpcompile.commands.plan_inputs import PlanInputs
+from mpcompile.commands.terminal import open_terminal, warnings_on_one_line
 from mpcompile.numerics.run_log import read_run_log
 from mpcompile.onnx.rewrite import rewrite
 from mpcompile.onnx_graph.gate import read_model
+from mpcompile.options import ReportOptions
 from mpcompile.pipeline import transform
-from mpcompile.plan.plan import read_plan
 from mpcompile.plan.policy import FULL_PRECISION
-from mpcompile.plan.ranges import Ranges
-from mpcompile.settings import Settings, find_settings
 from mpcompile.show.html_report.check_file import read_check
 from mpcompile.show.html_report.document import ReportInput, document
 from mpcompile.show.html_report.page import render
@@ -29,85 +28,58 @@ from mpcompile.show.view import BEFORE, View, read_view
 from mpcompile.step.transformed import Choices
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Files of what was measured, each perhaps.
-
-    Attributes:
-        log: of a run, see `mpcompile.numerics.run_log`.
-        check: of a comparison, see `mpcompile.show.html_report.check_file`.
-    """
-
-    log: Path | None = None
-    check: Path | None = None
-
-
-def report(
-    source: str,
-    output: Path | None,
-    flags: dict[str, Any],
-    plan: Path | None,
-    ranges: Ranges | None,
-    measured: Measured,
-    force: bool,
-    json_to: str | None,
-) -> None:
+def report(source: str, options: ReportOptions, inputs: PlanInputs) -> None:
     """Write the report of a program, a model, a plan or an artifact folder.
 
     Args:
-        source: see `mpcompile.commands.load_view.open_source`.
-        output: the file; default: ``NAME.report.html`` in the working folder.
-        flags: settings given on the command line.
-        plan: a plan.json, for what is planned here.
-        ranges: what was measured; of what is planned here it decides, too.
-        measured: more to show.
-        force: replace the file.
-        json_to: where the document about what was written goes.
+        source: see `mpcompile.commands.load_view.load_view`.
+        options: what is shown besides, and where it goes.
+        inputs: how it is planned, if it is planned here; ranges are shown, too.
 
     Raises:
         BadInput: a file is not what it should be, or the report may not be written.
     """
-    console = Console(stderr=json_to == "-", highlight=False)
-    file = output or Path(f"{_name(source)}.report.html")
-    check_file(file, force)
-    check = read_check(measured.check) if measured.check else None
-    log = read_run_log(measured.log) if measured.log else ()
-    settings = find_settings(Path.cwd()).over(flags)
-    before, after = _both(source, settings, plan, ranges, console)
-    subject = ReportInput(after, before, ranges, check, log, quotes=is_program(source))
+    console = open_terminal(options.json)
+    file = options.output or Path(f"{_name(source)}.report.html")
+    check_file(file, options.force)
+    check = read_check(options.check) if options.check else None
+    log = read_run_log(options.log) if options.log else ()
+    before, after = _both(source, inputs, console)
+    subject = ReportInput(after, before, inputs.ranges, check, log, quotes=is_program(source))
     page = render(document(subject), source)
-    write_file(file, page, force)
+    write_file(file, page, options.force)
     size = len(page.encode())
     console.print(f"wrote {file} ({bytes_text(size)}); open it in a browser", markup=False)
-    write_json(json_to, _document(source, file, size, before, after))
+    write_json(options.json, _document(source, file, size, before, after))
 
 
-def _both(
-    source: str, settings: Settings, plan: Path | None, ranges: Ranges | None, console: Console
-) -> tuple[View | None, View]:
+def _both(source: str, inputs: PlanInputs, console: Console) -> tuple[View | None, View]:
     """Return the graph before, if it is known, and after."""
     if is_program(source):
-        opened = open_source(source, settings, plan, ranges, console)
+        opened = load_view(source, inputs, console)
         assert opened.made is not None
         with console.status("transforming to FP32"):
             plain = transform(opened.made.workload, Choices(policy=FULL_PRECISION))
         return view_of(plain, source), opened.view
     # A model that we have rewritten says so at its nodes; then it is what there is to see.
     if source.endswith(".onnx"):
-        shown = open_source(source, settings, None, None, console).view
+        shown = load_view(source, PlanInputs(inputs.settings), console).view
         if not any(node.reason for node in shown.nodes):
-            return shown, _rewritten(source, settings, plan, ranges, console)
-    after = open_source(source, settings, plan, None, console).view
+            return shown, _rewritten(source, inputs, console)
+    after = load_view(source, replace(inputs, ranges=None), console).view
     before = Path(source) / BEFORE
     return (read_view(before) if before.is_file() else None), after
 
 
-def _rewritten(
-    source: str, settings: Settings, plan: Path | None, ranges: Ranges | None, console: Console
-) -> View:
-    given = read_plan(plan) if plan else None
+def _rewritten(source: str, inputs: PlanInputs, console: Console) -> View:
+    plan = inputs.plan
     with console.status("rewriting"), warnings_on_one_line():
-        made = rewrite(read_model(Path(source)), settings.policy, plan=given, ranges=ranges)
+        made = rewrite(
+            read_model(Path(source)),
+            inputs.settings.policy,
+            plan=plan,
+            ranges=inputs.ranges,
+        )
     return view_of_model(made.model, source)
 
 

@@ -3,110 +3,78 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from statistics import median
-from typing import Any
 
 from rich.console import Console
 
 from mpcompile.artifacts import write_json
-from mpcompile.commands.load_program import transform_source
-from mpcompile.commands.progress import train
-from mpcompile.commands.saved_run import SavedRun, Saving, check_saving, cut_log
+from mpcompile.commands.load_program import load_program
+from mpcompile.commands.plan_inputs import PlanInputs
+from mpcompile.commands.terminal import open_terminal
+from mpcompile.commands.training.progress import train
+from mpcompile.commands.training.saved_run import SavedRun, check_saving, cut_log
 from mpcompile.errors import BadInput
-from mpcompile.lower.lower import Lowering
+from mpcompile.lower.lower import Backend, Lowering
 from mpcompile.numerics.event_files import event_files
 from mpcompile.numerics.watch import Watch
+from mpcompile.options import RunOptions
 from mpcompile.pipeline import to_step
-from mpcompile.plan.ranges import Ranges
-from mpcompile.settings import find_settings
 from mpcompile.step.loop import Loop
 from mpcompile.step.processes import is_first
 from mpcompile.step.transformed import Transformed
 from mpcompile.train.launched import launched
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
-    """Where a run is told of; only the first of many processes tells.
-
-    Attributes:
-        log: a file for a line a step, see `mpcompile.numerics.run_log`; it must not be there
-            unless the run is resumed, and then goes on.
-        tensorboard: a folder for the same as scalars.
-        json_to: where the document at the end goes.
-    """
-
-    log: Path | None = None
-    tensorboard: Path | None = None
-    json_to: str | None = None
-
-
-def run(
-    source: str,
-    steps: int,
-    flags: dict[str, Any],
-    plan: Path | None,
-    ranges: Ranges | None,
-    saving: Saving,
-    told: Told,
-    *,
-    shard: bool,
-    reduce: str,
-) -> int:
+def run(source: str, options: RunOptions, inputs: PlanInputs) -> int:
     """Train; a run that was stopped by a signal returns 128 and its number, any other 0.
 
     Started by torchrun, all processes train together, each on batches of its own.
 
     Args:
         source: the program.
-        steps: how many.
-        flags: settings given on the command line.
-        plan: a plan.json.
-        ranges: what was measured.
-        saving: where and when it is saved.
-        told: where it is told of.
-        shard: of many processes, see `mpcompile.data_parallel`.
-        reduce: too.
+        options: how it is trained; the log is described in `mpcompile.numerics.run_log`, and must
+            not be there unless the run is resumed; for many processes see
+            `mpcompile.data_parallel`.
+        inputs: how it is planned.
     """
-    if steps < 1:
-        raise BadInput(f"--steps is {steps}", "", "give at least 1")
-    check_saving(saving, told.log)
-    with launched(shard=shard, reduce=reduce) as parallel:
+    if options.steps < 1:
+        raise BadInput(f"--steps is {options.steps}", "", "give at least 1")
+    check_saving(options.checkpoints, options.log)
+    processes = options.processes
+    with launched(shard=processes.shard, reduce=processes.reduce) as parallel:
         first = is_first(parallel)
-        told = told if first else Told()
-        console = Console(stderr=told.json_to == "-", highlight=False, quiet=not first)
-        settings = find_settings(Path.cwd()).over(flags)
+        if not first:  # only one of many processes tells of the run
+            options = replace(options, log=None, tensorboard=None, json=None)
+        console = open_terminal(options.json, quiet=not first)
         loop = Loop(parallel=parallel)
-        transformed = transform_source(source, settings, plan, ranges, console, loop)
+        transformed = load_program(source, inputs, console, loop)
         if transformed.workload.data is None:
             origin = transformed.workload.origin
             raise BadInput("the workload has no data", origin, "give data=, an iterable of batches")
-        return _trained(source, transformed, settings.backend, steps, saving, told, console)
+        backend = options.backend or inputs.settings.backend
+        return _trained(source, transformed, backend, options, console)
 
 
 def _trained(
     source: str,
     transformed: Transformed,
-    backend: Any,
-    steps: int,
-    saving: Saving,
-    told: Told,
+    backend: Backend | None,
+    options: RunOptions,
     console: Console,
 ) -> int:
     step = to_step(transformed, Lowering(backend=backend))
-    saved = SavedRun(step, transformed.workload, saving, console)
+    saved = SavedRun(step, transformed.workload, options.checkpoints, console)
     first = saved.done
-    log, tensorboard = told.log, told.tensorboard
+    log, tensorboard = options.log, options.tensorboard
     if log is not None:
         cut_log(log, first)
     with ExitStack() as files:
         lines = files.enter_context(log.open("a", encoding="utf-8")) if log else None
         scalars = files.enter_context(event_files(tensorboard, first)) if tensorboard else None
         watch = Watch(step, console, lines, scalars)
-        left = max(0, steps - first)
-        losses, seconds = train(step, saved.batches(steps), left, console, watch)
+        left = max(0, options.steps - first)
+        losses, seconds = train(step, saved.batches(options.steps), left, console, watch)
     typical = 1000 * median(seconds[1:] or seconds or [0.0])
     document = {
         "source": source,
@@ -126,7 +94,7 @@ def _trained(
         f"{len(losses)} steps: {change}"
         f"loss scale {step.loss_scale:g}, {step.skipped} skipped, {typical:.1f} ms a step"
     )
-    write_json(told.json_to, document)
+    write_json(options.json, document)
     if saved.stopped is None:
         return 0
     console.print(f"{saved.stopped.name} after step {saved.done}: saved, go on with --resume")

@@ -1,42 +1,35 @@
-"""What the commands do, once torch is loaded."""
+"""``mpcompile model.py``: transform a program, print the summary, write the artifacts."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
 
 from mpcompile.artifacts import check_free, write_folder, write_json
-from mpcompile.commands.load_program import transform_source
+from mpcompile.commands.load_program import load_program
+from mpcompile.commands.plan_inputs import PlanInputs
+from mpcompile.commands.terminal import open_terminal
+from mpcompile.options import TransformOptions
 from mpcompile.pipeline import transform as transform_workload
 from mpcompile.plan.policy import FULL_PRECISION
-from mpcompile.plan.ranges import Ranges
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.workload import source_name
-from mpcompile.settings import find_settings
 from mpcompile.show.of_step import view_of
 from mpcompile.show.summary import print_summary, summarize
 from mpcompile.show.view import BEFORE, PLAN, VIEW
 from mpcompile.step.transformed import Choices, Transformed
 
 
-def transform(
-    source: str,
-    output: Path | None,
-    flags: dict[str, Any],
-    plan: Path | None,
-    ranges: Ranges | None,
-    force: bool,
-    json_to: str | None,
-) -> None:
-    """``mpcompile model.py``: transform, print the summary, write the artifacts."""
-    console = Console(stderr=json_to == "-", highlight=False)
-    folder = output or Path(f"{source_name(source)}.mp")
-    check_free(folder, force)
-    settings = find_settings(Path.cwd()).over(flags)
-    mixed = transform_source(source, settings, plan, ranges, console)
+def transform(source: str, options: TransformOptions, inputs: PlanInputs) -> None:
+    """Transform, print the summary, write the artifacts.
+
+    Raises:
+        BadInput, CannotCapture: the program or an argument is wrong.
+    """
+    console = open_terminal(options.json)
+    folder = options.output or Path(f"{source_name(source)}.mp")
+    check_free(folder, options.force)
+    mixed = load_program(source, inputs, console)
     with console.status("transforming"):
         plain = transform_workload(mixed.workload, Choices(policy=FULL_PRECISION))
         summary = summarize(mixed, plain)
@@ -51,11 +44,12 @@ def transform(
     }
     if mixed.step is not None:
         files["step.txt"] = f"{mixed.step}\n"
-    write_folder(folder, files, force)
-    how = f"by {plan}" if plan else f"level {mixed.choices.policy.level.value}"
+    write_folder(folder, files, options.force)
+    by_plan = options.flags.plan
+    how = f"by {by_plan}" if by_plan else f"level {mixed.choices.policy.level.value}"
     print_summary(summary, f"{source} in {mixed.plan.precision.name.lower()}, {how}", console)
     console.print(f"wrote {folder}/: {', '.join(files)}")
-    write_json(json_to, {"source": source, "output": str(folder), **summary.to_dict()})
+    write_json(options.json, {"source": source, "output": str(folder), **summary.to_dict()})
 
 
 def _decisions(mixed: Transformed) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
 from pathlib import Path
@@ -16,176 +14,150 @@ from rich.console import Console
 from rich.text import Text
 
 from mpcompile.artifacts import check_file, write_file, write_json
-from mpcompile.commands.warnings import warnings_on_one_line
-from mpcompile.errors import BadInput, printable
+from mpcompile.commands.plan_inputs import PlanInputs
+from mpcompile.commands.terminal import open_terminal, say, warnings_on_one_line
+from mpcompile.errors import BadInput, from_here, printable
+from mpcompile.options import TuneOptions
 from mpcompile.plan.dataflow import Where
-from mpcompile.plan.ranges import Ranges
 from mpcompile.program.random_state import seed_all
 from mpcompile.program.workload import Workload, epochs, load, load_function, source_name
 from mpcompile.search.judges import Judge, ScoreJudge, ToleranceJudge
 from mpcompile.search.trial_log import TrialLog
 from mpcompile.search.tune import (
     SEED,
-    Asked,
     Candidates,
+    Search,
     Tuned,
-    asked_in_words,
     candidates,
     score_in_full_precision,
-    tune,
+    search_in_words,
 )
-from mpcompile.settings import Settings, find_settings
+from mpcompile.search.tune import tune as search_for
+from mpcompile.settings import Settings
 from mpcompile.show.summary import numbers_table
 
 _TOLERANCE = 0.25
 _LOSS_OF_SCORE = 0.01
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What the command line asks for.
-
-    Attributes:
-        tolerance: of loss and gradients, or the part of FP32's score that may be lost; None: the
-            default.
-        function: the user's own, as ``file.py:name`` or ``module:name``.
-        score: what it has to return; None: what FP32 scores, less the tolerance.
-        steps: training steps before measuring.
-        batches: how many are measured.
-        output: the file of overrides.
-        resume: whether to take up the trials beside it.
-        force: whether to replace files.
-        json_to: where the document goes.
-    """
-
-    tolerance: float | None
-    function: str | None
-    score: float | None
-    steps: int
-    batches: int
-    output: Path | None
-    resume: bool
-    force: bool
-    json_to: str | None
-
-
-def tune_source(
-    source: str,
-    flags: dict[str, Any],
-    ranges: Ranges | None,
-    flag_words: tuple[str, ...],
-    wanted: Wanted,
-) -> None:
+def tune(source: str, options: TuneOptions, inputs: PlanInputs) -> None:
     """Search, print what was found, and write it as overrides.
 
     Args:
         source: a program.
-        flags: settings given on the command line.
-        ranges: what was measured.
-        flag_words: the same and the ranges, as they were typed.
-        wanted: what is searched.
+        options: what has to hold, and how it is measured.
+        inputs: how it is planned where nothing is returned; there is no plan among them.
 
     Raises:
         BadInput: an argument is wrong.
         CheckFailed: it does not hold in FP32 either.
     """
-    _check(source, wanted)
-    console = Console(stderr=wanted.json_to == "-", highlight=False)
-    output = wanted.output or Path(f"{source_name(source)}.tune.toml")
+    _check(source, options)
+    console = open_terminal(options.json)
+    output = options.output or Path(f"{source_name(source)}.tune.toml")
     trials = output.with_suffix(".jsonl")
-    check_file(output, wanted.force)
-    check_file(trials, wanted.force or wanted.resume)
-    settings = find_settings(Path.cwd()).over(flags)
+    check_file(output, options.force)
+    check_file(trials, options.force or options.resume)
+    settings = inputs.settings
     # A program that does not seed its weights starts from the same ones all the same.
     seed_all(SEED)
     workload = load(source)
-    asked = _asked(workload, settings, ranges, wanted)
+    search = _search(workload, options, inputs)
     with console.status("planning"), warnings_on_one_line():
-        found = candidates(workload, asked)
-    function = load_function(wanted.function) if wanted.function else None
-    words = asked_in_words(workload, asked, found, _judge_in_words(wanted))
-    log = (TrialLog.resume if wanted.resume else TrialLog.begin)(trials, words)
+        found = candidates(workload, search)
+    function = load_function(options.eval) if options.eval else None
+    words = search_in_words(workload, search, found, _judge_in_words(options))
+    log = (TrialLog.resume if options.resume else TrialLog.begin)(trials, words)
     known = len(log.trials)
     if known:
         console.print(f"took up {known} trials of {trials}", markup=False)
 
-    def say(sentence: str) -> None:
-        console.print(printable(sentence), markup=False, soft_wrap=True)
+    def tell(sentence: str) -> None:
+        say(console, sentence)
 
     try:
         with console.status("searching"):
-            judge = _judge(workload, asked, settings, log, function, wanted)
-            tuned = tune(workload, asked, found, judge, log, say)
+            judge = _judge(workload, search, settings, log, function, options)
+            tuned = search_for(workload, search, found, judge, log, tell)
     except KeyboardInterrupt:
-        say(f"what was tried stands in {trials}; --resume goes on from there")
+        tell(f"what was tried stands in {trials}; --resume goes on from there")
         raise
     names = [f"node:{item.op}" for item in tuned.returned]
     again = shlex.join(
-        ["mpcompile", "run", source, *flag_words, *(word for n in names for word in ("--full", n))]
+        [
+            "mpcompile",
+            "run",
+            source,
+            *options.flags.words(),
+            *(word for n in names for word in ("--full", n)),
+        ]
     )
-    write_file(output, toml_text(source, tuned), force=wanted.force)
+    write_file(output, toml_text(source, tuned), force=options.force)
     _print(tuned, found, output, again, console)
-    write_json(wanted.json_to, _document(source, output, tuned, found, again))
+    write_json(options.json, _document(source, output, tuned, found, again))
 
 
-def _check(source: str, wanted: Wanted) -> None:
+def _check(source: str, options: TuneOptions) -> None:
     if source.endswith(".onnx"):
         raise BadInput(f"{source} is an .onnx file", "", "give a program: tune trains it")
-    for name, value, least in (("steps", wanted.steps, 0), ("batches", wanted.batches, 1)):
+    for name, value, least in (("steps", options.steps, 0), ("batches", options.batches, 1)):
         if value < least:
             raise BadInput(f"--{name} is {value}", "", f"give at least {least}")
-    if wanted.tolerance is not None and not (
-        isfinite(wanted.tolerance) and wanted.tolerance >= 0.0
+    if options.tolerance is not None and not (
+        isfinite(options.tolerance) and options.tolerance >= 0.0
     ):
-        raise BadInput(f"--tolerance is {wanted.tolerance}", "", "give a number from 0 upward")
-    if wanted.score is not None and wanted.function is None:
+        raise BadInput(f"--tolerance is {options.tolerance}", "", "give a number from 0 upward")
+    if options.score is not None and options.eval is None:
         raise BadInput("--score needs a function that scores", "", "give --eval file.py:function")
-    if wanted.score is not None and wanted.tolerance is not None:
+    if options.score is not None and options.tolerance is not None:
         raise BadInput(
             "--score and --tolerance both say what the score must be", "", "leave out one of them"
         )
 
 
-def _asked(workload: Workload, settings: Settings, ranges: Ranges | None, wanted: Wanted) -> Asked:
+def _search(workload: Workload, options: TuneOptions, inputs: PlanInputs) -> Search:
     data = workload.data
-    if wanted.function and data is not None and iter(data) is data:
+    if options.eval and data is not None and iter(data) is data:
         raise BadInput(
             "the workload's data can be read once only, and each trial reads it",
             workload.origin,
             "give data= a list, or an object that begins anew in each loop",
         )
-    given = tuple(islice(epochs(workload), wanted.steps + wanted.batches))
-    return Asked(settings.policy, settings.scale, ranges, settings.without, given, wanted.steps)
+    given = tuple(islice(epochs(workload), options.steps + options.batches))
+    settings = inputs.settings
+    return Search(
+        settings.policy, settings.scale, inputs.ranges, settings.without, given, options.steps
+    )
 
 
-def _judge_in_words(wanted: Wanted) -> str:
-    if wanted.function is None:
-        return f"--tolerance {_tolerance(wanted):g}"
-    if wanted.score is not None:
-        return f"--eval {wanted.function} --score {wanted.score:g}"
-    return f"--eval {wanted.function} --tolerance {_tolerance(wanted):g}"
+def _judge_in_words(options: TuneOptions) -> str:
+    if options.eval is None:
+        return f"--tolerance {_tolerance(options):g}"
+    if options.score is not None:
+        return f"--eval {options.eval} --score {options.score:g}"
+    return f"--eval {options.eval} --tolerance {_tolerance(options):g}"
 
 
-def _tolerance(wanted: Wanted) -> float:
-    if wanted.tolerance is not None:
-        return wanted.tolerance
-    return _LOSS_OF_SCORE if wanted.function else _TOLERANCE
+def _tolerance(options: TuneOptions) -> float:
+    if options.tolerance is not None:
+        return options.tolerance
+    return _LOSS_OF_SCORE if options.eval else _TOLERANCE
 
 
 def _judge(
     workload: Workload,
-    asked: Asked,
+    search: Search,
     settings: Settings,
     log: TrialLog,
     function: Callable[..., Any] | None,
-    wanted: Wanted,
+    options: TuneOptions,
 ) -> Judge:
     if function is None:
-        return ToleranceJudge(_tolerance(wanted), asked.batches, asked.steps)
-    if wanted.score is not None:
-        return ScoreJudge(function, wanted.score, settings.backend)
-    reference = score_in_full_precision(workload, asked, function, settings.backend, log)
-    return ScoreJudge(function, reference - _tolerance(wanted) * abs(reference), settings.backend)
+        return ToleranceJudge(_tolerance(options), search.batches, search.steps)
+    if options.score is not None:
+        return ScoreJudge(function, options.score, settings.backend)
+    reference = score_in_full_precision(workload, search, function, settings.backend, log)
+    return ScoreJudge(function, reference - _tolerance(options) * abs(reference), settings.backend)
 
 
 def toml_text(source: str, tuned: Tuned) -> str:
@@ -224,7 +196,7 @@ def _print(tuned: Tuned, found: Candidates, output: Path, again: str, console: C
 
 def _place(where: Where) -> str:
     """Return a place for a person; a file below the working folder reads better without that."""
-    return printable(str(where).replace(f"{Path.cwd()}{os.sep}", ""))
+    return printable(from_here(str(where)))
 
 
 def _document(

@@ -2,4 +2,23 @@
 
 The input is a planned program as rows, in one form for torch and ONNX (`program`). The output is
 findings. A new rule needs a row of `rules`, a function, and a page in ``docs/lint``.
+
+`onnx_program` and `torch_program` are loaded on first use, because ONNX files need no torch.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mpcompile.lint import onnx_program, torch_program
+
+__all__ = ["onnx_program", "torch_program"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.{name}")

@@ -28,7 +28,7 @@ _EDGE = 0.25
 
 
 class Watch:
-    """Sees the steps of a run, for `mpcompile.commands.progress.train`.
+    """Sees the steps of a run, for `mpcompile.commands.training.progress.train`.
 
     A skipped step changes no state but the loss scale, so it can be run again in the interpreter,
     beside FP64, while the compiled step stays as it is. After each step the host reads the loss and

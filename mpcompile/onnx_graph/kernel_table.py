@@ -7,7 +7,7 @@ says there is none, ``x`` that the runtime puts the op's definition in its place
 that all ops of the definition take, where those are known without the node. The format is that of
 the type variable of the op's first FP32 output, else input; if it has others, they are FP32.
 
-``bench/onnx_kernels.py`` compares these lines with an installed runtime and prints them anew.
+``bench/onnx/kernels.py`` compares these lines with an installed runtime and prints them anew.
 """
 
 TABLE = """

@@ -2,7 +2,7 @@
 
 On CUDA an op without one is run by the CPU, with copies there and back. On a CPU ONNX Runtime runs
 an FP16 op without a kernel in FP32 and casts by itself, which is right; what has a kernel in
-neither format, and BF16 without one, does not load. ``bench/onnx_kernels.py`` checks all this
+neither format, and BF16 without one, does not load. ``bench/onnx/kernels.py`` checks all this
 against an installed runtime.
 """
 

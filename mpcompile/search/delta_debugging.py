@@ -3,7 +3,7 @@
 1-minimal is what Zeller and Hildebrandt call it (Simplifying and Isolating Failure-Inducing Input,
 IEEE TSE 28(2), 2002, definition 10). Their ddmin cuts a set into ever smaller parts, whatever the
 order of its items. Where the order says what to suspect, a prefix that is bisected says more:
-``bench/tune_search.py`` counts the trials of both.
+``bench/numerics/tune_search.py`` counts the trials of both.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Asked:
+class Search:
     """How a workload is transformed where nothing is returned, and what is measured.
 
     Attributes:
@@ -111,7 +111,7 @@ class Tuned:
     seconds: float
 
 
-def candidates(workload: Workload, asked: Asked) -> Candidates:
+def candidates(workload: Workload, search: Search) -> Candidates:
     """Plan a workload and return which ops could be returned.
 
     Raises:
@@ -121,10 +121,10 @@ def candidates(workload: Workload, asked: Asked) -> Candidates:
         raise BadInput(
             "the workload has no loss and no optimizer", workload.origin, "add both to train it"
         )
-    made = _transformed(workload, asked, ())
+    made = _transformed(workload, search, ())
     narrow = {d.op for d in made.plan.decisions if {d.computes, d.stores} != {Precision.FP32}}
     ops = [op for op in made.flow.ops if op.id in narrow]
-    pinned = {op.id for op in ops if _pinned(op, asked.policy)}
+    pinned = {op.id for op in ops if _pinned(op, search.policy)}
     return Candidates(
         tuple(op for op in ops if op.id not in pinned),
         tuple(op.id for op in ops if op.id in pinned),
@@ -137,24 +137,24 @@ def _pinned(op: Op, policy: Policy) -> bool:
     return any(names_node(pattern, row, op.rule) for pattern in (*policy.half, *policy.free))
 
 
-def asked_in_words(
-    workload: Workload, asked: Asked, found: Candidates, judge: str
+def search_in_words(
+    workload: Workload, search: Search, found: Candidates, judge: str
 ) -> dict[str, str]:
     """Return what decides a search's result, each by its name: see `trial_log.Head`."""
-    policy = asked.policy
+    policy = search.policy
     tensors = [*workload.model.parameters(), *workload.model.buffers()]
     return {
         "the program": found.graph,
         "the start (weights and buffers)": _digest(tensors),
-        "the data": _digest(tensor for batch in asked.batches for tensor in batch),
+        "the data": _digest(tensor for batch in search.batches for tensor in batch),
         "the judge": judge,
-        "--steps": str(asked.steps),
-        "--batches": str(len(asked.batches) - asked.steps),
+        "--steps": str(search.steps),
+        "--batches": str(len(search.batches) - search.steps),
         "the level": f"{policy.level.value} {policy.precision.value}",
         **{name: ", ".join(getattr(policy, name)) for name in ("full", "half", "free")},
-        "the loss scale": str(asked.scale or "by the precision"),
-        "--without": ", ".join(sorted(asked.without)),
-        "--ranges": _sha(asked.ranges.to_json().encode()) if asked.ranges else "",
+        "the loss scale": str(search.scale or "by the precision"),
+        "--without": ", ".join(sorted(search.without)),
+        "--ranges": _sha(search.ranges.to_json().encode()) if search.ranges else "",
         "torch": torch.__version__,
     }
 
@@ -170,7 +170,7 @@ def _sha(data: bytes) -> str:
 
 def score_in_full_precision(
     workload: Workload,
-    asked: Asked,
+    search: Search,
     function: Callable[..., Any],
     backend: Backend | None,
     log: TrialLog,
@@ -178,19 +178,19 @@ def score_in_full_precision(
     """Return what a function says of the workload in FP32, and note it if it is new."""
     if log.reference is None:
         with _seeded_and_quiet():
-            reached = score(function, _in_full_precision(workload, asked), backend)
+            reached = score(function, _in_full_precision(workload, search), backend)
         log.note(Reference(score=reached))
         return reached
     return log.reference
 
 
-def _in_full_precision(workload: Workload, asked: Asked) -> Transformed:
-    return transform(_fresh(workload), Choices(policy=FULL_PRECISION, without=asked.without))
+def _in_full_precision(workload: Workload, search: Search) -> Transformed:
+    return transform(_fresh(workload), Choices(policy=FULL_PRECISION, without=search.without))
 
 
 def tune(
     workload: Workload,
-    asked: Asked,
+    search: Search,
     found: Candidates,
     judge: Judge,
     log: TrialLog,
@@ -203,7 +203,7 @@ def tune(
 
     Args:
         workload: stays as it is.
-        asked: how it is transformed.
+        search: how it is transformed.
         found: what can be returned.
         judge: says whether a trial holds.
         log: what is known already, and where the rest goes.
@@ -216,13 +216,13 @@ def tune(
     everything = frozenset(op.id for op in found.ops)
 
     def holds(ops: frozenset[str]) -> bool:
-        return _trial(workload, asked, ops, judge, log, say).holds
+        return _trial(workload, search, ops, judge, log, say).holds
 
     if not holds(frozenset()):
         if not holds(everything):
-            raise _hopeless(workload, asked, found, judge, log.trials[everything])
+            raise _hopeless(workload, search, found, judge, log.trials[everything])
         if log.suspects is None:
-            log.note(Suspects(suspects=tuple(_suspects(workload, asked, (), everything))))
+            log.note(Suspects(suspects=tuple(_suspects(workload, search, (), everything))))
         order = log.suspects or ()
         if {item.op for item in order} != everything or len(order) != len(everything):
             raise BadInput(
@@ -234,7 +234,7 @@ def tune(
     else:
         order, chosen = (), set()
     before = {item.op: item for item in order}
-    after = {item.op: item.error for item in _suspects(workload, asked, chosen, chosen)}
+    after = {item.op: item.error for item in _suspects(workload, search, chosen, chosen)}
     return Tuned(
         tuple(
             Returned(op.id, op.kind, op.where, before[op.id], after[op.id])
@@ -250,7 +250,7 @@ def tune(
 
 def _trial(
     workload: Workload,
-    asked: Asked,
+    search: Search,
     ops: frozenset[str],
     judge: Judge,
     log: TrialLog,
@@ -259,7 +259,7 @@ def _trial(
     if ops not in log.trials:
         start = time.perf_counter()
         with _seeded_and_quiet():
-            verdict = judge(_transformed(workload, asked, ops))
+            verdict = judge(_transformed(workload, search, ops))
         seconds = round(time.perf_counter() - start, 3)
         made = Trial(full=tuple(sorted(ops)), holds=verdict.holds, why=verdict.why, seconds=seconds)
         log.note(made)
@@ -269,10 +269,10 @@ def _trial(
 
 
 def _hopeless(
-    workload: Workload, asked: Asked, found: Candidates, judge: Judge, last: Trial
+    workload: Workload, search: Search, found: Candidates, judge: Judge, last: Trial
 ) -> CheckFailed:
     with _seeded_and_quiet():
-        verdict: Verdict = judge(_in_full_precision(workload, asked))
+        verdict: Verdict = judge(_in_full_precision(workload, search))
     if not verdict.holds or not found.pinned:
         why = last.why if verdict.holds else verdict.why
         return CheckFailed(
@@ -288,22 +288,24 @@ def _hopeless(
 
 
 def _suspects(
-    workload: Workload, asked: Asked, full: Collection[str], ops: Collection[str]
+    workload: Workload, search: Search, full: Collection[str], ops: Collection[str]
 ) -> list[Suspect]:
     """Measure ops where some are FP32, each node by itself."""
     if not ops:
         return []
     with _seeded_and_quiet():
-        made = _transformed(workload, replace(asked, without=OPTIONAL), full)
-        return suspects(made, set(ops), asked.batches, asked.steps)
+        made = _transformed(workload, replace(search, without=OPTIONAL), full)
+        return suspects(made, set(ops), search.batches, search.steps)
 
 
-def _transformed(workload: Workload, asked: Asked, full: Collection[str]) -> Transformed:
+def _transformed(workload: Workload, search: Search, full: Collection[str]) -> Transformed:
     more = tuple(f"node:{op}" for op in sorted(full))
-    policy = replace(asked.policy, full=(*asked.policy.full, *more))
+    policy = replace(search.policy, full=(*search.policy.full, *more))
     return transform(
         _fresh(workload),
-        Choices(policy=policy, loss_scale=asked.scale, ranges=asked.ranges, without=asked.without),
+        Choices(
+            policy=policy, loss_scale=search.scale, ranges=search.ranges, without=search.without
+        ),
     )
 
 

@@ -6,10 +6,6 @@ import io
 import math
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
-
 from mpcompile.numerics.gradient_exponents import TOP
 from mpcompile.plan.ranges import NORMAL, SMALLEST, Range
 
@@ -25,6 +21,11 @@ def exponent_figure(title: str, held: dict[str, Range], scale: float | None, kin
         scale: a loss scale, to show its range too, or None.
         kind: ``svg`` or ``png``.
     """
+    # Of this function only: it is no dependency, and slow to load.
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
     looks: Any = {"svg.fonttype": "none", "svg.hashsalt": "exponents", "text.parse_math": False}
     with mpl.rc_context(looks):
         figure = Figure(figsize=(8, 4), layout="constrained")

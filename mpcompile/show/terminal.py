@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-from mpcompile.errors import printable
+from mpcompile.errors import from_here, printable
 from mpcompile.plan.dataflow import Where
 from mpcompile.show.summary import bytes_text, numbers_table
 from mpcompile.show.tables import (
@@ -183,8 +181,7 @@ def text_of(name: str) -> Text:
 
 def where_of(where: Where) -> Text:
     """Return a source position, its file relative to the working folder."""
-    here = f"{Path.cwd()}{os.sep}"
-    return text_of(str(where).replace(here, ""))
+    return text_of(from_here(str(where)))
 
 
 def _readers(row: CastRow) -> str:

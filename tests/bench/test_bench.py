@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import counts
-import growth
 import pytest
-import step_table
 import torch
-import update
-from capture import time_transform
 from programs.graphs import linear
 from torch import nn
-from variant import TINY, load
 
+from bench.compile_time import growth
+from bench.compile_time.capture import time_transform
+from bench.speed import counts, step_table, update
+from bench.speed.variant import TINY, load
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.tensors import fake_mode
 

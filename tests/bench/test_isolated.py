@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-from isolated import Failure, Isolated
+from bench.isolated import Failure, Isolated
 
 
 def misbehave(how: str) -> str:

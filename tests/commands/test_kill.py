@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from kill_test import STEPS, compiled, kill_test, program
 from programs.small_step import batch as net_batch
 from programs.small_step import compiled as net_compiled
 from programs.small_step import net
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 
 import mpcompile.artifacts
 import mpcompile.train.checkpoint_file
+from bench.robustness.kill_test import STEPS, compiled, kill_test, program
 from mpcompile import BadInput, TrainStep
 from mpcompile.train.checkpoint_file import STATE
 from mpcompile.train.checkpoint_folder import newest

@@ -14,26 +14,26 @@ from typing import Any
 
 import pytest
 import torch
-from kill_test import compiled, program
 from rich.console import Console
 from root import ROOT
 
+from bench.robustness.kill_test import compiled, program
 from mpcompile import BadInput
 from mpcompile.cli import exit_code
-from mpcompile.commands.saved_run import SavedRun, Saving
+from mpcompile.commands.training.saved_run import SavedRun
 from mpcompile.numerics.run_log import read_run_log
+from mpcompile.options.run import CheckpointFlags
 from mpcompile.program.random_state import seed_all
 from mpcompile.program.workload import Workload
 from mpcompile.train.checkpoint_file import MANIFEST
 from mpcompile.train.checkpoint_folder import checkpoints
 from mpcompile.train.data_position import Batches
 
-BENCH = ROOT / "bench"
 MODEL = f"""\
 import os, signal, sys, threading
-sys.path.insert(0, {str(BENCH)!r})
+sys.path.insert(0, {str(ROOT)!r})
 from dataclasses import replace
-from kill_test import program
+from bench.robustness.kill_test import program
 
 class Signalled:
     '''Data that sends its own process a signal with a batch, and a second one later.'''
@@ -125,7 +125,7 @@ def test_a_killed_process_goes_on_from_its_newest_checkpoint(
 
 def test_a_second_signal_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made = program()
-    saved = SavedRun(compiled(made), made, Saving(tmp_path), Console(quiet=True))
+    saved = SavedRun(compiled(made), made, CheckpointFlags(tmp_path), Console(quiet=True))
     batches = saved.batches(5)
     next(batches)
     signal.raise_signal(signal.SIGINT)

@@ -8,8 +8,8 @@ from typing import Any, get_args
 import pytest
 
 from mpcompile import BadInput, Level, LossScale, Policy, Precision
-from mpcompile.cli import Flags
 from mpcompile.lower.lower import Backend
+from mpcompile.options.plan_flags import PlanFlags
 from mpcompile.settings import Settings, find_settings
 
 EVERYTHING = """\
@@ -133,7 +133,7 @@ def test_loss_scales(value: Any, scale: LossScale | None) -> None:
 
 
 def test_flags_settings_and_types_know_the_same_names() -> None:
-    hints = Flags.__annotations__
+    hints = PlanFlags.__annotations__
     for level in Level:
         assert f'"{level.value}"' in hints["level"].replace("'", '"')
     names = set(hints) - {"plan", "ranges", "margin", "release"}  # of one program, not a project

@@ -11,10 +11,10 @@ import torch
 from programs.graphs import WORKLOADS, cross_entropy
 from torch import fx, nn
 from torch._functorch.partitioners import default_partition
-from variant import TINY, load
-from ways import own_values
 
 import mpcompile
+from bench.plans.ways import own_values
+from bench.speed.variant import TINY, load
 from mpcompile.lower import recompute
 from mpcompile.lower.recompute import Cut, Recomputing, cut
 from mpcompile.passes.step.scale_loss import SCALE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import overflow_recall
+from bench.numerics import overflow_recall
 
 
 def test_what_overflows_in_a_later_run_was_named_before() -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from mpcompile import LossScale, Policy, Workload
 from mpcompile.cli import exit_code
-from mpcompile.commands.progress import train
+from mpcompile.commands.training.progress import train
 from mpcompile.numerics.run_log import RunRow, read_run_log
 from mpcompile.numerics.watch import Watch
 

@@ -6,12 +6,13 @@ import random
 
 import numpy as np
 import onnx
-import onnx_backend
-import onnx_weak_points
 import pytest
-from onnx_cases import case_of
-from onnx_tools import TOOLS
-from onnx_verdict import GOOD, Baseline, Outcome, Runner, baseline_of, judge
+
+from bench.onnx import backend as onnx_backend
+from bench.onnx import weak_points as onnx_weak_points
+from bench.onnx.cases import case_of
+from bench.onnx.tools import TOOLS
+from bench.onnx.verdict import GOOD, Baseline, Outcome, Runner, baseline_of, judge
 
 EXCEPTIONS: dict[str, str] = {}
 """Tool and case of what goes wrong, with the reason; there are none in the whole campaign."""

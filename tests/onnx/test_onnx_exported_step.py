@@ -17,8 +17,8 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_max_pool import MaxPool as TheirMaxPool
 from safetensors.numpy import load_file, save_file
 from torch import nn
-from variant import load
 
+from bench.speed.variant import load
 from mpcompile import LossScale, Workload
 from mpcompile.lower.lower import Lowering
 from mpcompile.onnx.step_export import export_step

@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from onnx_training import cnn, follow, made
 from torch import nn
 
 import mpcompile
+from bench.onnx.training import cnn, follow, made
 from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.onnx.plain_graph import SEED, plain_step
 from mpcompile.onnx.step_export import export_step, to_onnx

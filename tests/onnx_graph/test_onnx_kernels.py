@@ -6,11 +6,11 @@ import random
 
 import onnx
 import onnx_ir as ir
-import onnx_kernels
-import onnx_registry
-from onnx_probe import single_ops
-from onnx_registry import Kernel
 
+from bench.onnx import kernels as onnx_kernels
+from bench.onnx import registry as onnx_registry
+from bench.onnx.probe import single_ops
+from bench.onnx.registry import Kernel
 from mpcompile.onnx_graph.kernel_table import TABLE
 from mpcompile.onnx_graph.kernels import OnCpu, Provider, Target, formats, lacking
 from mpcompile.onnx_graph.nest import nest_of

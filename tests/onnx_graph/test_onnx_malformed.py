@@ -1,4 +1,7 @@
-"""Malformed ONNX files by the thousand; see `bench/malformed.py`, which tries one of them again."""
+"""Malformed ONNX files by the thousand.
+
+`bench/robustness/malformed.py` tries one of them again.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from isolated import Failure, Isolated
-from malformed import trials
-from malformed_models import KINDS, kind_of, make
-from malformed_trial import Case, attempt
+
+from bench.isolated import Failure, Isolated
+from bench.robustness.malformed import trials
+from bench.robustness.malformed_models import KINDS, kind_of, make
+from bench.robustness.malformed_trial import Case, attempt
 
 COUNT, SEED = 2_000, 0
 

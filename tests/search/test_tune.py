@@ -19,12 +19,12 @@ from mpcompile.program.workload import Workload, epochs
 from mpcompile.search.judges import Judge, ScoreJudge, ToleranceJudge, Verdict
 from mpcompile.search.trial_log import TrialLog
 from mpcompile.search.tune import (
-    Asked,
     Candidates,
+    Search,
     Tuned,
-    asked_in_words,
     candidates,
     score_in_full_precision,
+    search_in_words,
     tune,
 )
 from mpcompile.step.transformed import Choices, Transformed
@@ -34,20 +34,20 @@ TOLERANCE = 0.25
 pytestmark = pytest.mark.filterwarnings("ignore::mpcompile.UnmatchedOverride")
 
 
-def asked(work: Workload, policy: Policy, steps: int = 0) -> Asked:
-    return Asked(policy, None, None, (), tuple(islice(epochs(work), steps + 2)), steps)
+def asked(work: Workload, policy: Policy, steps: int = 0) -> Search:
+    return Search(policy, None, None, (), tuple(islice(epochs(work), steps + 2)), steps)
 
 
 def search(
     work: Workload,
-    want: Asked,
+    want: Search,
     folder: Path,
     judge: Judge | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Tuned, Candidates, TrialLog]:
     found = candidates(work, want)
     judge = judge or ToleranceJudge(TOLERANCE, want.batches, want.steps)
-    log = TrialLog.begin(folder / "x.tune.jsonl", asked_in_words(work, want, found, "it"))
+    log = TrialLog.begin(folder / "x.tune.jsonl", search_in_words(work, want, found, "it"))
     return tune(work, want, found, judge, log, say), found, log
 
 
@@ -76,7 +76,7 @@ def names(tuned: Tuned) -> list[str]:
     return [item.op for item in tuned.returned]
 
 
-def with_full(work: Workload, want: Asked, ops: tuple[str, ...]) -> bool:
+def with_full(work: Workload, want: Search, ops: tuple[str, ...]) -> bool:
     """Whether the tolerance holds with some ops in FP32, by none of tune's own code."""
     policy = replace(want.policy, full=tuple(f"node:{op}" for op in ops))
     model, optimizer = copy.deepcopy((work.model, work.optimizer))
@@ -234,7 +234,7 @@ def test_a_search_that_was_interrupted_ends_as_if_it_had_not_been(
     work = workload(kind)
     want = asked(work, HALF)
     whole, found, log = search(work, want, tmp_path)
-    words = asked_in_words(work, want, found, "it")
+    words = search_in_words(work, want, found, "it")
     lines = log.path.read_text().splitlines(keepends=True)
     judge = Remembering(ToleranceJudge(TOLERANCE, want.batches, want.steps), monkeypatch)
     path = tmp_path / "again.jsonl"

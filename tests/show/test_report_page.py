@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from browser import browser, chromium, open_report
 from planted.hostile_texts import CANARY, hostile_texts
 from playwright.sync_api import Browser, Page, expect
 from programs import report_subjects, tall
 
+from bench.browser import browser, chromium, open_report
 from mpcompile.errors import printable
 from mpcompile.numerics.calibration import calibrate
 from mpcompile.numerics.run_log import RunRow, SkipCause

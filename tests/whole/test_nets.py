@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from functools import cache
 
-import autocast
-import greedy
-import plans
 import pytest
 import torch
-from measures import Measures
 from nets import NETS
 from oracles.error import errors
 from torch import nn
 
+from bench.plans import autocast, greedy
+from bench.plans import casts_and_bytes as plans
+from bench.plans.measures import Measures
 from mpcompile.pipeline import transform
 from mpcompile.plan.dataflow import Dataflow, Op, Tensor
 from mpcompile.plan.op_table import Wish

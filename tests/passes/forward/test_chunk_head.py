@@ -11,9 +11,9 @@ import torch
 from expecttest import assert_expected_inline
 from oracles.error import errors
 from programs.graphs import forward_of
-from saved import peak_of
 from torch import Tensor, nn
 
+from bench.memory.saved import peak_of
 from mpcompile import pipeline
 from mpcompile.lower.lower import Lowering
 from mpcompile.lower.recompute import cut

@@ -1,0 +1,1 @@
+"""How many bytes does training hold, between forward and backward and on each process?"""

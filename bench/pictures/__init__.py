@@ -1,0 +1,1 @@
+"""Programs that make the pictures in the docs; they measure nothing."""

@@ -1,0 +1,1 @@
+"""What happens if a run is killed or an input file is damaged?"""

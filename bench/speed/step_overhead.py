@@ -1,0 +1,76 @@
+"""Time the Python call of a step: everything but the graphs, which do nothing here.
+
+``python -m bench.speed.step_overhead`` prints microseconds a call for models of 2, 20 and
+200 weights, the median of seven rounds, and beside it that of ``optimizer.zero_grad()`` with
+nothing to set to zero, which eager PyTorch calls in each step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+import mpcompile
+from bench.machine import describe
+from mpcompile.lower import lower as lower_module
+from mpcompile.train import train_step
+
+CALLS, ROUNDS = 1000, 7
+
+
+def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Return any loss."""
+    return model(x).square().mean()  # type: ignore[no-any-return]
+
+
+def empty_step(layers: int) -> tuple[Callable[[], Any], torch.optim.Optimizer]:
+    """Return a call of a step whose graphs return at once, and its optimizer."""
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(layers)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    batch = torch.randn(2, 4)
+
+    def lower(*arguments: Any) -> lower_module.Lowered:
+        made = lower_module.lower(*arguments)
+        results = [torch.zeros(()) for _ in made.gradient_results]
+        return replace(made, gradient=lambda *_: results, update=lambda *_: None)
+
+    with patch.object(train_step, "lower", lower):
+        step = mpcompile.compile(model, loss, optimizer, (batch,), backend="interpreter")
+    return lambda: step(batch), optimizer
+
+
+def microseconds(call: Callable[[], Any]) -> float:
+    """Return the time of a call, the median of some rounds."""
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        times.append((time.perf_counter() - start) / CALLS)
+    return 1e6 * median(times)
+
+
+def main() -> None:
+    """Print a row a size."""
+    argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0]).parse_args()
+    print(f"{'weights':>8} {'step, us':>9} {'zero_grad, us':>14}")
+    for layers in (1, 10, 100):
+        call, optimizer = empty_step(layers)
+        call()
+        print(
+            f"{2 * layers:>8} {microseconds(call):>9.1f} {microseconds(optimizer.zero_grad):>14.1f}"
+        )
+    print(json.dumps(describe("cpu")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What the planner is told: settings with flags over them, a plan, and measured ranges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from mpcompile.errors import BadInput
+from mpcompile.options.plan_flags import PlanFlags
+from mpcompile.plan.plan import Plan, read_plan
+from mpcompile.plan.ranges import Ranges, read_ranges
+from mpcompile.settings import Settings, find_settings
+
+
+@dataclass(frozen=True)
+class PlanInputs:
+    """What decides precisions and passes.
+
+    Attributes:
+        settings: those of the project, with the flags over them.
+        plan_file: what ``--plan`` names; its decisions hold before everything else.
+        ranges: what ``--ranges`` names, with the margin that was given.
+    """
+
+    settings: Settings
+    plan_file: Path | None = None
+    ranges: Ranges | None = None
+
+    @cached_property
+    def plan(self) -> Plan | None:
+        """The plan that is given, read on first use: a source that takes none is told first."""
+        return read_plan(self.plan_file) if self.plan_file else None
+
+
+def read_plan_inputs(flags: PlanFlags) -> PlanInputs:
+    """Read the ranges that flags name, and the settings of the working folder.
+
+    Nothing here needs torch, so that a wrong flag or a missing file is told at once.
+
+    Raises:
+        BadInput: a flag or a file is wrong.
+    """
+    ranges = _ranges(flags)
+    settings = find_settings(Path.cwd()).over(flags.given())
+    return PlanInputs(settings, flags.plan, ranges)
+
+
+def _ranges(flags: PlanFlags) -> Ranges | None:
+    margin = flags.margin
+    if flags.ranges is None:
+        if margin is not None or flags.release:
+            raise BadInput("--margin and --release need --ranges", "", "run mpcompile calibrate")
+        return None
+    ranges = read_ranges(flags.ranges)
+    if margin is not None and not 0 <= margin <= 15:
+        raise BadInput(f"--margin is {margin}", "", "give 0 to 15 bits")
+    bits = ranges.margin_bits if margin is None else margin
+    return replace(ranges, margin_bits=bits, release=flags.release or ranges.release)

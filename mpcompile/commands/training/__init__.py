@@ -1,0 +1,1 @@
+"""What a run is besides its steps: a progress bar, checkpoints, and signals that end it."""

@@ -1,0 +1,21 @@
+"""What ``mpcompile bench`` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from mpcompile.options.arguments import Debug, Json
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class BenchOptions:
+    """How long a program's step is timed."""
+
+    steps: Annotated[int, Parameter(help="Timed steps a way.")] = 30
+    warmup: Annotated[int, Parameter(help="Steps before them, after the first.")] = 5
+    json: Json = None
+    debug: Debug = False

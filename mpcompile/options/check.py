@@ -1,0 +1,27 @@
+"""What ``mpcompile check`` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from mpcompile.options.arguments import Debug, Json
+from mpcompile.options.plan_flags import NO_FLAGS, PlanFlags
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class CheckOptions:
+    """What is compared, and how near it must be."""
+
+    tolerance: Annotated[
+        float, Parameter(help="The largest error of a tensor, as a part of its size.")
+    ] = 0.25
+    batches: Annotated[int, Parameter(help="Batches to compare on.")] = 1
+    steps: Annotated[int, Parameter(help="Training steps before that.")] = 0
+    all: Annotated[bool, Parameter(help="Print every tensor, in order.", negative=())] = False
+    flags: PlanFlags = NO_FLAGS
+    json: Json = None
+    debug: Debug = False

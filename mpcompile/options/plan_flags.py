@@ -1,0 +1,80 @@
+"""The flags that decide precisions and passes, of every command that plans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+
+def _patterns(what: str) -> Parameter:
+    text = f"Ops, modules or nodes {what} (wildcards; repeatable)."
+    return Parameter(help=text, negative=(), show_default=False)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class PlanFlags:
+    """What decides precisions and passes; what is not given is as ``[tool.mpcompile]`` says."""
+
+    level: Annotated[
+        Literal["careful", "paper", "tensor-cores-only", "fp32"] | None,
+        Parameter(help="How much is stored in 16 bits; default: paper."),
+    ] = None
+    precision: Annotated[
+        Literal["fp16", "bf16", "fp32"] | None,
+        Parameter(help="The 16-bit format; fp32 changes nothing; default: fp16."),
+    ] = None
+    full: Annotated[tuple[str, ...], _patterns("to keep in FP32")] = ()
+    half: Annotated[tuple[str, ...], _patterns("to run in 16 bits all the same")] = ()
+    free: Annotated[tuple[str, ...], _patterns("that may take either")] = ()
+    plan: Annotated[
+        Path | None,
+        Parameter(help="A plan.json of this program; its decisions hold before everything else."),
+    ] = None
+    ranges: Annotated[
+        Path | None,
+        Parameter(help="What `mpcompile calibrate` measured; what came near overflow stays FP32."),
+    ] = None
+    margin: Annotated[
+        int | None, Parameter(help="Bits to keep below the largest 16-bit number; default: 2.")
+    ] = None
+    release: Annotated[
+        bool, Parameter(help="Store in 16 bits what could grow but did not.", negative=())
+    ] = False
+    loss_scale: Annotated[
+        str | None,
+        Parameter(help="dynamic, none, or a number; default: dynamic with fp16, else none."),
+    ] = None
+    without: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="A pass to leave out, such as join_matmuls (repeatable).",
+            negative=(),
+            show_default=False,
+        ),
+    ] = ()
+
+    def given(self) -> dict[str, Any]:
+        """Return what was given of the settings, by their names."""
+        everything = {item.name: getattr(self, item.name) for item in fields(self)}
+        other = ("plan", "ranges", "margin", "release")
+        return {k: v for k, v in everything.items() if v not in (None, ()) and k not in other}
+
+    def words(self) -> tuple[str, ...]:
+        """Return what was given as words of a command line."""
+        words: list[str] = []
+        for item in fields(self):
+            value, name = getattr(self, item.name), f"--{item.name.replace('_', '-')}"
+            if value is True:
+                words.append(name)
+            elif value is not None and value is not False:
+                for part in value if isinstance(value, tuple) else (value,):
+                    words += [name, str(part)]
+        return tuple(words)
+
+
+NO_FLAGS = PlanFlags()
+"""None of them is given."""

@@ -1,0 +1,34 @@
+"""What ``mpcompile reduce`` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from mpcompile.options.arguments import Debug, Json
+from mpcompile.options.plan_flags import NO_FLAGS, PlanFlags
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ReduceOptions:
+    """Which failure is looked for, and where the script goes."""
+
+    node: Annotated[
+        str | None, Parameter(help="A node of the step; default: the first that fails.")
+    ] = None
+    tolerance: Annotated[
+        float, Parameter(help="The error against FP64 that a tensor may have, as a part of it.")
+    ] = 0.25
+    steps: Annotated[int, Parameter(help="Training steps before that.")] = 0
+    batches: Annotated[int, Parameter(help="The most batches to look at.")] = 1
+    output: Annotated[
+        Path | None, Parameter(name=["--output", "-o"], help="File; default: NAME.reduced.py.")
+    ] = None
+    force: Annotated[bool, Parameter(help="Replace the file.", negative=())] = False
+    flags: PlanFlags = NO_FLAGS
+    json: Json = None
+    debug: Debug = False

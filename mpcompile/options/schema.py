@@ -1,0 +1,17 @@
+"""What ``mpcompile schema`` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cyclopts import Parameter
+
+from mpcompile.options.arguments import Debug
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SchemaOptions:
+    """Nothing decides what is printed."""
+
+    debug: Debug = False
