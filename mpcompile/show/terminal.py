@@ -171,7 +171,7 @@ def _stage_names(columns: Sequence[tuple[int, str]]) -> str:
         if index == 0 or columns[index - 1][1] != stage:
             text = text.ljust(index) if len(text) <= index else text + " "
             text += stage
-            text = text.ljust(index) if len(text) <= index else text + " "
+    return text[: len(columns)]
 
 
 def text_of(name: str) -> Text:
