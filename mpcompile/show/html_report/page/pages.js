@@ -81,9 +81,9 @@ class Plots {
   ranges() {
     if (!DOCUMENT.ranges) return;
     const values = [...VALUES.values()], gradients = [...GRADIENTS.values()];
-    const note = "Each bar reaches from the smallest to the largest magnitude of a tensor, in the " +
-      "order in which they are made. Shaded is what FP16 holds, 2⁻²⁴ to 65504, darker what it " +
-      "holds with all digits. A click leads to the tensor.";
+    const note = "Each bar is a tensor, from its smallest to its largest magnitude, in the order of " +
+      "execution. The shaded range is FP16's, 2⁻²⁴ to 65504; it is darker where FP16 has all its " +
+      "digits. A click on a bar opens the tensor in the graph.";
     const zero = values.filter((held) => !held.exponents.length).length;
     const title = `Ranges of ${plural(values.length - zero, "tensor")}` +
       (zero ? `, ${countText(zero)} more hold only zeros` : "");
@@ -100,7 +100,7 @@ class Plots {
 
   lost(all) {
     return `${shareText(all.count ? all.zeros / all.count : 0)} are zero; of the others ` +
-      `${shareText(shareBelow(all, FP16.smallest))} lie below 2⁻²⁴ and would become zero in FP16 ` +
+      `${shareText(shareBelow(all, FP16.smallest))} are below 2⁻²⁴ and would become zero in FP16 ` +
       `without a loss scale, ${shareText(shareBelow(all, FP16.normal))} below 2⁻¹⁴.`;
   }
 }

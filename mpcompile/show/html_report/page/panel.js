@@ -23,8 +23,8 @@ class Panel {
     this.show(
       element("h2", {}, "Nothing selected"),
       element("p", { class: "quiet" },
-        "Click a module to open it, its title to close it again, and a node to read why it is " +
-        "what it is. Press / to search."),
+        "Click a module to open it, its title to close it, and a node to read the reason for its " +
+        "precision. Press / to search."),
     );
   }
 
@@ -79,7 +79,7 @@ class Panel {
     const parts = groups.flatMap((group) => [
       link(shortened(group.name, 40), () => this.asked.select(graph, group)), " › ",
     ]);
-    return element("nav", { class: "path", "aria-label": "modules around it" }, parts);
+    return element("nav", { class: "path", "aria-label": "enclosing modules" }, parts);
   }
 
   reason(graph, node) {
@@ -123,12 +123,12 @@ class Panel {
   checked(graph, node) {
     const row = graph === LAST ? CHECKED.get(graph.id(node)) : undefined;
     if (!row) return null;
-    const told = (value) => (value === null ? "cannot be told" : numberText(value));
+    const errorText = (value) => (value === null ? "unknown" : numberText(value));
     return [
       element("h3", {}, "Compared with ", literal(stringAt(DOCUMENT.check.reference))),
       this.table([
-        ["error", told(row.error)],
-        row.autocast !== null && ["autocast's error", told(row.autocast)],
+        ["error", errorText(row.error)],
+        row.autocast !== null && ["autocast's error", errorText(row.autocast)],
         row.headroom !== null && ["headroom", headroomText(row.headroom)],
         ["became zero", shareText(row.zeros)],
         ["subnormal in FP16", shareText(row.subnormals)],
@@ -139,7 +139,7 @@ class Panel {
   measured(graph, node) {
     const name = measuredName(graph, node);
     if (name === null) return null;
-    const parts = [[VALUES.get(name), "What it holds"], [GRADIENTS.get(name), "Its gradient"]];
+    const parts = [[VALUES.get(name), "Its values"], [GRADIENTS.get(name), "Its gradient"]];
     return parts.filter(([held]) => held).flatMap(([held, title]) => {
       const box = element("div", { class: "plot small" });
       requestAnimationFrame(() => {
