@@ -24,7 +24,7 @@ const QUOTES = new Map(
 );
 
 // The name under which a node's tensor was measured: ranges are of the forward graph. A cast holds
-// what it converts.
+// the numbers of its operand.
 function measuredName(graph, node) {
   let at = node;
   for (let steps = 0; steps < 8; steps++) {

@@ -120,7 +120,7 @@ function openAddress() {
   try {
     called = graph.nodeCalled(decodeURIComponent(id));
   } catch {
-    return; // an address that somebody wrote by hand
+    return; // an address written by hand
   }
   if (called !== undefined) select(graph, called);
 }
@@ -165,7 +165,7 @@ listen();
 if (BEFORE) canvasOf(BEFORE).mirror(canvasOf(LAST));
 for (const canvas of canvases) canvas.fit();
 openAddress();
-// For tests: where a member of a graph is on the screen.
+// For tests: the position of a member of a graph on the screen.
 window.mpreport = {
   canvases,
   position(pane, member) {

@@ -73,7 +73,7 @@ class Modules {
     return group;
   }
 
-  // Joins chains of single modules, puts inputs of one kind together, and cuts what is too much for one picture into parts.
+  // Joins chains of single modules, groups inputs of one kind, and cuts large groups into parts.
   tidy(group) {
     for (const member of group.members) if (member instanceof Group) this.tidy(member);
     if (group.level > 0) group.members = group.members.map((member) => this.plain(member, group));
@@ -81,7 +81,7 @@ class Modules {
     while (group.members.length > MOST_MEMBERS) this.cut(group);
   }
 
-  // A row of a hundred gradients tells nobody anything: as a group of its own it is one box.
+  // Puts many inputs of one kind into one group: a row of a hundred gradients shows nothing.
   gather(group) {
     const kinds = new Map();
     for (const member of group.members) {
@@ -104,7 +104,7 @@ class Modules {
     }
   }
 
-  // Whether an input is read beside it, by an op that reads but few inputs.
+  // Whether an input's reader is in the same group and reads only a few inputs.
   isOwn(input, group) {
     let reader = input;
     for (let steps = 0; steps < DEEPEST; steps++) {
@@ -176,7 +176,7 @@ class Modules {
     }
   }
 
-  // Groups from the root's child down to the one that holds a node.
+  // Groups from the root's child down to the group that contains a member.
   path(member) {
     const found = [];
     let group = member instanceof Group ? member : this.groupOf[member];
@@ -185,7 +185,7 @@ class Modules {
   }
 }
 
-// "forward › blocks › 0", without the parts that large groups are cut into.
+// "forward › blocks › 0", without the parts of cut groups.
 function pathText(groups) {
   return groups.filter((group) => !group.isPart).map((group) => group.name).join(" › ");
 }

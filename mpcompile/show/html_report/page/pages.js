@@ -2,14 +2,14 @@
 // The page of plots: which plots there are, and the text of each.
 
 class Plots {
-  // opened(name): the tensor of a plot was clicked
+  // opened(name): callback for a click on a tensor of a plot
   constructor(container, opened) {
     this.container = container;
     this.opened = opened;
     this.drawn = [];
   }
 
-  // Plots need a width, so they are drawn when they can be seen.
+  // Plots need a width, so they are drawn only when the page is visible.
   draw() {
     for (const plot of this.drawn) plot.destroy();
     this.drawn = [];
@@ -18,7 +18,7 @@ class Plots {
     this.log();
     this.memory();
     this.ranges();
-    // Only once all cards stand do they have their widths.
+    // The cards get their widths only when all of them are in the page.
     this.drawn = this.waiting.map((plot) => plot());
     if (!DOCUMENT.ranges) this.hint("No ranges.", "mpcompile calibrate", "--ranges");
     if (!DOCUMENT.log) this.hint("No log of a run.", "mpcompile run", "--log");
