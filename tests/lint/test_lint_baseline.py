@@ -1,4 +1,4 @@
-"""A baseline knows findings by rule, module, op and message; selections know ruff's ways."""
+"""A baseline matches rule, module, op and message; selections work as in ruff."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ FINDINGS = lists(
 
 
 @given(FINDINGS, FINDINGS)
-def test_what_is_new_is_the_difference_of_multisets(old: list[Finding], now: list[Finding]) -> None:
+def test_new_findings_are_the_difference_of_multisets(
+    old: list[Finding], now: list[Finding]
+) -> None:
     found = compare(now, baseline_of(old))
     before = Counter(finding.identity for finding in old)
     after = Counter(finding.identity for finding in now)
@@ -53,7 +55,7 @@ def test_moved_lines_and_renumbered_nodes_are_not_new(findings: list[Finding]) -
 
 
 @given(FINDINGS)
-def test_a_file_holds_a_baseline(findings: list[Finding]) -> None:
+def test_a_baseline_is_read_back_from_its_file(findings: list[Finding]) -> None:
     known = baseline_of(findings)
     assert baseline_of(list(reversed(findings))) == known
 
@@ -76,7 +78,9 @@ def test_reading(tmp_path: Path) -> None:
         (None, "there is no such file"),
     ],
 )
-def test_a_file_that_is_none_is_refused(tmp_path: Path, content: str | None, says: str) -> None:
+def test_a_file_that_is_not_a_baseline_is_refused(
+    tmp_path: Path, content: str | None, says: str
+) -> None:
     path = tmp_path / "known.json"
     if content is not None:
         path.write_text(content)
@@ -106,13 +110,13 @@ def test_an_empty_baseline_knows_nothing() -> None:
         ((), (), False),
     ],
 )
-def test_the_longer_selector_decides(
+def test_the_longer_selector_wins(
     select: tuple[str, ...], ignore: tuple[str, ...], selected: bool
 ) -> None:
     assert RuleSelection(select, ignore).selects("MP101") is selected
 
 
-def test_modules_ignore_rules_for_themselves_and_what_is_below() -> None:
+def test_modules_ignore_rules_for_themselves_and_the_modules_below() -> None:
     chosen = RuleSelection(modules={"encoder.*": ("MP4",), "head": ("ALL",)})
     for module, rule, kept in (
         ("encoder.0", "MP401", False),
@@ -126,7 +130,7 @@ def test_modules_ignore_rules_for_themselves_and_what_is_below() -> None:
         assert chosen.keeps(finding) is kept, (module, rule)
 
 
-def test_a_selector_of_no_rule_is_refused() -> None:
+def test_a_selector_without_a_rule_is_refused() -> None:
     RuleSelection(("MP1", "ALL"), ("MP101",)).check(["MP101"], "here")
     with pytest.raises(BadInput) as refusal:
         RuleSelection(modules={"head": ("MP104",)}).check(["MP101"], "here")

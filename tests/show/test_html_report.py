@@ -1,4 +1,4 @@
-"""What a report holds, and that nothing in it can leave its place; no browser is needed."""
+"""The content of a report, and that no text leaves its element; no browser is needed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ VENDORED = json.loads(PACKAGE.joinpath("vendor/vendored.json").read_text())
 
 
 class Parts(HTMLParser):
-    """What a browser would find: each element with its attributes, and the text in it."""
+    """The elements that a browser would find, with their attributes and texts."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def test_every_node_of_both_graphs_is_in_the_document(views: tuple[View, View]) 
     assert rows_of(read, 1) == as_rows(after)
 
 
-def test_its_tables_are_those_of_inspect(views: tuple[View, View]) -> None:
+def test_the_tables_equal_those_of_inspect(views: tuple[View, View]) -> None:
     _, after = views
     read = document(ReportInput(after))
     strings, tables = read["strings"], read["tables"]
@@ -166,13 +166,13 @@ def test_a_node_has_its_counterpart(views: tuple[View, View]) -> None:
     assert all(pairs[name] == name.removesuffix("_working") for name in weights)
 
 
-def test_casts_that_go_round_in_circles_have_no_counterpart() -> None:
+def test_casts_in_a_cycle_have_no_counterpart() -> None:
     a = ViewNode("a", "cast", "cast", "forward", "both", reads=("b",))
     b = ViewNode("b", "cast", "cast", "forward", "both", reads=("a",))
     assert counterparts(View("", "plan", "fp16", ()), View("", "plan", "fp16", (a, b))) == [-1, -1]
 
 
-def test_ranges_are_told_by_exponent() -> None:
+def test_ranges_are_stored_by_exponent() -> None:
     ranges = calibrate(tall.workload())
     read = document(ReportInput(View("x", "plan", "fp16", ()), ranges=ranges))
     for kind, held in (("values", ranges.values), ("gradients", ranges.gradients)):
@@ -193,7 +193,7 @@ def test_a_long_log_keeps_every_skipped_step() -> None:
     assert [kept["step"][place] for place, _ in kept["skipped"]] == skipped
 
 
-def test_lines_are_quoted_of_a_program_only(tmp_path: Path) -> None:
+def test_source_lines_are_quoted_only_for_a_program(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("the password\n")
     node = ViewNode("x", "add", "op", "forward", "f32", where=Where("", str(secret), 1))
@@ -218,7 +218,7 @@ def test_hostile_texts_add_no_element(hostile_page: str) -> None:
 
 @given(st.text(), st.text(st.sampled_from("<>&\"'/!-scriptSCRIPT{}%# \\\u2028\x00")))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_text_comes_back_as_it_is_shown(first: str, second: str) -> None:
+def test_any_text_is_read_back_as_it_is_displayed(first: str, second: str) -> None:
     nodes = (ViewNode("a", first, "op", "forward", "f16", reason=second),)
     page = render(document(ReportInput(View(second, "plan", "fp16", nodes))), printable(second))
     parts = Parts(page)
@@ -229,7 +229,7 @@ def test_any_text_comes_back_as_it_is_shown(first: str, second: str) -> None:
     assert len(parts.all("script")) == len(SCRIPTS) + 1
 
 
-def test_the_policy_lets_only_our_own_scripts_and_styles_in(hostile_page: str) -> None:
+def test_the_policy_allows_only_our_own_scripts_and_styles(hostile_page: str) -> None:
     parts = Parts(hostile_page)
     (policy,) = [
         attributes["content"] or ""
@@ -248,7 +248,7 @@ def test_the_policy_lets_only_our_own_scripts_and_styles_in(hostile_page: str) -
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *STYLES])
-def test_what_we_bring_stays_in_its_element_and_asks_for_nothing(name: str) -> None:
+def test_our_scripts_and_styles_stay_in_their_element_and_request_nothing(name: str) -> None:
     text = PACKAGE.joinpath(name).read_bytes().decode()
     assert "\r" not in text
     assert not re.search(r"</?script|</?style|<!--", text, re.IGNORECASE)
@@ -257,7 +257,7 @@ def test_what_we_bring_stays_in_its_element_and_asks_for_nothing(name: str) -> N
         assert not re.search(rf"{forbidden}|XMLHttpRequest|href|http|\.src\b|import\(", text)
 
 
-def test_what_is_vendored_is_what_its_table_says() -> None:
+def test_vendored_files_equal_their_table() -> None:
     folder = PACKAGE.joinpath("vendor")
     there = {item.name for item in folder.iterdir()} - {"vendored.json"}
     assert there == {row["file"] for row in VENDORED} | {row["text"] for row in VENDORED}
@@ -296,7 +296,7 @@ def test_a_log_is_read_line_by_line(tmp_path: Path) -> None:
         ("{", "this is not JSON"),
     ],
 )
-def test_what_is_no_log_is_refused(tmp_path: Path, line: str, sentence: str) -> None:
+def test_a_file_that_is_not_a_log_is_refused(tmp_path: Path, line: str, sentence: str) -> None:
     file = tmp_path / "log.jsonl"
     file.write_text(f'{{"step": 0}}\n{line}\n')
     with pytest.raises(BadInput, match=re.escape(sentence)) as caught:
@@ -304,7 +304,7 @@ def test_what_is_no_log_is_refused(tmp_path: Path, line: str, sentence: str) -> 
     assert str(caught.value).startswith(f"{file}:2: this is no log of a run")
 
 
-def test_a_check_is_read_and_what_is_none_refused(tmp_path: Path) -> None:
+def test_a_check_is_read_and_other_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "check.json"
     row = {"id": "mm", "error": 0.5, "autocast": None, "headroom_bits": -1.5, "zeros": 0.25}
     document = {"version": 1, "source": "x", "reference": "fp64", "rows": [row], "more": []}

@@ -1,4 +1,4 @@
-"""The report in a real browser: clicks, keys, what is then on the page, and that no name runs."""
+"""The report in a real browser: clicks, keys, the page after them, and that no name runs."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ LOG = (
 
 @dataclass
 class Opened:
-    """A page, and all that should not have happened on it."""
+    """A page, and the errors and requests that must not happen on it."""
 
     page: Page
     wrong: list[str] = field(default_factory=list)
 
     def at(self, pane: int, member: str) -> tuple[float, float]:
-        """Return where a node is on the screen; `member` is a JavaScript expression."""
+        """Return the position of a node on the screen; `member` is a JavaScript expression."""
         place = self.page.evaluate(
             f"""() => {{
               const {{ modules, graph }} = mpreport.canvases[{pane}];
@@ -85,7 +85,7 @@ def opened(started: Browser, subject: ReportInput, folder: Path) -> Opened:
         found.wrong.append(f"dialog: {shown}")
 
     page.on("dialog", dialog)
-    page.reload()  # so that nothing of the load is missed
+    page.reload()  # so that the listeners see the whole load
     page.wait_for_function("document.documentElement.dataset.ready !== undefined")
     return found
 
@@ -156,7 +156,7 @@ def test_a_click_opens_a_module_in_both_graphs_and_one_on_its_title_closes_it(
     assert [shown.drawn(BEFORE), shown.drawn(AFTER)] == before
 
 
-def test_search_leads_to_a_node_and_a_click_on_a_cast_tells_its_reason(
+def test_search_finds_a_node_and_a_click_on_a_cast_shows_its_reason(
     shown: Opened, subject: ReportInput
 ) -> None:
     cast = cast_in(subject.after)
@@ -179,7 +179,7 @@ def test_search_leads_to_a_node_and_a_click_on_a_cast_tells_its_reason(
     assert shown.page.url.endswith(f"#after/{cast.id}")
 
 
-def test_a_node_tells_its_source_line_its_ranges_and_its_counterpart(
+def test_a_node_shows_its_source_line_its_ranges_and_its_counterpart(
     shown: Opened, subject: ReportInput
 ) -> None:
     assert subject.ranges is not None
@@ -204,7 +204,7 @@ def test_a_node_tells_its_source_line_its_ranges_and_its_counterpart(
     expect(panel.locator(".tags")).to_contain_text("before")
 
 
-def test_what_is_hidden_is_shown_when_it_is_asked_for(shown: Opened, subject: ReportInput) -> None:
+def test_a_hidden_node_is_shown_when_it_is_searched(shown: Opened, subject: ReportInput) -> None:
     view = next(item for item in subject.after.nodes if item.role == "view")
     hidden = shown.page.evaluate(f"mpreport.canvases[1].isShown({_place(subject.after, view)})")
     assert hidden is False
@@ -221,7 +221,7 @@ def _place(view: View, wanted: ViewNode) -> int:
     return view.nodes.index(wanted)
 
 
-def test_tables_hold_the_casts_and_lead_to_the_graph(shown: Opened, subject: ReportInput) -> None:
+def test_tables_list_the_casts_and_link_to_the_graph(shown: Opened, subject: ReportInput) -> None:
     shown.page.click("#tab-tables")
     tables = shown.page.locator("#tables")
     casts = [item for item in subject.after.nodes if item.role == "cast"]
@@ -270,7 +270,7 @@ def test_a_plan_alone_is_one_graph(started: Browser, tmp_path: Path) -> None:
     assert found.wrong == []
 
 
-def test_what_has_too_many_members_is_cut_into_parts(started: Browser, tmp_path: Path) -> None:
+def test_a_module_with_too_many_members_is_cut_into_parts(started: Browser, tmp_path: Path) -> None:
     nodes = tuple(
         ViewNode(f"n{i}", "add", "op", "forward", "f16", reads=(f"n{i - 1}",) if i else ())
         for i in range(2000)
@@ -285,7 +285,7 @@ def test_what_has_too_many_members_is_cut_into_parts(started: Browser, tmp_path:
     assert found.wrong == []
 
 
-def test_what_is_too_dense_for_layers_stands_in_rows(started: Browser, tmp_path: Path) -> None:
+def test_a_graph_with_too_many_edges_is_drawn_in_rows(started: Browser, tmp_path: Path) -> None:
     nodes = tuple(
         ViewNode(f"n{i}", "add", "op", "forward", "f16", reads=tuple(f"n{j}" for j in range(i)))
         for i in range(200)
@@ -304,7 +304,7 @@ SHOWN = """() => Array.from({ length: LAST.size }, (_, node) => {
 })"""
 
 
-def test_hostile_texts_are_shown_as_they_are_and_run_nothing(
+def test_hostile_texts_are_displayed_unchanged_and_run_nothing(
     started: Browser, tmp_path: Path
 ) -> None:
     subject = report_subjects.hostile(hostile_texts(500))

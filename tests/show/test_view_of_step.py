@@ -81,7 +81,7 @@ def test_a_program_without_a_loss_is_its_forward_graph() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt", "lstm", "resnet"])
-def test_views_of_the_models_hold_together(name: str) -> None:
+def test_views_of_the_models_are_consistent(name: str) -> None:
     mixed = transform(load(f"models/{name}.py"))
     view = view_of(mixed, name)
     assert View.from_json(view.to_json()) == view
@@ -99,7 +99,7 @@ def test_views_of_the_models_hold_together(name: str) -> None:
     assert not unexplained
 
 
-def test_in_full_precision_nothing_is_narrow() -> None:
+def test_in_full_precision_no_tensor_is_16_bits() -> None:
     view = view_of(transform(workload(), Choices(policy=FULL_PRECISION)), "net.py")
     assert view.precision == "fp32"
     assert {node.precision for node in view.nodes} <= {"f32", "other"}
