@@ -84,17 +84,17 @@ def rows_of(read: dict[str, Any], pane: int) -> list[dict[str, Any]]:
         "file",
     )
     return [
-        {name: strings[columns[name][place]] for name in texts}
-        | {name: columns[name][place] for name in ("line", "bytes", "alive", "reads")}
-        | {"saved": bool(columns["saved"][place])}
-        | {one: names[f"{one}s"][columns[one][place]] for one in ("role", "stage", "precision")}
-        for place in range(len(columns["id"]))
+        {name: strings[columns[name][index]] for name in texts}
+        | {name: columns[name][index] for name in ("line", "bytes", "alive", "reads")}
+        | {"saved": bool(columns["saved"][index])}
+        | {one: names[f"{one}s"][columns[one][index]] for one in ("role", "stage", "precision")}
+        for index in range(len(columns["id"]))
     ]
 
 
 def as_rows(view: View) -> list[dict[str, Any]]:
     """Return the nodes of a view in the same form: the oracle."""
-    places = {node.id: place for place, node in enumerate(view.nodes)}
+    indices = {node.id: place for index, node in enumerate(view.nodes)}
     here = f"{Path.cwd()}/"
     return [
         {
@@ -104,7 +104,7 @@ def as_rows(view: View) -> list[dict[str, Any]]:
         | {"module": printable(node.where.module), "line": node.where.line}
         | {"file": printable(node.where.file.removeprefix(here))}
         | {name: getattr(node, name) for name in ("bytes", "alive", "role", "stage", "precision")}
-        | {"reads": [places[name] for name in node.reads], "saved": node.saved}
+        | {"reads": [indices[name] for name in node.reads], "saved": node.saved}
         for node in view.nodes
     ]
 
@@ -133,10 +133,10 @@ def test_the_tables_equal_those_of_inspect(views: tuple[View, View]) -> None:
         for stage, rows in tables["ops"]
     } == ops_by_precision(after.nodes)
     casts = [(row.id, row.bytes) for row in casts_of(after, after.nodes)]
-    assert [(ids[place], size) for place, size in tables["casts"]] == casts
-    assert [ids[place] for place in tables["saved"]] == [n.id for n in saved_of(after.nodes)]
+    assert [(ids[index], size) for index, size in tables["casts"]] == casts
+    assert [ids[index] for index in tables["saved"]] == [n.id for n in saved_of(after.nodes)]
     largest = [(node.id, moved) for node, moved in largest_of(after, after.nodes)[:200]]
-    assert [(ids[place], moved) for place, moved in tables["costs"]] == largest
+    assert [(ids[index], moved) for index, moved in tables["costs"]] == largest
     assert len(read["panes"]) == 1
     assert read["twins"] is None
 
@@ -145,8 +145,8 @@ def test_a_node_has_its_counterpart(views: tuple[View, View]) -> None:
     before, after = views
     found = counterparts(before, after)
     pairs = {
-        node.id: before.nodes[place].id if place >= 0 else None
-        for node, place in zip(after.nodes, found, strict=True)
+        node.id: before.nodes[index].id if index >= 0 else None
+        for node, index in zip(after.nodes, found, strict=True)
     }
     assert len(found) == len(after.nodes)
     for node in after.nodes:
@@ -190,7 +190,7 @@ def test_a_long_log_keeps_every_skipped_step() -> None:
     assert len(kept["step"]) < 9000
     assert (kept["steps"], kept["skips"]) == (30_000, 31)
     skipped = [row.step for row in log if row.skipped]
-    assert [kept["step"][place] for place, _ in kept["skipped"]] == skipped
+    assert [kept["step"][index] for index, _ in kept["skipped"]] == skipped
 
 
 def test_source_lines_are_quoted_only_for_a_program(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_a_node_shows_its_source_line_its_ranges_and_its_counterpart(
     shown.page.keyboard.press("Enter")
     panel = shown.page.locator("#panel")
     expect(panel.locator("h2")).to_have_text(op.id)
-    expect(panel.locator(".place")).to_contain_text(f":{op.where.line}")
+    expect(panel.locator(".source")).to_contain_text(f":{op.where.line}")
     line = Path(op.where.file).read_text().splitlines()[op.where.line - 1].strip()
     expect(panel.locator("pre")).to_have_text(line)
     largest = subject.ranges.values[op.planned].largest_finite
@@ -300,7 +300,7 @@ def test_a_graph_with_too_many_edges_is_drawn_in_rows(started: Browser, tmp_path
 SHOWN = """() => Array.from({ length: LAST.size }, (_, node) => {
   panel.node(LAST, node, canvases[1].modules);
   const text = (query) => document.querySelector(`#panel ${query}`)?.textContent ?? "";
-  return [text("h2"), text(".why"), text(".place")];
+  return [text("h2"), text(".why"), text(".source")];
 })"""
 
 
@@ -311,11 +311,11 @@ def test_hostile_texts_are_displayed_unchanged_and_run_nothing(
     found = opened(started, subject, tmp_path)
     page = found.page
     told = page.evaluate(SHOWN)
-    for item, (name, why, place) in zip(subject.after.nodes, told, strict=True):
+    for item, (name, why, source) in zip(subject.after.nodes, told, strict=True):
         assert name == printable(item.id)
         assert why == printable(item.reason)
         file = printable(item.where.file)
-        assert place == (f"{file}:{item.where.line}" if file else "")
+        assert source == (f"{file}:{item.where.line}" if file else "")
     for word in ("script", "canary", "__proto__", "constructor", "\\u202e"):
         page.fill("#search", word)
         assert page.locator("#found [role=option]").count() > 0
@@ -332,8 +332,8 @@ def test_hostile_texts_are_displayed_unchanged_and_run_nothing(
             more.first.click()
     page.click("#tab-plots")
     plot = page.locator("#plots .uplot .u-over")
-    for place in range(plot.count()):
-        plot.nth(place).hover()
+    for index in range(plot.count()):
+        plot.nth(index).hover()
     assert printable(subject.after.source) in (page.locator("h1").text_content() or "")
     assert page.evaluate(f"{CANARY} === undefined")
     assert page.evaluate(

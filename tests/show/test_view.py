@@ -38,9 +38,7 @@ def test_readers_are_the_nodes_that_read() -> None:
         ({"more": 1}, "there is no more"),
     ],
 )
-def test_a_document_that_is_no_view_is_refused(
-    changed: dict[str, object], sentence: str
-) -> None:
+def test_a_document_that_is_no_view_is_refused(changed: dict[str, object], sentence: str) -> None:
     document = json.loads(VIEW.to_json()) | changed
     with pytest.raises(BadInput, match="this is no view") as caught:
         View.from_json(json.dumps(document), "view.json")

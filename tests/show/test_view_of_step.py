@@ -63,7 +63,7 @@ backward _to_copy                   both  f32[8,64]        arithmetic in FP32 re
 backward pow                        both  f32[8,64]        backward of square (square): its result can leave the range of FP16, or it is steep
 backward mul                        f32   f32[8,64]        backward of square (square): its result can leave the range of FP16, or it is steep
 backward mul                        both  f32[8,64]        backward of square (square): its result can leave the range of FP16, or it is steep
-backward _to_copy                   both  f16[8,64]        the gradient of add is stored in f16, as add is
+backward _to_copy                   both  f16[8,64]        the gradient of add is stored in f16, like add
 backward mm                         f16   f16[8,64]   fc   backward of linear (linear): a Tensor Core accumulates it in FP32
 backward mm                         f16   f16[64,64]  fc   backward of linear (linear): a Tensor Core accumulates it in FP32
 backward sum                        f16   f16[1,64]   fc   backward of linear (linear): a Tensor Core accumulates it in FP32
