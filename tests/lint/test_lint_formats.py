@@ -226,8 +226,8 @@ def test_sarif_locations_and_fingerprints(tmp_path: Path, monkeypatch: pytest.Mo
     assert found.message.text == r"shape \[3\]. Fix: fix."
     assert result(9, "add_4").fingerprints == found.fingerprints
     elsewhere = Finding("MP101", Severity.ERROR, "m", "f", "n", "add", Where("", "/src/net.py", 0))
-    place = read(sarif([elsewhere], "net.py")).results[0].locations[0].physical
-    assert (urlsplit(place.artifact.uri).scheme, place.region) == ("file", None)
+    location = read(sarif([elsewhere], "net.py")).results[0].locations[0].physical
+    assert (urlsplit(location.artifact.uri).scheme, place.region) == ("file", None)
 
 
 def test_the_document_contains_all_facts() -> None:

@@ -164,14 +164,14 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_batches(tmp_path / "twice.npz", INPUTS)
 
 
-@given(place=st.integers(0, 400), bit=st.integers(0, 7))
+@given(offset=st.integers(0, 400), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_detected_or_harmless(
-    tmp_path_factory: pytest.TempPathFactory, place: int, bit: int
+    tmp_path_factory: pytest.TempPathFactory, offset: int, bit: int
 ) -> None:
     path = tmp_path_factory.mktemp("batches") / "flipped.npz"
     members = {"x.npy": ONE, "y.npy": NUMBER}
     data = bytearray(archive(path, members, zipfile.ZIP_DEFLATED).read_bytes())
-    data[place % len(data)] ^= 1 << bit
+    data[offset % len(data)] ^= 1 << bit
     path.write_bytes(data)
     try:
         (batch,) = read_batches(path, INPUTS)

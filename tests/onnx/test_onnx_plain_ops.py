@@ -169,8 +169,8 @@ def test_a_largest_magnitude_and_other_norms() -> None:
 
 def test_numbers_that_16_bits_would_lose_are_added_in_fp32() -> None:
     """Adding 3,000 ones in FP16 stops at 2,048."""
-    ones, places = torch.ones(3000, 4).half(), torch.zeros(3000, dtype=torch.int64)
-    found = PLAIN["embedding_dense_backward"](ones, places, 2, -1, False)
+    ones, rows = torch.ones(3000, 4).half(), torch.zeros(3000, dtype=torch.int64)
+    found = PLAIN["embedding_dense_backward"](ones, rows, 2, -1, False)
     assert found.dtype is torch.float16
     assert found[0, 0] == 3000
     image = torch.ones(3000, 1, 1, 1).half()

@@ -73,10 +73,10 @@ def test_torch_continues_where_the_runtime_stopped(tmp_path: Path) -> None:
         torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-6)
     mine, theirs = other_optimizer.state_dict(), by_hand.state_dict()
     assert mine["state"].keys() == theirs["state"].keys()
-    for place, entries in theirs["state"].items():
-        assert mine["state"][place].keys() == entries.keys()
+    for index, entries in theirs["state"].items():
+        assert mine["state"][index].keys() == entries.keys()
         for key, value in entries.items():
-            torch.testing.assert_close(mine["state"][place][key], value, rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(mine["state"][index][key], value, rtol=1e-3, atol=1e-6)
     assert [group["lr"] for group in mine["param_groups"]] == [0.01, 0.03]
     for seed in range(3, 6):
         expected = train(eager, by_hand, seed)

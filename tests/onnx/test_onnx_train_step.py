@@ -98,8 +98,8 @@ def test_state_alternates_between_two_memories_and_nothing_is_copied(path: Path)
     assert seen[0] == seen[2]
     assert seen[1] == seen[3]
     assert not set(seen[0]) & set(seen[1])
-    places = {m.value.data_ptr() for pair in step._state.values() for m in pair}
-    assert set(seen[0][1:] + seen[1][1:]) <= places
+    addresses = {m.value.data_ptr() for pair in step._state.values() for m in pair}
+    assert set(seen[0][1:] + seen[1][1:]) <= addresses
 
 
 def test_a_loss_keeps_its_value(path: Path) -> None:

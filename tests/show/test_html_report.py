@@ -94,7 +94,7 @@ def rows_of(read: dict[str, Any], pane: int) -> list[dict[str, Any]]:
 
 def as_rows(view: View) -> list[dict[str, Any]]:
     """Return the nodes of a view in the same form: the oracle."""
-    indices = {node.id: place for index, node in enumerate(view.nodes)}
+    indices = {node.id: index for index, node in enumerate(view.nodes)}
     here = f"{Path.cwd()}/"
     return [
         {

@@ -43,14 +43,14 @@ class Opened:
 
     def at(self, pane: int, member: str) -> tuple[float, float]:
         """Return the position of a node on the screen; `member` is a JavaScript expression."""
-        place = self.page.evaluate(
+        position = self.page.evaluate(
             f"""() => {{
               const {{ modules, graph }} = mpreport.canvases[{pane}];
               return mpreport.position({pane}, {member});
             }}"""
         )
-        assert place is not None, member
-        return place["x"], place["y"]
+        assert position is not None, member
+        return position["x"], position["y"]
 
     def click(self, pane: int, member: str) -> None:
         """Click with the mouse, as a person does."""
@@ -206,7 +206,7 @@ def test_a_node_shows_its_source_line_its_ranges_and_its_counterpart(
 
 def test_a_hidden_node_is_shown_when_it_is_searched(shown: Opened, subject: ReportInput) -> None:
     view = next(item for item in subject.after.nodes if item.role == "view")
-    hidden = shown.page.evaluate(f"mpreport.canvases[1].isShown({_place(subject.after, view)})")
+    hidden = shown.page.evaluate(f"mpreport.canvases[1].isShown({_index(subject.after, view)})")
     assert hidden is False
     shown.page.fill("#search", f"{view.id} view")
     shown.page.keyboard.press("Enter")
@@ -217,7 +217,7 @@ def test_a_hidden_node_is_shown_when_it_is_searched(shown: Opened, subject: Repo
     assert shown.drawn(AFTER) > count
 
 
-def _place(view: View, wanted: ViewNode) -> int:
+def _index(view: View, wanted: ViewNode) -> int:
     return view.nodes.index(wanted)
 
 
