@@ -14,7 +14,12 @@ from mpcompile.artifacts import write_file, write_json
 from mpcompile.commands.plan_inputs import PlanInputs
 from mpcompile.commands.terminal import warnings_on_one_line
 from mpcompile.errors import BadInput, did_you_mean
-from mpcompile.lint.baseline import Compared, baseline_of, compare, read_baseline
+from mpcompile.lint.baseline import (
+    BaselineComparison,
+    baseline_of,
+    compare_with_baseline,
+    read_baseline,
+)
 from mpcompile.lint.finding import Finding
 from mpcompile.lint.formats import document, github, summary, text
 from mpcompile.lint.program import Program
@@ -52,7 +57,11 @@ def lint(source: str, options: LintOptions, inputs: PlanInputs) -> int:
         write_file(options.baseline, baseline_of(findings).to_json(), force=True)
         sys.stderr.write(f"wrote {options.baseline}: {len(findings)} findings are known\n")
         return CLEAN
-    found = compare(findings, known) if known is not None else Compared(findings)
+    found = (
+        compare_with_baseline(findings, known)
+        if known is not None
+        else BaselineComparison(findings)
+    )
     _print(found, source, program.source, options)
     return FOUND if found.fails and not options.exit_zero else CLEAN
 
@@ -98,7 +107,7 @@ def _program(source: str, inputs: PlanInputs) -> Program:
         return read(source, settings.policy, inputs.plan, inputs.ranges, settings.without)
 
 
-def _print(found: Compared, source: str, origin: str, options: LintOptions) -> None:
+def _print(found: BaselineComparison, source: str, origin: str, options: LintOptions) -> None:
     people = sys.stderr if options.format != "text" or options.json == "-" else sys.stdout
     place = origin or source
     if options.format == "text":
@@ -116,7 +125,7 @@ def _text(findings: tuple[Finding, ...], place: str, output: Path | None, people
         Console(file=people, highlight=False, soft_wrap=True).print(text(findings, place), end="")
 
 
-def _rendered(found: Compared, place: str, form: str, source: str) -> str:
+def _rendered(found: BaselineComparison, place: str, form: str, source: str) -> str:
     if form == "github":
         return github(found.new, place)
     made = sarif(found.new, place) if form == "sarif" else document(found, source)

@@ -1,4 +1,4 @@
-"""A file of known findings beside the code, so that a check fails only for new ones.
+"""A file of known findings next to the code, so that a check fails only for new ones.
 
 Findings match by rule, module, op and message. A finding whose line moves or whose node is
 renumbered is not new. A second finding that equals a known one is new.
@@ -62,7 +62,7 @@ class Baseline:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class BaselineComparison:
     """Findings compared with a baseline.
 
     Attributes:
@@ -98,7 +98,7 @@ def read_baseline(path: Path) -> Baseline:
         raise BadInput(f"this is no baseline: {sentence(error)}", str(path), _AGAIN) from error
 
 
-def compare(findings: Sequence[Finding], baseline: Baseline) -> Compared:
+def compare_with_baseline(findings: Sequence[Finding], baseline: Baseline) -> BaselineComparison:
     """Return which findings are new; of several equal ones, the first are the known ones."""
     left: Counter[tuple[str, str, str, str]] = Counter()
     for item in baseline.findings:
@@ -109,7 +109,7 @@ def compare(findings: Sequence[Finding], baseline: Baseline) -> Compared:
             left[finding.identity] -= 1
         else:
             new.append(finding)
-    return Compared(tuple(new), len(findings) - len(new), left.total(), compared=True)
+    return BaselineComparison(tuple(new), len(findings) - len(new), left.total(), compared=True)
 
 
 @cache

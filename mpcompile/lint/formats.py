@@ -10,7 +10,7 @@ from rich.text import Text
 
 from mpcompile import __version__
 from mpcompile.errors import printable
-from mpcompile.lint.baseline import Compared
+from mpcompile.lint.baseline import BaselineComparison
 from mpcompile.lint.finding import Finding, Severity
 from mpcompile.lint.rules import RULES
 from mpcompile.plan.dataflow import Where
@@ -39,7 +39,7 @@ def text(findings: Sequence[Finding], source: str) -> Text:
     return lines
 
 
-def summary(found: Compared, source: str) -> str:
+def summary(found: BaselineComparison, source: str) -> str:
     """Return one line that counts the findings, and those that the baseline hides."""
     counts = Counter(finding.severity for finding in found.new)
     parts = [_count(counts[severity], severity.value) for severity in Severity if counts[severity]]
@@ -67,7 +67,7 @@ def github(findings: Sequence[Finding], source: str) -> str:
     return "".join(lines)
 
 
-def document(found: Compared, source: str) -> dict[str, Any]:
+def document(found: BaselineComparison, source: str) -> dict[str, Any]:
     """Return findings as one JSON document."""
     counts = Counter(finding.severity.value for finding in found.new)
     return {

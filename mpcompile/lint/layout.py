@@ -11,7 +11,7 @@ from mpcompile.lint.program import SOURCES, Node, Program
 def convolutions_not_channels_last(program: Program) -> Iterator[Finding]:
     """MP501: the first convolution that reads another layout; later ones are counted there."""
     first: dict[str, str] = {}
-    behind: dict[str, list[Node]] = {}
+    later: dict[str, list[Node]] = {}
     for node in program.nodes:
         if node.op in SOURCES:
             continue
@@ -20,10 +20,10 @@ def convolutions_not_channels_last(program: Program) -> Iterator[Finding]:
             before = None
         elif node.channels_last is False and node.narrow:
             before = before or node.id
-            behind.setdefault(before, []).append(node)
+            later.setdefault(before, []).append(node)
         if before is not None:
             first[node.id] = before
-    for name, found in behind.items():
+    for name, found in later.items():
         yield program.by_id[name].finding(
             "MP501",
             Severity.NOTE,

@@ -43,7 +43,7 @@ class Memory:
             if device == "cpu":
                 # The runtime uses our array, so reading and writing do not need the runtime.
                 self._host = np.zeros(spec.shape, self._dtype)
-                self.value = _around(self._host)
+                self.value = _runtime_view(self._host)
             else:
                 element = ir.DataType.from_numpy(self._dtype).value
                 self.value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
@@ -59,7 +59,7 @@ class Memory:
             return self._host.copy()
         if self.spec.dtype == "bfloat16":  # NumPy has no such format, so the runtime returns none
             array = np.empty(self.spec.shape, self._dtype)
-            _around(array).update_inplace(self.value)
+            _runtime_view(array).update_inplace(self.value)
             return array
         return np.array(self.value.numpy())
 
@@ -68,7 +68,7 @@ class Memory:
         if self._host is not None:
             np.copyto(self._host, array)
         elif self.spec.dtype == "bfloat16":
-            self.value.update_inplace(_around(np.array(array, order="C")))
+            self.value.update_inplace(_runtime_view(np.array(array, order="C")))
         else:
             self.value.update_inplace(array)
 
@@ -81,7 +81,7 @@ class Memory:
         Raises:
             BadInput: it has neither method, or the dtype or shape differs.
         """
-        if self._host is None and _is_elsewhere(given):
+        if self._host is None and _is_on_other_device(given):
             value = onnxruntime.OrtValue.from_dlpack(given)
             kind = ir.DataType(value.element_type()).numpy()
             self._check(kind, tuple(value.shape()))
@@ -115,12 +115,12 @@ class Memory:
             )
 
 
-def _around(array: Array) -> Any:
+def _runtime_view(array: Array) -> Any:
     """Return the runtime's view of an array."""
     element = ir.DataType.from_numpy(array.dtype).value
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, element)
 
 
-def _is_elsewhere(given: Any) -> bool:
+def _is_on_other_device(given: Any) -> bool:
     where = getattr(given, "__dlpack_device__", None)
     return where is not None and where()[0] != _HOST

@@ -103,7 +103,7 @@ class _Plain(fx.Interpreter):
             return super().call_function(target, args, kwargs)
         name = op_name(self.node)
         if draws(self.node):
-            return self._drawn(name, args)
+            return self._dropout_mask(name, args)
         if name in PLAIN:
             return PLAIN[name](*args, **kwargs)
         narrow = any(_is_narrow(item.meta.get("val")) for item in self.node.all_input_nodes)
@@ -115,7 +115,7 @@ class _Plain(fx.Interpreter):
             return _like(found, like)
         return tuple(_like(one, other) for one, other in zip(found, like, strict=True))
 
-    def _drawn(self, name: str, args: Any) -> Any:
+    def _dropout_mask(self, name: str, args: Any) -> Any:
         """Return a new dropout mask."""
         assert self.seed is not None
         self.sites += 1

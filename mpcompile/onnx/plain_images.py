@@ -35,7 +35,7 @@ def convolution_backward(
     """
     del bias_sizes, output_padding  # the other shapes determine them
     stride, padding, dilation = (
-        _as_many(each, image.dim() - 2) for each in (stride, padding, dilation)
+        _repeated(each, image.dim() - 2) for each in (stride, padding, dilation)
     )
     of_image = of_weight = of_bias = None
     if mask[0]:
@@ -91,7 +91,7 @@ def _weight_gradient(
     return found.transpose(0, 1).contiguous()
 
 
-def _as_many(numbers: Ints, count: int) -> list[int]:
+def _repeated(numbers: Ints, count: int) -> list[int]:
     return list(numbers) * count if len(numbers) == 1 else list(numbers)
 
 
@@ -128,8 +128,8 @@ def avg_pool2d_backward(
     Pooling is linear in rows and in columns; the matrices hold its coefficients.
     """
     del ceil_mode  # the gradient's shape determines the number of windows
-    kernel, padding = _as_many(kernel_size, 2), _as_many(padding, 2)
-    step = _as_many(stride, 2) if stride else kernel
+    kernel, padding = _repeated(kernel_size, 2), _repeated(padding, 2)
+    step = _repeated(stride, 2) if stride else kernel
     spread = gradient.float()
     for dim in (0, 1):
         size, count = image.shape[dim - 2], gradient.shape[dim - 2]

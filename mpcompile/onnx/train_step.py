@@ -147,7 +147,7 @@ class OrtTrainStep:
         try:
             self._session.run_with_iobinding(self._bindings[turn], self._options[turn])
         except Exception as error:  # the runtime's own exceptions share no base class
-            raise BadInput(f"the step does not run ({_line(error)})", "", "") from error
+            raise BadInput(f"the step does not run ({_one_line(error)})", "", "") from error
         self._turn = 1 - turn
         loss = Loss(self._loss[turn])
         self._given[turn] = weakref.ref(loss)
@@ -157,7 +157,7 @@ class OrtTrainStep:
     def loss_scale(self) -> float:
         """The current loss scale; 1 if there is none. Reads it from the device."""
         scale = next((slot for slot in self.file.state if slot.role == "scale"), None)
-        return 1.0 if scale is None else float(self._now(scale.name).read())
+        return 1.0 if scale is None else float(self._current(scale.name).read())
 
     @property
     def taken(self) -> int:
@@ -189,7 +189,7 @@ class OrtTrainStep:
 
     def state(self) -> dict[str, Array]:
         """Return copies of all state, by slot; BF16 as ``ml_dtypes.bfloat16``."""
-        return {name: self._now(name).read() for name in self._state}
+        return {name: self._current(name).read() for name in self._state}
 
     def pieces(self) -> dict[str, Array]:
         """Return copies of the user's own tensors: parameters, buffers and optimizer state.
@@ -197,12 +197,12 @@ class OrtTrainStep:
         Names are those of ``model.state_dict()``; with ``::exp_avg`` after it, the optimizer's
         state of that name for that parameter.
         """
-        return self._cut(self.file.pieces)
+        return self._slices(self.file.pieces)
 
     def parameters(self) -> dict[str, Array]:
         """Return copies of the model's parameters by name; the FP32 master of each trained one."""
         roles = {slot.name: slot.role for slot in self.file.state}
-        return self._cut(
+        return self._slices(
             [
                 piece
                 for piece in self.file.pieces
@@ -230,9 +230,9 @@ class OrtTrainStep:
 
     def _set_state(self, state: dict[str, Array]) -> None:
         for name, array in state.items():
-            self._now(name).write(array)
+            self._current(name).write(array)
 
-    def _now(self, name: str) -> Memory:
+    def _current(self, name: str) -> Memory:
         """Return the memory of a slot's current value."""
         memories = self._state[name]
         return memories[self._turn % len(memories)]
@@ -240,10 +240,10 @@ class OrtTrainStep:
     def _count(self, name: str) -> int:
         if name not in self._state:
             raise BadInput(f"the step has no {name}", "", "export it again")
-        return int(self._now(name).read())
+        return int(self._current(name).read())
 
-    def _cut(self, pieces: Sequence[Piece]) -> dict[str, Array]:
-        whole = {slot: self._now(slot).read().reshape(-1) for slot in {p.slot for p in pieces}}
+    def _slices(self, pieces: Sequence[Piece]) -> dict[str, Array]:
+        whole = {slot: self._current(slot).read().reshape(-1) for slot in {p.slot for p in pieces}}
         return {
             piece.name: whole[piece.slot][piece.start : piece.start + prod(piece.shape)]
             .reshape(piece.shape)
@@ -295,7 +295,7 @@ def _open(
     except BadInput:
         raise
     except Exception as error:
-        what = f"ONNX Runtime cannot run the step on {device} ({_line(error)})"
+        what = f"ONNX Runtime cannot run the step on {device} ({_one_line(error)})"
         raise BadInput(what, str(path), "") from error
     if device == "cuda" and _CUDA not in session.get_providers():
         raise BadInput(
@@ -316,5 +316,5 @@ def _run_options(graph: int | None) -> Any:
     return options
 
 
-def _line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300].rstrip(". ")

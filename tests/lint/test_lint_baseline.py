@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis.strategies import builds, integers, lists, sampled_from
 
 from mpcompile.errors import BadInput
-from mpcompile.lint.baseline import Baseline, baseline_of, compare, read_baseline
+from mpcompile.lint.baseline import Baseline, baseline_of, compare_with_baseline, read_baseline
 from mpcompile.lint.finding import Finding, Severity
 from mpcompile.lint.selection import RuleSelection
 from mpcompile.plan.dataflow import Where
@@ -36,7 +36,7 @@ FINDINGS = lists(
 def test_new_findings_are_the_difference_of_multisets(
     old: list[Finding], now: list[Finding]
 ) -> None:
-    found = compare(now, baseline_of(old))
+    found = compare_with_baseline(now, baseline_of(old))
     before = Counter(finding.identity for finding in old)
     after = Counter(finding.identity for finding in now)
     assert Counter(finding.identity for finding in found.new) == after - before
@@ -51,7 +51,7 @@ def test_moved_lines_and_renumbered_nodes_are_not_new(findings: list[Finding]) -
         replace(item, node=f"{item.node}_1", where=replace(item.where, line=item.where.line + 10))
         for item in findings
     ]
-    assert compare(moved, baseline_of(findings)).new == ()
+    assert compare_with_baseline(moved, baseline_of(findings)).new == ()
 
 
 @given(FINDINGS)
@@ -91,10 +91,12 @@ def test_a_file_that_is_not_a_baseline_is_refused(
 
 def test_an_empty_baseline_knows_nothing() -> None:
     finding = Finding("MP101", Severity.ERROR, "m", "f", "n", "add", Where())
-    found = compare([finding], Baseline(1, ()))
+    found = compare_with_baseline([finding], Baseline(1, ()))
     assert found.new == (finding,)
     assert found.fails
-    assert not compare([replace(finding, severity=Severity.NOTE)], Baseline(1, ())).fails
+    assert not compare_with_baseline(
+        [replace(finding, severity=Severity.NOTE)], Baseline(1, ())
+    ).fails
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from root import ROOT
 
 from mpcompile.lint import formats
-from mpcompile.lint.baseline import Compared
+from mpcompile.lint.baseline import BaselineComparison
 from mpcompile.lint.finding import Finding, Severity
 from mpcompile.lint.rules import RULES
 from mpcompile.lint.sarif import sarif
@@ -227,11 +227,13 @@ def test_sarif_locations_and_fingerprints(tmp_path: Path, monkeypatch: pytest.Mo
     assert result(9, "add_4").fingerprints == found.fingerprints
     elsewhere = Finding("MP101", Severity.ERROR, "m", "f", "n", "add", Where("", "/src/net.py", 0))
     location = read(sarif([elsewhere], "net.py")).results[0].locations[0].physical
-    assert (urlsplit(location.artifact.uri).scheme, place.region) == ("file", None)
+    assert (urlsplit(location.artifact.uri).scheme, location.region) == ("file", None)
 
 
 def test_the_document_contains_all_facts() -> None:
-    made = formats.document(Compared((FINDING,), known=2, gone=1, compared=True), "net.py")
+    made = formats.document(
+        BaselineComparison((FINDING,), known=2, gone=1, compared=True), "net.py"
+    )
     assert json.loads(json.dumps(made)) == {
         "schema_version": 1,
         "mpcompile_version": made["mpcompile_version"],
@@ -256,10 +258,10 @@ def test_the_document_contains_all_facts() -> None:
         "known": 2,
         "gone": 1,
     }
-    assert formats.summary(Compared((FINDING,), known=2, gone=1, compared=True), "net.py") == (
-        "net.py: 1 warning; 2 findings of the baseline not shown; 1 finding of the baseline gone"
-    )
-    assert formats.summary(Compared(()), "net.py") == "net.py: no findings"
+    assert formats.summary(
+        BaselineComparison((FINDING,), known=2, gone=1, compared=True), "net.py"
+    ) == ("net.py: 1 warning; 2 findings of the baseline not shown; 1 finding of the baseline gone")
+    assert formats.summary(BaselineComparison(()), "net.py") == "net.py: no findings"
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
