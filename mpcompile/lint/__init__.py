@@ -1,6 +1,6 @@
 """Find the parts of a program that go wrong or slow down in 16 bits, each with a fix.
 
-The input is a planned program as rows, in one form for torch and ONNX (`program`). The output is
+In come the rows of a planned program, in one form for torch and ONNX (`program`); out come
 findings. A new rule needs a row of `rules`, a function, and a page in ``docs/lint``.
 
 `onnx_program` and `torch_program` are loaded on first use, because ONNX files need no torch.

@@ -1,8 +1,7 @@
 """Rewrite ONNX graphs, export training steps to ONNX, and run them in stock ONNX Runtime.
 
-The input is an ONNX graph or a step graph. The output is a rewritten graph (`rewrite`), a
-``train.onnx`` (`step_export`), or steps run by the runtime (`train_step`). Public names are loaded
-on first use.
+In come an ONNX graph or a step graph; out come a rewritten graph (`rewrite`), a ``train.onnx``
+(`step_export`), or steps run by the runtime (`train_step`). Public names are loaded on first use.
 """
 
 from __future__ import annotations
