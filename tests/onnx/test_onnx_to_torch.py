@@ -121,5 +121,5 @@ def test_every_dtype_can_be_written_and_read(dtype: str, shape: tuple[int, ...])
 
 
 def test_a_batch_that_is_too_large_for_any_machine_is_refused() -> None:
-    with pytest.raises(BadInput, match="no memory for x"):
+    with pytest.raises(BadInput, match="not enough memory for x"):
         Memory(TensorSpec("x", "float64", (1 << 40, 1 << 40)), "cpu")
