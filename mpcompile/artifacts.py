@@ -1,4 +1,4 @@
-"""Write what a transformation leaves behind: whole or not at all, and never over something."""
+"""Write files and folders completely or not at all, and never over others without --force."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mpcompile.precision import Precision
 
 
 def check_free(folder: Path, force: bool) -> None:
-    """Raise BadInput if the folder is there and may not be replaced, or cannot be made."""
+    """Raise BadInput if the folder exists and may not be replaced, or cannot be created."""
     if folder.exists() and not force:
         raise BadInput(
-            f"{folder} is there already", fix="give --force to replace it, or --output elsewhere"
+            f"{folder} already exists", fix="give --force to replace it, or --output elsewhere"
         )
     if folder.exists() and not (folder / "plan.json").is_file():
         raise BadInput(
@@ -30,7 +30,7 @@ def check_free(folder: Path, force: bool) -> None:
 
 
 def write_folder(folder: Path, files: dict[str, str], force: bool) -> None:
-    """Write files into a new folder that appears under its name only when it is complete.
+    """Write files into a new folder, which gets its name only when it is complete.
 
     Raises:
         BadInput: see `check_free`.
@@ -55,14 +55,14 @@ def write_folder(folder: Path, files: dict[str, str], force: bool) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file is on the disk, or the names in a folder are.
+    """Wait until a file, or the list of names in a folder, is on the disk.
 
     Raises:
-        OSError: as the system says.
+        OSError: the system cannot open the path or write it to the disk.
     """
     if path.is_dir() and os.name != "posix":
-        return  # a folder cannot be opened there
-    # Windows flushes only what is opened for writing.
+        return  # only POSIX systems can open a folder
+    # Windows flushes only files that are opened for writing.
     opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(opened)
@@ -71,28 +71,28 @@ def flush(path: Path) -> None:
 
 
 def check_file(file: Path, force: bool) -> None:
-    """Raise BadInput if the file is there and may not be replaced, or cannot be made."""
+    """Raise BadInput if the file exists and may not be replaced, or cannot be created."""
     if file.is_dir():
         raise BadInput(f"{file} is a folder", fix="choose another file")
     if file.exists() and not force:
         raise BadInput(
-            f"{file} is there already", fix="give --force to replace it, or write elsewhere"
+            f"{file} already exists", fix="give --force to replace it, or write elsewhere"
         )
     if not file.resolve().parent.is_dir():
         raise BadInput(f"{file.parent} is not a folder", fix="create it, or choose another")
 
 
 def write_file(file: Path, content: str | bytes, force: bool) -> None:
-    """Write a file that appears under its name only when it is complete; see `check_file`."""
+    """Write a file, which gets its name only when it is complete; see `check_file`."""
     check_file(file, force)
-    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.resolve().parent) as place:
-        fresh = Path(place) / file.name
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.resolve().parent) as folder:
+        fresh = Path(folder) / file.name
         fresh.write_bytes(content.encode() if isinstance(content, str) else content)
         fresh.replace(file)
 
 
 def write_json(target: str | None, document: dict[str, Any]) -> None:
-    """Write one JSON document to a file, to stdout with ``-``, or nowhere.
+    """Write one JSON document to a file, to stdout if the target is ``-``, or nowhere if None.
 
     Raises:
         BadInput: the file cannot be written.

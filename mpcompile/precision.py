@@ -1,4 +1,4 @@
-"""The floating-point formats a plan can choose from."""
+"""The floating-point formats that a plan can choose from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Precision(Enum):
-    """A storage or compute format; the value is torch's and ONNX's name for it."""
+    """A storage or compute format; its value is the name in torch and ONNX."""
 
     FP16 = "float16"
     BF16 = "bfloat16"

@@ -1,4 +1,4 @@
-"""Settings of a project: ``[tool.mpcompile]`` in its ``pyproject.toml``, and flags over them."""
+"""A project's settings: ``[tool.mpcompile]`` in ``pyproject.toml``, and the flags that win."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def _rules(what: str) -> Any:
 
 
 class LintSettings(BaseModel):
-    """Which findings of ``mpcompile lint`` are wanted."""
+    """The selection of findings that ``mpcompile lint`` shows."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    select: Annotated[tuple[str, ...], _rules("that are wanted")] = ("ALL",)
-    ignore: Annotated[tuple[str, ...], _rules("that are not")] = ()
+    select: Annotated[tuple[str, ...], _rules("to apply")] = ("ALL",)
+    ignore: Annotated[tuple[str, ...], _rules("to leave out")] = ()
     per_module_ignores: Annotated[
         dict[str, Annotated[tuple[str, ...], Field(strict=False)]],
-        Field(description="Per pattern of module paths the rules that are not wanted there."),
+        Field(description="Per pattern of module paths: the rules to leave out there."),
     ] = {}
 
 
 class Settings(BaseModel):
-    """How a program is transformed and run, where nothing else is said."""
+    """The defaults for how a program is transformed and run."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -55,7 +55,7 @@ class Settings(BaseModel):
     ] = "fp16"
     full: Annotated[tuple[str, ...], _patterns("that stay in FP32")] = ()
     half: Annotated[tuple[str, ...], _patterns("that run in 16 bits")] = ()
-    free: Annotated[tuple[str, ...], _patterns("that take either")] = ()
+    free: Annotated[tuple[str, ...], _patterns("that may run in either")] = ()
     loss_scale: Annotated[
         str | float,
         Field(description="dynamic, none, or a number; default: dynamic with fp16, else none."),
@@ -85,24 +85,24 @@ class Settings(BaseModel):
 
     @property
     def policy(self) -> Policy:
-        """The policy they say."""
+        """The policy of these settings."""
         return Policy(self.level, _PRECISIONS[self.precision], self.full, self.half, self.free)
 
     @property
     def scale(self) -> LossScale | None:
-        """The loss scale they say; None: by the precision."""
+        """The loss scale of these settings; None: the precision decides."""
         if isinstance(self.loss_scale, float):
             return LossScale.static(self.loss_scale)
         return {"": None, "none": LossScale.none(), "dynamic": LossScale()}[self.loss_scale]
 
     def over(self, flags: dict[str, Any]) -> Settings:
-        """Return them with flags laid over them.
+        """Return these settings with a command's flags applied.
 
-        A flag takes the place of a setting; patterns of flags are added to those of the settings,
-        and a pattern that both name is the flag's. Passes to leave out are added too.
+        A flag replaces a setting. Patterns of flags are added to those of the settings; a pattern
+        that is in both counts as the flag's. Passes to leave out are added too.
 
         Raises:
-            BadInput: a flag has no value that fits.
+            BadInput: a flag has an invalid value.
         """
         named = {pattern for name in _LISTS for pattern in flags.get(name, ())}
         lists = {
@@ -115,23 +115,23 @@ class Settings(BaseModel):
 
 
 def find_settings(folder: Path) -> Settings:
-    """Read ``[tool.mpcompile]`` of the nearest ``pyproject.toml``, from a folder upward.
+    """Read ``[tool.mpcompile]`` of the nearest ``pyproject.toml``, from a folder upwards.
 
-    Without such a file, or without that table in it, everything is at its default.
+    Without such a file, or without that table in it, all settings have their defaults.
 
     Raises:
-        BadInput: the file is not TOML, or the table holds something that is no setting.
+        BadInput: the file is not TOML, or the table has an unknown key or an invalid value.
     """
     folder = folder.resolve()
-    for place in (folder, *folder.parents):
-        path = place / "pyproject.toml"
+    for parent in (folder, *folder.parents):
+        path = parent / "pyproject.toml"
         if path.is_file():
             return check_settings(_table(path), f"{path}: [{TABLE}]")
     return Settings()
 
 
 def read_settings(path: Path) -> Settings:
-    """Read ``[tool.mpcompile]`` of a file; see `find_settings` for what it raises."""
+    """Read ``[tool.mpcompile]`` of a file; see `find_settings` for its errors."""
     if not path.is_file():
         raise BadInput("there is no such file", str(path), f"give a .toml with [{TABLE}]")
     return check_settings(_table(path), f"{path}: [{TABLE}]")
@@ -141,13 +141,13 @@ def _table(path: Path) -> object:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeError) as error:
-        raise BadInput(f"this is not TOML ({error})", str(path), "mend it") from error
+        raise BadInput(f"this is not TOML ({error})", str(path), "correct it") from error
     tools = document.get("tool", {})
     return tools.get("mpcompile", {}) if isinstance(tools, dict) else {}
 
 
 def check_settings(values: object, where: str) -> Settings:
-    """Return what a document or a dict says; raises BadInput with its place if that is wrong."""
+    """Return the settings in a document or dict; raise BadInput with its source if invalid."""
     known = Settings.model_fields
     try:
         return Settings.model_validate(values)

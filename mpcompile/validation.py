@@ -1,4 +1,4 @@
-"""Documents that may come from anyone: read them, and say in one sentence what is wrong."""
+"""Read documents from untrusted sources, and say in one sentence what is wrong with them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 
 def read_document(path: Path, name: str, advice: str) -> bytes:
-    """Return what a file holds; raise BadInput if there is none, or far too much.
+    """Return a file's bytes; raise BadInput if there is no file, or if it is too large.
 
     Args:
         path: the file.
-        name: what it should be, such as ``plan.json``.
-        advice: what to do if it cannot be that.
+        name: the kind of document that is expected, such as ``plan.json``.
+        advice: what the user can do if the file is too large for it.
     """
     if not path.is_file():
         raise BadInput("there is no such file", str(path), f"give the path of a {name}")
@@ -34,16 +34,16 @@ def read_document(path: Path, name: str, advice: str) -> bytes:
 
 
 def without_head(file: Any, kind: type[T]) -> T:
-    """Return a document's content: the dataclass that the file's own adds a head to."""
+    """Return a file's content without its head: the fields of ``kind`` only."""
     return kind(**{item.name: getattr(file, item.name) for item in fields(kind)})  # type: ignore[arg-type]
 
 
 def sentence(error: ValidationError, known: Collection[str] = ()) -> str:
-    """Return the first thing that is wrong, with its path, such as ``decisions[3].stores``.
+    """Return the first error, with its path in the document, such as ``decisions[3].stores``.
 
     Args:
-        error: what pydantic raised.
-        known: the names of the document's fields, to find the one that was meant.
+        error: the error of pydantic.
+        known: the document's field names, to suggest the one that the user meant.
     """
     first = error.errors(include_url=False)[0]
     path, kind, message = _path(first["loc"]), first["type"], first["msg"]

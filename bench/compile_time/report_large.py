@@ -18,9 +18,9 @@ from playwright.sync_api import Page
 from bench.browser import browser, open_report
 from bench.machine import describe
 from mpcompile.plan.dataflow import Where
-from mpcompile.show.html_report.document import Subject, document
+from mpcompile.show.html_report.document import ReportInput, document
 from mpcompile.show.html_report.page import render
-from mpcompile.show.view import Precision, Role, Stage, View, ViewNode
+from mpcompile.show.view import NodePrecision, NodeRole, Stage, View, ViewNode
 
 _LAYER = ("norm", "attention.q", "attention.k", "attention.v", "attention.out", "mlp.0", "mlp.2")
 _STAGES: tuple[Stage, ...] = ("forward", "backward")
@@ -81,7 +81,7 @@ def view(ops: int, mixed: bool, flat: bool) -> View:
                 reads = (cast,)
             if stage == "forward" and part > 0:
                 weight = f"{name}_weight"
-                kind: Precision = "f16" if narrow else "f32"
+                kind: NodePrecision = "f16" if narrow else "f32"
                 nodes.append(_node(weight, "master", "input", stage, kind, (), module))
                 reads = (*reads, weight)
             op = "layer_norm" if part == 0 else "linear"
@@ -92,9 +92,9 @@ def view(ops: int, mixed: bool, flat: bool) -> View:
 def _node(
     id: str,
     op: str,
-    role: Role,
+    role: NodeRole,
     stage: Stage,
-    precision: Precision,
+    precision: NodePrecision,
     reads: tuple[str, ...],
     module: str,
 ) -> ViewNode:
@@ -122,7 +122,7 @@ def main() -> None:
         for flat in (False, True):
             before, after = (view(arguments.ops, mixed, flat) for mixed in (False, True))
             begin = time.perf_counter()
-            page_text = render(document(Subject(after, before)), after.source)
+            page_text = render(document(ReportInput(after, before)), after.source)
             written = time.perf_counter() - begin
             file = Path(folder) / "large.html"
             file.write_text(page_text, encoding="utf-8")

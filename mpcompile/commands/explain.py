@@ -18,7 +18,7 @@ from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.given import decide
 from mpcompile.plan.op_table import Wish
 from mpcompile.plan.plan import Plan
-from mpcompile.show.explain import Subject
+from mpcompile.show.explain import ExplainInput
 from mpcompile.show.explain import explain as sentences_about
 from mpcompile.show.of_plan import view_of_plan
 
@@ -53,7 +53,7 @@ def explain(
     write_json(options.json, {"source": source, "explained": found})
 
 
-def _subject(opened: Opened, source: str, inputs: PlanInputs) -> Subject:
+def _subject(opened: Opened, source: str, inputs: PlanInputs) -> ExplainInput:
     view, made, ranges = opened.view, opened.made, inputs.ranges
     if made is not None:
         given = inputs.plan
@@ -64,14 +64,14 @@ def _subject(opened: Opened, source: str, inputs: PlanInputs) -> Subject:
             return decide(_asked(made.flow, op, full), precision, given, ranges)
 
         # What is given decides before any wish, so nothing can be asked of it.
-        return Subject(view, planned, made.plan, ranges, otherwise if given is None else None)
+        return ExplainInput(view, planned, made.plan, ranges, otherwise if given is None else None)
     noted = any(node.reason for node in view.nodes)
     if view.kind == "onnx" and not noted:
         return _model(opened, source, inputs)
-    return Subject(view, view, ranges=ranges)
+    return ExplainInput(view, view, ranges=ranges)
 
 
-def _model(opened: Opened, source: str, inputs: PlanInputs) -> Subject:
+def _model(opened: Opened, source: str, inputs: PlanInputs) -> ExplainInput:
     """Return what would become of a model that nobody has rewritten."""
     policy, ranges = inputs.settings.policy, inputs.ranges
     prepared = prepare(read_model(Path(source)), policy, policy.precision, Target.ANY)
@@ -80,7 +80,7 @@ def _model(opened: Opened, source: str, inputs: PlanInputs) -> Subject:
     def otherwise(op: str, full: bool) -> Plan:
         return decide(_asked(prepared.flow, op, full), policy.precision, None, ranges)
 
-    return Subject(opened.view, view_of_plan(plan, source), plan, ranges, otherwise)
+    return ExplainInput(opened.view, view_of_plan(plan, source), plan, ranges, otherwise)
 
 
 def _asked(flow: Dataflow, op: str, full: bool) -> Dataflow:

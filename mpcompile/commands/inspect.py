@@ -22,7 +22,7 @@ from mpcompile.show.csv_rows import write_csv
 from mpcompile.show.html_report.check_file import read_check
 from mpcompile.show.model_explorer import model_explorer_files
 from mpcompile.show.summary import bytes_text, numbers_table
-from mpcompile.show.tables import Selection, casts_of, ops_by_precision, peak_of, saved_of
+from mpcompile.show.tables import NodeSelection, casts_of, ops_by_precision, peak_of, saved_of
 from mpcompile.show.terminal import (
     casts_table,
     headline,
@@ -57,7 +57,7 @@ def inspect(source: str, options: InspectOptions, inputs: PlanInputs) -> None:
     if options.model_explorer is not None:
         _write_for_model_explorer(view, inputs.ranges, options.model_explorer, options)
         console.print(f"wrote {options.model_explorer}", markup=False)
-    selection = Selection(options.module, options.op, options.in_precision, options.stage)
+    selection = NodeSelection(options.module, options.op, options.in_precision, options.stage)
     nodes = selection.of(view)
     bounds: list[Bound] = []
     if made is not None and made.step is not None and selection.everything:
@@ -101,7 +101,7 @@ def _write_for_model_explorer(
 def _print(
     view: View,
     nodes: Sequence[ViewNode],
-    selection: Selection,
+    selection: NodeSelection,
     everything: bool,
     bounds: list[Bound],
     console: Console,

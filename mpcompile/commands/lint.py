@@ -14,14 +14,19 @@ from mpcompile.artifacts import write_file, write_json
 from mpcompile.commands.plan_inputs import PlanInputs
 from mpcompile.commands.terminal import warnings_on_one_line
 from mpcompile.errors import BadInput, did_you_mean
-from mpcompile.lint.baseline import Compared, baseline_of, compare, read_baseline
+from mpcompile.lint.baseline import (
+    BaselineComparison,
+    baseline_of,
+    compare_with_baseline,
+    read_baseline,
+)
 from mpcompile.lint.finding import Finding
 from mpcompile.lint.formats import document, github, summary, text
 from mpcompile.lint.program import Program
 from mpcompile.lint.rules import RULES
 from mpcompile.lint.rules import lint as findings_of
 from mpcompile.lint.sarif import sarif
-from mpcompile.lint.selection import Selection
+from mpcompile.lint.selection import RuleSelection
 from mpcompile.options import LintOptions
 from mpcompile.settings import TABLE, LintSettings
 
@@ -52,7 +57,11 @@ def lint(source: str, options: LintOptions, inputs: PlanInputs) -> int:
         write_file(options.baseline, baseline_of(findings).to_json(), force=True)
         sys.stderr.write(f"wrote {options.baseline}: {len(findings)} findings are known\n")
         return CLEAN
-    found = compare(findings, known) if known is not None else Compared(findings)
+    found = (
+        compare_with_baseline(findings, known)
+        if known is not None
+        else BaselineComparison(findings)
+    )
     _print(found, source, program.source, options)
     return FOUND if found.fails and not options.exit_zero else CLEAN
 
@@ -72,15 +81,17 @@ def print_page(rule: str) -> None:
     sys.stdout.write(known[rule].text())
 
 
-def _selection(own: LintSettings, options: LintOptions) -> Selection:
+def _selection(own: LintSettings, options: LintOptions) -> RuleSelection:
     known = [rule.id for rule in RULES]
     modules = dict(own.per_module_ignores)
-    Selection(own.select, own.ignore, modules).check(known, f"[{TABLE}.lint]")
+    RuleSelection(own.select, own.ignore, modules).check(known, f"[{TABLE}.lint]")
     chosen = _split(options.select)
     ignored = _split(options.ignore)
-    Selection(chosen, ignored).check(known, "the command line")
+    RuleSelection(chosen, ignored).check(known, "the command line")
     # As with ruff: --select starts anew, --ignore adds.
-    return Selection(chosen or own.select, ignored if chosen else (*own.ignore, *ignored), modules)
+    return RuleSelection(
+        chosen or own.select, ignored if chosen else (*own.ignore, *ignored), modules
+    )
 
 
 def _split(selectors: tuple[str, ...]) -> tuple[str, ...]:
@@ -96,7 +107,7 @@ def _program(source: str, inputs: PlanInputs) -> Program:
         return read(source, settings.policy, inputs.plan, inputs.ranges, settings.without)
 
 
-def _print(found: Compared, source: str, origin: str, options: LintOptions) -> None:
+def _print(found: BaselineComparison, source: str, origin: str, options: LintOptions) -> None:
     people = sys.stderr if options.format != "text" or options.json == "-" else sys.stdout
     place = origin or source
     if options.format == "text":
@@ -114,7 +125,7 @@ def _text(findings: tuple[Finding, ...], place: str, output: Path | None, people
         Console(file=people, highlight=False, soft_wrap=True).print(text(findings, place), end="")
 
 
-def _rendered(found: Compared, place: str, form: str, source: str) -> str:
+def _rendered(found: BaselineComparison, place: str, form: str, source: str) -> str:
     if form == "github":
         return github(found.new, place)
     made = sarif(found.new, place) if form == "sarif" else document(found, source)

@@ -19,7 +19,7 @@ from mpcompile.options import ReportOptions
 from mpcompile.pipeline import transform
 from mpcompile.plan.policy import FULL_PRECISION
 from mpcompile.show.html_report.check_file import read_check
-from mpcompile.show.html_report.document import Subject, document
+from mpcompile.show.html_report.document import ReportInput, document
 from mpcompile.show.html_report.page import render
 from mpcompile.show.of_onnx import view_of_model
 from mpcompile.show.of_step import view_of
@@ -45,7 +45,7 @@ def report(source: str, options: ReportOptions, inputs: PlanInputs) -> None:
     check = read_check(options.check) if options.check else None
     log = read_run_log(options.log) if options.log else ()
     before, after = _both(source, inputs, console)
-    subject = Subject(after, before, inputs.ranges, check, log, quotes=is_program(source))
+    subject = ReportInput(after, before, inputs.ranges, check, log, quotes=is_program(source))
     page = render(document(subject), source)
     write_file(file, page, options.force)
     size = len(page.encode())

@@ -1,9 +1,9 @@
-"""Find in a program what goes wrong, or slows down, in 16 bits; each finding with its fix.
+"""Find the parts of a program that go wrong or slow down in 16 bits, each with a fix.
 
-In comes a planned program as rows that are the same for torch and ONNX (`program`); out go
-findings. A new rule is a row of `rules`, a function, and a page in ``docs/lint``.
+In come the rows of a planned program, in one form for torch and ONNX (`program`); out come
+findings. A new rule needs a row of `rules`, a function, and a page in ``docs/lint``.
 
-`onnx_program` and `torch_program` are loaded on first use: ONNX files need no torch.
+`onnx_program` and `torch_program` are loaded on first use, because ONNX files need no torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Findings that are known: a file beside the code, so that a check fails only on what is new.
+"""A file of known findings next to the code, so that a check fails only for new ones.
 
-Findings are matched by rule, module, op and message. A line that moves, or a node that gets another
-number, is not new; a second finding like a known one is.
+Findings match by rule, module, op and message. A finding whose line moves or whose node is
+renumbered is not new. A second finding that equals a known one is new.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 
 @checked_dataclass(frozen=True, config=_STRICT)
 class Known:
-    """What is known of one kind of finding.
+    """One kind of known finding.
 
     Attributes:
-        rule: its rule's id.
-        module: path of its module.
-        op: its op.
-        message: what it says.
-        count: how many there are.
+        rule: id of the rule.
+        module: path of the module.
+        op: the op.
+        message: the message.
+        count: how many such findings there are.
     """
 
     rule: str
@@ -49,26 +49,26 @@ class Baseline:
     """A file of known findings.
 
     Attributes:
-        version: of the format.
-        findings: sorted, so that a change of the file is easy to read.
+        version: the version of the format.
+        findings: sorted, so that changes of the file are easy to read.
     """
 
     version: Literal[1]
     findings: tuple[Known, ...]
 
     def to_json(self) -> str:
-        """Write it as JSON, a line each value, ended by a line end."""
+        """Return the baseline as JSON, one value a line, with a line end after the last."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """Findings beside a baseline.
+class BaselineComparison:
+    """Findings compared with a baseline.
 
     Attributes:
-        new: those that are not in it.
-        known: how many are.
-        gone: how many of the baseline were not found again.
+        new: the findings that are not in the baseline.
+        known: how many findings are in the baseline.
+        gone: how many findings of the baseline were not found again.
         compared: whether there was a baseline at all.
     """
 
@@ -84,13 +84,13 @@ class Compared:
 
 
 def baseline_of(findings: Sequence[Finding]) -> Baseline:
-    """Return what makes all findings known."""
+    """Return a baseline in which all these findings are known."""
     counts = Counter(finding.identity for finding in findings)
     return Baseline(1, tuple(Known(*identity, counts[identity]) for identity in sorted(counts)))
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read a baseline, which may come from anyone; raises BadInput if the file holds none."""
+    """Read an untrusted baseline file; raise BadInput if it holds no baseline."""
     text = read_document(path, "baseline", "write one with --write-baseline")
     try:
         return _format().validate_json(text)
@@ -98,8 +98,8 @@ def read_baseline(path: Path) -> Baseline:
         raise BadInput(f"this is no baseline: {sentence(error)}", str(path), _AGAIN) from error
 
 
-def compare(findings: Sequence[Finding], baseline: Baseline) -> Compared:
-    """Return which findings are new; of several alike the first are the known ones."""
+def compare_with_baseline(findings: Sequence[Finding], baseline: Baseline) -> BaselineComparison:
+    """Return which findings are new; of several equal ones, the first are the known ones."""
     left: Counter[tuple[str, str, str, str]] = Counter()
     for item in baseline.findings:
         left[item.rule, item.module, item.op, item.message] += item.count
@@ -109,7 +109,7 @@ def compare(findings: Sequence[Finding], baseline: Baseline) -> Compared:
             left[finding.identity] -= 1
         else:
             new.append(finding)
-    return Compared(tuple(new), len(findings) - len(new), left.total(), compared=True)
+    return BaselineComparison(tuple(new), len(findings) - len(new), left.total(), compared=True)
 
 
 @cache

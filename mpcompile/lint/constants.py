@@ -10,7 +10,7 @@ from mpcompile.precision import Precision
 
 _LARGEST = Precision.FP16.largest
 _BELOW_ONE = {Precision.FP16: 1 - 2.0**-12, Precision.BF16: 1 - 2.0**-9}
-"""Half a step below 1: what lies between rounds to 1."""
+"""Half a step below 1: any number between this one and 1 rounds to 1."""
 
 _CHOOSES = frozenset("add sub rsub where masked_fill mul Add Sub Where Mul Pad pad".split())
 _ENDS = frozenset(("softmax", "log_softmax", "attention"))
@@ -25,7 +25,7 @@ def overflowing_constants(program: Program) -> Iterator[Finding]:
             continue
         sign = "-" if constant.value < 0 else ""
         fix = (
-            "scale what it is compared with or added to, so that the number lies below 65504, or "
+            "scale what it is compared with or added to, so that the number is below 65504, or "
             f"write float('{sign}inf') if it means no bound"
         )
         if node.narrow:
@@ -109,7 +109,7 @@ def bounds_that_become_one(program: Program) -> Iterator[Finding]:
 
 
 def is_mask(program: Program, node: Node) -> bool:
-    """Whether a node's constant is far below FP16 and all it goes into ends in a softmax."""
+    """Whether a node's constant is far below FP16's range, and all its uses end in a softmax."""
     constant = node.constant
     if constant is None or constant.value > -_LARGEST:
         return False
@@ -135,7 +135,7 @@ def _ends(node: Node) -> bool:
 
 
 def _masks_attention(program: Program, node: Node) -> bool:
-    """Whether the mask comes to an attention op that reads it in 16 bits."""
+    """Whether the mask reaches an attention op that reads it in 16 bits."""
     pending, seen = [node], set[str]()
     while pending:
         current = pending.pop()

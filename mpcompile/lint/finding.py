@@ -1,4 +1,4 @@
-"""What a rule finds: what, where, and what to do about it."""
+"""A rule's result: what is wrong, where it is, and how to fix it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from mpcompile.plan.dataflow import Where
 
 
 class Severity(Enum):
-    """How bad a finding is; the value is its name in every format but GitHub's."""
+    """How bad a finding is; the value is its name in every format except GitHub's."""
 
     ERROR = "error"
-    """The program computes something else than was meant."""
+    """The program computes wrong numbers."""
     WARNING = "warning"
-    """It may, or it is much slower than it need be."""
+    """The program may compute wrong numbers, or is much slower than it needs to be."""
     NOTE = "note"
-    """mpcompile copes with it, at a price that the message names."""
+    """mpcompile handles it, at a cost that the message names."""
 
     @property
     def fails(self) -> bool:
-        """Whether a check with such a finding fails."""
+        """Whether a finding of this severity makes a check fail."""
         return self is not Severity.NOTE
 
 
@@ -31,13 +31,13 @@ class Finding:
     Attributes:
         rule: the rule's id, such as ``MP101``.
         severity: how bad it is here.
-        message: what is wrong, without a full stop. It holds nothing that changes with the code
-            around it: no line, no name of a node, no share of the whole.
-        fix: what to do about it, as an imperative.
+        message: what is wrong, without a full stop. It must not depend on the code around it: it
+            contains no line, no node name, no share of the whole.
+        fix: how to fix it, as an imperative.
         node: the node's id in its graph.
         op: the node's op.
-        where: its place in the user's program.
-        detail: more about it that may change with the code around it, or "".
+        where: the source position in the user's program.
+        detail: more facts, which may depend on the code around it, or "".
     """
 
     rule: str
@@ -51,10 +51,10 @@ class Finding:
 
     @property
     def text(self) -> str:
-        """Message and detail."""
+        """The message with its detail."""
         return f"{self.message} ({self.detail})" if self.detail else self.message
 
     @property
     def identity(self) -> tuple[str, str, str, str]:
-        """What stays when lines move: rule, module, op and message."""
+        """The parts that stay the same when lines move: rule, module, op and message."""
         return self.rule, self.where.module, self.op, self.message

@@ -1,4 +1,4 @@
-"""Findings as people, GitHub and programs read them; SARIF has a file of its own."""
+"""Findings as text, GitHub commands and JSON; SARIF has its own file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from mpcompile import __version__
 from mpcompile.errors import printable
-from mpcompile.lint.baseline import Compared
+from mpcompile.lint.baseline import BaselineComparison
 from mpcompile.lint.finding import Finding, Severity
 from mpcompile.lint.rules import RULES
 from mpcompile.plan.dataflow import Where
@@ -26,8 +26,8 @@ def text(findings: Sequence[Finding], source: str) -> Text:
     """Return findings as text for a terminal, two lines each.
 
     Args:
-        findings: what was found.
-        source: what was looked at, for findings without a file.
+        findings: the findings to show.
+        source: the program, named for findings without a file.
     """
     lines = Text()
     for finding in findings:
@@ -39,8 +39,8 @@ def text(findings: Sequence[Finding], source: str) -> Text:
     return lines
 
 
-def summary(found: Compared, source: str) -> str:
-    """Return one line that counts what was found, and what a baseline hides."""
+def summary(found: BaselineComparison, source: str) -> str:
+    """Return one line that counts the findings, and those that the baseline hides."""
     counts = Counter(finding.severity for finding in found.new)
     parts = [_count(counts[severity], severity.value) for severity in Severity if counts[severity]]
     old = f"; {_count(found.known, 'finding')} of the baseline not shown" if found.known else ""
@@ -52,7 +52,7 @@ def summary(found: Compared, source: str) -> str:
 def github(findings: Sequence[Finding], source: str) -> str:
     """Return workflow commands, with which GitHub marks lines of a pull request.
 
-    Escaped as GitHub's runner undoes it: ``%``, line ends, and in properties ``:`` and ``,``.
+    Escaped as GitHub's runner expects: ``%``, line ends, and in properties ``:`` and ``,``.
     """
     lines = []
     for finding in findings:
@@ -67,7 +67,7 @@ def github(findings: Sequence[Finding], source: str) -> str:
     return "".join(lines)
 
 
-def document(found: Compared, source: str) -> dict[str, Any]:
+def document(found: BaselineComparison, source: str) -> dict[str, Any]:
     """Return findings as one JSON document."""
     counts = Counter(finding.severity.value for finding in found.new)
     return {

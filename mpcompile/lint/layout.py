@@ -9,9 +9,9 @@ from mpcompile.lint.program import SOURCES, Node, Program
 
 
 def convolutions_not_channels_last(program: Program) -> Iterator[Finding]:
-    """MP501: where channels come to lie apart; convolutions behind such a one are counted there."""
+    """MP501: the first convolution that reads another layout; later ones are counted there."""
     first: dict[str, str] = {}
-    behind: dict[str, list[Node]] = {}
+    later: dict[str, list[Node]] = {}
     for node in program.nodes:
         if node.op in SOURCES:
             continue
@@ -20,17 +20,17 @@ def convolutions_not_channels_last(program: Program) -> Iterator[Finding]:
             before = None
         elif node.channels_last is False and node.narrow:
             before = before or node.id
-            behind.setdefault(before, []).append(node)
+            later.setdefault(before, []).append(node)
         if before is not None:
             first[node.id] = before
-    for name, found in behind.items():
+    for name, found in later.items():
         yield program.by_id[name].finding(
             "MP501",
             Severity.NOTE,
-            "a 16-bit convolution reads what is not channels-last: Tensor-Core kernels want that "
-            "order, and inductor copies into it where it finds that worth it",
-            "give images in that order, images.to(memory_format=torch.channels_last), or put "
-            "x.contiguous(memory_format=torch.channels_last) before it (behind it, if it reads one "
-            "channel or pixel); what follows keeps the order",
+            "a 16-bit convolution reads an input that is not channels-last: Tensor-Core kernels "
+            "want that layout, and inductor copies into it where it expects a gain",
+            "give images in that layout, images.to(memory_format=torch.channels_last), or put "
+            "x.contiguous(memory_format=torch.channels_last) before the convolution (after it, if "
+            "it reads one channel or pixel); the ops after it keep the layout",
             f"{len(found)} convolutions, this is the first" if len(found) > 1 else "",
         )

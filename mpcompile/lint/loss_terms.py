@@ -35,7 +35,7 @@ def narrow_losses(program: Program) -> Iterator[Finding]:
             "use a loss function of PyTorch, which reads 16 bits and computes in FP32, or give "
             f"--full 'node:{node.id}'"
             if planned
-            else "take that away: a loss costs next to nothing in FP32",
+            else "remove that override: a loss in FP32 costs almost nothing",
         )
 
 

@@ -1,4 +1,4 @@
-"""Read an ONNX model, planned, as the rows that rules look at."""
+"""Read and plan an ONNX model, and return it as rows for the rules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from mpcompile.lint.onnx_sizes import lengths_of, shape_of
-from mpcompile.lint.program import By, Constant, Node, Program, decided_by
+from mpcompile.lint.program import By, ConstantUse, Node, Program, decided_by
 from mpcompile.onnx.rewrite import given_model, prepare
 from mpcompile.onnx_graph.constants import UnfitUse, largest_of, mask_constants, unfit_uses
 from mpcompile.onnx_graph.describe import scope_of
@@ -43,13 +43,13 @@ def read_program(
     ranges: Ranges | None = None,
     without: Collection[str] = (),
 ) -> Program:
-    """Read and plan an ``.onnx`` file, which may come from anyone, and return its rows.
+    """Read and plan an untrusted ``.onnx`` file, and return its rows.
 
     Args:
         source: path of the file.
-        policy: what may run in 16 bits.
-        plan: decisions that hold before the policy.
-        ranges: what was measured.
+        policy: which ops may run in 16 bits.
+        plan: decisions that win over the policy.
+        ranges: measured ranges.
         without: passes that are left out; none of them runs on ONNX models.
 
     Raises:
@@ -75,7 +75,7 @@ class _Reader:
     nest: Nest
     ops: Mapping[str, Op]
     decisions: Mapping[str, Decision]
-    constants: Mapping[str, Constant]
+    constants: Mapping[str, ConstantUse]
     makers: Mapping[ir.Value, str]
 
     def nodes(self) -> list[Node]:
@@ -125,7 +125,7 @@ class _Reader:
 
 
 def _maker(value: ir.Value, nest: Nest) -> str:
-    """Return the id of the node that makes a value; else its own, marked as no node's."""
+    """Return the id of the node that makes a value; else the value's own id, marked as such."""
     node = value.producer()
     return nest.nodes[node] if node in nest.nodes else f"value {nest.values[value]}"
 
@@ -135,8 +135,8 @@ def _held(value: ir.Value) -> str:
     return "parameter" if tensor is not None and tensor.size > _SCALAR else "constant"
 
 
-def _constants(nest: Nest, flow: Dataflow, plan: Plan) -> dict[str, Constant]:
-    """Return per node the number FP16 cannot hold, with what comes of that."""
+def _constants(nest: Nest, flow: Dataflow, plan: Plan) -> dict[str, ConstantUse]:
+    """Return per node the number FP16 cannot hold, with its effects."""
     if plan.precision is not Precision.FP16:
         return {}
     uses = unfit_uses(nest, plan.precision)
@@ -144,7 +144,7 @@ def _constants(nest: Nest, flow: Dataflow, plan: Plan) -> dict[str, Constant]:
     bare = Dataflow(tuple(replace(op, unfit="") for op in flow.ops), flow.tensors)
     wide = {op.id for op in contain_growth(bare, plan.precision).ops if op.wish is Wish.FULL}
     found = {
-        name: Constant(use.number, _holder(use, nest), needless=name in wide, costs=costs[name])
+        name: ConstantUse(use.number, _holder(use, nest), needless=name in wide, costs=costs[name])
         for name, use in uses.items()
         if use.source == name
     }
@@ -153,7 +153,7 @@ def _constants(nest: Nest, flow: Dataflow, plan: Plan) -> dict[str, Constant]:
         if tensor is None or Precision.FP16 not in plan.storage.get(nest.values[value], ()):
             continue
         for node, _ in value.uses():
-            found[nest.nodes[node]] = Constant(largest_of(tensor), becomes=MASK)
+            found[nest.nodes[node]] = ConstantUse(largest_of(tensor), becomes=MASK)
     return found
 
 
@@ -164,14 +164,14 @@ def _holder(use: UnfitUse, nest: Nest) -> str:
 
 
 def _bound(node: ir.Node) -> float | None:
-    place = {"Clip": 2, "Min": 1}.get(node.op_type, 0)
-    tensor = constant_of(node.inputs[place]) if 0 < place < len(node.inputs) else None
+    index = {"Clip": 2, "Min": 1}.get(node.op_type, 0)
+    tensor = constant_of(node.inputs[index]) if 0 < index < len(node.inputs) else None
     single = tensor is not None and tensor.size == 1
     return float(tensor.numpy().reshape(-1)[0]) if tensor is not None and single else None
 
 
 def place_of(node: ir.Node) -> Where:
-    """Return the module and the source line that an exporter noted with a node."""
+    """Return the module and the source line that an exporter wrote into a node."""
     file, line = "", 0
     for text in (node.metadata_props.get(_TRACE) or "").splitlines():
         text = text.strip()

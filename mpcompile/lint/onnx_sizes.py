@@ -1,4 +1,4 @@
-"""What rules want to know of an ONNX op's shapes: sums and Tensor-Core sizes."""
+"""Facts for the rules from an ONNX op's shapes: lengths of sums and Tensor-Core sizes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
-    """What an op's shapes say; see `mpcompile.lint.program.Node`."""
+class OnnxLengths:
+    """The facts in an op's shapes; see `mpcompile.lint.program.Node`."""
 
     length: int = 0
     flops: int = 0
@@ -24,17 +24,17 @@ class Lengths:
 
 
 def shape_of(value: ir.Value | None) -> tuple[int, ...]:
-    """Return a value's shape; an open dimension is `ASSUMED`, an unknown shape empty."""
+    """Return a value's shape; an open dimension is `ASSUMED`, an unknown shape is empty."""
     if value is None or value.shape is None:
         return ()
     return tuple(size if isinstance(size, int) else ASSUMED for size in value.shape)
 
 
-def lengths_of(node: ir.Node, row: str) -> Lengths:
-    """Return what a node's shapes say.
+def lengths_of(node: ir.Node, row: str) -> OnnxLengths:
+    """Return the facts in a node's shapes.
 
     Args:
-        node: a node whose types are inferred.
+        node: a node with inferred types.
         row: its row of the op table.
     """
     shapes = [shape_of(value) for value in node.inputs]
@@ -52,13 +52,13 @@ def lengths_of(node: ir.Node, row: str) -> Lengths:
     if node.op_type in _GATES and len(shapes) > 2 and all(len(s) == 3 for s in shapes[:3]):
         return _recurrent(shapes, _GATES[node.op_type])
     if row in _REDUCES and shapes and shapes[0] and node.op_type.startswith("Reduce"):
-        return Lengths(prod(shapes[0]) // max(prod(result), 1))
-    return Lengths()
+        return OnnxLengths(prod(shapes[0]) // max(prod(result), 1))
+    return OnnxLengths()
 
 
 def _product(
     node: ir.Node, left: tuple[int, ...], right: tuple[int, ...], result: tuple[int, ...]
-) -> Lengths:
+) -> OnnxLengths:
     weight = node.inputs[1] is not None and node.inputs[1].is_initializer()
     names = ("inputs", "outputs") if weight else ("columns of the left factor", "columns")
     sizes = tuple(
@@ -69,24 +69,26 @@ def _product(
         )
         if _is_known(value, axis)
     )
-    return Lengths(left[-1], 2 * prod(result) * left[-1], sizes)
+    return OnnxLengths(left[-1], 2 * prod(result) * left[-1], sizes)
 
 
 def _convolution(
     node: ir.Node, image: tuple[int, ...], weight: tuple[int, ...], result: tuple[int, ...]
-) -> Lengths:
+) -> OnnxLengths:
     swapped = node.op_type == "ConvTranspose"
     flops = 2 * prod(image if swapped else result) * prod(weight[1:])
     if _number(node, "group", 1) != 1:
-        return Lengths(0, flops)
+        return OnnxLengths(0, flops)
     ends = weight[:2] if swapped else (weight[1], weight[0])
-    return Lengths(0, flops, (Size("input channels", ends[0]), Size("output channels", ends[1])))
+    return OnnxLengths(
+        0, flops, (Size("input channels", ends[0]), Size("output channels", ends[1]))
+    )
 
 
-def _recurrent(shapes: list[tuple[int, ...]], gates: int) -> Lengths:
+def _recurrent(shapes: list[tuple[int, ...]], gates: int) -> OnnxLengths:
     sequence, inputs, cells = shapes[:3]
     flops = 2 * sequence[0] * sequence[1] * (prod(inputs) + prod(cells))
-    return Lengths(0, flops, (Size("inputs", inputs[2]), Size("cells", inputs[1] // gates)))
+    return OnnxLengths(0, flops, (Size("inputs", inputs[2]), Size("cells", inputs[1] // gates)))
 
 
 def _is_known(value: ir.Value | None, axis: int) -> bool:

@@ -1,4 +1,4 @@
-"""MP201 and MP202: the logarithm of a probability that was rounded before it was taken."""
+"""MP201 and MP202: the logarithm of a probability that was rounded first."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def sigmoid_then_loss(program: Program) -> Iterator[Finding]:
 def logarithm_of_probability(program: Program) -> Iterator[Finding]:
     """MP202: the logarithm of a softmax or a sigmoid.
 
-    ``log(p + epsilon)`` of a softmax is meant so and finite. Of a sigmoid the logarithm of what is
-    left of 1 is lost with or without an epsilon.
+    ``log(p + epsilon)`` of a softmax is intended and finite. After a sigmoid, the distance of p
+    from 1 is lost with or without an epsilon.
     """
     found: set[str] = set()
     for node in program.nodes:
@@ -83,7 +83,7 @@ def _one(source: Node) -> str:
 
 
 def _gradient(source: Node) -> str:
-    """Return what ``1e12 * 0`` gives, PyTorch's gradient at 1: FP16 has no 1e12."""
+    """Return ``1e12 * 0``, which is PyTorch's gradient at 1; FP16 has no 1e12."""
     return "NaN" if source.stores is Precision.FP16 else "0"
 
 
@@ -92,7 +92,7 @@ def _hands_on(node: Node) -> bool:
 
 
 def _keeps(program: Program, node: Node) -> bool:
-    """Whether what a node makes of a probability is near 0 or 1 where the probability is."""
+    """Whether a node's result is near 0 or 1 exactly where the probability is."""
     if _hands_on(node) or node.op in _ONE_MINUS - _ADDS_NUMBER:
         return True
     operands = [program.by_id[name] for name in node.reads if name in program.by_id]

@@ -1,4 +1,4 @@
-"""What rules look at: a program as rows, whether it was written in PyTorch or is an ONNX file."""
+"""A program as rows for the rules, in one form for PyTorch programs and ONNX files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from mpcompile.plan.plan import Decision
 from mpcompile.precision import Precision
 
 SMALLEST = 2.0**-24
-"""The smallest FP16 number; what is not above half of it becomes zero."""
+"""The smallest FP16 number; a magnitude of at most half of it becomes zero."""
 
 SOURCES = frozenset(("parameter", "buffer", "batch", "constant"))
-"""Ops of rows that stand for what a graph holds or is given."""
+"""Ops of the rows for tensors that a graph holds or gets as inputs."""
 
 MOVES = frozenset(("movement", "indexing", "cast"))
-"""Rows of the op table that hand on numbers as they are."""
+"""Rows of the op table whose ops copy numbers unchanged."""
 
 
 class By(Enum):
-    """Who decided about a node's precision; the value is how a message says it."""
+    """Who decided a node's precision; the value is the phrase in messages."""
 
     PLAN = "as the plan has it"
     USER = "as an override or a plan file wants it"
@@ -44,13 +44,13 @@ def decided_by(decision: Decision, op: Op | None) -> By:
 
 
 @dataclass(frozen=True, slots=True)
-class Constant:
+class ConstantUse:
     """A number that FP16 cannot hold, as an op uses it.
 
     Attributes:
         value: the number.
-        holder: the buffer or weight that holds it, or "" if it stands in the code.
-        becomes: what the plan makes of it where that is no loss (a mask's least number), or None.
+        holder: the buffer or weight that holds it, or "" if it is written in the code.
+        becomes: the number that replaces it without a loss (a mask's lowest number), or None.
         needless: the op would compute in FP32 without it too.
         costs: how many Tensor-Core ops stay in FP32 because of it.
     """
@@ -64,10 +64,10 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A length that a Tensor Core wants to be a multiple of eight.
+    """A length that a Tensor Core needs to be a multiple of eight.
 
     Attributes:
-        name: what it counts, in the plural: ``inputs``.
+        name: the counted things, in the plural: ``inputs``.
         count: how many.
         padded: a pass pads it.
     """
@@ -83,22 +83,22 @@ class Node:
 
     Attributes:
         id: unique in its program.
-        op: the op's name; one of `SOURCES` for what is no op.
+        op: the op's name; one of `SOURCES` for a row that is not an op.
         row: its row of the op table.
-        where: its place in the user's program.
-        reads: ids of what it reads, operands in the order of the op's arguments.
+        where: its source position in the user's program.
+        reads: ids of its operands, in the order of the op's arguments.
         shape: of its first result.
         computes: the precision of its arithmetic; None without floating-point numbers.
         stores: the precision of its results.
         by: who decided that.
         constant: a number it uses that FP16 cannot hold.
-        length: how many numbers each of its results adds up; 0 if it adds up none.
-        flops: of a Tensor-Core op.
-        sizes: of a Tensor-Core op, the lengths of its rows in memory.
+        length: how many numbers are added up for each result; 0 if none are.
+        flops: the FLOPs of a Tensor-Core op.
+        sizes: the lengths of a Tensor-Core op's rows in memory.
         in_loss: the loss function calls it, not the model.
-        bound: the largest number that it lets through.
-        channels_last: whether a convolution finds its input with the channels of a pixel side by
-            side; None for other ops.
+        bound: its upper bound, if it has one.
+        channels_last: whether a convolution's input has the channels of a pixel next to each
+            other; None for other ops.
     """
 
     id: str
@@ -110,7 +110,7 @@ class Node:
     computes: Precision | None = None
     stores: Precision | None = None
     by: By = By.PLAN
-    constant: Constant | None = None
+    constant: ConstantUse | None = None
     length: int = 0
     flops: int = 0
     sizes: tuple[Size, ...] = ()
@@ -137,11 +137,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Program:
-    """A program's forward pass, as it is planned.
+    """The forward pass of a planned program.
 
     Attributes:
-        source: what was opened, as the user named it.
-        kind: how it was written.
+        source: the program, as the user named it.
+        kind: ``torch`` or ``onnx``.
         precision: the 16-bit format of the plan; FP32 if nothing changes.
         nodes: in the order in which they run.
     """
@@ -158,7 +158,7 @@ class Program:
 
     @cached_property
     def readers(self) -> dict[str, tuple[Node, ...]]:
-        """Per id the nodes that read it."""
+        """For each id, the nodes that read it."""
         found: dict[str, list[Node]] = {}
         for node in self.nodes:
             for name in dict.fromkeys(node.reads):
@@ -166,7 +166,7 @@ class Program:
         return {name: tuple(nodes) for name, nodes in found.items()}
 
     def maker(self, node: Node, operand: int = 0) -> Node | None:
-        """Return what a node reads as one of its operands."""
+        """Return the node that makes one of a node's operands."""
         if operand >= len(node.reads):
             return None
         return self.by_id.get(node.reads[operand])
@@ -174,12 +174,12 @@ class Program:
     def origins(
         self, start: Node | None, through: Callable[[Node], bool], most: int = 64
     ) -> Iterator[Node]:
-        """Yield where the numbers of a node come from: nodes behind those that hand them on.
+        """Yield the nodes that a node's numbers come from, through nodes that pass them on.
 
         Args:
             start: the node.
-            through: whether a node hands on what it reads.
-            most: how many nodes to look at; a longer way is no plain relation any more.
+            through: whether a node passes on the numbers it reads.
+            most: how many nodes to look at; more distant nodes have no clear relation.
         """
         pending, seen = [start] if start is not None else [], set[str]()
         while pending and len(seen) < most:
@@ -194,11 +194,11 @@ class Program:
 
 
 Check: TypeAlias = Callable[[Program], Iterator[Finding]]
-"""A rule's function: it yields findings in the order of the program's nodes."""
+"""A rule's function; it yields findings in the order of the program's nodes."""
 
 
 def moves(node: Node) -> bool:
-    """Whether a node hands on numbers as they are."""
+    """Whether a node copies numbers unchanged."""
     return node.row in MOVES
 
 

@@ -1,4 +1,4 @@
-"""The rules: ids, names, what each says at worst, and the page that explains it."""
+"""The rules: ids, names, worst severities, and the page that explains each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mpcompile.lint.layout import convolutions_not_channels_last
 from mpcompile.lint.loss_terms import narrow_losses
 from mpcompile.lint.probabilities import logarithm_of_probability, sigmoid_then_loss
 from mpcompile.lint.program import Check, Program
-from mpcompile.lint.selection import Selection
+from mpcompile.lint.selection import RuleSelection
 from mpcompile.lint.shapes import misaligned_shapes
 from mpcompile.lint.sums import long_products, long_sums
 
@@ -29,11 +29,11 @@ class LintRule:
     """One rule.
 
     Attributes:
-        id: what selections, baselines and pages call it; never given to another rule.
+        id: its name in selections, baselines and pages; never given to another rule.
         name: for people.
-        severity: the worst that it says.
+        severity: the worst severity of its findings.
         line: what it finds, in one line without a full stop.
-        check: finds it.
+        check: the function that finds it.
     """
 
     id: str
@@ -44,11 +44,11 @@ class LintRule:
 
     @property
     def page(self) -> str:
-        """Its page, from the root of the project."""
+        """The path of its page, from the root of the project."""
         return f"docs/lint/{self.id}.md"
 
     def text(self) -> str:
-        """Return what its page says."""
+        """Return the text of its page."""
         return (PAGES / f"{self.id}.md").read_text(encoding="utf-8")
 
 
@@ -82,14 +82,14 @@ RULES: tuple[LintRule, ...] = (
 # fmt: on
 
 
-def lint(program: Program, selection: Selection | None = None) -> tuple[Finding, ...]:
-    """Return what the rules find, in the order of the program's nodes, then of the rules.
+def lint(program: Program, selection: RuleSelection | None = None) -> tuple[Finding, ...]:
+    """Return all findings, in the order of the program's nodes, then of the rules.
 
     Args:
-        program: what to look at.
+        program: the program to check.
         selection: which findings are wanted; default: all.
     """
-    wanted = selection or Selection()
+    wanted = selection or RuleSelection()
     order = {node.id: position for position, node in enumerate(program.nodes)}
     found = [
         finding

@@ -1,4 +1,4 @@
-"""Findings as SARIF 2.1.0 (OASIS), which GitHub's code scanning and editors read."""
+"""Findings as SARIF 2.1.0 (OASIS), for GitHub's code scanning and for editors."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def sarif(findings: Sequence[Finding], source: str) -> dict[str, Any]:
     """Return a log with one run, all rules and the findings as results.
 
     Args:
-        findings: what was found.
-        source: what was looked at, for findings without a file.
+        findings: the findings to show.
+        source: the program, named for findings without a file.
     """
     seen: Counter[tuple[str, str, str, str]] = Counter()
     results = []
@@ -69,21 +69,21 @@ def _result(finding: Finding, source: str, before: int) -> dict[str, Any]:
     """Return one result.
 
     Args:
-        finding: it.
-        source: its file if it has none.
-        before: how many like it came before it.
+        finding: the finding.
+        source: the file to name if the finding has none.
+        before: how many equal findings came before it.
     """
     where = finding.where
-    place: dict[str, Any] = {"artifactLocation": _file(where.file or source)}
+    location: dict[str, Any] = {"artifactLocation": _file(where.file or source)}
     if where.file and where.line:
-        place["region"] = {"startLine": where.line}
+        location["region"] = {"startLine": where.line}
     logical = [{"name": finding.node, "kind": "member", "fullyQualifiedName": _path(finding)}]
     return {
         "ruleId": finding.rule,
         "ruleIndex": _POSITIONS[finding.rule],
         "level": finding.severity.value,
         "message": {"text": _plain(f"{finding.text}. Fix: {finding.fix}.")},
-        "locations": [{"physicalLocation": place, "logicalLocations": logical}],
+        "locations": [{"physicalLocation": location, "logicalLocations": logical}],
         "partialFingerprints": {"finding/v1": _fingerprint(finding, before)},
     }
 
@@ -93,7 +93,7 @@ def _path(finding: Finding) -> str:
 
 
 def _file(path: str) -> dict[str, str]:
-    """Return a file's place: relative to the working folder if it lies there."""
+    """Return a file's location, relative to the working folder if the file is inside it."""
     short = Path(relative(path))
     if short.is_absolute():
         return {"uri": short.as_uri()}
@@ -106,12 +106,12 @@ def _quoted(path: Path) -> str:
 
 
 def _fingerprint(finding: Finding, before: int) -> str:
-    """Return what stays when lines move; of findings alike each has its own."""
+    """Return a value that stays the same when lines move, and differs between equal findings."""
     return sha256("\0".join((*finding.identity, str(before))).encode()).hexdigest()
 
 
 def _plain(text: str) -> str:
-    """Escape what SARIF takes for a link or a placeholder (3.11.5 and 3.11.6)."""
+    """Escape the characters that SARIF reads as a link or a placeholder (3.11.5 and 3.11.6)."""
     for sign in "\\[]":
         text = text.replace(sign, f"\\{sign}")
     return text.replace("{", "{{").replace("}", "}}")

@@ -1,4 +1,4 @@
-"""Which rules are wanted: by id or the beginning of one, as users of ruff expect."""
+"""RuleSelection of rules by id or by the beginning of an id, as in ruff."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ EVERYTHING = "ALL"
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """Which findings are wanted.
+class RuleSelection:
+    """The selection of findings.
 
     Attributes:
         select: ids or beginnings of ids (``MP1``), or ``ALL``.
-        ignore: the same, not wanted. Of two that match a rule the longer one decides, and of two
-            alike this one.
-        modules: per pattern of module paths, as in `mpcompile.Policy`, what is ignored there and in
-            all modules below.
+        ignore: ids or beginnings of ids to leave out. If both match a rule, the longer one wins;
+            at equal length this one wins.
+        modules: for each pattern of module paths, as in `mpcompile.Policy`, the rules to leave out
+            in these modules and in all modules below them.
     """
 
     select: tuple[str, ...] = (EVERYTHING,)
@@ -33,7 +33,7 @@ class Selection:
 
         Args:
             known: the ids of the rules.
-            where: where the selectors were given.
+            where: the source of the selectors, for the message.
         """
         known = tuple(known)
         for selector in (
@@ -49,13 +49,13 @@ class Selection:
                 )
 
     def selects(self, rule: str) -> bool:
-        """Whether findings of a rule are wanted at all."""
+        """Whether findings of a rule are selected at all."""
         wanted = max((_length(item, rule) for item in self.select), default=0)
         unwanted = max((_length(item, rule) for item in self.ignore), default=0)
         return wanted > unwanted
 
     def keeps(self, finding: Finding) -> bool:
-        """Whether a finding is wanted in its module."""
+        """Whether a finding is selected in its module."""
         module = finding.where.module
         return not any(
             any(_length(item, finding.rule) for item in ignored)
@@ -65,7 +65,7 @@ class Selection:
 
 
 def _length(selector: str, rule: str) -> int:
-    """Return how specifically a selector means a rule; 0 if it does not."""
+    """Return how many characters of a rule's id a selector matches; 0 if it does not match."""
     if selector == EVERYTHING:
         return 1
     return 1 + len(selector) if selector and rule.startswith(selector) else 0

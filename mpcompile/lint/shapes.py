@@ -1,4 +1,4 @@
-"""MP401: lengths that a Tensor Core cannot load as it likes to."""
+"""MP401: row lengths for which a Tensor Core has no aligned loads."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from mpcompile.lint.finding import Finding, Severity
 from mpcompile.lint.program import Node, Program
 
 TILE = 8
-"""16-bit numbers of one aligned load of 16 bytes."""
+"""How many 16-bit numbers an aligned load of 16 bytes reads."""
 
 LEAST_FLOPS = 1 << 24
-"""An op with fewer takes less than the launch of its kernel, on a Tensor Core or not."""
+"""An op with fewer FLOPs takes less time than the launch of its kernel."""
 
 LEAST_SHARE = 0.01
-"""An op with less of the program's work is not worth a change of shape."""
+"""An op with a smaller share of the program's work is not worth a change of shape."""
 
 _IMAGE = 4
-"""Images have up to so many channels, whatever a Tensor Core likes; cuDNN pads them."""
+"""Images have at most this many channels, and cuDNN pads them."""
 
 
 def misaligned_shapes(program: Program) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from mpcompile.lint.program import Node, Program, title
 from mpcompile.precision import Precision
 
 LONGEST = {Precision.FP16: 1 << 11, Precision.BF16: 1 << 8}
-"""Behind so many equal numbers a running sum in the format no longer grows."""
+"""After this many equal numbers a running sum in the format no longer grows."""
 
 _SUMS = frozenset(("sum", "scatter sum"))
 _OF_ONNX = _SUMS | {"vector norm", "mean"}
@@ -35,7 +35,7 @@ def long_sums(program: Program) -> Iterator[Finding]:
             mean = f"mean magnitude is above {bound:.2g}"
             message += f": it overflows where their {squares if node.op in _SQUARES else mean}"
         if program.kind == "onnx" or node.row == "scatter sum":
-            # PyTorch's other sums are added up in FP32 and rounded once.
+            # All other sums of PyTorch are added up in FP32 and rounded once.
             message += f"; a kernel that adds up in {name} loses what is below 1/{2 * most:,} of it"
         yield node.finding(
             "MP301", Severity.WARNING, message, "let it read and write FP32, or sum in parts"

@@ -1,4 +1,4 @@
-"""Read a PyTorch program, captured and planned, as the rows that rules look at."""
+"""Capture and plan a PyTorch program, and return it as rows for the rules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from mpcompile.lint.program import By, Constant, Node, Program, decided_by
+from mpcompile.lint.program import By, ConstantUse, Node, Program, decided_by
 from mpcompile.lint.torch_sizes import lengths_of
 from mpcompile.passes.forward.pad_vocabulary import PadVocabulary
 from mpcompile.passes.order import forward_passes
@@ -56,9 +56,9 @@ def read_program(
 
     Args:
         source: a file or ``package.module:name``, which is executed.
-        policy: what may run in 16 bits.
-        plan: decisions that hold before the policy.
-        ranges: what was measured.
+        policy: which ops may run in 16 bits.
+        plan: decisions that win over the policy.
+        ranges: measured ranges.
         without: passes that are left out.
 
     Raises:
@@ -103,7 +103,7 @@ class _Reader:
     has_loss: bool
     ops: Mapping[str, Op]
     decisions: Mapping[str, Decision]
-    constants: Mapping[str, Constant]
+    constants: Mapping[str, ConstantUse]
 
     def nodes(self) -> list[Node]:
         ids = self.nest.nodes
@@ -129,7 +129,7 @@ class _Reader:
         found = lengths_of(node)
         value = _first(node)
         constant = self.constants.get(name) or _own_constant(node)
-        # What is made of nothing but numbers is itself a constant to those who read it.
+        # A tensor made of numbers alone is a constant for its readers.
         made = row in _MADE and not node.all_input_nodes
         return Node(
             name,
@@ -162,7 +162,7 @@ class _Reader:
         dtype = _DTYPES.get(value.dtype) if value is not None else None
         if dtype in (Precision.FP16, Precision.BF16):
             return dtype, dtype, By.PROGRAM
-        if name in self.constants:  # a comparison, whose result is no number
+        if name in self.constants:  # a comparison: its result is not a number
             wide = op is None or not op.overridden or op.wish is Wish.FULL
             return (Precision.FP32 if wide else Precision.FP16), None, By.USER
         return dtype, dtype, By.PLAN
@@ -170,8 +170,8 @@ class _Reader:
 
 def _constants(
     forward: Forward, unfit: tuple[UnfitConstant, ...], flow: Dataflow, precision: Precision
-) -> dict[str, Constant]:
-    """Return per op the number FP16 cannot hold, with what comes of that."""
+) -> dict[str, ConstantUse]:
+    """Return per op the number FP16 cannot hold, with its effects."""
     if not unfit:
         return {}
     causes = unfit_causes(forward.module, unfit)
@@ -180,7 +180,7 @@ def _constants(
     wide = {op.id for op in contain_growth(bare, precision).ops if op.wish is Wish.FULL}
     names = {item.node: f"the {item.kind.value} {item.name}" for item in forward.inputs}
     return {
-        item.op: Constant(
+        item.op: ConstantUse(
             item.value,
             names.get(item.buffer, item.buffer),
             needless=item.op in wide,
@@ -190,13 +190,13 @@ def _constants(
     }
 
 
-def _own_constant(node: fx.Node) -> Constant | None:
-    """Return a number that an op uses which the program itself has in FP16."""
+def _own_constant(node: fx.Node) -> ConstantUse | None:
+    """Return a number that FP16 cannot hold in an op that the program itself runs in FP16."""
     value = _first(node)
     if value is None or value.dtype is not torch.float16 or op_name(node) in _CLAMPS:
         return None
     found = [number for number in number_arguments(node).values() if is_unfit(number)]
-    return Constant(found[0]) if found else None
+    return ConstantUse(found[0]) if found else None
 
 
 def _first(node: fx.Node) -> torch.Tensor | None:
@@ -207,7 +207,7 @@ def _first(node: fx.Node) -> torch.Tensor | None:
 
 
 def _is_in_loss(node: fx.Node) -> bool:
-    """Whether the loss function calls an op itself; what the model calls has the model's path."""
+    """Whether the loss function calls an op itself; ops of the model have the model's path."""
     paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     return bool(paths) and not any(paths)
 

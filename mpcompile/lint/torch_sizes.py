@@ -1,4 +1,4 @@
-"""What rules want to know of a PyTorch op's shapes: sums, Tensor-Core sizes, layout."""
+"""Facts for the rules from a PyTorch op's shapes: sums, Tensor-Core sizes, layout."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _RUNNING = frozenset(("cumsum", "logcumsumexp", "cumprod"))
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
-    """What an op's shapes say.
+class TorchLengths:
+    """The facts in an op's shapes.
 
     Attributes:
-        reads: its operands in the order of its arguments, the factors of a product first.
-        length: how many numbers each result adds up, 0 if it adds up none.
-        flops: of a Tensor-Core op.
-        sizes: of a Tensor-Core op, the lengths of its rows.
-        channels_last: of a convolution, whether its input is.
+        reads: its operands in the order of its arguments, but the factors of a product first.
+        length: how many numbers are added up for each result; 0 if none are.
+        flops: the FLOPs of a Tensor-Core op.
+        sizes: the lengths of a Tensor-Core op's rows.
+        channels_last: whether a convolution's input is channels-last.
     """
 
     reads: tuple[fx.Node, ...]
@@ -50,10 +50,10 @@ class Lengths:
     channels_last: bool | None = None
 
 
-def lengths_of(node: fx.Node) -> Lengths:
-    """Return what a call's shapes say."""
+def lengths_of(node: fx.Node) -> TorchLengths:
+    """Return the facts in a call's shapes."""
     if not hasattr(node.target, "_schema"):
-        return Lengths(tuple(node.all_input_nodes))
+        return TorchLengths(tuple(node.all_input_nodes))
     kind, row, options = op_name(node), TORCH_RULES.get(op_name(node), UNKNOWN).name, given(node)
     operands = tuple(_nodes(options.values()))
     if kind in _FACTORS:
@@ -65,8 +65,8 @@ def lengths_of(node: fx.Node) -> Lengths:
     if kind in _GATES and "params" in options:
         return _recurrent(options, operands, _GATES[kind])
     if row in _ADDS_UP and operands:
-        return Lengths(operands, _added(node, kind, row, operands, options))
-    return Lengths(operands)
+        return TorchLengths(operands, _added(node, kind, row, operands, options))
+    return TorchLengths(operands)
 
 
 def _nodes(values: Any) -> Iterator[fx.Node]:
@@ -84,43 +84,43 @@ def _shape(node: object) -> tuple[int, ...]:
 
 def _product(
     node: fx.Node, kind: str, options: dict[str, Any], operands: tuple[fx.Node, ...]
-) -> Lengths:
+) -> TorchLengths:
     first, second = (options[name] for name in _FACTORS[kind])
     left, right, result = _shape(first), _shape(second), _shape(node)
     reads = (first, second, *(item for item in operands if item not in (first, second)))
     if not left or not right:
-        return Lengths(reads)
+        return TorchLengths(reads)
     length = left[-1]
     if kind == "linear":
         sizes = (Size("inputs", length), Size("outputs", right[0] if len(right) > 1 else 1))
     elif len(left) < 2 or len(right) < 2:
-        return Lengths(reads, length)  # a product with a vector runs on no Tensor Core
+        return TorchLengths(reads, length)  # a product with a vector runs on no Tensor Core
     else:
         sizes = (Size("columns of the left factor", length), Size("columns", right[-1]))
-    return Lengths(reads, length, 2 * prod(result) * length, sizes)
+    return TorchLengths(reads, length, 2 * prod(result) * length, sizes)
 
 
 def _convolution(
     node: fx.Node, kind: str, options: dict[str, Any], operands: tuple[fx.Node, ...]
-) -> Lengths:
+) -> TorchLengths:
     image, weight = options.get("input", options.get("self")), options.get("weight")
     shape = _shape(weight)
     if not shape or not isinstance(image, fx.Node) or not isinstance(weight, fx.Node):
-        return Lengths(operands)
+        return TorchLengths(operands)
     swapped = "transpose" in kind or bool(options.get("transposed"))
-    # Each number of the weight meets each position of the result, transposed of the input.
+    # Each number of the weight meets each position of the result, or of the input if transposed.
     flops = 2 * prod(_shape(image if swapped else node)) * prod(shape[1:])
     sizes: tuple[Size, ...] = ()
     if options.get("groups", 1) == 1:
         ends = shape[:2] if swapped else (shape[1], shape[0])
         sizes = (Size("input channels", ends[0]), Size("output channels", ends[1]))
-    return Lengths(
+    return TorchLengths(
         operands, 0, flops, sizes, _is_channels_last(image.meta["val"], node.meta["val"])
     )
 
 
 def _is_channels_last(image: torch.Tensor, result: torch.Tensor) -> bool | None:
-    """Whether a convolution reads channels-last; of one channel or pixel its result says so."""
+    """Whether a convolution reads channels-last; with one channel or pixel, the result decides."""
     order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(image.dim())
     if order is None:
         return None
@@ -128,27 +128,27 @@ def _is_channels_last(image: torch.Tensor, result: torch.Tensor) -> bool | None:
     return value.is_contiguous(memory_format=order)
 
 
-def _attention(options: dict[str, Any], operands: tuple[fx.Node, ...]) -> Lengths:
+def _attention(options: dict[str, Any], operands: tuple[fx.Node, ...]) -> TorchLengths:
     query, key, value = (_shape(options[name]) for name in ("query", "key", "value"))
     scores = prod(query[:-1]) * key[-2]
     sizes = [Size("features of a head", query[-1])]
     if value[-1] != query[-1]:
         sizes.append(Size("features of a head's values", value[-1]))
-    return Lengths(operands, 0, 2 * scores * (query[-1] + value[-1]), tuple(sizes))
+    return TorchLengths(operands, 0, 2 * scores * (query[-1] + value[-1]), tuple(sizes))
 
 
-def _recurrent(options: dict[str, Any], operands: tuple[fx.Node, ...], gates: int) -> Lengths:
+def _recurrent(options: dict[str, Any], operands: tuple[fx.Node, ...], gates: int) -> TorchLengths:
     sequence = options.get("input", options.get("data"))
     weights = [shape for item in options["params"] if len(shape := _shape(item)) == 2]
     shape = _shape(sequence)
     if not shape or len(weights) < 2:
-        return Lengths(operands)
+        return TorchLengths(operands)
     flops = 2 * prod(shape) // shape[-1] * sum(map(prod, weights))
     cells = weights[0][0] // gates
     sizes = [Size("inputs", shape[-1]), Size("cells", cells)]
     if weights[1][1] != cells:
         sizes.append(Size("projected outputs", weights[1][1]))
-    return Lengths(operands, 0, flops, tuple(sizes))
+    return TorchLengths(operands, 0, flops, tuple(sizes))
 
 
 def _added(

@@ -1,8 +1,7 @@
-"""ONNX, in and out: rewrite a graph, export a training step, and run it in stock ONNX Runtime.
+"""Rewrite ONNX graphs, export training steps to ONNX, and run them in stock ONNX Runtime.
 
 In come an ONNX graph or a step graph; out come a rewritten graph (`rewrite`), a ``train.onnx``
-(`step_export`), and steps that the runtime has run (`train_step`). Public names are loaded on first
-use.
+(`step_export`), or steps run by the runtime (`train_step`). Public names are loaded on first use.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Batches of a graph's inputs from a ``.npz`` file that may come from anyone.
+"""Batches of a graph's inputs from an untrusted ``.npz`` file.
 
-An array is read batch by batch as it is asked for, so what a small compressed file claims to hold
+Each batch is read only when it is requested, so a small compressed file that claims a large size
 takes no memory. Nothing is unpickled.
 Source: the NPY format, numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
 """
@@ -21,30 +21,30 @@ from mpcompile.errors import BadInput, did_you_mean
 from mpcompile.validation import short
 
 LARGEST_BATCH = 1 << 31
-"""Bytes of one array in one batch, or of a whole array in Fortran order."""
+"""Most bytes of one array in one batch, or of a whole array in Fortran order."""
 
 Inputs = Mapping[str, tuple[np.dtype, tuple[int | None, ...]]]
-"""Per input of a graph its dtype and its shape; a dimension that is None may be of any size."""
+"""Dtype and shape of each input of a graph; a dimension that is None may have any size."""
 
 _MOST_MEMBERS = 10_000
 _MOST_BATCHES = 100_000_000
 _PLAIN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_SAVE = "write it by numpy.savez with one array per input"
+_SAVE = "write it with numpy.savez, one array per input"
 
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """One array of the file, its header read.
+    """One array of the file, with its header already read.
 
     Attributes:
-        name: of the input.
-        dtype: that of the input.
-        stored: that of the file: the same numbers, perhaps in another byte order.
-        shape: of one batch.
-        count: batches in it.
-        data: the numbers, from the first on.
+        name: the input's name.
+        dtype: the input's dtype.
+        stored: the dtype in the file: the same numbers, perhaps in another byte order.
+        shape: the shape of one batch.
+        count: how many batches it holds.
+        data: the file, at the first number that was not read yet.
         column_major: whether the numbers are in Fortran order, so that batches are interleaved.
-        many: whether the array has an axis of batches; else every batch gets the same.
+        many: whether the array has a batch axis; else it is the same in every batch.
     """
 
     name: str
@@ -58,16 +58,16 @@ class _Member:
 
 
 def read_batches(path: Path, inputs: Inputs) -> Iterator[dict[str, np.ndarray]]:
-    """Return the batches in a file, one after the other.
+    """Yield the batches in a file, one after the other.
 
     Args:
-        path: a ``.npz`` file with one array per input, named as that is: of the input's own shape
-            for one batch, or with one more axis in front for many. If some have that axis, the
-            others are the same in every batch.
+        path: a ``.npz`` file with one array per input, under the input's name. An array has the
+            input's shape for one batch, or one more axis in front for many batches. If some arrays
+            have that axis, the others are the same in every batch.
         inputs: the dtypes and shapes of a graph's inputs.
 
     Raises:
-        BadInput: at once if the file has no such arrays; while iterating if its data is damaged.
+        BadInput: at once if an array is missing or wrong; during iteration if data is damaged.
     """
     where = str(path)
     if not path.is_file():
@@ -81,7 +81,7 @@ def read_batches(path: Path, inputs: Inputs) -> Iterator[dict[str, np.ndarray]]:
     if len(set(counts.values())) > 1:
         (one, few), (other, many) = (f(counts.items(), key=_second) for f in (min, max))
         what = f"{short(one)} has {few:,} batches, but {short(other)} has {many:,}"
-        raise BadInput(what, where, "give every input as many")
+        raise BadInput(what, where, "give every input the same number of batches")
     count = max(counts.values(), default=1)
     if not 0 < count <= _MOST_BATCHES:
         raise BadInput("the file holds no batches, or far too many", where, "give at least one")
@@ -93,7 +93,7 @@ def _second(item: tuple[str, int]) -> int:
 
 
 def _names(archive: zipfile.ZipFile, inputs: Inputs, where: str) -> list[str]:
-    """Return the inputs' names, all of which are in the file and nothing else is."""
+    """Return the names of the arrays in the file, which must be exactly the inputs' names."""
     files = archive.infolist()
     names = [file.filename.removesuffix(".npy") for file in files[:_MOST_MEMBERS]]
     if len(set(names)) < len(files):
@@ -115,7 +115,7 @@ def _opened(archive: zipfile.ZipFile, name: str, inputs: Inputs, where: str) -> 
         file = archive.getinfo(f"{name}.npy")
         if file.compress_type not in _PLAIN or file.flag_bits & 1:
             raise BadInput(
-                f"{short(name)} is encrypted, or compressed in another way", where, _SAVE
+                f"{short(name)} is encrypted, or compressed in an unknown way", where, _SAVE
             )
         data = archive.open(file)
         version = np.lib.format.read_magic(data)
@@ -133,7 +133,7 @@ def _opened(archive: zipfile.ZipFile, name: str, inputs: Inputs, where: str) -> 
     if not _fits(one, expected):
         wanted = "[" + ", ".join("?" if size is None else str(size) for size in expected) + "]"
         what = f"{short(name)} has the shape {short(list(shape))}, not {wanted}"
-        raise BadInput(what, where, "one axis more in front counts batches")
+        raise BadInput(what, where, "only one more axis in front, for batches, is allowed")
     kept = shape if column_major else one
     if any(size < 0 for size in shape) or prod(kept) * stored.itemsize > LARGEST_BATCH:
         raise BadInput(f"{short(name)} has batches of over {LARGEST_BATCH:,} bytes", where)
@@ -145,7 +145,7 @@ def _opened(archive: zipfile.ZipFile, name: str, inputs: Inputs, where: str) -> 
 
 
 def _same(stored: np.dtype, dtype: np.dtype) -> bool:
-    """Whether numbers of a file are of a dtype; formats NumPy does not know are saved as bytes."""
+    """Whether numbers in a file have a dtype; NumPy saves formats it does not know as bytes."""
     if dtype.kind == "V":
         return stored.kind == "V" and stored.names is None and stored.itemsize == dtype.itemsize
     return stored.newbyteorder("=") == dtype
@@ -173,7 +173,7 @@ def _batches(members: list[_Member], count: int, where: str) -> Iterator[dict[st
 
 
 def _read(member: _Member, axis: tuple[int, ...], where: str) -> np.ndarray:
-    """Return the next numbers of an array, with the axis of batches in front or without."""
+    """Return the next numbers of an array, with or without a batch axis in front."""
     shape = (*axis, *member.shape)
     size = prod(shape) * member.stored.itemsize
     try:

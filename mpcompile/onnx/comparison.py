@@ -1,4 +1,4 @@
-"""Compare a rewritten model with its original, and see what the runtime makes of it."""
+"""Compare a rewritten model with its original, and count the casts that the runtime keeps."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mpcompile.onnx.rewrite import Rewritten
 from mpcompile.onnx.sessions import (
     Array,
     Output,
-    as_taken,
-    made_up_inputs,
+    in_input_dtypes,
+    random_inputs,
     run,
     session_of,
 )
@@ -29,20 +29,20 @@ from mpcompile.passes.onnx.emulate_onnx_half import emulate_onnx_half
 from mpcompile.precision import Precision
 
 TOLERANCE = {Precision.FP16: 2.0**-6, Precision.BF16: 2.0**-3, Precision.FP32: 0.0}
-"""The largest error of an output by default, as a part of its largest magnitude."""
+"""The default tolerance: largest error of an output, relative to its largest magnitude."""
 
 _SHORT = {1: "f32", 10: "f16", 16: "bf16", 11: "f64"}  # by onnx.TensorProto.DataType
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a tensor of two models is apart, at most, over all batches.
+    """The largest difference of one tensor between two models, over all batches.
 
     Attributes:
         tensor: its name.
-        error: the largest difference as a part of the largest magnitude; of integers the share
-            that differs; infinite where one is finite and the other is not.
-        node: the node that makes it, and its op.
+        error: the largest difference, relative to the largest magnitude. For integers: the share
+            of different elements. Infinite if only one of the two is finite somewhere.
+        node: the node that makes the tensor, with its op.
     """
 
     tensor: str
@@ -58,15 +58,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
-        outputs: of each output of the model.
+        outputs: the difference of each output of the model.
         batches: how many batches were run.
         made_up: whether the inputs were random numbers.
-        first: the first tensor over the tolerance in the order of execution, or None.
-        casts: per kind of cast, such as ``f32 to f16``, how many the runtime really runs on a CPU.
-        tolerance: what was allowed.
+        first: the first tensor over the tolerance, in the order of execution, or None.
+        casts: per kind of cast, such as ``f32 to f16``, how many the runtime executes on a CPU.
+        tolerance: the largest error allowed.
     """
 
     outputs: tuple[Difference, ...]
@@ -83,7 +83,7 @@ class Comparison:
 
     @property
     def worst(self) -> Difference:
-        """The output that is furthest away; of none, an empty one."""
+        """The output with the largest error; an empty difference if there are no outputs."""
         return max(self.outputs, key=lambda found: found.error, default=Difference("", 0.0))
 
 
@@ -95,37 +95,37 @@ def compare(
 ) -> Comparison:
     """Run both models on the same inputs, the rewritten one in pseudo FP16.
 
-    ONNX Runtime's CPU provider computes chains of FP16 nodes in FP32, so the rewritten graph runs
-    with each op's result rounded (`mpcompile.passes.onnx.emulate_onnx_half`). It is also run as it
-    is, for a graph that cannot run is worth nothing.
+    ONNX Runtime's CPU provider computes chains of FP16 nodes in FP32. So the rewritten graph runs
+    with each op's result rounded (`mpcompile.passes.onnx.emulate_onnx_half`). It also runs
+    unchanged once, because a graph that cannot run is useless.
 
     Args:
         original: the model before.
-        rewritten: what became of it.
-        batches: inputs by name; made up if there are none.
+        rewritten: the model after.
+        batches: inputs by name; default: one batch of random numbers.
         tolerance: default: `TOLERANCE` of the plan's precision.
 
     Raises:
         BadInput: the original does not run on these inputs.
-        CheckFailed: the original does, and the rewritten model does not.
+        CheckFailed: the original runs, and the rewritten model does not.
     """
     precision = rewritten.plan.precision
     allowed = TOLERANCE[precision] if tolerance is None else tolerance
-    given = [made_up_inputs(original)] if batches is None else [dict(batch) for batch in batches]
+    given = [random_inputs(original)] if batches is None else [dict(batch) for batch in batches]
     if not given:
         raise BadInput("the data holds no batch", fix="give at least one")
     original, narrow = original.clone(), rewritten.model.clone()
     for model in (original, narrow):
-        distinct_onnx_names(model)  # the runtime asks for that
+        distinct_onnx_names(model)  # the runtime requires it
     rounded = narrow.clone()
-    if rewritten.changed:  # else what 16 bits it had are not ours to judge
+    if rewritten.changed:  # else its 16-bit tensors are the user's own, not to be judged here
         emulate_onnx_half(rounded)
     wanted = _outputs(original, given)
     try:
-        casts = _run_as_it_is(narrow, as_taken(narrow, given[0]))
+        casts = _run_unchanged(narrow, in_input_dtypes(narrow, given[0]))
         found = _outputs(rounded, given, as_written=rewritten.changed)
     except BadInput as error:
-        what = f"the rewritten model does not run here, and the original does ({error.what})"
+        what = f"the rewritten model does not run here, but the original does ({error.what})"
         raise CheckFailed(what, fix="report this model") from error
     errors = _errors(wanted, found)
     outputs = tuple(Difference(name, error) for name, error in errors.items())
@@ -136,7 +136,7 @@ def compare(
 
 
 def error_between(wanted: Output, found: Output) -> float:
-    """Return how far two outputs are apart, tensors or sequences; see `Difference`."""
+    """Return the difference of two outputs, tensors or sequences; see `Difference`."""
     if isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
         return max(map(error_between, wanted, found), default=0.0)
     if not isinstance(wanted, np.ndarray) or not isinstance(found, np.ndarray):
@@ -158,12 +158,12 @@ def error_between(wanted: Output, found: Output) -> float:
 
 
 def casts_of(graph: onnx.GraphProto) -> dict[str, int]:
-    """Return how many Cast nodes between floating-point formats a graph holds, per kind."""
+    """Return the number of Cast nodes between floating-point formats in a graph, per kind."""
     return dict(sorted(Counter(_casts(graph, {})).items()))
 
 
 def _casts(graph: onnx.GraphProto, outer: Mapping[str, int]) -> Iterator[str]:
-    """Yield the kind of each cast, given the types of what the graphs around hold."""
+    """Yield the kind of each cast; ``outer`` holds the types of values in the outer graphs."""
     values = (*graph.input, *graph.value_info, *graph.output)
     types = {**outer, **{value.name: value.type.tensor_type.elem_type for value in values}}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -182,17 +182,17 @@ def _outputs(
     model: ir.Model, batches: list[dict[str, Array]], as_written: bool = False
 ) -> list[dict[str, Output]]:
     with session_of(model, as_written=as_written) as session:
-        return [run(session, as_taken(model, batch)) for batch in batches]
+        return [run(session, in_input_dtypes(model, batch)) for batch in batches]
 
 
-def _run_as_it_is(model: ir.Model, batch: Mapping[str, Array]) -> dict[str, int]:
+def _run_unchanged(model: ir.Model, batch: Mapping[str, Array]) -> dict[str, int]:
     """Run a model once; return the casts of the graph that the runtime made of it."""
     with tempfile.TemporaryDirectory(prefix="mpcompile-") as folder:
         file = Path(folder) / "optimized.onnx"
         with session_of(model, optimized=file) as session:
             run(session, batch)
-        # Written by the runtime a moment ago, into a folder nobody else knows. It may not be
-        # valid: what became an initializer of a branch may still be a Constant there too.
+        # The runtime wrote this file a moment ago into a private folder. The graph may be invalid:
+        # an initializer of a branch may still be a Constant there too.
         return casts_of(onnx.load(file, load_external_data=False).graph)
 
 
@@ -207,7 +207,7 @@ def _errors(wanted: list[dict[str, Output]], found: list[dict[str, Output]]) -> 
 def _first(
     original: ir.Model, rounded: ir.Model, batches: list[dict[str, Array]], allowed: float
 ) -> Difference | None:
-    """Return the first tensor over the tolerance, looking at every tensor of the outer graph."""
+    """Return the first tensor over the tolerance, of all tensors of the outer graph."""
     infer_types(original)
     there = {value.name for node in rounded.graph for value in node.outputs}
     made = [v for node in original.graph for v in node.outputs if v.name in there]
@@ -217,7 +217,7 @@ def _first(
     with session_of(original, tensors) as session:
         wanted = [run(session, batch) for batch in batches]
     with session_of(rounded, others, as_written=True) as session:
-        found = [run(session, as_taken(rounded, batch)) for batch in batches]
+        found = [run(session, in_input_dtypes(rounded, batch)) for batch in batches]
     errors = _errors(wanted, found)
     for value in tensors:
         node = value.producer()

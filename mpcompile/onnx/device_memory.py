@@ -1,4 +1,4 @@
-"""Memory that ONNX Runtime reads and writes in place, on a CPU or on CUDA."""
+"""Memory of tensors that ONNX Runtime reads and writes in place, on a CPU or on CUDA."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mpcompile.onnx.train_file import TensorSpec
 Array = NDArray[Any]
 
 _HOST = 1
-"""A CPU in DLPack, dmlc.github.io/dlpack/latest/c_api.html."""
+"""The CPU's number in DLPack, dmlc.github.io/dlpack/latest/c_api.html."""
 
 
 def dtype_of(spec: TensorSpec) -> np.dtype[Any]:
@@ -29,10 +29,10 @@ class Memory:
 
     Attributes:
         spec: name, dtype and shape.
-        value: what is bound to inputs and outputs of a session.
+        value: the runtime's value to bind to inputs and outputs of a session.
 
     Raises:
-        BadInput: the device has no room for it.
+        BadInput: the device has not enough memory for it.
     """
 
     def __init__(self, spec: TensorSpec, device: str) -> None:
@@ -41,16 +41,16 @@ class Memory:
         self._host: Array | None = None
         try:
             if device == "cpu":
-                # The runtime works in an array of ours: reading and writing need nothing of it.
+                # The runtime uses our array, so reading and writing do not need the runtime.
                 self._host = np.zeros(spec.shape, self._dtype)
-                self.value = _around(self._host)
+                self.value = _runtime_view(self._host)
             else:
                 element = ir.DataType.from_numpy(self._dtype).value
                 self.value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
                     list(spec.shape), element, device
                 )
         except (MemoryError, ValueError, RuntimeError) as error:
-            what = f"there is no memory for {spec.name}, {spec.dtype}{list(spec.shape)}"
+            what = f"there is not enough memory for {spec.name}, {spec.dtype}{list(spec.shape)}"
             raise BadInput(what, fix="export a smaller step") from error
 
     def read(self) -> Array:
@@ -59,29 +59,29 @@ class Memory:
             return self._host.copy()
         if self.spec.dtype == "bfloat16":  # NumPy has no such format, so the runtime returns none
             array = np.empty(self.spec.shape, self._dtype)
-            _around(array).update_inplace(self.value)
+            _runtime_view(array).update_inplace(self.value)
             return array
         return np.array(self.value.numpy())
 
     def write(self, array: Array) -> None:
-        """Copy an array of this very dtype and shape into it."""
+        """Copy an array of exactly this dtype and shape into it."""
         if self._host is not None:
             np.copyto(self._host, array)
         elif self.spec.dtype == "bfloat16":
-            self.value.update_inplace(_around(np.array(array, order="C")))
+            self.value.update_inplace(_runtime_view(np.array(array, order="C")))
         else:
             self.value.update_inplace(array)
 
     def take(self, given: object) -> None:
-        """Copy what a caller gives into it: an array, or a tensor of any library, on any device.
+        """Copy a caller's array into it, or a tensor of any library on any device.
 
         Args:
             given: has ``__dlpack__`` or ``__array__``.
 
         Raises:
-            BadInput: it has neither, or another dtype or shape.
+            BadInput: it has neither method, or the dtype or shape differs.
         """
-        if self._host is None and _is_elsewhere(given):
+        if self._host is None and _is_on_other_device(given):
             value = onnxruntime.OrtValue.from_dlpack(given)
             kind = ir.DataType(value.element_type()).numpy()
             self._check(kind, tuple(value.shape()))
@@ -114,12 +114,12 @@ class Memory:
             )
 
 
-def _around(array: Array) -> Any:
+def _runtime_view(array: Array) -> Any:
     """Return the runtime's view of an array."""
     element = ir.DataType.from_numpy(array.dtype).value
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, element)
 
 
-def _is_elsewhere(given: Any) -> bool:
+def _is_on_other_device(given: Any) -> bool:
     where = getattr(given, "__dlpack_device__", None)
     return where is not None and where()[0] != _HOST

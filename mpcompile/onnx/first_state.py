@@ -1,4 +1,4 @@
-"""What a step's state holds before the first step, without moving the user's tensors."""
+"""The state of a step before the first step; the user's tensors are not moved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mpcompile.step.transformed import Transformed
 def first_state(transformed: Transformed, slots: tuple[Slot, ...]) -> dict[str, torch.Tensor]:
     """Return the value of each state slot, on the CPU.
 
-    Weights are the model's, the optimizer's state is its own where it has any.
+    Weights come from the model. Optimizer state comes from the optimizer if it has any.
     """
     step, given = transformed.step, {i.name: i.tensor.detach() for i in transformed.forward.inputs}
     assert step is not None
@@ -44,16 +44,16 @@ def first_state(transformed: Transformed, slots: tuple[Slot, ...]) -> dict[str, 
 
 
 def first_seed() -> torch.Tensor:
-    """Return the first seed of the random masks, out of that of ``torch.manual_seed``.
+    """Return the first seed of the random masks, derived from that of ``torch.manual_seed``.
 
-    Each step adds 1, so neighbouring seeds are taken far apart: else one run would draw what
-    another draws a step later.
+    Each step adds 1. Neighbouring seeds of torch therefore give distant first seeds; else one run
+    would draw the numbers that another run draws a step later.
     """
     return torch.tensor(torch.initial_seed() * 0x5DEECE66D % PRIME, dtype=torch.int64)
 
 
 def pieces(transformed: Transformed, slots: tuple[Slot, ...]) -> tuple[Piece, ...]:
-    """Return where each parameter, buffer and state of the optimizer lies."""
+    """Return the slot and offset of each parameter, buffer and tensor of optimizer state."""
     step = transformed.step
     assert step is not None
     known = {slot.name: slot for slot in slots}

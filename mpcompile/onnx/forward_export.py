@@ -33,19 +33,19 @@ def export_forward(
 ) -> Rewritten:
     """Write ``model(*inputs)`` in evaluation mode; weights are FP16 where the plan says so.
 
-    Inputs are the first elements of the batch, as many as the model's ``forward`` takes. They and
-    the outputs keep their dtypes.
+    The inputs are the first elements of the batch, as many as the model's ``forward`` takes. Inputs
+    and outputs keep their dtypes.
 
     Args:
-        workload: its model stays as it is.
-        path: of the ONNX file.
+        workload: the program; its model is not changed.
+        path: path of the ONNX file.
         policy: default: FP16 by the op table.
-        target: where the graph shall run.
+        target: the device on which the graph must run.
         dynamic: whether the first dimension of every input is left open.
         force: whether the file may be replaced.
 
     Raises:
-        BadInput: the model does not take the batch, or the file is in the way.
+        BadInput: the model does not take the batch, or the file exists and ``force`` is False.
         CannotCapture: the model cannot become one graph, or not an ONNX graph.
     """
     check_file(path, force)
@@ -58,7 +58,7 @@ def export_forward(
             program = torch.export.export(
                 model, inputs, dynamic_shapes=shapes if dynamic else None, strict=False
             )
-    except Exception as error:  # of the user's model, or of torch.export in any of its layers
+    except Exception as error:  # the user's model or any layer of torch.export can raise anything
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise CannotCapture(
             f"the model cannot become one graph ({type(error).__name__}: {line[:200]})",
@@ -66,7 +66,7 @@ def export_forward(
             "try it without a dynamic batch" if dynamic else "see docs/onnx-training.md",
         ) from error
     if any(isinstance(m, torch.nn.LSTM) and m.proj_size for m in model.modules()):
-        # ONNX's LSTM has no projection, and the exporter makes an invalid graph of one.
+        # ONNX's LSTM has no projection, and the exporter makes an invalid graph for one.
         table = torch.export.default_decompositions()
         program = program.run_decompositions({_LSTM: table[_LSTM]})
     full = exported(program)

@@ -1,4 +1,4 @@
-"""Measure what the tensors of an ONNX model hold, by running it in FP32 on real inputs."""
+"""Measure the ranges of an ONNX model's tensors, by running it in FP32 on real inputs."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from mpcompile.plan.ranges import Range, Ranges, tensors_of
 from mpcompile.precision import Precision
 
 _MASK = -1024.0
-"""What a mask is while a model is measured: enough to mask, and near no margin."""
+"""The value of masks during the measurement: it masks, and is far from every limit."""
 
 
 def calibrate(
     model: ir.Model | onnx.ModelProto | str | Path, batches: Iterable[Mapping[str, Array]]
 ) -> Ranges:
-    """Measure the FP32 tensors of a model, those inside branches and loops excepted.
+    """Measure the FP32 tensors of a model, except those inside branches and loops.
 
     Args:
         model: as for `mpcompile.onnx.rewrite`.
-        batches: inputs by name, as `mpcompile.onnx.batches.read_batches` reads them from a file.
+        batches: inputs by name, for example from `mpcompile.onnx.batches.read_batches`.
 
     Raises:
-        BadInput: the model does not run on a batch, or there is none.
+        BadInput: the model does not run on a batch, or there is no batch.
     """
     prepared = prepare(given_model(model), FULL_PRECISION, Precision.FP16, Target.ANY)
     graph, ids = prepared.model.graph, prepared.nest.values
@@ -47,7 +47,7 @@ def calibrate(
         found = range_of(torch.from_numpy(np.array(array, np.float32)))
         values[name] = values[name].joined(found) if name in values else found
 
-    # A mask is not measured as the number that an exporter wrote: any that masks will do.
+    # The exact number of a mask is not measured: any number that masks has the same effect.
     for mask in mask_constants(prepared.nest):
         tensor = constant_of(mask)
         assert tensor is not None

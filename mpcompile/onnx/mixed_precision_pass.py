@@ -1,4 +1,4 @@
-"""Mixed precision as a pass of ``onnx_ir``, for pipelines made of such."""
+"""Mixed precision as a pass of ``onnx_ir``, for pipelines of such passes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class MixedPrecision(ir.passes.FunctionalPass):
     A second run changes nothing.
 
     Attributes:
-        policy: None: FP16 by the op table.
-        target: where the model shall run.
+        policy: default: FP16 by the op table.
+        target: the device on which the model must run.
         keep_io: whether inputs and outputs keep their dtypes.
     """
 
@@ -27,6 +27,6 @@ class MixedPrecision(ir.passes.FunctionalPass):
         self.policy, self.target, self.keep_io = policy, target, keep_io
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Return a new model, a copy of the given one if nothing can be won."""
+        """Return a new model; it is a copy of the given one if 16 bits gain nothing."""
         done = rewrite(model, self.policy, target=self.target, keep_io=self.keep_io)
         return ir.passes.PassResult(done.model if done.changed else model.clone(), done.changed)

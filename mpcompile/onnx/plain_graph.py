@@ -1,4 +1,4 @@
-"""A step graph in ops that ONNX has: what no exporter knows is written out, sums become FP32."""
+"""A step graph in ops that ONNX has: ops unknown to exporters are written out, sums are FP32."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mpcompile.torch_private.tensors import fake_like
 SEED = "random_seed"
 """Name of the state that random masks depend on."""
 
-# One kernel each, which rounds once: in 16 bits they are what they are in FP32, rounded.
+# Each of these ops is one kernel that rounds once: its 16-bit result is the rounded FP32 result.
 _ROUND_ONCE = frozenset("relu add sub mul neg where t threshold_backward sigmoid tanh".split())
 _MAKES = frozenset("_to_copy new_zeros zeros ones full empty_like zeros_like copy".split())
 _STORES = (PrecisionClass.TENSOR_CORE, PrecisionClass.TRANSPARENT, PrecisionClass.UNTOUCHABLE)
@@ -41,9 +41,9 @@ class PlainStep:
     """A whole step as one graph that can be exported.
 
     Attributes:
-        module: state, learning rates and batch in; the loss and next states out.
-        inputs: the slots of its inputs, in order; without that of the seed, which comes last.
-        results: names of the slots whose next values it returns behind the loss; `SEED` is last if
+        module: inputs are state, learning rates and batch; results are the loss and next states.
+        inputs: the slots of its inputs, in order. The seed comes last and is not among them.
+        results: names of the slots whose next values it returns after the loss; `SEED` is last if
             the step draws random numbers.
     """
 
@@ -58,10 +58,10 @@ class PlainStep:
 
 
 def plain_step(step: StepGraph) -> PlainStep:
-    """Return a step in ops that ONNX has; the step stays as it is.
+    """Return a step in ops that ONNX has; the given step is not changed.
 
     Raises:
-        CannotCapture: it draws random numbers other than those of a dropout.
+        CannotCapture: the step draws random numbers, other than for a dropout.
     """
     whole = whole_step(step)
     FixOptions(step)(whole)
@@ -87,7 +87,7 @@ def plain_step(step: StepGraph) -> PlainStep:
 
 
 class _Plain(fx.Interpreter):
-    """Runs a graph on fake tensors, with other ops in the place of some."""
+    """Runs a graph on fake tensors, and replaces some ops by others."""
 
     def __init__(self, module: fx.GraphModule, seed: torch.Tensor | None) -> None:
         super().__init__(module)
@@ -104,7 +104,7 @@ class _Plain(fx.Interpreter):
             return super().call_function(target, args, kwargs)
         name = op_name(self.node)
         if draws(self.node):
-            return self._drawn(name, args)
+            return self._dropout_mask(name, args)
         if name in PLAIN:
             return PLAIN[name](*args, **kwargs)
         narrow = any(_is_narrow(item.meta.get("val")) for item in self.node.all_input_nodes)
@@ -116,8 +116,8 @@ class _Plain(fx.Interpreter):
             return _like(found, like)
         return tuple(_like(one, other) for one, other in zip(found, like, strict=True))
 
-    def _drawn(self, name: str, args: Any) -> Any:
-        """Return the mask that a dropout draws."""
+    def _dropout_mask(self, name: str, args: Any) -> Any:
+        """Return a new dropout mask."""
         assert self.seed is not None
         self.sites += 1
         value = args[0]
@@ -132,12 +132,12 @@ class _Plain(fx.Interpreter):
         raise CannotCapture(
             f"{name} draws random numbers that an ONNX step cannot draw",
             str(where or "") or None,
-            "draw them outside and give them with the batch",
+            "draw them outside the step and give them with the batch",
         )
 
 
 def _rounds_once(node: fx.Node, name: str) -> bool:
-    """Whether an op may run on 16-bit tensors: it moves them, or rounds no more than once."""
+    """Whether an op may run on 16-bit tensors: it copies them, or rounds at most once."""
     rule = TORCH_RULES.get(name, UNKNOWN)
     known = rule is not UNKNOWN and rule.precision_class in _STORES
     return known or name in _ROUND_ONCE or name in _MAKES or is_view(node)

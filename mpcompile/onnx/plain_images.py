@@ -1,8 +1,8 @@
-"""Backward of convolutions and pools, and batch norm that trains, in ops that ONNX has.
+"""Backward of convolutions and pools, and batch norm in training, in ops that ONNX has.
 
-Every function takes what the ATen op of its name takes and returns what it returns. Sums and
-statistics are FP32 whatever is stored (paper 3.3); convolutions keep 16-bit operands, for which a
-Tensor Core adds up in FP32.
+Every function has the arguments and results of the ATen op of its name. Sums and statistics are
+FP32 in every storage format (paper 3.3). Convolutions keep 16-bit operands; a Tensor Core adds up
+their products in FP32.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def convolution_backward(
     groups: int,
     mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of image, weight and bias, the first two as convolutions.
+    """Return the gradients of image, weight and bias; convolutions compute the first two.
 
     Image ``[N, C, *sizes]``, weight ``[O, C/groups, *kernel]`` (transposed: ``[C, O/groups,
     *kernel]``).
     """
-    del bias_sizes, output_padding  # the other shapes say as much
+    del bias_sizes, output_padding  # the other shapes determine them
     stride, padding, dilation = (
-        _as_many(each, image.dim() - 2) for each in (stride, padding, dilation)
+        _repeated(each, image.dim() - 2) for each in (stride, padding, dilation)
     )
     of_image = of_weight = of_bias = None
     if mask[0]:
@@ -74,12 +74,12 @@ def _weight_gradient(
     dilation: Ints,
     groups: int,
 ) -> Tensor:
-    """Return how small a convolution makes of large: stride and dilation change places.
+    """Return a convolution's weight gradient; stride and dilation swap roles.
 
     Large ``[N, C, *sizes]``, small ``[N, O, *sizes]``; the result is ``[O, C/groups, *kernel]``.
     """
     count, channels = large.shape[:2]
-    # The batch is summed over, so it becomes the channels; the channels become the batch.
+    # The sum runs over the batch, so the batch becomes the channels, and the channels the batch.
     image = large.reshape(count, groups, channels // groups, *large.shape[2:])
     image = image.permute(2, 1, 0, *range(3, image.dim()))
     image = image.reshape(channels // groups, groups * count, *large.shape[2:])
@@ -87,11 +87,11 @@ def _weight_gradient(
     image, none = image.contiguous(), [0] * len(stride)
     found = torch.convolution(image, filters, None, dilation, padding, stride, False, none, groups)
     for dim, size in enumerate(kernel, start=2):
-        found = found.narrow(dim, 0, size)  # a stride may reach further than the kernel did
+        found = found.narrow(dim, 0, size)  # with a stride, the result can exceed the kernel
     return found.transpose(0, 1).contiguous()
 
 
-def _as_many(numbers: Ints, count: int) -> list[int]:
+def _repeated(numbers: Ints, count: int) -> list[int]:
     return list(numbers) * count if len(numbers) == 1 else list(numbers)
 
 
@@ -105,7 +105,7 @@ def max_pool2d_with_indices_backward(
     ceil_mode: bool,
     indices: Tensor,
 ) -> Tensor:
-    """Add each gradient to the place its maximum came from, in FP32."""
+    """Add each gradient to the position that its maximum came from, in FP32."""
     del kernel_size, stride, padding, dilation, ceil_mode
     rows = image.shape[:-2]
     flat = torch.zeros(*rows, image.shape[-2] * image.shape[-1], device=image.device)
@@ -123,13 +123,13 @@ def avg_pool2d_backward(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Tensor:
-    """Spread each mean's gradient over what it is a mean of, by two products with small matrices.
+    """Spread each mean's gradient over its window, by two products with small matrices.
 
     Pooling is linear in rows and in columns; the matrices hold its coefficients.
     """
-    del ceil_mode  # the gradient's shape says how many windows there are
-    kernel, padding = _as_many(kernel_size, 2), _as_many(padding, 2)
-    step = _as_many(stride, 2) if stride else kernel
+    del ceil_mode  # the gradient's shape determines the number of windows
+    kernel, padding = _repeated(kernel_size, 2), _repeated(padding, 2)
+    step = _repeated(stride, 2) if stride else kernel
     spread = gradient.float()
     for dim in (0, 1):
         size, count = image.shape[dim - 2], gradient.shape[dim - 2]
@@ -146,7 +146,7 @@ def avg_pool2d_backward(
 
 
 def adaptive_avg_pool2d_backward(gradient: Tensor, image: Tensor) -> Tensor:
-    """Spread each mean's gradient over what it is a mean of, as `avg_pool2d_backward` does."""
+    """Spread each mean's gradient over its window, as `avg_pool2d_backward` does."""
     spread = gradient.float()
     for dim in (-2, -1):
         size, count = image.shape[dim], gradient.shape[dim]
@@ -159,10 +159,10 @@ def adaptive_avg_pool2d_backward(gradient: Tensor, image: Tensor) -> Tensor:
 def _coefficients(
     windows: Sequence[tuple[range, float]], size: int, device: torch.device
 ) -> Tensor:
-    """Return a matrix ``[windows, size]`` with each window's coefficient where it looks."""
-    places = torch.arange(size, device=device)
+    """Return a matrix ``[windows, size]`` with each window's coefficient at its positions."""
+    positions = torch.arange(size, device=device)
     rows = [
-        ((places >= inside.start) & (places < inside.stop)).float() * factor
+        ((positions >= inside.start) & (positions < inside.stop)).float() * factor
         for inside, factor in windows
     ]
     return torch.stack(rows)
@@ -178,10 +178,11 @@ def batch_norm(
     momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Normalise over all but the channels ``[N, C, *sizes]``; in training by the batch's own.
+    """Normalise over all dimensions but the channels of ``[N, C, *sizes]``.
 
-    Returns the image in its dtype, then mean and inverse deviation of the batch and the next
-    running statistics in FP32. An exporter would lower the op as if it did not train.
+    In training the batch's own statistics are used. Returns the image in its dtype, then mean and
+    inverse deviation of the batch and the next running statistics in FP32. An exporter would lower
+    the op for evaluation.
     """
     dims = [0, *range(2, image.dim())]
     shape = [1, -1, *[1] * (image.dim() - 2)]

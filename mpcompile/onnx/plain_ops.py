@@ -1,8 +1,8 @@
-"""Ops of a training step that no exporter knows, or not as they train, in ops that ONNX has.
+"""Training ops that exporters do not know, or lower only for evaluation, in ops that ONNX has.
 
-Every function takes what the ATen op of its name takes and returns what it returns. Sums,
-statistics and exponentials are FP32 whatever is stored (paper 3.3); products of matrices keep
-16-bit operands, for which a Tensor Core adds up in FP32.
+Every function has the arguments and results of the ATen op of its name. Sums, statistics and
+exponentials are FP32 in every storage format (paper 3.3). Products of matrices keep 16-bit
+operands; a Tensor Core adds up in FP32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Ints = Sequence[int]
 
 
 def view(value: Tensor, size: Ints) -> Tensor:
-    """Return a value in another shape; elsewhere the strides may forbid a view."""
+    """Return a value in another shape; its strides may not allow a view."""
     return value.reshape(size)
 
 
@@ -103,14 +103,14 @@ def _scale(query: Tensor, scale: float | None) -> float:
 def embedding_dense_backward(
     gradient: Tensor, indices: Tensor, num_weights: int, padding_idx: int, by_frequency: bool
 ) -> Tensor:
-    """Add each row's gradient to the row of the table it came from, in FP32."""
+    """Add each row's gradient to the row of the table that it came from, in FP32."""
     assert not by_frequency, "embeddings scaled by frequency are not exported"
     width = gradient.shape[-1]
-    rows, places = gradient.float().reshape(-1, width), indices.reshape(-1)
+    rows, found = gradient.float().reshape(-1, width), indices.reshape(-1)
     if padding_idx >= 0:
-        rows = torch.where((places == padding_idx).unsqueeze(-1), 0.0, rows)
+        rows = torch.where((found == padding_idx).unsqueeze(-1), 0.0, rows)
     table = torch.zeros(num_weights, width, device=gradient.device)
-    added = table.index_put([places], rows, accumulate=True)
+    added = table.index_put([found], rows, accumulate=True)
     return added.to(gradient.dtype)
 
 
@@ -151,7 +151,7 @@ def nll_loss_forward(
 def largest_magnitude(
     value: Tensor, order: float = 2, dim: Any = None, keepdim: bool = False, **options: Any
 ) -> Tensor:
-    """Return the largest magnitude of all elements; other norms as they are."""
+    """Return the largest magnitude of all elements; other norms are computed by torch."""
     if order == float("inf") and dim is None and not keepdim and not options.get("dtype"):
         return value.abs().amax(list(range(value.dim())))
     found: Tensor = torch.linalg.vector_norm(value, order, dim, keepdim, **options)
@@ -176,4 +176,4 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "view": view,
     "_unsafe_view": view,
 }
-"""Name of an ATen op to the function that takes its place."""
+"""For each ATen op by name, the function that replaces it."""

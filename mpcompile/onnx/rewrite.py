@@ -32,19 +32,19 @@ from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
 
 IR_WITH_FREE_INITIALIZERS = 4
-"""Before this version of the format every initializer had to be an input as well."""
+"""Older versions of the format require that every initializer is also an input."""
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A graph in mixed precision, and what was decided.
+    """A graph in mixed precision, with its plan.
 
     Attributes:
-        model: the graph; the one that came in is left as it was.
+        model: the new graph; the given one is not changed.
         plan: the decisions.
         casts: how many more Cast nodes the graph has than before.
-        changed: whether anything in the graph is not as it was.
-        notes: what a person should know, a sentence each.
+        changed: whether the graph differs from the given one.
+        notes: facts for the user, one sentence each.
     """
 
     model: ir.Model
@@ -56,13 +56,13 @@ class Rewritten:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A graph that can be planned.
+    """A graph that is ready for the planner.
 
     Attributes:
-        model: a copy of what came in, without local functions, types inferred.
-        nest: its ids.
-        flow: what the planner sees.
-        notes: what was done to it.
+        model: a copy of the given model, without local functions, with inferred types.
+        nest: the ids of its nodes and values.
+        flow: the input of the planner.
+        notes: the changes made to the copy.
     """
 
     model: ir.Model
@@ -82,16 +82,16 @@ def rewrite(
 ) -> Rewritten:
     """Rewrite an ONNX model into mixed precision.
 
-    Inputs and outputs keep names and, by default, dtypes; so do nodes. A model in which nothing can
-    be won comes back as it is.
+    Inputs, outputs and nodes keep their names; inputs and outputs by default keep their dtypes. A
+    model for which 16 bits gain nothing is returned unchanged.
 
     Args:
-        model: a model, or the path of one. It may come from anyone.
+        model: a model, or its path. It may be untrusted.
         policy: default: FP16 by the op table. Overrides match op types (``op:Softmax``), node names
-            and the module paths an exporter noted.
-        plan: decisions that hold before the policy; it must be of this very graph.
-        ranges: what `mpcompile.onnx.calibrate` measured on this very graph.
-        target: where it shall run; an op without a 16-bit kernel there stays in FP32.
+            and the module paths that an exporter wrote into nodes.
+        plan: decisions that win over the policy; the plan must be for exactly this graph.
+        ranges: the result of `mpcompile.onnx.calibrate` for exactly this graph.
+        target: the device on which it must run; an op without a 16-bit kernel there stays in FP32.
         keep_io: whether inputs and outputs keep their dtypes; else they may become 16 bits.
 
     Raises:
@@ -117,23 +117,23 @@ def rewrite(
 def prepare(
     model: ir.Model, policy: Policy, precision: Precision, target: Target, keep_io: bool = True
 ) -> Prepared:
-    """Return a copy of a model that can be planned; see `rewrite` for the arguments."""
+    """Return a copy of a model that is ready for the planner; see `rewrite` for the arguments."""
     own, notes = model.clone(), []
     if own.functions:
         InlinePass()(own)
-        notes.append("local functions were inlined: each call decides for itself")
+        notes.append("local functions were inlined, so each call gets its own decisions")
     if own.ir_version < IR_WITH_FREE_INITIALIZERS:
         given = [v for v in own.graph.inputs if v.name in own.graph.initializers]
         if given:
             for value in given:
                 own.graph.inputs.remove(value)
             notes.append(
-                f"{len(given)} weights are inputs no more, and the IR version is "
+                f"{len(given)} weights are no longer inputs, and the IR version is "
                 f"{IR_WITH_FREE_INITIALIZERS} instead of {own.ir_version}"
             )
             own.ir_version = IR_WITH_FREE_INITIALIZERS
     if renamed := distinct_onnx_names(own):
-        notes.append(f"{renamed} nodes had the name of another and got one of their own")
+        notes.append(f"{renamed} nodes had the name of another node and were renamed")
     infer_types(own)
     nest = nest_of(own.graph)
     opset = own.graph.opset_imports.get("", 1)
@@ -147,7 +147,7 @@ def prepare(
 
 
 def given_model(model: ir.Model | onnx.ModelProto | str | Path) -> ir.Model:
-    """Return a model however it was given; raises BadInput if it is none."""
+    """Return a model given as a path, a proto or onnx_ir; raise BadInput if it is none of them."""
     if isinstance(model, ir.Model):
         return model
     if isinstance(model, onnx.ModelProto):
@@ -162,21 +162,21 @@ def given_model(model: ir.Model | onnx.ModelProto | str | Path) -> ir.Model:
 
 
 def _saturation(nest: Nest, plan: Plan) -> list[str]:
-    """Say which weights lose numbers to the largest 16-bit one, as the user asked for."""
+    """Return a note for each weight whose large numbers become the largest 16-bit number."""
     notes = []
     masks = set(mask_constants(nest))
     for value, name in nest.values.items():
         tensor = constant_of(value)
         if value in masks and Precision.FP16 in plan.storage.get(name, ()):
-            notes.append(f"{name} masks what a softmax shall not see; its least number is {MASK:g}")
+            notes.append(f"{name} is a softmax mask; its lowest number becomes {MASK:g}")
             continue
         if tensor is None or Precision.FP16 not in plan.storage.get(name, ()):
             continue
         count = saturated(tensor, Precision.FP16)
         if count:
             notes.append(
-                f"{count} of {tensor.size} numbers of {name} lie beyond FP16 and became its "
-                "largest number, as an override keeps their readers in 16 bits"
+                f"{count} of {tensor.size} numbers of {name} are beyond FP16's range and became "
+                "its largest number, because an override keeps their readers in 16 bits"
             )
     return notes
 

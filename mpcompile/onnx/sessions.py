@@ -1,4 +1,4 @@
-"""Run an ONNX model in ONNX Runtime, whatever its size, and quietly."""
+"""Run an ONNX model of any size in ONNX Runtime, without its log messages."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from mpcompile.onnx_graph.gate import write_model
 
 Array = NDArray[np.generic]
 Output = Array | list[Any] | None
-"""What the runtime returns for a tensor, for a sequence, for an optional that is empty."""
+"""The runtime's result: a tensor, a sequence, or None for an empty optional."""
 
 CPU = ("CPUExecutionProvider",)
 LONGEST_RUN = 600.0
-"""Seconds after which a run is ended: a loop in an untrusted model may never end by itself."""
+"""Seconds until a run is stopped: a loop in an untrusted model may never end."""
 _QUIET = 4
-_MOST_MADE_UP = 1 << 28
-"""Numbers of an input that is made up."""
-_IN_ONE_FILE = 1 << 26  # bytes of weights; more would be in memory twice as they are written
+_MOST_RANDOM = 1 << 28
+"""Most elements of a random input."""
+_IN_ONE_FILE = 1 << 26  # bytes of weights; more would be in memory twice while they are written
 _OPEN = 2
-"""What an open dimension is in inputs that are made up."""
+"""The size of open dimensions in random inputs."""
 
 
 @contextmanager
@@ -44,11 +44,11 @@ def session_of(
     """Yield a session on the CPU.
 
     Args:
-        model: left as it is.
-        outputs: values of its graph that it shall return as well.
-        optimized: where the runtime shall write the graph that it really runs.
-        as_written: run the graph as it is. The runtime's optimizer drops casts that lose nothing,
-            and then, in 1.31, does not find what a branch inside a loop reads.
+        model: the model; it is not changed.
+        outputs: values of its graph to return as well.
+        optimized: the file to which the runtime must write the graph that it executes.
+        as_written: run the graph without the runtime's optimizer. The optimizer drops casts that
+            lose nothing, and then, in 1.31, does not find a value that a branch in a loop reads.
 
     Raises:
         BadInput: the runtime refuses the model.
@@ -79,7 +79,7 @@ def session_of(
 
 
 def fault_of(model: ir.Model) -> str:
-    """Return what ONNX's checker and its strict shape inference say against a model, or ""."""
+    """Return the complaint of ONNX's checker and strict shape inference about a model, or ""."""
     with tempfile.TemporaryDirectory(prefix="mpcompile-") as folder:
         file = Path(folder) / "model.onnx"
         write_model(model, file, external_above=_IN_ONE_FILE)
@@ -91,7 +91,7 @@ def fault_of(model: ir.Model) -> str:
 
 
 def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, Array]) -> dict[str, Output]:
-    """Run a model once; return its outputs by name. Raises BadInput if the runtime fails."""
+    """Run a model once; return its outputs by name. Raise BadInput if the runtime fails."""
     known = {item.name for item in session.get_inputs()}
     names = [item.name for item in session.get_outputs()]
     options = onnxruntime.RunOptions()
@@ -114,10 +114,10 @@ def given_inputs(model: ir.Model) -> dict[str, ir.Value]:
     return {str(v.name): v for v in graph.inputs if v.name not in graph.initializers}
 
 
-def as_taken(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Return FP32 inputs in 16 bits where the model takes them so; others as they are.
+def in_input_dtypes(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Return FP32 inputs in 16 bits if the model takes them so; others unchanged.
 
-    Numbers beyond FP16 become infinite, as they do for whoever calls such a model.
+    Numbers beyond FP16's range become infinite, as in any use of such a model.
     """
     taken = {
         name: value.dtype.numpy()
@@ -134,7 +134,7 @@ def input_types(
     """Return dtype and shape of each input that a caller must give; None is an open dimension.
 
     Raises:
-        BadInput: an input is no tensor of a known shape.
+        BadInput: an input is not a tensor of a known shape.
     """
     types = {}
     for name, value in given_inputs(model).items():
@@ -145,25 +145,25 @@ def input_types(
     return types
 
 
-def made_up_inputs(model: ir.Model, seed: int = 0) -> dict[str, Array]:
+def random_inputs(model: ir.Model, seed: int = 0) -> dict[str, Array]:
     """Return inputs of the right types: normal numbers, integers of 0 and 1.
 
-    A dimension that is left open is 2.
+    An open dimension gets the size 2.
 
     Raises:
-        BadInput: an input is no tensor, or its shape is not known at all.
+        BadInput: an input is not a tensor, or its shape is unknown.
     """
     generator = np.random.default_rng(seed)
     made: dict[str, Array] = {}
     for name, value in given_inputs(model).items():
         if not isinstance(value.type, ir.TensorType) or value.shape is None:
-            raise BadInput(f"nothing can be made up for the input {name}", fix="give --data")
+            raise BadInput(f"no random value fits the input {name}", fix="give --data")
         shape = tuple(size if isinstance(size, int) else _OPEN for size in value.shape)
         dtype = value.type.dtype
-        if prod(shape) > _MOST_MADE_UP:
-            raise BadInput(f"the input {name} is too large to be made up", fix="give --data")
+        if prod(shape) > _MOST_RANDOM:
+            raise BadInput(f"the input {name} is too large for random numbers", fix="give --data")
         if dtype is ir.DataType.STRING:
-            raise BadInput(f"nothing can be made up for the strings of {name}", fix="give --data")
+            raise BadInput(f"the input {name} takes strings, not numbers", fix="give --data")
         kind = dtype.numpy()
         if kind.kind in "iub":
             made[name] = generator.integers(0, 2, shape).astype(kind)

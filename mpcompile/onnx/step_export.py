@@ -23,18 +23,18 @@ from mpcompile.step.transformed import Transformed
 
 
 def export_step(transformed: Transformed, path: Path, force: bool = False) -> TrainFile:
-    """Write ``path`` (``train.onnx``), and beside it ``train.json`` and ``train.safetensors``.
+    """Write ``path`` (``train.onnx``), and next to it ``train.json`` and ``train.safetensors``.
 
-    The graph is a pure function: state, learning rates (0-d FP64) and the batch in; the unscaled
-    loss (0-d FP32) and the next state out. All ops are of ONNX itself.
+    The graph is a pure function. Its inputs are state, learning rates (0-d FP64) and the batch; its
+    outputs are the unscaled loss (0-d FP32) and the next state. All ops are standard ONNX.
 
     Args:
         transformed: a workload with a loss; neither its model nor its optimizer is changed.
-        path: of the ONNX file.
-        force: whether files that are there may be replaced.
+        path: path of the ONNX file.
+        force: whether existing files may be replaced.
 
     Raises:
-        BadInput: the workload has no loss, or a file is in the way.
+        BadInput: the workload has no loss, or a file exists and ``force`` is False.
         CannotCapture: an op of the step cannot be expressed in ONNX.
     """
     if transformed.step is None:
@@ -103,9 +103,9 @@ def _spec(slot: Slot) -> dict[str, Any]:
 
 
 def _write_tensors(state: dict[str, torch.Tensor], file: Path) -> None:
-    """Write tensors into a file that appears under its name only when it is complete."""
-    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.resolve().parent) as place:
-        fresh = Path(place) / file.name
+    """Write tensors into a file, which gets its name only when it is complete."""
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.resolve().parent) as folder:
+        fresh = Path(folder) / file.name
         save_file({name: value.contiguous() for name, value in state.items()}, fresh)
-        fresh.chmod(0o644)  # the library writes for the owner alone
+        fresh.chmod(0o644)  # the library makes files that only the owner can read
         fresh.replace(file)

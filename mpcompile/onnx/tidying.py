@@ -1,4 +1,4 @@
-"""Bring what PyTorch's exporter gives into shape without changing a number."""
+"""Clean up the graphs of PyTorch's exporter without changing a number."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from onnxscript.optimizer import fold_constants
 from mpcompile.errors import CannotCapture
 
 OPSET = 20
-"""FP16 IsInf and Gelu exist from here on, and every runtime since the middle of 2024 knows it."""
+"""FP16 IsInf and Gelu exist since this opset, and all runtimes since the middle of 2024 know it."""
 IR_VERSION = 10
 
-# Of onnxscript's optimizer what neither takes numbers for others nor joins random masks.
+# Only those passes of onnxscript's optimizer that keep numbers exact and join no random masks.
 _TIDY = ir.passes.Sequential(
     common.RemoveUnusedNodesPass(),
     common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
@@ -35,11 +35,11 @@ _TIDY = ir.passes.Sequential(
 def exported(program: torch.export.ExportedProgram, **options: Any) -> ir.Model:
     """Return an exported program as a valid ONNX model.
 
-    The exporter's own optimizer is left out: it takes a number below 1e-8 for 0, so that an
-    optimizer's epsilon of 1e-10 is gone and 0/0 is NaN.
+    The exporter's own optimizer is not used: it treats a number below 1e-8 as 0, so an optimizer's
+    epsilon of 1e-10 is lost and 0/0 is NaN.
 
     Args:
-        program: what to translate.
+        program: the program to translate.
         options: of ``torch.onnx.export``.
 
     Raises:
@@ -58,7 +58,7 @@ def exported(program: torch.export.ExportedProgram, **options: Any) -> ir.Model:
             )
     except torch.onnx.OnnxExporterError as error:
         raise CannotCapture(
-            f"an op of the program has no place in ONNX ({_cause(error)})",
+            f"an op of the program has no equivalent in ONNX ({_cause(error)})",
             fix="replace it in the model",
         ) from error
     assert found is not None
@@ -72,7 +72,7 @@ def exported(program: torch.export.ExportedProgram, **options: Any) -> ir.Model:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to ourselves what the exporter says of packages it would like to have."""
+    """Suppress the exporter's messages about optional packages."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -87,8 +87,8 @@ def check(model: ir.Model, where: str | None = None) -> None:
     """Raise CannotCapture if a model of less than 1 GB is not valid.
 
     Args:
-        model: what an exporter made.
-        where: the user's place for error messages.
+        model: a model made by an exporter.
+        where: the user's source position, for messages.
     """
     if sum(_bytes(list(graph.initializers.values())) for graph in model.graphs()) >= 1 << 30:
         return
@@ -108,7 +108,7 @@ def _bytes(values: Sequence[ir.Value]) -> int:
 
 
 def _cause(error: BaseException) -> str:
-    """Return what an exporter's chain of errors began with, on one line."""
+    """Return the first error in an exporter's chain of errors, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split())[:200].rstrip(".")

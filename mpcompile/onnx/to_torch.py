@@ -1,4 +1,4 @@
-"""Take what a `OrtTrainStep` has trained back into a torch model and its optimizer."""
+"""Copy the weights that an `OrtTrainStep` has trained into a torch model and its optimizer."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mpcompile.onnx.train_step import OrtTrainStep
 def load_into(
     model: nn.Module, step: OrtTrainStep, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Copy parameters, buffers and, if given one, an optimizer's state and learning rates.
+    """Copy parameters, buffers and, if an optimizer is given, its state and learning rates.
 
-    Nothing is changed if something does not fit.
+    If one tensor does not fit, nothing is changed.
 
     Args:
         model: the module that was exported, or one like it.
-        step: where from.
-        optimizer: over the model's parameters, in the groups of the one that was exported.
+        step: the trained step.
+        optimizer: over the model's parameters, with the groups of the exported optimizer.
 
     Raises:
         BadInput: the step trains something the model or the optimizer does not have.
@@ -32,7 +32,7 @@ def load_into(
     own = model.state_dict(keep_vars=True)
     written = {slot.name for slot in step.file.state if slot.next}
     trained = {piece.name for piece in step.file.pieces if piece.slot in written}
-    # A constant that the model keeps outside of its state dict never changed.
+    # A constant outside of the model's state dict never changed.
     values = {
         name: _tensor(array)
         for name, array in pieces.items()
@@ -63,23 +63,23 @@ def load_into(
 def _optimizer_state(
     pieces: dict[str, Array], own: dict[str, Any], optimizer: torch.optim.Optimizer
 ) -> dict[int, dict[str, torch.Tensor]]:
-    """Return the optimizer's state as ``optimizer.state_dict()["state"]`` has it."""
+    """Return the optimizer's state in the form of ``optimizer.state_dict()["state"]``."""
     listed = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    places = {parameter: place for place, parameter in enumerate(listed)}
+    positions = {parameter: index for index, parameter in enumerate(listed)}
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, array in pieces.items():
         parameter, marked, key = name.partition("::")
         if not marked:
             continue
-        place = places.get(id(own.get(parameter)))
-        if place is None:
+        index = positions.get(id(own.get(parameter)))
+        if index is None:
             what = f"the optimizer does not train {parameter}{did_you_mean(parameter, own)}"
-            raise BadInput(what, fix="make it over the parameters of this model")
-        state.setdefault(place, {})[key] = _tensor(array)
+            raise BadInput(what, fix="make it with the parameters of this model")
+        state.setdefault(index, {})[key] = _tensor(array)
     return state
 
 
 def _tensor(array: Array) -> torch.Tensor:
-    if array.dtype.name == "bfloat16":  # of no meaning to torch.from_numpy
+    if array.dtype.name == "bfloat16":  # torch.from_numpy does not know it
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

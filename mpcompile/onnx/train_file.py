@@ -1,4 +1,4 @@
-"""What stands beside a ``train.onnx``: which of its tensors are state, and whose they are."""
+"""The description of a ``train.onnx``: which tensors are state, and which belong to the user."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TensorSpec:
     """A tensor that enters or leaves the graph.
 
     Attributes:
-        name: of the graph's input or output.
+        name: name of the graph's input or output.
         dtype: as numpy and torch name it.
         shape: its shape.
     """
@@ -38,10 +38,10 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class StateSlot(TensorSpec):
-    """A tensor that lives from one step to the next; its first value stands in the weights file.
+    """A tensor that is kept from step to step; its first value is in the weights file.
 
     Attributes:
-        role: what it is for, a value of `mpcompile.step.slots.Role`.
+        role: its purpose, a value of `mpcompile.step.slots.Role`.
         next: the graph's output that is its next value; "" if no step changes it.
     """
 
@@ -51,13 +51,13 @@ class StateSlot(TensorSpec):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Where a tensor of the user's program lies.
+    """The slot and the offset of a tensor of the user's program.
 
     Attributes:
-        name: as ``model.state_dict()`` names it; with ``::exp_avg`` behind it, the optimizer's
+        name: its name in ``model.state_dict()``; with ``::exp_avg`` after it, the optimizer's
             state of that name for that parameter.
-        slot: the state it is a piece of.
-        start: its first element there.
+        slot: the state slot that contains it.
+        start: the offset of its first element in the slot.
         shape: its shape.
     """
 
@@ -72,7 +72,7 @@ class Rate:
     """A learning rate, a 0-d FP64 input of the graph.
 
     Attributes:
-        name: of the input.
+        name: name of the input.
         group: index of the optimizer's parameter group.
         initial: its value when the step was exported.
     """
@@ -87,12 +87,12 @@ class TrainFile:
     """A training step as ONNX files.
 
     Attributes:
-        weights: name of the safetensors file beside it that holds the state's first values.
+        weights: name of the safetensors file next to it, with the state's first values.
         batch: the inputs a caller gives, in order.
         loss: the output that is the unscaled loss: 0-d FP32.
-        state: what lives from step to step.
+        state: the tensors that are kept from step to step.
         rates: the learning rates.
-        pieces: the user's own tensors in it.
+        pieces: the user's own tensors in the state.
     """
 
     weights: _Name
@@ -103,15 +103,15 @@ class TrainFile:
     pieces: tuple[Piece, ...]
 
     def to_json(self) -> str:
-        """Write it as a JSON document; `from_json` reads it back."""
+        """Return it as a JSON document; `from_json` reads it back."""
         return json.dumps({"version": VERSION, **asdict(self)}, indent=1)
 
     @staticmethod
     def from_json(text: str | bytes, where: str | None = None) -> TrainFile:
-        """Read a document that may come from anyone.
+        """Read an untrusted document.
 
         Raises:
-            BadInput: it is none.
+            BadInput: it does not describe a training step.
         """
         try:
             file = _format().validate_json(text)
@@ -134,5 +134,5 @@ def _format() -> TypeAdapter[Any]:
 
 
 def read_train_file(path: Path) -> TrainFile:
-    """Read the description of a training step; raises BadInput if the file holds none."""
+    """Read the description of a training step; raise BadInput if the file has none."""
     return TrainFile.from_json(read_document(path, "train.json", _AGAIN), str(path))

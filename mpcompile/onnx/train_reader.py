@@ -1,4 +1,4 @@
-"""Read a training step's files, which may come from anyone, and check that they fit together."""
+"""Read a training step's untrusted files, and check that they fit together."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _AGAIN = "write it again with `mpcompile export`"
 
 
 def read_train_step(path: Path) -> tuple[TrainFile, ir.Model, dict[str, Array]]:
-    """Return the description of a training step, its graph, and the state it starts with.
+    """Return the description of a training step, its graph, and its first state.
 
     Args:
-        path: of ``train.onnx``; ``train.json`` and the weights that it names lie beside it.
+        path: path of ``train.onnx``; ``train.json`` and the weights are in the same folder.
 
     Raises:
         BadInput: one of the three is missing or damaged, or names, dtypes and shapes differ.
@@ -40,7 +40,7 @@ def read_train_step(path: Path) -> tuple[TrainFile, ir.Model, dict[str, Array]]:
 
 
 def loss_spec(file: TrainFile) -> TensorSpec:
-    """Return the unscaled loss as the graph gives it: 0-d FP32."""
+    """Return the spec of the unscaled loss in the graph: 0-d FP32."""
     return TensorSpec(file.loss, "float32", ())
 
 
@@ -52,12 +52,12 @@ def _check_file(file: TrainFile, where: str) -> None:
     for names in (given, made, groups, [piece.name for piece in file.pieces]):
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
-            raise BadInput(f"{short(twice[0])} stands there twice", where, _AGAIN)
+            raise BadInput(f"{short(twice[0])} is listed twice", where, _AGAIN)
     slots = {slot.name: slot for slot in file.state}
     for piece in file.pieces:
         slot = slots.get(piece.slot)
         if slot is None or piece.start + prod(piece.shape) > prod(slot.shape):
-            what = f"{short(piece.name)} does not lie in {short(piece.slot)}"
+            what = f"{short(piece.name)} is not inside {short(piece.slot)}"
             raise BadInput(what, where, _AGAIN)
 
 

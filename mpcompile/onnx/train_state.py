@@ -1,4 +1,4 @@
-"""A training step's state in a safetensors file: read it against its description, write it whole.
+"""A training step's state in a safetensors file: read it, check it, and write it completely.
 
 Source: the format, huggingface.co/docs/safetensors. Nothing is unpickled.
 """
@@ -23,10 +23,10 @@ _ADVICE = "give a state that was saved by this step"
 
 
 def read_state(path: Path, slots: Sequence[StateSlot]) -> dict[str, Array]:
-    """Return the state in a file that may come from anyone.
+    """Return the state in an untrusted file.
 
     Raises:
-        BadInput: it is no safetensors file, or does not hold these very names, dtypes and shapes.
+        BadInput: it is no safetensors file, or has other names, dtypes or shapes.
     """
     where = str(path)
     if not path.is_file():
@@ -61,20 +61,20 @@ def _read(file: Any, slots: Sequence[StateSlot], where: str) -> dict[str, Array]
 
 
 def write_state(path: Path, state: Mapping[str, Array]) -> None:
-    """Write a state to a file that appears under its name only when it is on the disk.
+    """Write a state to a file, which gets its name only when it is on the disk.
 
-    A file that is there is replaced.
+    An existing file is replaced.
 
     Raises:
         BadInput: it cannot be written.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as place:
-            fresh = Path(place) / path.name
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            fresh = Path(folder) / path.name
             save_file(dict(state), fresh)
             flush(fresh)
             fresh.replace(path)
-        flush(path.parent)  # the name too
+        flush(path.parent)  # the new name must be on the disk too
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"the state cannot be written ({reason})", str(path)) from error

@@ -1,4 +1,4 @@
-"""`OrtTrainStep`: a training step as a ``train.onnx``, run in stock ONNX Runtime without torch."""
+"""`OrtTrainStep`: a training step in a ``train.onnx``, run in stock ONNX Runtime without torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Loss:
         self._value: Array | None = None
 
     def settle(self) -> Array:
-        """Return it as an array on the host, which a later step does not overwrite."""
+        """Return it as an array on the host, which later steps do not overwrite."""
         if self._memory is not None:
             self._value, self._memory = self._memory.read(), None
         assert self._value is not None
@@ -58,15 +58,15 @@ class Loss:
 
 
 class OrtTrainStep:
-    """One training step as ONNX files: call it with a batch, get the loss.
+    """One training step from ONNX files: call it with a batch to get the loss.
 
-    State stays on the device. The runtime does not know that an input and an output could share
-    memory, so what a step writes has two places: one step reads the first and writes the second,
-    the next the other way round, and nothing is copied. A step skipped for an Inf or NaN in its
-    gradients leaves all state but loss scale, tracker and counter bit-identical, as `TrainStep`.
+    State stays on the device. The runtime cannot share memory between an input and an output, so
+    each written slot has two memories. One step reads the first and writes the second, the next
+    step does the reverse, and nothing is copied. A step that is skipped for an Inf or NaN in its
+    gradients keeps all state but loss scale, tracker and counter bit-identical, as in `TrainStep`.
 
     Attributes:
-        file: what ``train.json`` says.
+        file: the content of ``train.json``.
         device: ``"cpu"`` or ``"cuda"``.
     """
 
@@ -79,19 +79,19 @@ class OrtTrainStep:
         cuda_graph: bool = False,
         threads: int | None = None,
     ) -> None:
-        """Read ``train.onnx``, ``train.json`` and the weights beside it; they may come from anyone.
+        """Read ``train.onnx`` and, next to it, ``train.json`` and the weights; all untrusted.
 
         Args:
-            path: of the ``.onnx`` file.
+            path: path of the ``.onnx`` file.
             providers: ONNX Runtime's execution providers; default: the device's own.
-            device: where state lies and the step runs. On CUDA a node that would run on the CPU is
-                an error.
-            cuda_graph: whether to capture the step as CUDA graphs at the first two calls.
-            threads: of one op on a CPU; default: ONNX Runtime's own choice.
+            device: where state is stored and the step runs. On CUDA it is an error if a node would
+                run on the CPU.
+            cuda_graph: whether to capture the step as CUDA graphs in the first two calls.
+            threads: threads of one op on a CPU; default: ONNX Runtime chooses.
 
         Raises:
-            BadInput: a file is missing or damaged, they do not fit together, or the runtime cannot
-                run the step there.
+            BadInput: a file is missing or damaged, the files do not fit together, or the runtime
+                cannot run the step on the device.
         """
         if device not in ("cpu", "cuda"):
             raise BadInput(f"the device is {short(device)}", fix="give 'cpu' or 'cuda'")
@@ -124,14 +124,14 @@ class OrtTrainStep:
         """Run one step.
 
         Args:
-            batch: arrays of the shapes and dtypes of the exported step, in order: NumPy's, or any
-                library's with ``__dlpack__``.
+            batch: arrays with the shapes and dtypes of the exported step, in order. NumPy arrays,
+                or arrays of any library with ``__dlpack__``.
 
         Returns:
-            The unscaled loss before the update, left on the device until it is read.
+            The unscaled loss before the update; it stays on the device until it is read.
 
         Raises:
-            BadInput: the batch does not fit, or the runtime fails; the state is then as it was.
+            BadInput: the batch does not fit, or the runtime fails; the state does not change then.
         """
         if len(batch) != len(self._batch):
             names = ", ".join(memory.spec.name for memory in self._batch)
@@ -143,11 +143,11 @@ class OrtTrainStep:
         held = self._given[turn]
         before = held() if held is not None else None
         if before is not None:
-            before.settle()  # this step writes where that loss still lies
+            before.settle()  # this step overwrites the memory of that loss
         try:
             self._session.run_with_iobinding(self._bindings[turn], self._options[turn])
         except Exception as error:  # the runtime's own exceptions share no base class
-            raise BadInput(f"the step does not run ({_line(error)})") from error
+            raise BadInput(f"the step does not run ({_one_line(error)})") from error
         self._turn = 1 - turn
         loss = Loss(self._loss[turn])
         self._given[turn] = weakref.ref(loss)
@@ -157,7 +157,7 @@ class OrtTrainStep:
     def loss_scale(self) -> float:
         """The current loss scale; 1 if there is none. Reads it from the device."""
         scale = next((slot for slot in self.file.state if slot.role == "scale"), None)
-        return 1.0 if scale is None else float(self._now(scale.name).read())
+        return 1.0 if scale is None else float(self._current(scale.name).read())
 
     @property
     def taken(self) -> int:
@@ -175,7 +175,7 @@ class OrtTrainStep:
         return dict(self._known)
 
     def set_rate(self, value: float, group: int = 0) -> None:
-        """Set a group's learning rate for the steps to come.
+        """Set a group's learning rate for the next steps.
 
         Raises:
             BadInput: the step has no such group.
@@ -188,21 +188,21 @@ class OrtTrainStep:
             self._known[group] = float(value)
 
     def state(self) -> dict[str, Array]:
-        """Return copies of all state by slot; BF16 as ``ml_dtypes.bfloat16``."""
-        return {name: self._now(name).read() for name in self._state}
+        """Return copies of all state, by slot; BF16 as ``ml_dtypes.bfloat16``."""
+        return {name: self._current(name).read() for name in self._state}
 
     def pieces(self) -> dict[str, Array]:
         """Return copies of the user's own tensors: parameters, buffers and optimizer state.
 
-        A name is that of ``model.state_dict()``; with ``::exp_avg`` behind it, the optimizer's
+        Names are those of ``model.state_dict()``; with ``::exp_avg`` after it, the optimizer's
         state of that name for that parameter.
         """
-        return self._cut(self.file.pieces)
+        return self._slices(self.file.pieces)
 
     def parameters(self) -> dict[str, Array]:
-        """Return copies of the model's parameters by name; of a trained one the FP32 master."""
+        """Return copies of the model's parameters by name; the FP32 master of each trained one."""
         roles = {slot.name: slot.role for slot in self.file.state}
-        return self._cut(
+        return self._slices(
             [
                 piece
                 for piece in self.file.pieces
@@ -211,9 +211,9 @@ class OrtTrainStep:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write all state to a safetensors file; one that is there is replaced once it is whole.
+        """Write all state to a safetensors file; an existing file is replaced in one step.
 
-        Learning rates are the caller's and not in it.
+        Learning rates are not in it; the caller keeps them.
 
         Raises:
             BadInput: the file cannot be written.
@@ -221,29 +221,29 @@ class OrtTrainStep:
         write_state(Path(path), self.state())
 
     def load(self, path: str | Path) -> None:
-        """Take over the state of a file that `save` wrote; nothing changes if it does not fit.
+        """Read the state of a file that `save` wrote; nothing changes if it does not fit.
 
         Raises:
-            BadInput: it does not hold this step's very names, dtypes and shapes.
+            BadInput: its names, dtypes or shapes are not exactly those of this step.
         """
         self._set_state(read_state(Path(path), self.file.state))
 
     def _set_state(self, state: dict[str, Array]) -> None:
         for name, array in state.items():
-            self._now(name).write(array)
+            self._current(name).write(array)
 
-    def _now(self, name: str) -> Memory:
-        """Return where a slot's current value lies."""
-        places = self._state[name]
-        return places[self._turn % len(places)]
+    def _current(self, name: str) -> Memory:
+        """Return the memory of a slot's current value."""
+        memories = self._state[name]
+        return memories[self._turn % len(memories)]
 
     def _count(self, name: str) -> int:
         if name not in self._state:
             raise BadInput(f"the step has no {name}", fix="export it again")
-        return int(self._now(name).read())
+        return int(self._current(name).read())
 
-    def _cut(self, pieces: Sequence[Piece]) -> dict[str, Array]:
-        whole = {slot: self._now(slot).read().reshape(-1) for slot in {p.slot for p in pieces}}
+    def _slices(self, pieces: Sequence[Piece]) -> dict[str, Array]:
+        whole = {slot: self._current(slot).read().reshape(-1) for slot in {p.slot for p in pieces}}
         return {
             piece.name: whole[piece.slot][piece.start : piece.start + prod(piece.shape)]
             .reshape(piece.shape)
@@ -252,16 +252,16 @@ class OrtTrainStep:
         }
 
     def _bind(self, turn: int) -> Any:
-        """Return a binding that reads one place of each written slot and writes the other."""
+        """Return a binding that reads one memory of each written slot and writes the other."""
         binding = self._session.io_binding()
         for memory in (*self._batch, *self._rates.values()):
             binding.bind_ortvalue_input(memory.spec.name, memory.value)
         binding.bind_ortvalue_output(self.file.loss, self._loss[turn].value)
         for slot in self.file.state:
-            places = self._state[slot.name]
-            binding.bind_ortvalue_input(slot.name, places[turn % len(places)].value)
+            memories = self._state[slot.name]
+            binding.bind_ortvalue_input(slot.name, memories[turn % len(memories)].value)
             if slot.next:
-                binding.bind_ortvalue_output(slot.next, places[1 - turn].value)
+                binding.bind_ortvalue_output(slot.next, memories[1 - turn].value)
         return binding
 
 
@@ -273,21 +273,21 @@ def _open(
     cuda_graph: bool,
     threads: int,
 ) -> Any:
-    """Return a session of a model that the gate has let through."""
+    """Return a session of a model that the safety gate has accepted."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET
     options.intra_op_num_threads = threads
-    # Its threads leave the cores to whoever makes the next batch.
+    # Its threads must not spin between steps: the code that makes the next batch needs the cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if device == "cuda":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
-    # FP32 is what the plan says where it says so, not TF32, which the runtime prefers.
+    # FP32 in the plan means FP32, not TF32, which is the runtime's default.
     cuda = (_CUDA, {"use_tf32": "0", "enable_cuda_graph": str(int(cuda_graph))})
     chosen = list(providers) if providers is not None else [cuda if device == "cuda" else _CPU]
     try:
-        # What is run is what was checked, whatever becomes of the file meanwhile.
+        # The checked bytes are run, even if the file changes in the meantime.
         with tempfile.TemporaryDirectory(prefix="mpcompile-") as folder:
             file = Path(folder) / "train.onnx"
             write_model(model, file)
@@ -295,8 +295,8 @@ def _open(
     except BadInput:
         raise
     except Exception as error:
-        what = f"ONNX Runtime cannot run the step on {device} ({_line(error)})"
-        raise BadInput(what, str(path)) from error
+        what = f"ONNX Runtime cannot run the step on {device} ({_one_line(error)})"
+        raise BadInput(what, str(path), "") from error
     if device == "cuda" and _CUDA not in session.get_providers():
         raise BadInput(
             "ONNX Runtime finds no CUDA device here", str(path), "install onnxruntime-gpu and CUDA"
@@ -305,9 +305,9 @@ def _open(
 
 
 def _run_options(graph: int | None) -> Any:
-    """Return how a step is run: with a graph's number, captured once and replayed from then on.
+    """Return the run options; with a graph's number, a run is captured once and then replayed.
 
-    Each of the two bindings has addresses of its own, hence a graph of its own.
+    Each of the two bindings has its own addresses, so each needs its own graph.
     """
     options = onnxruntime.RunOptions()
     options.log_severity_level = _QUIET
@@ -316,5 +316,5 @@ def _run_options(graph: int | None) -> Any:
     return options
 
 
-def _line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300].rstrip(". ")

@@ -1,5 +1,5 @@
-"""A program, an ONNX model or a plan as a person looks at it: rows, tables, text, one HTML page.
+"""Show a program, an ONNX model or a plan to a person: rows, tables, text, one HTML page.
 
-In comes whatever has a plan; out goes a `View`, rows that are the same for torch and ONNX, and what
-is made of them. A new way to show a graph reads a `View` and nothing else.
+In come programs, models and plans; out come a `View`, rows in one form for torch and ONNX, and all
+texts and pages that are made from it. A new way to show a graph must read only a `View`.
 """

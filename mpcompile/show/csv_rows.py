@@ -16,9 +16,9 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_csv(nodes: Iterable[ViewNode], to: TextIO) -> None:
-    """Write a head and a row a node.
+    """Write a header, then one row per node.
 
-    A name that a spreadsheet would take for a formula gets an apostrophe before it.
+    A name that a spreadsheet would read as a formula gets an apostrophe in front.
     """
     writer = csv.writer(to, lineterminator="\n")
     writer.writerow(_COLUMNS)

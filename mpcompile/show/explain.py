@@ -1,4 +1,4 @@
-"""Say in sentences why a node is what it is, and what the other choice would cost."""
+"""Explain in sentences why a node is as it is, and what the other choice would cost."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _LONG = {"f16": "FP16", "bf16": "BF16", "f32": "FP32"}
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What there is to explain things by.
+class ExplainInput:
+    """The known facts that explanations use.
 
     Attributes:
-        view: the nodes as they run.
-        planned: the forward pass as it was planned; the view itself where nothing else is known.
-        plan: the decisions; None of a model that was not planned here.
-        ranges: what was measured, perhaps.
-        otherwise: returns the plan if one op is kept in FP32 (True) or let into 16 bits (False).
+        view: the nodes in the order in which they run.
+        planned: the planned forward pass; equal to the view if nothing else is known.
+        plan: the decisions; None if the model was not planned here.
+        ranges: measured ranges, if there are any.
+        otherwise: returns the plan if one op stays in FP32 (True) or may run in 16 bits (False).
     """
 
     view: View
@@ -41,11 +41,11 @@ class Subject:
     otherwise: Callable[[str, bool], Plan] | None = None
 
 
-def explain(subject: Subject, name: str) -> list[str]:
+def explain(subject: ExplainInput, name: str) -> list[str]:
     """Return sentences about a node, a cast or a module.
 
     Args:
-        subject: where to look.
+        subject: the facts.
         name: an op of the plan, a node of the step, or the path of a module.
 
     Raises:
@@ -66,7 +66,7 @@ def explain(subject: Subject, name: str) -> list[str]:
     )
 
 
-def _node(subject: Subject, view: View, node: ViewNode) -> list[str]:
+def _node(subject: ExplainInput, view: View, node: ViewNode) -> list[str]:
     said = [_what(node), *_line(node)]
     if node.precision != "other" and node.role != "output":
         said.append(_how(node))
@@ -84,9 +84,9 @@ def _node(subject: Subject, view: View, node: ViewNode) -> list[str]:
 
 def _what(node: ViewNode) -> str:
     kind = {"cast": "a cast", "input": f"an input ({node.op})", "output": "an output"}
-    place = f" in {node.where.module}" if node.where.module else ""
+    module = f" in {node.where.module}" if node.where.module else ""
     stage = f", in {node.stage}" if node.stage != "forward" else ""
-    return f"{node.id} is {kind.get(node.role, f'the op {node.op}')}{place}{stage}; {node.type}."
+    return f"{node.id} is {kind.get(node.role, f'the op {node.op}')}{module}{stage}; {node.type}."
 
 
 def _line(node: ViewNode) -> list[str]:
@@ -101,11 +101,11 @@ def _how(node: ViewNode) -> str:
     stored = " and ".join(_LONG.get(part, part) for part in node.stores.split("+") if part)
     computes = _LONG.get(node.computes, node.computes)
     if node.role == "cast":
-        return f"It makes {stored} of it: {bytes_text(node.bytes)} are written if nothing fuses it."
+        return f"It converts to {stored}: {bytes_text(node.bytes)} are written if nothing fuses it."
     if node.role == "input" or not computes:
         return f"It is stored in {stored}: {bytes_text(node.bytes)}."
     if node.role == "view":
-        return f"It moves nothing: it is another view of what it reads, in {stored}."
+        return f"It moves no bytes: it is another view of its operand, in {stored}."
     kept = ", which backward reads again" if node.saved else ""
     where = "memory" if node.bytes else "no memory of its own"
     return f"It computes in {computes}; its result is {stored} in {where}{kept}."
@@ -136,7 +136,7 @@ def _listed(items: list[str]) -> str:
 def _measured(ranges: Ranges, node: ViewNode) -> list[str]:
     said = []
     pairs = (
-        ("what it makes", ranges.values.get(node.id)),
+        ("its result", ranges.values.get(node.id)),
         ("its gradient", ranges.gradients.get(node.id)),
     )
     for what, held in pairs:
@@ -158,7 +158,7 @@ def _range(held: Range) -> str:
     return f"at most {largest:.4g}, {abs(bits):.1f} bits {side} FP16's largest{small}{wrong}"
 
 
-def _other_choice(subject: Subject, node: ViewNode) -> list[str]:
+def _other_choice(subject: ExplainInput, node: ViewNode) -> list[str]:
     plan, otherwise = subject.plan, subject.otherwise
     if plan is None or otherwise is None or node.role != "op" or node.id != node.planned:
         return []
@@ -203,7 +203,7 @@ def _cast_bytes(plan: Plan) -> int:
     return sum(cast.bytes for cast in plan.casts)
 
 
-def _in_step(subject: Subject, node: ViewNode) -> list[str]:
+def _in_step(subject: ExplainInput, node: ViewNode) -> list[str]:
     by_stage: dict[str, list[str]] = {}
     for item in subject.view.nodes:
         if item.planned == node.planned != "" and item.role in ("op", "cast"):
@@ -212,7 +212,7 @@ def _in_step(subject: Subject, node: ViewNode) -> list[str]:
     return [f"In the step it is {'; '.join(parts)}."] if parts else []
 
 
-def _module(subject: Subject, name: str, nodes: list[ViewNode]) -> list[str]:
+def _module(subject: ExplainInput, name: str, nodes: list[ViewNode]) -> list[str]:
     ops = [node for node in nodes if node.role == "op"]
     counts: Counter[str] = Counter(node.precision for node in ops)
     parts = ", ".join(f"{counts[p]} in {p}" for p in PRECISIONS if counts[p])

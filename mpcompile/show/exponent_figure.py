@@ -13,12 +13,12 @@ _COLORS = {"activations": "#0072b2", "weights": "#e69f00"}
 
 
 def exponent_figure(title: str, held: dict[str, Range], scale: float | None, kind: str) -> bytes:
-    """Return a picture of the share of numbers per exponent, with the window of FP16 drawn in.
+    """Return a picture of the share of numbers per exponent, with FP16's range shaded.
 
     Args:
         title: above the picture; no markup.
-        held: what is shown, by ``activations`` and ``weights``.
-        scale: the loss scale whose window is drawn too, perhaps.
+        held: the ranges to show, by ``activations`` and ``weights``.
+        scale: a loss scale, to show its range too, or None.
         kind: ``svg`` or ``png``.
     """
     # Of this function only: it is no dependency, and slow to load.
@@ -35,13 +35,13 @@ def exponent_figure(title: str, held: dict[str, Range], scale: float | None, kin
         if scale is not None:
             names = {SMALLEST: f"FP16 at a loss scale of {scale:g}", TOP + 1: None}
             for edge, name in names.items():
-                place = edge - math.log2(scale)
-                panel.axvline(place, color="#555555", linestyle=":", label=name)
+                position = edge - math.log2(scale)
+                panel.axvline(position, color="#555555", linestyle=":", label=name)
         for number, (name, found) in enumerate(held.items()):
-            places = [exponent + 0.05 + 0.45 * number for exponent, _ in found.exponents]
+            positions = [exponent + 0.05 + 0.45 * number for exponent, _ in found.exponents]
             shares = [count / found.count for _, count in found.exponents]
             label = f"by {name}"
-            panel.bar(places, shares, 0.45, align="edge", color=_COLORS[name], label=label)
+            panel.bar(positions, shares, 0.45, align="edge", color=_COLORS[name], label=label)
         panel.set(xlabel="log2 of the magnitude", ylabel="share of the numbers", title=title)
         panel.yaxis.set_major_formatter(PercentFormatter(1.0))
         panel.spines[["top", "right"]].set_visible(False)

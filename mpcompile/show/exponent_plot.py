@@ -1,4 +1,4 @@
-"""A histogram of exponents on a terminal, with the window of FP16 drawn in."""
+"""A histogram of exponents for a terminal, with a ruler of FP16's range."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mpcompile.plan.ranges import NORMAL, SMALLEST, Range
 _HEIGHT, _LEFT = 6, 10
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 _STEPS = (1, 2, 5, 10)
-"""Exponents in a column; they divide the widths of both zones of FP16."""
+"""Exponents per column; each divides the widths of both zones of FP16."""
 
 
 class Zone(Enum):
-    """Where a magnitude lies, as (what that means, character of the ruler, style)."""
+    """A zone of FP16 magnitudes, as (meaning, character of the ruler, style)."""
 
     LOST = ("lost", "╌", "red")
     SUBNORMAL = ("fewer digits", "─", "yellow")
@@ -26,7 +26,7 @@ class Zone(Enum):
 
 
 def zone_of(exponent: int) -> Zone:
-    """Return where the magnitudes of an exponent lie in FP16."""
+    """Return the FP16 zone of the magnitudes with an exponent."""
     if exponent < SMALLEST:
         return Zone.LOST
     if exponent < NORMAL:
@@ -35,12 +35,12 @@ def zone_of(exponent: int) -> Zone:
 
 
 def columns_for(held: Range, scale: float, width: int) -> range:
-    """Return the first exponent of each column, so that all that is held and the windows fit.
+    """Return the first exponent of each column, so that all numbers and both ranges fit.
 
     Args:
-        held: everything that is shown.
-        scale: a power of two; the window of numbers times it is shown too.
-        width: characters a line at most.
+        held: all numbers to show.
+        scale: a power of two; the range of numbers times it is shown too.
+        width: most characters in a line.
     """
     shift = round(math.log2(scale))
     exponents = [exponent for exponent, _ in held.exponents]
@@ -52,15 +52,15 @@ def columns_for(held: Range, scale: float, width: int) -> range:
 
 
 def exponent_plot(title: str, held: Range, scale: float, columns: range) -> list[Text]:
-    """Return bars of the numbers per exponent, and below them the window of FP16.
+    """Return bars of the numbers per exponent, and below them a ruler of FP16's range.
 
-    The window of numbers times a scale lies lower by the scale's exponent. The bars' colours are
-    those of the window without one.
+    The range of numbers times a scale is lower by the scale's exponent. The bars have the colours
+    of the range without a scale.
 
     Args:
         title: the line above.
-        held: what is shown; not its zeros and what is not finite.
-        scale: a power of two; if it is not 1, its window is drawn too.
+        held: the numbers to show; zeros and numbers that are not finite are left out.
+        scale: a power of two; if it is not 1, its range is drawn too.
         columns: see `columns_for`.
     """
     shift = round(math.log2(scale))
@@ -72,7 +72,7 @@ def exponent_plot(title: str, held: Range, scale: float, columns: range) -> list
         label = f"{most * (row + 1) / _HEIGHT / held.count:.1%}" if row % 2 else ""
         line = Text(f"{label:>{_LEFT - 1}} ", style="dim")
         for start, count in zip(columns, bars, strict=True):
-            eighths = math.ceil(8 * _HEIGHT * count / most) - 8 * row  # any number is seen
+            eighths = math.ceil(8 * _HEIGHT * count / most) - 8 * row  # even one number is visible
             line.append(_EIGHTHS[min(max(eighths, 0), 8)], style=zone_of(start).value[2])
         lines.append(line)
     lines += _window(columns, 0, "FP16")
@@ -80,7 +80,7 @@ def exponent_plot(title: str, held: Range, scale: float, columns: range) -> list
 
 
 def legend() -> Text:
-    """Return a line that says what the rulers' characters mean."""
+    """Return a line that explains the characters of the rulers."""
     line = Text(" " * _LEFT)
     for zone in Zone:
         meaning, character, style = zone.value
@@ -89,7 +89,7 @@ def legend() -> Text:
 
 
 def _window(columns: range, shift: int, label: str) -> list[Text]:
-    """Return a ruler that shows FP16's zones for numbers times ``2**shift``, and its edges."""
+    """Return a ruler with FP16's zones for numbers times ``2**shift``, and a line of its edges."""
     ruler = Text(f"{label:>{_LEFT - 1}} ", style="dim")
     for start in columns:
         _, character, style = zone_of(start + shift).value
@@ -99,13 +99,13 @@ def _window(columns: range, shift: int, label: str) -> list[Text]:
         (edge - shift - columns.start) // columns.step: f"2^{edge - shift}"
         for edge in (SMALLEST, NORMAL, TOP)
     }
-    for place in edges:
-        if 0 <= place < len(names):
-            names[place] = "|"
-    for place, name in edges.items():
-        for start in (place + 1, place - len(name)):  # right of its mark, or else left of it
+    for column in edges:
+        if 0 <= column < len(names):
+            names[column] = "|"
+    for column, name in edges.items():
+        for start in (column + 1, column - len(name)):  # right of its mark if there is room
             room = names[max(start, 0) : start + len(name)]
-            if 0 <= place < len(names) and room == [" "] * len(name):
+            if 0 <= column < len(names) and room == [" "] * len(name):
                 names[start : start + len(name)] = name
                 break
     return [ruler, Text(" " * _LEFT + "".join(names), style="dim")]

@@ -1,4 +1,4 @@
-"""A view as Model Explorer reads it: the graph, and overlays that colour it.
+"""A view in Model Explorer's format: the graph, and overlays that colour it.
 
 ``model-explorer graph.json --node_data_paths precision.json,casts.json`` shows both. The format is
 that of its ``graph_builder.py`` and ``node_data_builder.py`` (version 0.1.34).
@@ -33,9 +33,9 @@ def model_explorer_files(
     """Return the files of a view by name: ``graph.json`` and its overlays.
 
     Args:
-        view: what is shown.
-        ranges: what was measured; adds ``abs_max.json`` and ``headroom_bits.json``.
-        errors: per node its error against a reference; adds ``error.json``.
+        view: the graph to show.
+        ranges: measured ranges; they add ``abs_max.json`` and ``headroom_bits.json``.
+        errors: each node's error against a reference; they add ``error.json``.
     """
     files = {
         "graph.json": {"label": view.source, "graphs": [_graph(view)]},
@@ -73,8 +73,8 @@ def _node(node: ViewNode) -> dict[str, Any]:
         "namespace": _namespace(node),
         "attrs": [{"key": key, "value": value} for key, value in said.items() if value],
         "incomingEdges": [
-            {"sourceNodeId": name, "sourceNodeOutputId": "0", "targetNodeInputId": str(place)}
-            for place, name in enumerate(node.reads)
+            {"sourceNodeId": name, "sourceNodeOutputId": "0", "targetNodeInputId": str(index)}
+            for index, name in enumerate(node.reads)
         ],
         "outputsMetadata": [{"id": "0", "attrs": [{"key": "shape", "value": node.type}]}],
         "style": {"backgroundColor": _COLORS[node.precision]},
@@ -116,7 +116,7 @@ def _planned(node: ViewNode) -> str:
 
 
 def _has(ranges: Ranges, node: ViewNode) -> bool:
-    """Whether a tensor was measured that the node makes: what backward makes was not, by node."""
+    """Whether a node's result was measured; results of backward are not measured by node."""
     return node.stage == "forward" and node.role == "op" and _planned(node) in ranges.values
 
 

@@ -1,4 +1,4 @@
-"""An ONNX model, ours or anybody's, as rows for a person."""
+"""Any ONNX model as rows for a person."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mpcompile.onnx_graph.values import elements_of, is_standard
 from mpcompile.passes.onnx.insert_onnx_casts import REASON, RULE
 from mpcompile.plan.dataflow import Where
 from mpcompile.program.stack_lines import users_line
-from mpcompile.show.view import Role, View, ViewNode, precision_of
+from mpcompile.show.view import NodeRole, View, ViewNode, precision_of
 
 _FORMATS = {
     ir.DataType.FLOAT16: "f16",
@@ -32,14 +32,14 @@ _STACK = "pkg.torch.onnx.stack_trace"
 
 
 def view_of_onnx(file: Path, source: str) -> View:
-    """Return what an ONNX model is, node by node, those inside branches and loops too.
+    """Return a view of an ONNX model, with the nodes inside branches and loops.
 
-    Reasons are those that `mpcompile.rewrite` has noted in it. All is ``forward``: a file does not
-    say what is backward.
+    Reasons are those that `mpcompile.rewrite` wrote into it. The stage is always ``forward``,
+    because a file does not say which nodes are backward.
 
     Args:
-        file: it may come from anyone.
-        source: what the user called it.
+        file: an untrusted file.
+        source: its name, as the user gave it.
 
     Raises:
         BadInput: it is no well-formed model.
@@ -48,7 +48,7 @@ def view_of_onnx(file: Path, source: str) -> View:
 
 
 def view_of_model(model: ir.Model, source: str) -> View:
-    """Return what a model in memory is, see `view_of_onnx`; notes the types it infers in it."""
+    """Return a view of a model in memory, see `view_of_onnx`; stores inferred types in it."""
     infer_types(model)
     nest = nest_of(model.graph)
     rows = _Rows(nest)
@@ -59,14 +59,14 @@ def view_of_model(model: ir.Model, source: str) -> View:
 
 
 class _Rows:
-    """Makes the rows of one model; holds what each of them needs to know of the others."""
+    """Makes the rows of one model; holds the facts that several rows need."""
 
     def __init__(self, nest: Nest) -> None:
         self._nest = nest
         self._ids: dict[str, int] = {}
-        self._places = {node: place for place, (node, _) in enumerate(nest.visited())}
+        self._order = {node: index for index, (node, _) in enumerate(nest.visited())}
         self._readers: dict[ir.Value, list[ir.Node]] = {}
-        for node in self._places:
+        for node in self._order:
             for value in node.inputs:
                 if value is not None:
                     self._readers.setdefault(value, []).append(node)
@@ -149,7 +149,7 @@ class _Rows:
         )
 
     def _returned(self, node: ir.Node) -> list[ir.Value]:
-        """Return what the graphs inside a node return, which becomes its results."""
+        """Return the results of the graphs inside a node, which become the node's results."""
         uses = (use for border in self._nest.borders.get(node, ()) for use in border.reads)
         return [use.value for use in uses if use.value is not None]
 
@@ -164,11 +164,11 @@ class _Rows:
         return tuple(found)
 
     def _formats(
-        self, node: ir.Node, role: Role, values: list[ir.Value]
+        self, node: ir.Node, role: NodeRole, values: list[ir.Value]
     ) -> tuple[str, set[str], set[str]]:
-        """Return the format a node computes in, those its operands and its result lie in.
+        """Return a node's compute format, and the storage formats of operands and result.
 
-        A cast next to it is part of it: runtimes fuse it, or convert in registers.
+        A cast next to it counts as part of it: runtimes fuse it, or convert in registers.
         """
         written = {_format(value) for value in node.outputs[:1]} - {""}
         plain = {_format(value) for value in values} - {""}
@@ -183,17 +183,17 @@ class _Rows:
         return computes, read, written
 
     def _bytes_alive(self) -> dict[ir.Node, int]:
-        """Return per node the bytes of all that is made and read later, with the weights."""
+        """Return per node the bytes of all weights and of all tensors that are read later."""
         owner: dict[ir.Value, ir.Value] = {}
         ends: dict[ir.Value, int] = {}
-        last = len(self._places)
+        last = len(self._order)
         leaving = set(self._nest.inners[0].graph.outputs)
-        for node, place in self._places.items():
+        for node, index in self._order.items():
             viewed = node.inputs[0] if _role(node) == "view" else None
             for value in node.outputs:
                 base = owner[value] = owner.get(viewed, viewed) if viewed is not None else value
-                readers = [self._places[item] for item in self._readers.get(value, ())]
-                end = last if value in leaving else max(readers, default=place)
+                readers = [self._order[item] for item in self._readers.get(value, ())]
+                end = last if value in leaving else max(readers, default=index)
                 ends[base] = max(end, ends.get(base, 0))
         freed: dict[int, int] = {}
         for value, end in ends.items():
@@ -201,10 +201,10 @@ class _Rows:
                 freed[end] = freed.get(end, 0) + _bytes(value)
         alive = sum(map(_bytes, self._inputs))
         found: dict[ir.Node, int] = {}
-        for node, place in self._places.items():
+        for node, index in self._order.items():
             alive += 0 if _role(node) == "view" else sum(map(_bytes, node.outputs))
             found[node] = alive
-            alive -= freed.get(place, 0)
+            alive -= freed.get(index, 0)
         return found
 
 
@@ -216,7 +216,7 @@ def _widened_from(value: ir.Value) -> ir.Value:
     return node.inputs[0]
 
 
-def _role(node: ir.Node) -> Role:
+def _role(node: ir.Node) -> NodeRole:
     if not is_standard(node):
         return "op"
     if node.op_type == "Cast" and node.inputs and node.outputs:

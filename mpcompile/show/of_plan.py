@@ -1,4 +1,4 @@
-"""A plan as rows for a person: what is known of a forward pass without its program."""
+"""A plan as rows for a person: the facts about a forward pass without its program."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _NAMES: dict[Precision, Literal["fp16", "bf16", "fp32"]] = {
 
 
 def view_of_plan(plan: Plan, source: str) -> View:
-    """Return what a plan decides, op by op.
+    """Return a view of a plan's decisions, op by op.
 
     Args:
-        plan: it may come from anyone. Its tensors have sizes, but no shapes.
-        source: what the user called it.
+        plan: an untrusted plan. Its tensors have sizes, but no shapes.
+        source: its name, as the user gave it.
     """
     return View(source, "plan", _NAMES[plan.precision], tuple(_Rows(plan).all()))
 
 
 class _Rows:
-    """Makes the rows of one plan; holds who makes and who reads each tensor."""
+    """Makes the rows of one plan; holds the maker and the readers of each tensor."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -42,10 +42,10 @@ class _Rows:
             self._casts.setdefault(self._maker(cast.tensor), []).append(cast)
 
     def all(self) -> Iterator[ViewNode]:
-        """Yield a row for each tensor that comes in, each op and each cast, readers last."""
+        """Yield a row for each input, op and cast, readers last."""
         known: set[str] = set()
         for row in self._rows():
-            # A plan that was edited may name what it does not hold.
+            # An edited plan may name ops or tensors that it does not contain.
             if row.id not in known:
                 known.add(row.id)
                 yield row
@@ -94,7 +94,7 @@ class _Rows:
         return ViewNode(
             id=id,
             op=op.kind,
-            # A weight or an input of an ONNX graph is a row of its own, so that it can be decided.
+            # A weight or an input of an ONNX graph has its own row, so that it can have a decision.
             role="input" if decision.rule == "weight" else "op",
             stage="forward",
             precision=precision_of(computes, set(), {stores}),

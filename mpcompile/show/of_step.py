@@ -18,7 +18,7 @@ from mpcompile.program.capture import place_of
 from mpcompile.program.casts import is_cast, source_of, widens
 from mpcompile.program.graph_text import type_text
 from mpcompile.program.marks import BACKWARD, MADE_BY, PLANNED, SLOT, SLOTS, WHERE
-from mpcompile.show.view import Role, Stage, View, ViewNode, precision_of
+from mpcompile.show.view import NodeRole, Stage, View, ViewNode, precision_of
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.liveness import (
     alive_bytes,
@@ -39,38 +39,38 @@ _NAMES: dict[Precision, Literal["fp16", "bf16", "fp32"]] = {
 
 
 def view_of(made: Transformed, source: str) -> View:
-    """Return what a transformed program is, node by node.
+    """Return a view of a transformed program, node by node.
 
-    Of a workload with a loss these are forward, backward and update of its step, as they are
-    lowered; without one, the forward graph.
+    If the workload has a loss, these are forward, backward and update of its step, as they are
+    lowered; else the forward graph.
 
     Args:
         made: what `mpcompile.pipeline.transform` returned.
-        source: what the user called it.
+        source: the program, as the user named it.
     """
     decided = {decision.op: decision for decision in made.plan.decisions}
     casts = {cast.id: cast for cast in made.plan.casts}
-    teller = _Teller(decided, casts)
+    reasons = _Reasons(decided, casts)
     if made.step is None:
         roles = {item.node: item.kind.value for item in made.forward.inputs}
-        nodes = _rows(made.forward.module.graph, "", roles, 0, teller)
+        nodes = _rows(made.forward.module.graph, "", roles, 0, reasons)
     else:
         step, state = made.step, state_bytes(made.step)
         roles = {name: slot.role.value for name, slot in step.slots.items()}
-        nodes = _rows(step.gradient.graph, "", roles, state, teller)
-        nodes += _rows(step.update.graph, "update.", roles, state + _passed(step), teller)
+        nodes = _rows(step.gradient.graph, "", roles, state, reasons)
+        nodes += _rows(step.update.graph, "update.", roles, state + _passed(step), reasons)
     return View(source, "program", _NAMES[made.plan.precision], tuple(nodes))
 
 
 @dataclass(frozen=True, slots=True)
-class _Teller:
-    """Says why: what the plan holds, by the ids that nodes carry."""
+class _Reasons:
+    """Finds the reason for each node: the plan's decisions and casts, by the ids in the nodes."""
 
     decided: Mapping[str, Decision]
     casts: Mapping[str, Cast]
 
-    def rule_and_reason(self, node: fx.Node, role: Role, stage: Stage) -> tuple[str, str]:
-        """Return the row of the op table or the pass that a node is owed to, and a sentence."""
+    def rule_and_reason(self, node: fx.Node, role: NodeRole, stage: Stage) -> tuple[str, str]:
+        """Return the row of the op table or the pass that made a node, and a sentence."""
         planned, made_by = PLANNED.get(node, ""), MADE_BY.get(node, "")
         if role == "input":
             return "", ""
@@ -86,9 +86,9 @@ class _Teller:
         if stage == "update":
             return "update", "the optimizer computes in FP32, on the master weights (paper 3.1)"
         if role == "cast":
-            return "cast", "the program's own, or autograd's where formats of gradients meet"
+            return "cast", "written in the program, or added where gradients of two formats meet"
         if stage == "backward" and role == "op":
-            return "gradient", "autograd's own, where gradients meet or begin"
+            return "gradient", "added by autograd, where gradients begin or are added up"
         return "", ""
 
     @staticmethod
@@ -97,29 +97,30 @@ class _Teller:
             return cast.reason
         if not widens(node):
             stored = _FORMATS[node.meta["val"].dtype]
-            return f"the gradient of {cast.tensor} is stored in {stored}, as {cast.tensor} is"
+            return f"the gradient of {cast.tensor} is stored in {stored}, like {cast.tensor}"
         if source_of(node) in BACKWARD:
             return f"the gradient of {cast.tensor} goes into arithmetic in FP32"
-        return f"arithmetic in FP32 reads {cast.tensor} again; widening it costs less than keeping"
+        cost = "widening it costs less than keeping it in FP32"
+        return f"arithmetic in FP32 reads {cast.tensor} again; {cost}"
 
 
 @cache
 def _purpose(name: str) -> str:
-    """Return what a pass does: the first sentence of its module's docstring."""
+    """Return the purpose of a pass: the first sentence of its module's docstring."""
     return " ".join(about(name).split("\n\n")[0].split()).rstrip(".")
 
 
 def _passed(step: StepGraph) -> int:
-    """Return the bytes that wait for the update: gradients and updated buffers."""
+    """Return the bytes of gradients and updated buffers, which are kept until the update."""
     return result_bytes(step.gradient.graph, first=1)
 
 
 def _rows(
-    graph: fx.Graph, prefix: str, roles: Mapping[str, str], state: int, teller: _Teller
+    graph: fx.Graph, prefix: str, roles: Mapping[str, str], state: int, reasons: _Reasons
 ) -> list[ViewNode]:
     alive, saved = alive_bytes(graph), saved_tensors(graph)
     return [
-        _row(node, prefix, roles, state + alive[node], node in saved, teller)
+        _row(node, prefix, roles, state + alive[node], node in saved, reasons)
         for node in graph.nodes
         if node.op != "output"
     ] + list(_outputs(graph, prefix))
@@ -131,13 +132,13 @@ def _row(
     roles: Mapping[str, str],
     alive: int,
     saved: bool,
-    teller: _Teller,
+    reasons: _Reasons,
 ) -> ViewNode:
     role = _role(node)
     stage = _stage(node, prefix)
     values = _tensors(node.meta.get("val"))
     computes, read, written = _formats(node, role)
-    rule, reason = teller.rule_and_reason(node, role, stage)
+    rule, reason = reasons.rule_and_reason(node, role, stage)
     slot = str(SLOT.get(node, node.name))
     return ViewNode(
         id=f"{prefix}{node.name}",
@@ -182,12 +183,12 @@ def _outputs(graph: fx.Graph, prefix: str) -> Iterator[ViewNode]:
         )
 
 
-def _role(node: fx.Node) -> Role:
+def _role(node: fx.Node) -> NodeRole:
     if node.op in ("placeholder", "get_attr"):
         return "input"
     if is_cast(node) and _FORMATS.keys() >= {node.meta["val"].dtype, _dtype(source_of(node))}:
         return "cast"
-    # The items of a tuple are no work of their own.
+    # Taking an item of a tuple is not an op of its own.
     return "view" if is_view(node) or op_name(node) == "getitem" else "op"
 
 
@@ -205,13 +206,13 @@ def _where(node: fx.Node, slot: str, roles: Mapping[str, str]) -> Where:
     return where if isinstance(where, Where) else place_of(node)
 
 
-def _formats(node: fx.Node, role: Role) -> tuple[str, set[str], set[str]]:
-    """Return the format of a node's operands, those they lie in, and those its results lie in.
+def _formats(node: fx.Node, role: NodeRole) -> tuple[str, set[str], set[str]]:
+    """Return a node's compute format, and the storage formats of operands and results.
 
-    A cast next to it is part of it: a fusing backend converts in registers.
+    A cast next to it counts as part of it: a fusing backend converts in registers.
     """
     operands = [value for item in node.all_input_nodes for value in _tensors(item.meta.get("val"))]
-    # What comes second, such as the statistics of a norm, is small and for backward.
+    # Later results, such as the statistics of a norm, are small and for backward.
     results = _tensors(node.meta.get("val"))[:1]
     written = {_FORMATS[v.dtype] for v in results if v.dtype in _FORMATS}
     if role in ("input", "cast"):
@@ -229,9 +230,9 @@ def _formats(node: fx.Node, role: Role) -> tuple[str, set[str], set[str]]:
 
 
 def _widest(values: list[torch.Tensor]) -> str:
-    """Return the widest of the three formats; a single number takes part if there is nothing else.
+    """Return the widest of the three formats; single numbers count only if there is nothing else.
 
-    A scale or a mean of all is one number, whatever the op works on.
+    A scale or a mean over all elements is one number, independent of the op's format.
     """
     wide = [v for v in values if v.dtype in _FORMATS and v.dim() > 0] or [
         v for v in values if v.dtype in _FORMATS
@@ -244,7 +245,7 @@ def _stored(node: fx.Node) -> fx.Node:
 
 
 def _users(node: fx.Node) -> list[fx.Node]:
-    """Return who reads a node's first result."""
+    """Return the nodes that read a node's first result."""
     if not isinstance(node.meta.get("val"), list | tuple):
         return list(node.users)
     return [user for item in node.users if item.args[1:] == (0,) for user in item.users]

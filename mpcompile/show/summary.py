@@ -1,4 +1,4 @@
-"""What became of a program, in numbers and for a person."""
+"""The result of a transformation, in numbers and as text."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ class Summary:
     Attributes:
         ops: per stage (forward, backward, update) the number of ops by the precision they store;
             casts and views are not ops.
-        casts_planned: casts the plan put into the forward graph.
-        casts_cleaned: casts shared, cancelled, moved or folded by `clean_casts`.
+        casts_planned: casts that the plan put into the forward graph.
+        casts_cleaned: casts that `clean_casts` shared, cancelled, moved or folded.
         casts_hoisted: weights whose cast left the step.
-        casts: casts that remain in the step, and the bytes they move if none is fused.
-        cast_bytes: see `casts`.
+        casts: casts that remain in the step.
+        cast_bytes: the bytes that these move if none is fused.
         weights: trained weights.
-        working_copies: those with a 16-bit working copy.
+        working_copies: weights with a 16-bit working copy.
         parameters: trained numbers.
         memory: per program (``fp32``, ``mixed``) the estimated bytes of state, of tensors saved
             for backward, and at the peak of the step.
-        passes: per optional pass how often it applied, if it did.
-        unknown: per op that stands in no row of the op table how often it stayed in FP32.
-        unfit: per constant that FP16 cannot hold a sentence with its place and its fix.
+        passes: per optional pass, how often it applied, if it did.
+        unknown: per op without a row in the op table, how often it stayed in FP32.
+        unfit: per constant that FP16 cannot hold, a sentence with its source position and fix.
     """
 
     ops: dict[str, dict[str, int]]
@@ -69,7 +69,7 @@ class Summary:
 
 
 def summarize(mixed: Transformed, full: Transformed) -> Summary:
-    """Count.
+    """Count the ops, casts, weights and bytes of a transformed program.
 
     Args:
         mixed: the transformed program.
@@ -194,7 +194,7 @@ _SHOWN = 10
 
 
 def print_ranges(ranges: Ranges, console: Console) -> None:
-    """Print the tensors nearest to overflow, and the gradients of which most underflows."""
+    """Print the tensors nearest to overflow, and the gradients that lose most numbers."""
     title = f"nearest to overflow in FP16, of {len(ranges.values)} tensors"
     table = numbers_table(title, "tensor", "largest", "bits of headroom", "not finite")
     by_size = sorted(ranges.values.items(), key=lambda item: -item[1].largest_finite)
@@ -221,7 +221,7 @@ def print_ranges(ranges: Ranges, console: Console) -> None:
 
 
 def numbers_table(title: str, first: str, *numbers: str) -> Table:
-    """Return an empty table of names and what was counted for each."""
+    """Return an empty table with one column of names and one for each kind of number."""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column(first, overflow="fold")
     for column in numbers:
@@ -230,7 +230,7 @@ def numbers_table(title: str, first: str, *numbers: str) -> Table:
 
 
 def bytes_text(count: float) -> str:
-    """Write a number of bytes: ``3.4 MB``."""
+    """Return a number of bytes as text: ``3.4 MB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Tables of a view, as data: ops by precision, casts, what is saved, memory, the largest."""
+"""Tables of a view, as data: ops by precision, casts, saved tensors, memory, largest ops."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Counts = dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """Which nodes to look at; an empty tuple lets all through.
+class NodeSelection:
+    """The nodes to look at; an empty tuple selects all.
 
     Attributes:
-        modules: patterns of module paths; what lies below a module that fits does too.
+        modules: patterns of module paths; modules below a matching one are selected too.
         ops: patterns of ops.
         precisions: of `PRECISIONS`.
         stages: of `STAGES`.
@@ -33,7 +33,7 @@ class Selection:
         return not (self.modules or self.ops or self.precisions or self.stages)
 
     def of(self, view: View) -> tuple[ViewNode, ...]:
-        """Return the nodes that fit, in order."""
+        """Return the selected nodes, in order."""
         return tuple(filter(self._fits, view.nodes))
 
     def _fits(self, node: ViewNode) -> bool:
@@ -46,15 +46,15 @@ class Selection:
 
 
 def is_in_module(node: ViewNode, pattern: str) -> bool:
-    """Whether a node came from a module that fits a pattern, or from one below it."""
+    """Whether a node came from a module that matches a pattern, or from a module below it."""
     path = node.where.module
     return bool(path) and (fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}.*"))
 
 
 def ops_by_precision(nodes: Sequence[ViewNode]) -> dict[str, Counts]:
-    """Return per stage and op how many there are of each precision; the most frequent first.
+    """Return per stage and op the number of ops in each precision; the most frequent first.
 
-    Casts and views are no ops; `casts_of` lists the former.
+    Casts and views do not count as ops; `casts_of` lists the casts.
     """
     found: dict[str, Counts] = {}
     for stage in STAGES:
@@ -75,13 +75,13 @@ class CastRow:
 
     Attributes:
         id: the cast's node.
-        stage: where it stands.
+        stage: its stage.
         tensor: id of the node whose result it converts.
-        readers: ids of those that read the copy.
+        readers: ids of the nodes that read the copy.
         to: its format.
-        bytes: read and written if nothing fuses it.
+        bytes: bytes read and written if nothing fuses it.
         reason: why it is needed.
-        module: where.
+        module: path of its module.
     """
 
     id: str
@@ -114,7 +114,7 @@ def casts_of(view: View, nodes: Sequence[ViewNode]) -> list[CastRow]:
 
 
 def cast_bytes(node: ViewNode) -> int:
-    """Return the bytes a cast by itself reads and writes: 4 an element here, 2 there."""
+    """Return the bytes that an unfused cast reads and writes: 4 and 2 per element, or 2 and 4."""
     return 3 * node.bytes // 2 if node.stores == "f32" else 3 * node.bytes
 
 
@@ -135,7 +135,7 @@ def largest_of(view: View, nodes: Sequence[ViewNode]) -> list[tuple[ViewNode, in
 
 
 def _size(view: View, node: ViewNode) -> int:
-    seen: set[str] = set()  # a view that comes from a file may go round in circles
+    seen: set[str] = set()  # the nodes of an untrusted view may form a cycle
     while node.role == "view" and node.reads and node.id not in seen:
         seen.add(node.id)
         node = view.by_id[node.reads[0]]
@@ -149,16 +149,16 @@ def peak_of(view: View) -> ViewNode | None:
 
 
 def columns_of(view: View, width: int) -> list[tuple[int, str]]:
-    """Return the memory over the step in columns: the most alive in each, and its first stage.
+    """Return the memory over the step in columns: the maximum alive, and the first stage, of each.
 
     Args:
-        view: its nodes are spread over the columns by their order.
-        width: how many columns at most.
+        view: its nodes are distributed over the columns in order.
+        width: most columns.
     """
     nodes = [node for node in view.nodes if node.alive]
     count = min(width, len(nodes))
     columns: list[tuple[int, str]] = []
-    for place in range(count):
-        part = nodes[place * len(nodes) // count : (place + 1) * len(nodes) // count]
+    for index in range(count):
+        part = nodes[index * len(nodes) // count : (index + 1) * len(nodes) // count]
         columns.append((max(node.alive for node in part), part[0].stage))
     return columns

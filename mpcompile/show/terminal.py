@@ -1,4 +1,4 @@
-"""Tables of a view on a terminal. Every name in them is a model's, so none is markup."""
+"""Tables of a view for a terminal. Names in them come from a model and are never markup."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
 def headline(view: View, nodes: Sequence[ViewNode]) -> Text:
-    """Return one line: what it is, and how many of its ops are of which precision."""
+    """Return one line: the kind of the view, and the number of its ops in each precision."""
     counts: Counter[str] = Counter(node.precision for node in nodes if node.role == "op")
     kinds = {"program": "a program", "onnx": "an ONNX model", "plan": "a plan"}
     parts = (f"{counts[name]:,} {name}" for name in PRECISIONS if counts[name])
@@ -37,7 +37,7 @@ def headline(view: View, nodes: Sequence[ViewNode]) -> Text:
 
 
 def ops_tables(nodes: Sequence[ViewNode], limit: int) -> list[Table]:
-    """Return a table a stage: each op, and how many are of which precision."""
+    """Return one table per stage: each op, with its number in each precision."""
     tables = []
     found = ops_by_precision(nodes)
     columns = [
@@ -64,7 +64,7 @@ def ops_tables(nodes: Sequence[ViewNode], limit: int) -> list[Table]:
 
 
 def casts_table(view: View, nodes: Sequence[ViewNode], limit: int) -> Table | None:
-    """Return the cast map: each cast with its edge, its bytes and why it is needed."""
+    """Return the cast map: each cast with its edge, its bytes and its reason."""
     rows = casts_of(view, nodes)
     if not rows:
         return None
@@ -86,7 +86,7 @@ def casts_table(view: View, nodes: Sequence[ViewNode], limit: int) -> Table | No
 
 
 def saved_table(nodes: Sequence[ViewNode], limit: int) -> Table | None:
-    """Return what forward keeps for backward."""
+    """Return the table of tensors that forward keeps for backward."""
     rows = saved_of(nodes)
     if not rows:
         return None
@@ -106,7 +106,7 @@ def saved_table(nodes: Sequence[ViewNode], limit: int) -> Table | None:
 
 
 def largest_table(view: View, nodes: Sequence[ViewNode], limit: int) -> Table | None:
-    """Return the nodes that read and write most, for a view without a program to bound."""
+    """Return the nodes that read and write most bytes, for a view without a program."""
     rows = largest_of(view, nodes)
     if not rows:
         return None
@@ -125,7 +125,7 @@ def largest_table(view: View, nodes: Sequence[ViewNode], limit: int) -> Table | 
 
 
 def nodes_table(nodes: Sequence[ViewNode], limit: int) -> Table:
-    """Return nodes one by one, in the order in which they run."""
+    """Return all nodes one by one, in the order in which they run."""
     table = _table(f"nodes: {_shown(nodes, limit)}", "node", "op", "precision", "type", "where")
     table.add_column("why", overflow="fold")
     for node in nodes[:limit]:
@@ -141,11 +141,11 @@ def nodes_table(nodes: Sequence[ViewNode], limit: int) -> Table:
 
 
 def memory_plot(view: View, width: int) -> list[Text]:
-    """Return the bytes alive over the step as lines of a plot; none if they are not known.
+    """Return the bytes alive over the step as lines of a plot; none if they are unknown.
 
     Args:
-        view: the whole of it.
-        width: characters a line at most.
+        view: the whole view.
+        width: most characters in a line.
     """
     peak = peak_of(view)
     if peak is None:
@@ -167,20 +167,20 @@ def memory_plot(view: View, width: int) -> list[Text]:
 
 def _stage_names(columns: Sequence[tuple[int, str]]) -> str:
     text = ""
-    for place, (_, stage) in enumerate(columns):
-        if place == 0 or columns[place - 1][1] != stage:
-            text = text.ljust(place) if len(text) <= place else text + " "
+    for index, (_, stage) in enumerate(columns):
+        if index == 0 or columns[index - 1][1] != stage:
+            text = text.ljust(index) if len(text) <= index else text + " "
             text += stage
     return text[: len(columns)]
 
 
 def text_of(name: str) -> Text:
-    """Return a model's text with its control characters written out, and no markup in it."""
+    """Return a text from a model without markup, its control characters written out."""
     return Text(printable(name))
 
 
 def where_of(where: Where) -> Text:
-    """Return a place, its file relative to the working folder."""
+    """Return a source position, its file relative to the working folder."""
     return text_of(from_here(str(where)))
 
 

@@ -1,4 +1,4 @@
-"""The rows a person looks at: one a node, for training steps and ONNX models alike."""
+"""The rows that a person looks at: one per node, for training steps and for ONNX models."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mpcompile.validation import read_document, sentence, without_head
 
 VERSION = 1
 VIEW, PLAN, BEFORE = "view.json", "plan.json", "view.before.json"
-"""What an artifact folder holds: all of the step, of its forward pass, and of the step in FP32."""
+"""Files of an artifact folder: the view of the step, the plan, the view of the step in FP32."""
 STAGES = ("forward", "backward", "update")
 PRECISIONS = ("f16", "bf16", "f32", "both", "other")
 _AGAIN = "write it again with `mpcompile model.py`"
 
 Stage: TypeAlias = Literal["forward", "backward", "update"]
-Role: TypeAlias = Literal["input", "op", "cast", "view", "output"]
-Precision: TypeAlias = Literal["f16", "bf16", "f32", "both", "other"]
+NodeRole: TypeAlias = Literal["input", "op", "cast", "view", "output"]
+NodePrecision: TypeAlias = Literal["f16", "bf16", "f32", "both", "other"]
 _Count = Annotated[int, Field(ge=0)]
 
 
@@ -33,31 +33,31 @@ class ViewNode:
 
     Attributes:
         id: unique in its view; nodes of an update graph are ``update.NAME``.
-        op: its op, such as ``addmm`` or ``MatMul``; of an input what it is for (``master``).
+        op: its op, such as ``addmm`` or ``MatMul``; for an input its role (``master``).
         role: ``op``; ``cast`` between two float formats; ``view``, which moves no bytes;
             ``input`` and ``output``.
-        stage: of the step; ``forward`` for everything of a model that does not train.
-        precision: ``f16``, ``bf16`` or ``f32`` if that is what it computes in and what its tensors
-            are stored in; ``both`` if it computes in FP32 on tensors that are stored in 16 bits, or
-            makes one from the other; ``other`` without such tensors.
+        stage: stage of the step; always ``forward`` in a model that does not train.
+        precision: ``f16``, ``bf16`` or ``f32`` if it computes in this format and its tensors are
+            stored in it; ``both`` if it computes in FP32 on tensors that are stored in 16 bits, or
+            converts between the two; ``other`` without such tensors.
         computes: the format of the operands it computes with, ``f32``; empty without a float.
-        stores: the format its result lies in memory in; empty without a float.
-        type: its first result, ``f16[8,32]``; of a Python number ``number``.
-        bytes: of all its results.
+        stores: the format in which its result is stored; empty without a float.
+        type: its first result, ``f16[8,32]``; ``number`` for a Python number.
+        bytes: bytes of all its results.
         reads: ids of the nodes it reads, each once, in order.
         planned: id of the op of the plan that decided about it, or empty.
         rule: the row of the op table, or the pass that made it; may be empty.
-        reason: why it is what it is, a sentence without a full stop; may be empty.
+        reason: why it has this precision, a sentence without a full stop; may be empty.
         saved: forward makes it and backward reads it.
-        alive: bytes of tensors that are alive while it runs, with the state; 0 if not known.
-        where: its place in the user's program.
+        alive: bytes of tensors that are alive while it runs, with the state; 0 if unknown.
+        where: its source position in the user's program.
     """
 
     id: str
     op: str
-    role: Role
+    role: NodeRole
     stage: Stage
-    precision: Precision
+    precision: NodePrecision
     computes: str = ""
     stores: str = ""
     type: str = ""
@@ -86,7 +86,7 @@ class View:
     """A graph for a person.
 
     Attributes:
-        source: what was opened, as the user named it.
+        source: the name of the program or file, as the user gave it.
         kind: what it was read from; a ``plan`` knows the forward pass only.
         precision: the 16-bit format it was planned for, such as ``fp16``.
         nodes: in the order in which they run.
@@ -104,7 +104,7 @@ class View:
 
     @cached_property
     def readers(self) -> dict[str, tuple[str, ...]]:
-        """Per node that is read the ids of its readers, in order."""
+        """For each node that is read, the ids of its readers, in order."""
         found: dict[str, list[str]] = {}
         for node in self.nodes:
             for read in node.reads:
@@ -112,7 +112,7 @@ class View:
         return {name: tuple(readers) for name, readers in found.items()}
 
     def to_json(self) -> str:
-        """Write the view as a JSON document; `from_json` reads it back."""
+        """Return the view as a JSON document; `from_json` reads it back."""
         document = {
             "version": VERSION,
             "source": self.source,
@@ -124,10 +124,10 @@ class View:
 
     @staticmethod
     def from_json(text: str | bytes, where: str | None = None) -> View:
-        """Read a view that may come from anyone.
+        """Read an untrusted view.
 
         Raises:
-            BadInput: it is no view of this version, or its nodes do not fit together.
+            BadInput: it is not a view of this version, or its nodes do not fit together.
         """
         try:
             file = _format().validate_json(text)
@@ -155,17 +155,17 @@ def _format() -> TypeAdapter[Any]:
 
 
 def read_view(path: Path) -> View:
-    """Read a view from a file; raises BadInput if it holds none, see `View.from_json`."""
+    """Read a view from a file; raise BadInput if it has none, see `View.from_json`."""
     return View.from_json(read_document(path, "view.json", _AGAIN), str(path))
 
 
-def precision_of(computes: str, read: set[str], written: set[str]) -> Precision:
-    """Return what a node's formats come to.
+def precision_of(computes: str, read: set[str], written: set[str]) -> NodePrecision:
+    """Return the precision of a node from its formats.
 
     Args:
-        computes: the format of its operands.
-        read: the formats its operands lie in memory in.
-        written: the formats its results lie in.
+        computes: the format of its operands in arithmetic.
+        read: the formats in which its operands are stored.
+        written: the formats in which its results are stored.
     """
     formats = ({computes} | read | written) & {"f16", "bf16", "f32"}
     if not formats:

@@ -341,7 +341,7 @@ def test_a_ranges_file_is_not_replaced_without_force(
     assert exit_code(["calibrate", "model.py", "--batches", "1"]) == 0
     before = (folder / "model.ranges.json").read_text()
     assert exit_code(["calibrate", "model.py"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert (folder / "model.ranges.json").read_text() == before
     assert exit_code(["calibrate", "model.py", "--force"]) == 0
     assert (folder / "model.ranges.json").read_text() != before

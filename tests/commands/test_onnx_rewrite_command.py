@@ -51,7 +51,7 @@ def test_rewritten_compared_and_written(folder: Path, capsys: pytest.CaptureFixt
     assert document["casts_at_run_time"]
     onnx.checker.check_model(onnx.load("out.onnx"), full_check=True)
     assert json.loads((folder / "out.plan.json").read_text())["precision"] == "float16"
-    assert exit_code(["flow.onnx", "-o", "out.onnx"]) == 2  # is there already
+    assert exit_code(["flow.onnx", "-o", "out.onnx"]) == 2  # already exists
     arguments = ["flow.onnx", "-o", "again.onnx", "--plan", "out.plan.json", "--json", "-"]
     assert exit_code(arguments) == 0
     assert (folder / "again.onnx").read_bytes() == (folder / "out.onnx").read_bytes()

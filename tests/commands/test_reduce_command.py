@@ -156,7 +156,7 @@ def test_json_says_what_is_left_and_a_named_node_is_reduced(
     assert failure["nonfinite"] == failure["numbers"] == 1
     assert document["inputs"] == ["relu", "amax"]
     assert exit_code(command) == 2
-    assert "x.py is there already" in capsys.readouterr().err
+    assert "x.py already exists" in capsys.readouterr().err
     assert exit_code([*command, "--force"]) == 0
 
 

@@ -107,7 +107,7 @@ def test_ranges_log_and_check_are_shown(folder: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["model.py"], "model.report.html is there already"),
+        (["model.py"], "model.report.html already exists"),
         (["model.py", "-o", "."], ". is a folder"),
         (["model.py", "-o", "x.html", "--log", "model.py"], "this is not a log of a run"),
         (["model.py", "-o", "x.html", "--check", "model.py"], "this is no check"),

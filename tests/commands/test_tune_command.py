@@ -162,7 +162,7 @@ def test_resume_goes_on_and_refuses_another_search(
     assert exit_code(["tune", "model.py"]) == 2
     found.unlink()
     assert exit_code(["tune", "model.py"]) == 2
-    assert "model.tune.jsonl is there already" in capsys.readouterr().err
+    assert "model.tune.jsonl already exists" in capsys.readouterr().err
     trials.write_text("".join(lines[:3]))
     assert exit_code(["tune", "model.py", "--resume"]) == 0
     assert "took up 2 trials" in capsys.readouterr().out

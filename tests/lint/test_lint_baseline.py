@@ -1,4 +1,4 @@
-"""A baseline knows findings by rule, module, op and message; selections know ruff's ways."""
+"""A baseline matches rule, module, op and message; selections work as in ruff."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis.strategies import builds, integers, lists, sampled_from
 
 from mpcompile.errors import BadInput
-from mpcompile.lint.baseline import Baseline, baseline_of, compare, read_baseline
+from mpcompile.lint.baseline import Baseline, baseline_of, compare_with_baseline, read_baseline
 from mpcompile.lint.finding import Finding, Severity
-from mpcompile.lint.selection import Selection
+from mpcompile.lint.selection import RuleSelection
 from mpcompile.plan.dataflow import Where
 
 FEW = sampled_from(["a", "b"])
@@ -33,8 +33,10 @@ FINDINGS = lists(
 
 
 @given(FINDINGS, FINDINGS)
-def test_what_is_new_is_the_difference_of_multisets(old: list[Finding], now: list[Finding]) -> None:
-    found = compare(now, baseline_of(old))
+def test_new_findings_are_the_difference_of_multisets(
+    old: list[Finding], now: list[Finding]
+) -> None:
+    found = compare_with_baseline(now, baseline_of(old))
     before = Counter(finding.identity for finding in old)
     after = Counter(finding.identity for finding in now)
     assert Counter(finding.identity for finding in found.new) == after - before
@@ -49,11 +51,11 @@ def test_moved_lines_and_renumbered_nodes_are_not_new(findings: list[Finding]) -
         replace(item, node=f"{item.node}_1", where=replace(item.where, line=item.where.line + 10))
         for item in findings
     ]
-    assert compare(moved, baseline_of(findings)).new == ()
+    assert compare_with_baseline(moved, baseline_of(findings)).new == ()
 
 
 @given(FINDINGS)
-def test_a_file_holds_a_baseline(findings: list[Finding]) -> None:
+def test_a_baseline_is_read_back_from_its_file(findings: list[Finding]) -> None:
     known = baseline_of(findings)
     assert baseline_of(list(reversed(findings))) == known
 
@@ -76,7 +78,9 @@ def test_reading(tmp_path: Path) -> None:
         (None, "there is no such file"),
     ],
 )
-def test_a_file_that_is_none_is_refused(tmp_path: Path, content: str | None, says: str) -> None:
+def test_a_file_that_is_not_a_baseline_is_refused(
+    tmp_path: Path, content: str | None, says: str
+) -> None:
     path = tmp_path / "known.json"
     if content is not None:
         path.write_text(content)
@@ -87,10 +91,12 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, content: str | None, say
 
 def test_an_empty_baseline_knows_nothing() -> None:
     finding = Finding("MP101", Severity.ERROR, "m", "f", "n", "add", Where())
-    found = compare([finding], Baseline(1, ()))
+    found = compare_with_baseline([finding], Baseline(1, ()))
     assert found.new == (finding,)
     assert found.fails
-    assert not compare([replace(finding, severity=Severity.NOTE)], Baseline(1, ())).fails
+    assert not compare_with_baseline(
+        [replace(finding, severity=Severity.NOTE)], Baseline(1, ())
+    ).fails
 
 
 @pytest.mark.parametrize(
@@ -106,14 +112,14 @@ def test_an_empty_baseline_knows_nothing() -> None:
         ((), (), False),
     ],
 )
-def test_the_longer_selector_decides(
+def test_the_longer_selector_wins(
     select: tuple[str, ...], ignore: tuple[str, ...], selected: bool
 ) -> None:
-    assert Selection(select, ignore).selects("MP101") is selected
+    assert RuleSelection(select, ignore).selects("MP101") is selected
 
 
-def test_modules_ignore_rules_for_themselves_and_what_is_below() -> None:
-    chosen = Selection(modules={"encoder.*": ("MP4",), "head": ("ALL",)})
+def test_modules_ignore_rules_for_themselves_and_the_modules_below() -> None:
+    chosen = RuleSelection(modules={"encoder.*": ("MP4",), "head": ("ALL",)})
     for module, rule, kept in (
         ("encoder.0", "MP401", False),
         ("encoder.0.linear", "MP401", False),
@@ -126,10 +132,10 @@ def test_modules_ignore_rules_for_themselves_and_what_is_below() -> None:
         assert chosen.keeps(finding) is kept, (module, rule)
 
 
-def test_a_selector_of_no_rule_is_refused() -> None:
-    Selection(("MP1", "ALL"), ("MP101",)).check(["MP101"], "here")
+def test_a_selector_without_a_rule_is_refused() -> None:
+    RuleSelection(("MP1", "ALL"), ("MP101",)).check(["MP101"], "here")
     with pytest.raises(BadInput) as refusal:
-        Selection(modules={"head": ("MP104",)}).check(["MP101"], "here")
+        RuleSelection(modules={"head": ("MP104",)}).check(["MP101"], "here")
     assert str(refusal.value) == (
         "here: 'MP104' matches no rule of lint (did you mean 'MP101'?); "
         "`mpcompile lint --rules` lists them."

@@ -1,4 +1,4 @@
-"""Findings as text, GitHub commands, SARIF and JSON; text that a model makes up is harmless."""
+"""Findings as text, GitHub commands, SARIF and JSON; texts from a model are harmless."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from root import ROOT
 
 from mpcompile.lint import formats
-from mpcompile.lint.baseline import Compared
+from mpcompile.lint.baseline import BaselineComparison
 from mpcompile.lint.finding import Finding, Severity
 from mpcompile.lint.rules import RULES
 from mpcompile.lint.sarif import sarif
@@ -53,7 +53,7 @@ def test_text() -> None:
     assert formats.text([bare], "net.onnx").plain.startswith("net.onnx: note[MP101] m\n")
 
 
-def test_github_commands_are_escaped_as_the_runner_undoes_it() -> None:
+def test_github_commands_are_escaped_as_the_runner_expects() -> None:
     assert formats.github([FINDING], "net.py") == (
         "::warning file=/src/net%2C1%3Ax.py,line=7,title=MP101 overflowing-constant::"
         "the constant 1e+06 does not fit, 100%25 sure (add in block). Fix: use: less.\n"
@@ -207,7 +207,7 @@ def test_sarif_has_the_structure_of_the_standard(finding: Finding) -> None:
     assert first.fingerprints != second.fingerprints
 
 
-def test_sarif_places_and_fingerprints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sarif_locations_and_fingerprints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     file = str(tmp_path / "a folder" / "net.py")
 
@@ -226,12 +226,14 @@ def test_sarif_places_and_fingerprints(tmp_path: Path, monkeypatch: pytest.Monke
     assert found.message.text == r"shape \[3\]. Fix: fix."
     assert result(9, "add_4").fingerprints == found.fingerprints
     elsewhere = Finding("MP101", Severity.ERROR, "m", "f", "n", "add", Where("", "/src/net.py", 0))
-    place = read(sarif([elsewhere], "net.py")).results[0].locations[0].physical
-    assert (urlsplit(place.artifact.uri).scheme, place.region) == ("file", None)
+    location = read(sarif([elsewhere], "net.py")).results[0].locations[0].physical
+    assert (urlsplit(location.artifact.uri).scheme, location.region) == ("file", None)
 
 
-def test_the_document_says_everything() -> None:
-    made = formats.document(Compared((FINDING,), known=2, gone=1, compared=True), "net.py")
+def test_the_document_contains_all_facts() -> None:
+    made = formats.document(
+        BaselineComparison((FINDING,), known=2, gone=1, compared=True), "net.py"
+    )
     assert json.loads(json.dumps(made)) == {
         "schema_version": 1,
         "mpcompile_version": made["mpcompile_version"],
@@ -256,14 +258,14 @@ def test_the_document_says_everything() -> None:
         "known": 2,
         "gone": 1,
     }
-    assert formats.summary(Compared((FINDING,), known=2, gone=1, compared=True), "net.py") == (
-        "net.py: 1 warning; 2 findings of the baseline not shown; 1 finding of the baseline gone"
-    )
-    assert formats.summary(Compared(()), "net.py") == "net.py: no findings"
+    assert formats.summary(
+        BaselineComparison((FINDING,), known=2, gone=1, compared=True), "net.py"
+    ) == ("net.py: 1 warning; 2 findings of the baseline not shown; 1 finding of the baseline gone")
+    assert formats.summary(BaselineComparison(()), "net.py") == "net.py: no findings"
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
-def test_every_rule_has_a_page_that_says_what_why_and_how(rule: Any) -> None:
+def test_every_rule_has_a_page_with_what_why_and_fix(rule: Any) -> None:
     page = rule.text()
     assert page.startswith(f"# {rule.id} {rule.name}\n")
     for part in ("## What", "## Why", "## Fix", "## When to ignore it"):
@@ -272,7 +274,7 @@ def test_every_rule_has_a_page_that_says_what_why_and_how(rule: Any) -> None:
     assert f"[{rule.id}]({rule.id}.md)" in index
 
 
-def test_pages_and_rules_are_pairs() -> None:
+def test_each_rule_has_one_page() -> None:
     folder = ROOT / "docs/lint"
     assert {path.stem for path in folder.glob("MP*.md")} == {rule.id for rule in RULES}
     assert len({rule.name for rule in RULES}) == len(RULES)

@@ -48,8 +48,8 @@ def test_a_sigmoid_before_binary_cross_entropy_is_found() -> None:
     assert (found.rule, found.severity) == ("MP201", NOTE)
 
 
-def test_a_sure_and_wrong_sigmoid_stops_training() -> None:
-    """What the rule says is so: every step is skipped, and with logits none but the first."""
+def test_a_confident_wrong_sigmoid_stops_training() -> None:
+    """The rule is right: every step is skipped, but with logits only the first."""
     skipped = {}
     for name, logits in (("sigmoid", False), ("logits", True)):
         model = nn.Linear(8, 1)
@@ -70,7 +70,7 @@ def test_a_sure_and_wrong_sigmoid_stops_training() -> None:
     assert skipped["logits"] <= 2
 
 
-def test_what_is_between_them_does_not_hide_it() -> None:
+def test_ops_between_sigmoid_and_loss_do_not_hide_the_finding() -> None:
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         p = model(x, y).squeeze(-1).clamp(1e-4, 1 - 1e-3)
         return nn.functional.binary_cross_entropy(p, y[:, 0])
@@ -105,7 +105,7 @@ def test_a_bound_is_found_if_and_only_if_fp16_rounds_it(step: int) -> None:
     assert bool(found) == (bound < 1 and float(np.float16(bound)) == 1.0)
 
 
-def test_logits_are_no_finding() -> None:
+def test_logits_are_not_a_finding() -> None:
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         logits = model.layers(x)  # type: ignore[operator]
         return nn.functional.binary_cross_entropy_with_logits(logits, y)
@@ -119,7 +119,7 @@ class ByHand(nn.Module):
         return torch.log(1 - p + 1e-6)
 
 
-def test_the_logarithm_of_what_is_left_of_a_sigmoid_is_found() -> None:
+def test_the_logarithm_of_one_minus_a_sigmoid_is_found() -> None:
     (found,) = between(ByHand())
     assert (found.rule, found.severity, found.op) == ("MP202", WARNING, "sigmoid")
     assert found.where.line == line_of(__file__, "a sigmoid by hand")
@@ -159,6 +159,6 @@ def test_a_term_that_the_plan_computes_in_16_bits_is_a_note() -> None:
 
 
 @pytest.mark.parametrize("module", ["layers", "layers.1"])
-def test_what_the_model_computes_is_no_term_of_the_loss(module: str) -> None:
+def test_ops_of_the_model_are_not_terms_of_the_loss(module: str) -> None:
     policy = Policy(half=(module,))
     assert findings(Probability(), *BATCH, loss=terms(nn.functional.mse_loss), policy=policy) == []

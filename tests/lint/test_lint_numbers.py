@@ -31,7 +31,7 @@ class Scores(nn.Module):
 
 
 class Outer(nn.Module):
-    """A module with a name around what is tried."""
+    """A module with a name around the tested function."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def test_a_mask_is_found_at_its_node_module_and_line() -> None:
 
 
 @pytest.mark.parametrize("fill", [float("-inf"), -3e4])
-def test_a_mask_that_fits_is_no_finding(fill: float) -> None:
+def test_a_mask_that_fits_is_not_a_finding(fill: float) -> None:
     assert findings(Outer(Scores(fill)), torch.randn(8, 8)) == []
 
 
@@ -132,15 +132,15 @@ def test_an_epsilon_is_found_and_a_larger_one_is_not() -> None:
         lambda h, _: torch.where(h < 1e9, h, -h),
     ],
 )
-def test_what_is_fp32_anyway_or_means_nothing_is_no_finding(what: Callable[..., Tensor]) -> None:
+def test_constants_in_fp32_or_without_effect_are_not_findings(what: Callable[..., Tensor]) -> None:
     assert between(what) == []
 
 
-def test_a_number_that_the_user_keeps_in_fp32_is_no_finding() -> None:
+def test_a_number_that_the_user_keeps_in_fp32_is_not_a_finding() -> None:
     assert between(lambda h, _: torch.tanh(h + 1e5), policy=Policy(full=("add",))) == []
 
 
-def test_a_constant_in_a_programs_own_half_is_an_error() -> None:
+def test_a_constant_in_a_programs_own_fp16_is_an_error() -> None:
     (found,) = between(lambda h, _: (h.half() + 1e-8).float())
     assert (found.rule, found.severity) == ("MP102", ERROR)
     assert "as the program itself asks for it" in found.message
@@ -156,7 +156,7 @@ def test_a_long_sum_in_16_bits_is_found() -> None:
     assert between(lambda h, _: h.sum(0, keepdim=True), rows=2048, policy=policy) == []
 
 
-def test_a_program_that_sums_its_own_half_is_found() -> None:
+def test_a_program_that_sums_in_its_own_fp16_is_found() -> None:
     (found,) = between(lambda h, _: h.half().sum(0, keepdim=True).float(), rows=4096)
     assert (found.rule, found.severity) == ("MP301", WARNING)
     assert between(lambda h, _: h.half().mean(0, keepdim=True).float(), rows=4096) == []
@@ -179,7 +179,7 @@ def test_a_tensor_times_itself_over_a_long_dimension_is_found() -> None:
         (lambda h, _: torch.relu(h).T @ h, 8192),  # signs cancel
     ],
 )
-def test_products_that_stay_small_are_no_finding(what: Callable[..., Tensor], rows: int) -> None:
+def test_products_that_stay_small_are_not_findings(what: Callable[..., Tensor], rows: int) -> None:
     assert between(what, rows=rows) == []
 
 

@@ -1,4 +1,4 @@
-"""Lint of ONNX models: those that exporters write, and those that are FP16 already."""
+"""Lint of ONNX models from exporters, and of models in FP16."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def found_in(
     policy: Policy | None = None,
     **weights: np.ndarray,
 ) -> list[Finding]:
-    """Write a model with one input ``x`` and one output ``y``, and look at it."""
+    """Write a model with one input ``x`` and one output ``y``, and run lint on it."""
     graph = helper.make_graph(
         nodes,
         "graph",
@@ -125,7 +125,7 @@ def test_an_epsilon_that_vanishes(tmp_path: Path) -> None:
         ("ReduceL2", "their root mean square is above 2.8"),
     ],
 )
-def test_a_long_sum_in_a_model_that_is_fp16_already(tmp_path: Path, kind: str, says: str) -> None:
+def test_a_long_sum_in_a_model_in_fp16(tmp_path: Path, kind: str, says: str) -> None:
     nodes = [node(kind, "x", "y", keepdims=0)]
     (found,) = found_in(tmp_path, nodes, [8192], TensorProto.FLOAT16)
     assert (found.rule, found.severity, found.op) == ("MP301", WARNING, kind)
@@ -155,7 +155,7 @@ def test_a_convolution_with_odd_channels(tmp_path: Path) -> None:
     assert found_in(tmp_path, nodes, [64, 3, 32, 32], w=np.ones((16, 3, 3, 3), np.float32)) == []
 
 
-def test_open_dimensions_and_fp32_are_no_finding(tmp_path: Path) -> None:
+def test_open_dimensions_and_fp32_are_not_findings(tmp_path: Path) -> None:
     nodes = [node("MatMul", "x x", "y")]
     assert found_in(tmp_path, nodes, ["n", "n"]) == []
     nodes = [node("MatMul", "x w", "y")]

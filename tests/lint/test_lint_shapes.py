@@ -1,4 +1,4 @@
-"""Lint finds shapes and layouts that Tensor Cores dislike, and knows what a pass mends."""
+"""Lint finds shapes and layouts that slow Tensor Cores down, and knows which a pass fixes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROWS = 2048
 
 
 class Wide(nn.Module):
-    """A linear within a block, as wide as it is told."""
+    """A linear within a block, of a given width."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ def linear(inputs: int, outputs: int, rows: int = ROWS, **options: Policy) -> li
     return findings(Wide(inputs, outputs), torch.randn(rows, inputs), **options)  # type: ignore[arg-type]
 
 
-def test_a_misaligned_linear_is_found_with_the_padding_that_mends_it() -> None:
+def test_a_misaligned_linear_is_found_with_the_padding_that_fixes_it() -> None:
     (found,) = linear(64, 100)
     assert (found.rule, found.severity, found.op) == ("MP401", WARNING, "linear")
     assert (found.node, found.where.module) == ("linear", "block.0")
@@ -47,18 +47,18 @@ def test_a_misaligned_linear_is_found_with_the_padding_that_mends_it() -> None:
     assert found.message.startswith("100 inputs are no multiple of 8")
 
 
-def test_aligned_fp32_or_tiny_linears_are_no_finding() -> None:
+def test_aligned_fp32_or_tiny_linears_are_not_findings() -> None:
     assert linear(64, 104) == []
     assert linear(64, 100, policy=Policy(full=("linear",))) == []
     assert linear(64, 100, rows=8) == []
 
 
-def test_bf16_wants_the_same() -> None:
+def test_bf16_needs_the_same_alignment() -> None:
     (found,) = linear(64, 100, policy=Policy(precision=Precision.BF16))
     assert found.rule == "MP401"
 
 
-def test_what_a_pass_pads_is_a_note() -> None:
+def test_a_linear_that_a_pass_pads_is_a_note() -> None:
     (found,) = linear(16, 2049)
     assert (found.rule, found.severity) == ("MP401", NOTE)
     assert "the pass pad_vocabulary makes them 2,056" in found.message
@@ -75,7 +75,7 @@ def test_what_a_pass_pads_is_a_note() -> None:
 
 
 @pytest.mark.parametrize("count", range(1, 65))
-def test_a_size_is_found_if_and_only_if_it_is_no_multiple_of_eight(count: int) -> None:
+def test_a_size_is_found_if_and_only_if_it_is_not_a_multiple_of_eight(count: int) -> None:
     node = Node(
         "a",
         "linear",
@@ -88,7 +88,7 @@ def test_a_size_is_found_if_and_only_if_it_is_no_multiple_of_eight(count: int) -
     assert len(found) == (count % 8 != 0)
 
 
-def test_a_share_of_the_work_below_a_hundredth_is_no_finding() -> None:
+def test_a_share_of_the_work_below_a_hundredth_is_not_a_finding() -> None:
     sizes = (Size("outputs", 10),)
     small = Node("a", "linear", "matmul", computes=Precision.FP16, flops=LEAST_FLOPS, sizes=sizes)
     for factor, expected in ((98, 1), (100, 0)):
@@ -148,7 +148,7 @@ def test_channels_of_a_convolution_but_not_those_of_images() -> None:
 
 
 class Images(nn.Module):
-    """Convolutions, of which one is given another order if told so."""
+    """Convolutions; on request one of them reads another layout."""
 
     def __init__(self, breaks: bool) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Images(nn.Module):
         x = torch.relu(self.first(x))
         if self.breaks:
             x = x.contiguous()
-        x = self.second(x)  # another order
+        x = self.second(x)  # another layout
         result: Tensor = self.third(torch.relu(x))
         return result
 
@@ -171,14 +171,14 @@ def test_images_that_are_not_channels_last_are_found_once() -> None:
     assert findings(Images(False), images(8)) == []
 
 
-def test_the_convolution_that_breaks_the_order_is_found() -> None:
+def test_the_convolution_that_breaks_the_layout_is_found() -> None:
     (found,) = findings(Images(True), images(8))
     assert (found.rule, found.op, found.where.module) == ("MP501", "conv2d", "second")
-    assert found.where.line == line_of(__file__, "another order")
+    assert found.where.line == line_of(__file__, "another layout")
     assert found.detail == "2 convolutions, this is the first"
 
 
-def test_of_one_channel_the_result_says_the_order() -> None:
+def test_with_one_channel_the_result_decides_the_layout() -> None:
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3))
     (found,) = findings(model, torch.randn(4, 1, 8, 8))
     assert (found.rule, found.where.module) == ("MP501", "0")

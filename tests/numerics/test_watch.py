@@ -136,7 +136,7 @@ def test_run_writes_a_log_that_reads_back(
         assert "enter.weight" in row.cause.gradients
     assert "`--full node:matmul` keeps it in FP32." in out
     assert exit_code(["run", "model.py", "--steps", "3", "--log", "run.jsonl"]) == 2
-    assert "run.jsonl is there already" in capsys.readouterr().err
+    assert "run.jsonl already exists" in capsys.readouterr().err
 
 
 def test_run_writes_scalars_that_tensorboard_reads(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Batches from a .npz file: what is in it comes back, and what does not fit is refused."""
+"""Batches from a .npz file: arrays are read back, and arrays that do not fit are refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def archive(path: Path, members: dict[str, bytes], how: int = zipfile.ZIP_STORED
     column_major=st.booleans(),
     compressed=st.booleans(),
 )
-def test_batches_come_back(
+def test_batches_are_read_back(
     tmp_path_factory: pytest.TempPathFactory,
     x: np.ndarray,
     swapped: bool,
@@ -71,14 +71,14 @@ def test_one_batch_has_the_shape_of_the_inputs(tmp_path: Path) -> None:
     assert batch["y"].shape == ()
 
 
-def test_an_array_without_batches_is_in_every_one(tmp_path: Path) -> None:
+def test_an_array_without_a_batch_axis_is_in_every_batch(tmp_path: Path) -> None:
     np.savez(tmp_path / "some.npz", x=np.ones((2, 5), np.float32), y=np.arange(3))
     batches = list(read_batches(tmp_path / "some.npz", INPUTS))
     assert [int(batch["y"]) for batch in batches] == [0, 1, 2]
     assert all(batch["x"].shape == (2, 5) for batch in batches)
 
 
-def test_bfloat16_comes_back(tmp_path: Path) -> None:
+def test_bfloat16_is_read_back(tmp_path: Path) -> None:
     dtype = np.dtype(ml_dtypes.bfloat16)
     x = np.arange(6).reshape(2, 3).astype(dtype)
     np.savez(tmp_path / "b.npz", x=x)
@@ -86,8 +86,8 @@ def test_bfloat16_comes_back(tmp_path: Path) -> None:
     assert [batch["x"].tolist() for batch in batches] == x.tolist()
 
 
-def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
-    """One gigabyte of zeros in a megabyte, in batches of a kilobyte: the first takes no more."""
+def test_a_decompression_bomb_takes_no_memory(tmp_path: Path) -> None:
+    """One gigabyte of zeros in a megabyte, in batches of a kilobyte: the first takes a kilobyte."""
     path = tmp_path / "bomb.npz"
     head = member(np.empty(0, np.float32), (1 << 20, 256))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("x.npy", "w") as to:
@@ -99,7 +99,7 @@ def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
 
 
 class Runs:
-    """Unpickled, it would raise an error of its own."""
+    """Raises its own error if it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return RuntimeError, ("it ran",)
@@ -139,7 +139,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_does_not_fit_is_refused(tmp_path: Path, name: str) -> None:
+def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, name: str) -> None:
     members, pattern = BAD[name]
     with pytest.raises(BadInput, match=pattern):
         read_batches(archive(tmp_path / "bad.npz", members), INPUTS)
@@ -152,7 +152,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such file"):
         read_batches(tmp_path / "none.npz", INPUTS)
     lzma = archive(tmp_path / "lzma.npz", {"x.npy": ONE, "y.npy": NUMBER}, zipfile.ZIP_LZMA)
-    with pytest.raises(BadInput, match="another way"):
+    with pytest.raises(BadInput, match="an unknown way"):
         read_batches(lzma, INPUTS)
     with (
         zipfile.ZipFile(tmp_path / "twice.npz", "w") as file,
@@ -164,14 +164,14 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_batches(tmp_path / "twice.npz", INPUTS)
 
 
-@given(place=st.integers(0, 400), bit=st.integers(0, 7))
-def test_a_flipped_bit_is_seen_or_harmless(
-    tmp_path_factory: pytest.TempPathFactory, place: int, bit: int
+@given(offset=st.integers(0, 400), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_detected_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, offset: int, bit: int
 ) -> None:
     path = tmp_path_factory.mktemp("batches") / "flipped.npz"
     members = {"x.npy": ONE, "y.npy": NUMBER}
     data = bytearray(archive(path, members, zipfile.ZIP_DEFLATED).read_bytes())
-    data[place % len(data)] ^= 1 << bit
+    data[offset % len(data)] ^= 1 << bit
     path.write_bytes(data)
     try:
         (batch,) = read_batches(path, INPUTS)

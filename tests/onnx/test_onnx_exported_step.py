@@ -1,4 +1,4 @@
-"""Exported steps: a skip leaves their state alone, and their FP16 is that of torch's step.
+"""Exported steps: a skip does not change their state, and their FP16 equals that of torch's step.
 
 ONNX Runtime runs FP16 on a CPU in FP32 and drops casts, so the numbers are those of onnx's own
 evaluator, which rounds after each op.
@@ -28,11 +28,11 @@ from mpcompile.pipeline import to_step, transform
 from mpcompile.step.transformed import Transformed
 
 ROUNDING = 2.0**-8
-"""Of a tensor's largest number: eight roundings to FP16, one behind another."""
+"""Relative to a tensor's largest number: eight successive roundings to FP16."""
 
 
 class MaxPool(OpRun):
-    """onnx's, but for a kernel of one element, whose indices forget sample and channel there."""
+    """onnx's, except for kernels of one element: there onnx's indices ignore sample and channel."""
 
     op_domain = ""
 
@@ -81,7 +81,7 @@ def test_a_planted_inf_leaves_the_state_bit_identical(exported: tuple[Transforme
     step(*batch)
     file = path.with_name("before.safetensors")
     step.save(file)
-    # What is integers cannot hold an infinity: there the scale makes the gradients overflow.
+    # Integers cannot hold an infinity: there the scale makes the gradients overflow.
     broken = [b.copy() for b in batch]
     if broken[0].dtype == np.float32:
         broken[0][0, 0, 0, 0] = np.inf
@@ -106,7 +106,9 @@ def test_a_planted_inf_leaves_the_state_bit_identical(exported: tuple[Transforme
     assert (step.taken, step.skipped) == (2, 0)
 
 
-def test_its_fp16_is_that_of_torchs_step(exported: tuple[Transformed, Path]) -> None:
+def test_fp16_of_the_exported_step_equals_that_of_torchs_step(
+    exported: tuple[Transformed, Path],
+) -> None:
     transformed, path = exported
     file = read_train_file(path.with_suffix(".json"))
     first = load_file(path.with_name(file.weights))

@@ -60,7 +60,7 @@ def test_the_model_alone_in_evaluation_mode(tmp_path: Path) -> None:
     assert onnx.TensorProto.FLOAT16 in types
     stored = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     assert stored["0.weight"] == stored["6.weight"] == onnx.TensorProto.FLOAT16
-    with pytest.raises(BadInput, match="is there already"):
+    with pytest.raises(BadInput, match="already exists"):
         export_forward(work, file)
 
 
@@ -83,7 +83,7 @@ class Recurrent(nn.Module):
         return out
 
 
-def test_a_projecting_lstm_which_onnx_has_none_of_is_unrolled(tmp_path: Path) -> None:
+def test_an_lstm_with_projection_is_unrolled(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = Recurrent().eval(), torch.randn(2, 5, 8)
     export_forward(Workload(model, (x,)), tmp_path / "forward.onnx")
@@ -94,7 +94,7 @@ def test_a_projecting_lstm_which_onnx_has_none_of_is_unrolled(tmp_path: Path) ->
     assert float(np.abs(found - wanted).max()) < 2**-8 * float(np.abs(wanted).max())
 
 
-def test_a_model_that_is_no_graph_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_one_graph_is_refused(tmp_path: Path) -> None:
     class Branching(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x if x.sum() > 0 else -x
@@ -103,7 +103,7 @@ def test_a_model_that_is_no_graph_is_refused(tmp_path: Path) -> None:
         export_forward(Workload(Branching(), (torch.ones(2),)), tmp_path / "forward.onnx")
 
 
-def test_what_torch_exports_is_rewritten_after_the_export() -> None:
+def test_an_exported_program_is_rewritten_after_the_export() -> None:
     inputs = (torch.randn(4, 3, 9, 9),)
     program = torch.onnx.export(net().eval(), inputs, dynamo=True, verbose=False)
     assert program is not None
@@ -127,7 +127,7 @@ def workload():
 """
 
 
-def test_the_command_decides_by_the_name(
+def test_the_command_chooses_by_the_file_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Ops written out for ONNX compute what torch's own kernels do, and sum in FP32."""
+"""Ops written out for ONNX compute the same as torch's own kernels, and sum in FP32."""
 
 from __future__ import annotations
 
@@ -167,10 +167,10 @@ def test_a_largest_magnitude_and_other_norms() -> None:
     agree(norm(value, 2), ATEN.linalg_vector_norm(value, 2))
 
 
-def test_what_16_bits_would_lose_is_added_in_fp32() -> None:
+def test_numbers_that_16_bits_would_lose_are_added_in_fp32() -> None:
     """Adding 3,000 ones in FP16 stops at 2,048."""
-    ones, places = torch.ones(3000, 4).half(), torch.zeros(3000, dtype=torch.int64)
-    found = PLAIN["embedding_dense_backward"](ones, places, 2, -1, False)
+    ones, rows = torch.ones(3000, 4).half(), torch.zeros(3000, dtype=torch.int64)
+    found = PLAIN["embedding_dense_backward"](ones, rows, 2, -1, False)
     assert found.dtype is torch.float16
     assert found[0, 0] == 3000
     image = torch.ones(3000, 1, 1, 1).half()
@@ -191,8 +191,8 @@ def test_what_16_bits_would_lose_is_added_in_fp32() -> None:
     assert bias[0] == 3000
 
 
-def test_a_whole_net_has_the_gradients_that_autograd_gives() -> None:
-    """The parts together: what a graph of them computes is what autograd computes."""
+def test_a_whole_net_has_the_gradients_of_autograd() -> None:
+    """All parts together: a graph of them computes the same as autograd."""
     net = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten())
     image = rand(3, 2, 9, 9).requires_grad_()
     result = net(image)

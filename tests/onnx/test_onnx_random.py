@@ -1,4 +1,4 @@
-"""What holds for every ONNX graph, on random ones: valid, close to FP32, nothing to do twice."""
+"""Random ONNX graphs: the rewrite is valid, close to FP32, and a second one changes nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Maker:
     def body(
         self, known: list[str], size: int, depth: int
     ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto], list[str]]:
-        """Return nodes, weights, and the names of what was made."""
+        """Return nodes, weights, and the names of the new values."""
         nodes: list[onnx.NodeProto] = []
         weights: list[onnx.TensorProto] = []
         made: list[str] = []
@@ -109,7 +109,7 @@ class Maker:
     def graph(
         self, known: list[str], depth: int, inputs: list[onnx.ValueInfoProto], passed: list[str]
     ) -> onnx.GraphProto:
-        """Return an inner graph that makes one tensor, behind what it hands on."""
+        """Return an inner graph that makes one tensor, after the values that it passes on."""
         nodes, weights, made = self.body(known, self.choose.randint(1, 4), depth)
         outputs = [helper.make_tensor_value_info(made[-1], FULL, SHAPE)]
         for name in passed:
@@ -158,12 +158,12 @@ def test_random_graphs_stay_valid_and_close(seed: int, policy: Policy, k: bool) 
     assert not again.changed
     x = np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
     batch: dict[str, Array] = {"x": x, "k": np.array(k)}
-    # A random chain may magnify an error by what it magnifies a change of its input.
+    # A random chain may magnify an error as much as a change of its input.
     found = compare(ir.from_proto(before), done, [batch], tolerance=2.0**-4)
     assert all(np.isfinite(each.error) for each in found.outputs)
     shaken = compare_inputs(before, batch)
     for each in found.outputs:
-        # x + y - (y + x) is rounding alone: nothing of it would be right in any 16 bits.
+        # x + y - (y + x) is rounding only: no 16-bit format can get it right.
         if (change := shaken.get(each.tensor, 0.0)) < 0.5:
             assert each.error <= 2.0**-5 + 40 * change, each
 

@@ -1,4 +1,4 @@
-"""Random masks from integers: the probability holds, nothing depends on anything, NumPy agrees."""
+"""Random masks from integers: right probability, independent elements, the same in NumPy."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def test_numpy_gives_the_same_numbers(start: int, site: int) -> None:
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_the_probability_holds(keep: float) -> None:
+def test_masks_have_the_given_probability(keep: float) -> None:
     masks = torch.stack([keep_mask(SHAPE, keep, seed(step), 1) for step in range(20)]).double()
     deviation = (keep * (1 - keep) / masks.numel()) ** 0.5
     assert abs(float(masks.mean()) - keep) <= 5 * deviation + 1e-9
-    for dim in range(4):  # of no step, row or column more often than of another
+    for dim in range(4):  # equally often in each step, row and column
         others = [d for d in range(4) if d != dim]
         means = masks.mean(others)
         spread = (keep * (1 - keep) / (masks.numel() / len(means))) ** 0.5
@@ -57,7 +57,7 @@ def correlation(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(torch.corrcoef(torch.stack([one, other]))[0, 1])
 
 
-def test_steps_places_and_neighbours_are_independent() -> None:
+def test_steps_sites_and_neighbours_are_independent() -> None:
     limit = 5 / COUNT**0.5
     first = keep_mask(SHAPE, 0.5, seed(3), 1)
     assert abs(correlation(first, keep_mask(SHAPE, 0.5, next_seed(seed(3)), 1))) < limit
@@ -68,7 +68,7 @@ def test_steps_places_and_neighbours_are_independent() -> None:
 
 
 def test_four_corners_of_a_rectangle_are_independent() -> None:
-    """Rows and columns are hashed apart, so a product of corners is what could betray it."""
+    """Rows and columns are hashed separately, so products of corners could reveal a dependence."""
     mask = keep_mask((256, 256), 0.5, seed(11), 1).double() * 2 - 1
     corners = mask[:128, :128] * mask[128:, :128] * mask[:128, 128:] * mask[128:, 128:]
     assert abs(float(corners.mean())) < 5 / 128

@@ -1,4 +1,4 @@
-"""What people put into ONNX files: branches, loops, functions, quantised regions, no names."""
+"""Unusual ONNX files: branches, loops, functions, quantised regions, nodes without names."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ POLICIES = {
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=list(POLICIES))
 @pytest.mark.parametrize("text", MODELS.values(), ids=list(MODELS))
-def test_inner_graphs_are_rewritten_and_compute_what_they_did(text: str, policy: Policy) -> None:
+def test_inner_graphs_are_rewritten_and_compute_the_same(text: str, policy: Policy) -> None:
     before = parsed(text)
-    if policy.precision is Precision.BF16:  # a CPU has hardly a BF16 kernel: valid, but not run
+    if policy.precision is Precision.BF16:  # a CPU has almost no BF16 kernels: valid, but not run
         assert rewritten(before, policy, Target.CUDA).casts
         assert not rewritten(before, policy, Target.CPU).casts
         return
@@ -56,7 +56,7 @@ def test_the_fp32_policy_changes_nothing() -> None:
     assert mpcompile.rewrite(before, mpcompile.FULL_PRECISION) is before
 
 
-def test_a_loops_state_has_one_precision_everywhere() -> None:
+def test_a_loop_variable_has_one_precision_everywhere() -> None:
     found = stored(rewritten(parsed(FLOW)))
     assert found["Loop_y/carry_0"] == "f16"
     assert found["Loop_y/body/MatMul_product"] == "f16"
@@ -76,7 +76,7 @@ def test_another_order_of_nodes_gives_the_same_decisions() -> None:
     assert stored(rewritten(one)) == stored(rewritten(other))
 
 
-def test_nodes_of_one_name_are_told_apart() -> None:
+def test_nodes_with_the_same_name_get_different_names() -> None:
     before = parsed("""g (float[4,8] x, float[8,8] v) => (float[4,8] y) {
        [n] a = MatMul (x, v)
        [n] y = MatMul (a, v)
@@ -84,7 +84,7 @@ def test_nodes_of_one_name_are_told_apart() -> None:
     assert set(stored(rewritten(before))) == {"x", "v", "n", "n~2"} - {"x", "v"}
 
 
-def test_an_op_of_another_domain_is_left_alone() -> None:
+def test_an_op_of_another_domain_does_not_change() -> None:
     before = parsed("""g (float[4,8] x, float[8,8] v) => (float[4,8] y) <float[4,8] d> {
        a = MatMul (x, v)
        d = custom.Op (a)
@@ -103,7 +103,7 @@ def test_an_op_of_another_domain_is_left_alone() -> None:
     )
 
 
-def test_what_is_unknown_is_left_alone() -> None:
+def test_values_of_unknown_type_do_not_change() -> None:
     before = parsed("""g (float[4,8] x, float[8,8] v) => (float[4,8] y) {
        a = MatMul (x, v)
        d = custom.Op (a)
@@ -126,7 +126,7 @@ QUANTISED = """g (float[1,4,8,8] x, float[4,4,1,1] w2) => (float[1,4,8,8] y)
 }"""
 
 
-def test_a_quantised_region_stays_as_it_is() -> None:
+def test_a_quantised_region_does_not_change() -> None:
     before = parsed(QUANTISED)
     weight = np.arange(16, dtype=np.int8).reshape(4, 4, 1, 1)
     del before.graph.initializer[:]
@@ -167,7 +167,7 @@ def test_a_graph_that_is_narrow_from_end_to_end_needs_no_cast() -> None:
     assert not rewrite(done.model, keep_io=False).changed
 
 
-def test_an_edited_plan_holds_and_one_of_another_graph_does_not() -> None:
+def test_an_edited_plan_is_applied_and_one_of_another_graph_is_refused() -> None:
     before = parsed(FLOW)
     plan = Plan.from_json(rewrite(before).plan.to_json())
     decisions = tuple(
@@ -181,7 +181,7 @@ def test_an_edited_plan_holds_and_one_of_another_graph_does_not() -> None:
         rewrite(parsed(SCAN), plan=plan)
 
 
-def test_weights_that_had_to_be_inputs_in_old_files_are_weights() -> None:
+def test_weights_that_are_inputs_in_old_files_become_weights() -> None:
     before = parsed(
         "g (float[4,2] x, float[2,2] w) => (float[4,2] y) <float[2,2] w = {1, 2, 3, 4}> "
         "{ y = MatMul (x, w) }",
@@ -191,7 +191,7 @@ def test_weights_that_had_to_be_inputs_in_old_files_are_weights() -> None:
     proto = ir.to_proto(done.model)
     assert [item.name for item in proto.graph.input] == ["x"]
     assert [item.data_type for item in proto.graph.initializer] == [10]
-    assert any("inputs no more" in note for note in done.notes)
+    assert any("no longer inputs" in note for note in done.notes)
 
 
 def test_a_default_of_an_input_stays_a_default() -> None:

@@ -1,4 +1,4 @@
-"""Exported steps train as torch does, and hold nothing but what a GPU runs in 16 bits."""
+"""Exported steps train as torch does, and contain only nodes that a GPU runs in 16 bits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mpcompile.step.transformed import Choices
 
 NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 FLOATS = (*NARROW, ir.DataType.FLOAT)
-# Not on the CUDA provider, or with the host in between, or other numbers than in training.
+# Ops that CUDA lacks, that need the host, or that compute other numbers than in training.
 NEVER = frozenset(
     "If Loop Scan BatchNormalization Dropout RandomUniform RandomUniformLike RandomNormal "
     "RandomNormalLike Bernoulli Multinomial EyeLike Mean BitShift BitwiseXor BitwiseAnd Tan Unique "
@@ -43,7 +43,7 @@ NEVER = frozenset(
         ("lstm", "adamw", 5),
     ],
 )
-def test_losses_follow_those_of_torch(name: str, optimizer: str, steps: int) -> None:
+def test_losses_are_close_to_those_of_torch(name: str, optimizer: str, steps: int) -> None:
     found = follow(name, optimizer, steps)
     assert found.within, found
     assert found.skipped, found
@@ -76,11 +76,11 @@ def test_a_gpu_runs_every_node_and_sums_in_fp32(name: str) -> None:
             assert "f" in formats(Provider.CUDA, node.op_type, OPSET), node
         if node.op_type in ("Where", "Pad") and value is node.outputs[0]:
             assert value.dtype is not ir.DataType.BOOL, node
-    assert products >= 9  # Tensor Cores have not lost their work
+    assert products >= 9  # Tensor Cores still have their work
 
 
-def test_an_epsilon_of_1e_10_is_still_there(tmp_path: Path) -> None:
-    """An exporter's optimizer takes it for 0; Adagrad then divides 0 by 0 where no gradient was."""
+def test_an_epsilon_of_1e_10_is_kept(tmp_path: Path) -> None:
+    """An exporter's optimizer treats it as 0; then Adagrad divides 0 by 0 without a gradient."""
     model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(8, 3))
     batch = (torch.tensor([[1, 2], [3, 4]]), torch.tensor([0, 2]))
 
@@ -96,7 +96,7 @@ def test_an_epsilon_of_1e_10_is_still_there(tmp_path: Path) -> None:
 
 
 class Dropping(nn.Module):
-    """Returns what a dropout lets through, scaled by one weight."""
+    """Returns the result of a dropout, scaled by one weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def dropping() -> Workload:
     return Workload(model, (torch.ones(64, 64),), lambda model, x: model(x), optimizer)
 
 
-def test_masks_are_fresh_each_step_and_the_same_for_a_seed(tmp_path: Path) -> None:
+def test_masks_are_new_in_each_step_and_the_same_for_a_seed(tmp_path: Path) -> None:
     file = tmp_path / "train.onnx"
     ones = np.ones((64, 64), np.float32)
     torch.manual_seed(7)
@@ -131,8 +131,8 @@ def test_masks_are_fresh_each_step_and_the_same_for_a_seed(tmp_path: Path) -> No
     assert not set(losses) & {float(other(ones)) for _ in range(6)}
 
 
-def test_the_mask_of_forward_is_that_of_backward(tmp_path: Path) -> None:
-    """The gradient of the weight is the mean of what the first mask let through."""
+def test_forward_and_backward_use_the_same_mask(tmp_path: Path) -> None:
+    """The gradient of the weight is the mean of the first mask's result."""
     workload = dropping()
     workload.optimizer.param_groups[0]["lr"] = 1.0  # type: ignore[union-attr]
     export_step(
@@ -141,7 +141,7 @@ def test_the_mask_of_forward_is_that_of_backward(tmp_path: Path) -> None:
     step = OrtTrainStep(tmp_path / "train.onnx")
     loss = float(step(np.ones((64, 64), np.float32)))
     first = 1.0 - float(step.parameters()["weight"])
-    # Each mask lets a multiple of 1/4096 through, divided by 0.75.
+    # Each mask keeps a multiple of 1/4096, divided by 0.75.
     kept = first * 0.75 * 4096
     assert abs(kept - round(kept)) < 0.05
     assert 0.6 < first < 1.4
@@ -168,7 +168,7 @@ def test_other_random_numbers_are_refused_with_their_line() -> None:
 
 
 def test_a_frozen_weight_is_state_in_fp32_that_no_step_changes(tmp_path: Path) -> None:
-    """The file holds it once: a 16-bit copy beside it could be of another weight."""
+    """The file contains it once: an additional 16-bit copy could be of another weight."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     model[0].requires_grad_(False)
@@ -195,7 +195,7 @@ def test_a_frozen_weight_is_state_in_fp32_that_no_step_changes(tmp_path: Path) -
         assert np.array_equal(parameters[name], model.get_parameter(name).detach().numpy())
 
 
-def test_nothing_of_the_users_changes_and_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_the_users_tensors_do_not_change_and_no_file_is_overwritten(tmp_path: Path) -> None:
     workload = cnn()
     before = {name: value.clone() for name, value in workload.model.state_dict().items()}
     file = tmp_path / "train.onnx"
@@ -206,7 +206,7 @@ def test_nothing_of_the_users_changes_and_nothing_is_overwritten(tmp_path: Path)
         "train.onnx",
         "train.safetensors",
     ]
-    with pytest.raises(BadInput, match="is there already"):
+    with pytest.raises(BadInput, match="already exists"):
         export_step(transform(workload), file)
     forward = Workload(nn.Linear(2, 2), (torch.ones(1, 2),))
     with pytest.raises(BadInput, match="has no loss"):

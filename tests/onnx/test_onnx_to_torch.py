@@ -1,4 +1,4 @@
-"""Back into torch what ONNX Runtime has trained."""
+"""Copying the weights that ONNX Runtime has trained into torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def make(seed: int) -> tuple[nn.Sequential, torch.optim.Optimizer]:
     """Return a net with a buffer, and an optimizer of two groups that counts steps."""
     torch.manual_seed(seed)
-    # No bias in front of a batch norm: its gradient is noise, of which AdamW makes whole steps.
+    # No bias before a batch norm: its gradient is noise, which AdamW turns into whole steps.
     first, rest = nn.Linear(6, 12, bias=False), [nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3)]
     model = nn.Sequential(first, *rest)
     return model, optimizer_of(model)
@@ -47,7 +47,7 @@ def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.randint(0, 3, (8,), generator=generator)
 
 
-def test_torch_goes_on_where_the_runtime_stopped(tmp_path: Path) -> None:
+def test_torch_continues_where_the_runtime_stopped(tmp_path: Path) -> None:
     model, optimizer = make(0)
     x, y = batch(0)
     exported = transform(Workload(model, (x, y), loss, optimizer), Choices(policy=FULL_PRECISION))
@@ -73,17 +73,17 @@ def test_torch_goes_on_where_the_runtime_stopped(tmp_path: Path) -> None:
         torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-6)
     mine, theirs = other_optimizer.state_dict(), by_hand.state_dict()
     assert mine["state"].keys() == theirs["state"].keys()
-    for place, entries in theirs["state"].items():
-        assert mine["state"][place].keys() == entries.keys()
+    for index, entries in theirs["state"].items():
+        assert mine["state"][index].keys() == entries.keys()
         for key, value in entries.items():
-            torch.testing.assert_close(mine["state"][place][key], value, rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(mine["state"][index][key], value, rtol=1e-3, atol=1e-6)
     assert [group["lr"] for group in mine["param_groups"]] == [0.01, 0.03]
     for seed in range(3, 6):
         expected = train(eager, by_hand, seed)
         assert train(other, other_optimizer, seed) == pytest.approx(expected, rel=1e-4)
 
 
-def test_what_does_not_fit_changes_nothing(tmp_path: Path) -> None:
+def test_a_step_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     step = OrtTrainStep(linear.write(tmp_path))
     step(*linear.batches(1)[0])
     wide = nn.Linear(5, 1, bias=False)
@@ -120,6 +120,6 @@ def test_every_dtype_can_be_written_and_read(dtype: str, shape: tuple[int, ...])
     assert memory.read().tobytes() == array.tobytes()
 
 
-def test_a_batch_that_no_machine_can_hold_is_refused() -> None:
-    with pytest.raises(BadInput, match="no memory for x"):
+def test_a_batch_that_is_too_large_for_any_machine_is_refused() -> None:
+    with pytest.raises(BadInput, match="not enough memory for x"):
         Memory(TensorSpec("x", "float64", (1 << 40, 1 << 40)), "cpu")

@@ -42,14 +42,14 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> list[str]:
 
 
 @pytest.mark.parametrize(("half", "tolerance"), [("float16", 2e-3), ("float32", 1e-5)])
-def test_it_trains_as_the_same_step_in_numpy(tmp_path: Path, half: str, tolerance: float) -> None:
+def test_it_trains_like_the_same_step_in_numpy(tmp_path: Path, half: str, tolerance: float) -> None:
     step = OrtTrainStep(linear.write(tmp_path, half))
     state = linear.first_state(half, 1024.0)
     rates = [0.05, 0.05, 0.02, 0.0, 0.05, 0.1, 0.01, 0.05]
     for rate, (x, y) in zip(rates, linear.batches(8), strict=True):
         step.set_rate(rate)
         expected, state = linear.by_hand(state, x, y, rate)
-        # A loss is a square of differences: what rounding is left in them weighs more.
+        # A loss is a square of differences, so their rounding weighs more.
         np.testing.assert_allclose(np.asarray(step(x, y)), expected, rtol=5 * tolerance)
     found = step.state()
     for name, value in state.items():
@@ -88,7 +88,7 @@ def test_a_planted_inf_leaves_the_state_bit_identical(path: Path, turn: int) -> 
     assert step.taken == turn + 2
 
 
-def test_state_alternates_between_two_places_and_nothing_is_copied(path: Path) -> None:
+def test_state_alternates_between_two_memories_and_nothing_is_copied(path: Path) -> None:
     step = OrtTrainStep(path)
     seen: list[list[int]] = []
     for batch in linear.batches(4):
@@ -98,8 +98,8 @@ def test_state_alternates_between_two_places_and_nothing_is_copied(path: Path) -
     assert seen[0] == seen[2]
     assert seen[1] == seen[3]
     assert not set(seen[0]) & set(seen[1])
-    places = {m.value.data_ptr() for pair in step._state.values() for m in pair}
-    assert set(seen[0][1:] + seen[1][1:]) <= places
+    addresses = {m.value.data_ptr() for pair in step._state.values() for m in pair}
+    assert set(seen[0][1:] + seen[1][1:]) <= addresses
 
 
 def test_a_loss_keeps_its_value(path: Path) -> None:
@@ -113,7 +113,9 @@ def test_a_loss_keeps_its_value(path: Path) -> None:
     assert len(set(read_at_once)) == 5
 
 
-def test_saved_state_goes_on_as_if_nothing_had_been(path: Path, tmp_path: Path) -> None:
+def test_training_from_saved_state_equals_training_without_a_break(
+    path: Path, tmp_path: Path
+) -> None:
     batches = linear.batches(6)
     straight = OrtTrainStep(path)
     losses = [float(straight(*b)) for b in batches]
@@ -127,7 +129,7 @@ def test_saved_state_goes_on_as_if_nothing_had_been(path: Path, tmp_path: Path) 
         "train.onnx", "train.json", "train.safetensors", "state.safetensors"
     }  # fmt: skip
     again = OrtTrainStep(path)
-    again(*batches[5])  # another place of the pair is the current one
+    again(*batches[5])  # the other memory of the pair is the current one
     again.load(file)
     assert [float(again(*b)) for b in batches[3:]] == losses[3:]
     assert len(same(again.state(), straight.state())) == 9
@@ -167,7 +169,7 @@ def test_pieces_are_cut_out_of_the_arenas(path: Path) -> None:
 
 
 @pytest.mark.parametrize("of", [torch.from_numpy, lambda array: np.asfortranarray(array)])
-def test_a_batch_may_be_any_librarys(path: Path, of: Callable[[np.ndarray], Any]) -> None:
+def test_a_batch_may_come_from_any_library(path: Path, of: Callable[[np.ndarray], Any]) -> None:
     x, y = linear.batches(1)[0]
     assert float(OrtTrainStep(path)(of(x), of(y))) == float(OrtTrainStep(path)(x, y))
 
@@ -208,9 +210,9 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda d: d["state"][0].update(shape=[4]), r"'arena0.master' is .*not float32\[4\]"),
         (lambda d: d["batch"][0].update(dtype="float16"), r"'x' is .*not float16\[8, 4\]"),
         (lambda d: d.update(loss="other"), "graph has no output 'other'"),
-        (lambda d: d["state"].append(d["state"][0]), "'arena0.master' stands there twice"),
-        (lambda d: d["pieces"][0].update(start=30), "'weight' does not lie in 'arena0.master'"),
-        (lambda d: d["pieces"][0].update(slot="none"), "'weight' does not lie in 'none'"),
+        (lambda d: d["state"].append(d["state"][0]), "'arena0.master' is listed twice"),
+        (lambda d: d["pieces"][0].update(start=30), "'weight' is not inside 'arena0.master'"),
+        (lambda d: d["pieces"][0].update(slot="none"), "'weight' is not inside 'none'"),
         (lambda d: d.update(weights="../train.safetensors"), "outside the model's folder"),
         (lambda d: d.update(weights="nothing"), "nothing"),
         (lambda d: d["rates"].clear(), "description has no input 'group0.lr'"),
@@ -225,9 +227,7 @@ def test_a_description_that_does_not_fit_the_graph_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_are_elsewhere_or_of_another_step_are_refused(
-    path: Path, tmp_path: Path
-) -> None:
+def test_weights_of_another_folder_or_another_step_are_refused(path: Path, tmp_path: Path) -> None:
     file = path.with_suffix(".safetensors")
     state = load_file(file)
     save_file({n: v for n, v in state.items() if n != "offset"}, file)
@@ -248,7 +248,7 @@ def test_weights_that_are_elsewhere_or_of_another_step_are_refused(
         OrtTrainStep(path)
 
 
-def test_what_the_runtime_cannot_run_is_one_sentence(path: Path) -> None:
+def test_a_step_that_the_runtime_cannot_run_gives_one_sentence(path: Path) -> None:
     model = linear.model("float16")
     model.graph.node.append(onnx.helper.make_node("Unknown", ["x"], ["z"], domain="none"))
     model.opset_import.append(onnx.helper.make_opsetid("none", 1))
@@ -258,7 +258,7 @@ def test_what_the_runtime_cannot_run_is_one_sentence(path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_devices_that_are_not_there(path: Path) -> None:
+def test_missing_devices_are_refused(path: Path) -> None:
     with pytest.raises(BadInput, match="no CUDA graphs"):
         OrtTrainStep(path, cuda_graph=True)
     with pytest.raises(BadInput, match="device is 'tpu'"):
@@ -276,7 +276,7 @@ def test_no_torch_is_imported(path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=SCRIPT.parents[2])
 
 
-def test_the_example_trains_alike_with_neither_torch_nor_mpcompile(path: Path) -> None:
+def test_the_example_trains_the_same_without_torch_and_mpcompile(path: Path) -> None:
     batches = linear.batches(3)
     data = path.with_suffix(".npz")
     np.savez(data, x=np.stack([x for x, _ in batches]), y=np.stack([y for _, y in batches]))

@@ -6,14 +6,14 @@ from mpcompile.numerics.run_log import RunRow, SkipCause
 from mpcompile.plan.dataflow import Where
 from mpcompile.plan.ranges import Range, Ranges
 from mpcompile.show.html_report.check_file import Check, CheckedNode
-from mpcompile.show.html_report.document import Subject
-from mpcompile.show.view import Role, View, ViewNode
+from mpcompile.show.html_report.document import ReportInput
+from mpcompile.show.view import NodeRole, View, ViewNode
 
-ROLES: tuple[Role, ...] = ("op", "cast", "view", "output", "op")
+ROLES: tuple[NodeRole, ...] = ("op", "cast", "view", "output", "op")
 HELD = Range(3.0, 10, 1, 1, ((-26, 2), (-3, 4), (1, 2)))
 
 
-def hostile(texts: list[str]) -> Subject:
+def hostile(texts: list[str]) -> ReportInput:
     """Return a report in which everything that can be named has such a name."""
     nodes = [ViewNode("start", "input", "input", "forward", "f32", "", "f32", "f32[2]", 8)]
     for place, text in enumerate(texts):
@@ -47,4 +47,4 @@ def hostile(texts: list[str]) -> Subject:
         )
         for place, text in enumerate(texts[:60])
     )  # fmt: skip
-    return Subject(view, view, ranges, check, log)
+    return ReportInput(view, view, ranges, check, log)

@@ -1,4 +1,4 @@
-"""``mpcompile explain``: sentences, and the cost of the other choice beside a real other plan."""
+"""``mpcompile explain``: its sentences, and the cost of the other choice against a real plan."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mpcompile.cli import exit_code
 from mpcompile.pipeline import transform
 from mpcompile.plan.policy import Policy
 from mpcompile.program.workload import load
-from mpcompile.show.explain import Subject, explain
+from mpcompile.show.explain import ExplainInput, explain
 from mpcompile.show.of_plan import view_of_plan
 from mpcompile.show.of_step import view_of
 from mpcompile.show.summary import bytes_text
@@ -72,14 +72,14 @@ In the step it is addmm_1 (f16) in forward; mm (f16), mm_1 (f16) and sum_1 (f16)
     )
 
 
-def test_a_cast_a_node_of_backward_and_a_module_are_explained(
+def test_casts_backward_nodes_and_modules_are_explained(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert_expected_inline(
         said(capsys, "model.py", "batch_0.f16", "mm", "second"),
         """\
 batch_0.f16 is a cast; f16 x 128.
-It makes FP16 of it: 256 B are written if nothing fuses it.
+It converts to FP16: 256 B are written if nothing fuses it.
 Why: a batch, read in 16 bits.
 It reads batch_0 (input, f32).
 It is read by linear (linear, f16).
@@ -100,7 +100,7 @@ f16: linear_1 (linear): a Tensor Core accumulates it in FP32.
 
 
 @pytest.mark.parametrize("op", ["linear", "tanh", "linear_1", "softmax"])
-def test_the_other_choice_costs_what_a_plan_with_that_override_costs(
+def test_the_cost_of_the_other_choice_equals_that_of_a_plan_with_the_override(
     folder: Path, capsys: pytest.CaptureFixture[str], op: str
 ) -> None:
     text = said(capsys, "model.py", op)
@@ -123,16 +123,14 @@ def test_an_override_is_given_as_the_reason(
     assert "`--half node:linear_1` asks for it." in text
 
 
-def test_what_was_measured_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measured_ranges_are_explained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(["calibrate", "model.py"]) == 0
     capsys.readouterr()
     text = said(capsys, "model.py", "softmax", "--ranges", "model.ranges.json")
-    assert re.search(
-        r"Measured over 1 batch, what it makes is at most 0\.\d+, [12]\d\.\d bits", text
-    )
+    assert re.search(r"Measured over 1 batch, its result is at most 0\.\d+, [12]\d\.\d bits", text)
 
 
-def test_a_model_that_nobody_rewrote_is_told_what_would_become_of_it(
+def test_a_model_that_was_not_rewritten_is_explained_by_its_plan(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(["export", "model.py", "--to", "forward.onnx", "--precision", "fp32"]) == 0
@@ -151,19 +149,19 @@ def test_a_model_that_nobody_rewrote_is_told_what_would_become_of_it(
     ("names", "sentence"),
     [(["linear_9"], "did you mean 'linear"), ([], "nothing to explain was named")],
 )
-def test_what_is_not_there_is_refused(
+def test_an_unknown_name_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], names: list[str], sentence: str
 ) -> None:
     assert exit_code(["explain", "model.py", *names]) == 2
     assert sentence in capsys.readouterr().err
 
 
-def test_everything_that_a_view_holds_can_be_explained(
+def test_every_node_of_a_view_can_be_explained(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = transform(load("model.py"))
     planned, view = view_of_plan(made.plan, ""), view_of(made, "")
-    subject = Subject(view, planned, made.plan)
+    subject = ExplainInput(view, planned, made.plan)
     for node in (*planned.nodes, *view.nodes):
         sentences = explain(subject, node.id)
         assert sentences[0].startswith(f"{node.id} is ")

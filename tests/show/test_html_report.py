@@ -1,4 +1,4 @@
-"""What a report holds, and that nothing in it can leave its place; no browser is needed."""
+"""The content of a report, and that no text leaves its element; no browser is needed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mpcompile.plan.dataflow import Where
 from mpcompile.plan.policy import FULL_PRECISION
 from mpcompile.show.html_report.check_file import read_check
 from mpcompile.show.html_report.counterparts import counterparts
-from mpcompile.show.html_report.document import Subject, document
+from mpcompile.show.html_report.document import ReportInput, document
 from mpcompile.show.html_report.page import SCRIPTS, STYLES, render
 from mpcompile.show.of_step import view_of
 from mpcompile.show.tables import casts_of, largest_of, ops_by_precision, saved_of
@@ -38,7 +38,7 @@ VENDORED = json.loads(PACKAGE.joinpath("vendor/vendored.json").read_text())
 
 
 class Parts(HTMLParser):
-    """What a browser would find: each element with its attributes, and the text in it."""
+    """The elements that a browser would find, with their attributes and texts."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -84,17 +84,17 @@ def rows_of(read: dict[str, Any], pane: int) -> list[dict[str, Any]]:
         "file",
     )
     return [
-        {name: strings[columns[name][place]] for name in texts}
-        | {name: columns[name][place] for name in ("line", "bytes", "alive", "reads")}
-        | {"saved": bool(columns["saved"][place])}
-        | {one: names[f"{one}s"][columns[one][place]] for one in ("role", "stage", "precision")}
-        for place in range(len(columns["id"]))
+        {name: strings[columns[name][index]] for name in texts}
+        | {name: columns[name][index] for name in ("line", "bytes", "alive", "reads")}
+        | {"saved": bool(columns["saved"][index])}
+        | {one: names[f"{one}s"][columns[one][index]] for one in ("role", "stage", "precision")}
+        for index in range(len(columns["id"]))
     ]
 
 
 def as_rows(view: View) -> list[dict[str, Any]]:
     """Return the nodes of a view in the same form: the oracle."""
-    places = {node.id: place for place, node in enumerate(view.nodes)}
+    indices = {node.id: index for index, node in enumerate(view.nodes)}
     here = f"{Path.cwd()}/"
     return [
         {
@@ -104,7 +104,7 @@ def as_rows(view: View) -> list[dict[str, Any]]:
         | {"module": printable(node.where.module), "line": node.where.line}
         | {"file": printable(node.where.file.removeprefix(here))}
         | {name: getattr(node, name) for name in ("bytes", "alive", "role", "stage", "precision")}
-        | {"reads": [places[name] for name in node.reads], "saved": node.saved}
+        | {"reads": [indices[name] for name in node.reads], "saved": node.saved}
         for node in view.nodes
     ]
 
@@ -118,14 +118,14 @@ def views() -> tuple[View, View]:
 
 def test_every_node_of_both_graphs_is_in_the_document(views: tuple[View, View]) -> None:
     before, after = views
-    read = Parts(render(document(Subject(after, before)), "tall.py")).document()
+    read = Parts(render(document(ReportInput(after, before)), "tall.py")).document()
     assert rows_of(read, 0) == as_rows(before)
     assert rows_of(read, 1) == as_rows(after)
 
 
-def test_its_tables_are_those_of_inspect(views: tuple[View, View]) -> None:
+def test_the_tables_equal_those_of_inspect(views: tuple[View, View]) -> None:
     _, after = views
-    read = document(Subject(after))
+    read = document(ReportInput(after))
     strings, tables = read["strings"], read["tables"]
     ids = [node.id for node in after.nodes]
     assert {
@@ -133,10 +133,10 @@ def test_its_tables_are_those_of_inspect(views: tuple[View, View]) -> None:
         for stage, rows in tables["ops"]
     } == ops_by_precision(after.nodes)
     casts = [(row.id, row.bytes) for row in casts_of(after, after.nodes)]
-    assert [(ids[place], size) for place, size in tables["casts"]] == casts
-    assert [ids[place] for place in tables["saved"]] == [n.id for n in saved_of(after.nodes)]
+    assert [(ids[index], size) for index, size in tables["casts"]] == casts
+    assert [ids[index] for index in tables["saved"]] == [n.id for n in saved_of(after.nodes)]
     largest = [(node.id, moved) for node, moved in largest_of(after, after.nodes)[:200]]
-    assert [(ids[place], moved) for place, moved in tables["costs"]] == largest
+    assert [(ids[index], moved) for index, moved in tables["costs"]] == largest
     assert len(read["panes"]) == 1
     assert read["twins"] is None
 
@@ -145,8 +145,8 @@ def test_a_node_has_its_counterpart(views: tuple[View, View]) -> None:
     before, after = views
     found = counterparts(before, after)
     pairs = {
-        node.id: before.nodes[place].id if place >= 0 else None
-        for node, place in zip(after.nodes, found, strict=True)
+        node.id: before.nodes[index].id if index >= 0 else None
+        for node, index in zip(after.nodes, found, strict=True)
     }
     assert len(found) == len(after.nodes)
     for node in after.nodes:
@@ -166,15 +166,15 @@ def test_a_node_has_its_counterpart(views: tuple[View, View]) -> None:
     assert all(pairs[name] == name.removesuffix("_working") for name in weights)
 
 
-def test_casts_that_go_round_in_circles_have_no_counterpart() -> None:
+def test_casts_in_a_cycle_have_no_counterpart() -> None:
     a = ViewNode("a", "cast", "cast", "forward", "both", reads=("b",))
     b = ViewNode("b", "cast", "cast", "forward", "both", reads=("a",))
     assert counterparts(View("", "plan", "fp16", ()), View("", "plan", "fp16", (a, b))) == [-1, -1]
 
 
-def test_ranges_are_told_by_exponent() -> None:
+def test_ranges_are_stored_by_exponent() -> None:
     ranges = calibrate(tall.workload())
-    read = document(Subject(View("x", "plan", "fp16", ()), ranges=ranges))
+    read = document(ReportInput(View("x", "plan", "fp16", ()), ranges=ranges))
     for kind, held in (("values", ranges.values), ("gradients", ranges.gradients)):
         rows = {read["strings"][row[0]]: row[1:] for row in read["ranges"][kind]}
         assert rows.keys() == held.keys()
@@ -186,18 +186,18 @@ def test_ranges_are_told_by_exponent() -> None:
 
 def test_a_long_log_keeps_every_skipped_step() -> None:
     log = tuple(RunRow(step, 1.0, 2.0, step % 997 == 3) for step in range(30_000))
-    kept = document(Subject(View("x", "plan", "fp16", ()), log=log))["log"]
+    kept = document(ReportInput(View("x", "plan", "fp16", ()), log=log))["log"]
     assert len(kept["step"]) < 9000
     assert (kept["steps"], kept["skips"]) == (30_000, 31)
     skipped = [row.step for row in log if row.skipped]
-    assert [kept["step"][place] for place, _ in kept["skipped"]] == skipped
+    assert [kept["step"][index] for index, _ in kept["skipped"]] == skipped
 
 
-def test_lines_are_quoted_of_a_program_only(tmp_path: Path) -> None:
+def test_source_lines_are_quoted_only_for_a_program(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("the password\n")
     node = ViewNode("x", "add", "op", "forward", "f32", where=Where("", str(secret), 1))
-    subject = Subject(View("x.onnx", "onnx", "fp16", (node,)))
+    subject = ReportInput(View("x.onnx", "onnx", "fp16", (node,)))
     assert "the password" not in json.dumps(document(subject))
     assert "the password" in json.dumps(document(replace(subject, quotes=True)))
 
@@ -218,9 +218,9 @@ def test_hostile_texts_add_no_element(hostile_page: str) -> None:
 
 @given(st.text(), st.text(st.sampled_from("<>&\"'/!-scriptSCRIPT{}%# \\\u2028\x00")))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_text_comes_back_as_it_is_shown(first: str, second: str) -> None:
+def test_any_text_is_read_back_as_it_is_displayed(first: str, second: str) -> None:
     nodes = (ViewNode("a", first, "op", "forward", "f16", reason=second),)
-    page = render(document(Subject(View(second, "plan", "fp16", nodes))), printable(second))
+    page = render(document(ReportInput(View(second, "plan", "fp16", nodes))), printable(second))
     parts = Parts(page)
     (row,) = rows_of(parts.document(), 0)
     assert (row["op"], row["reason"]) == (printable(first), printable(second))
@@ -229,7 +229,7 @@ def test_any_text_comes_back_as_it_is_shown(first: str, second: str) -> None:
     assert len(parts.all("script")) == len(SCRIPTS) + 1
 
 
-def test_the_policy_lets_only_our_own_scripts_and_styles_in(hostile_page: str) -> None:
+def test_the_policy_allows_only_our_own_scripts_and_styles(hostile_page: str) -> None:
     parts = Parts(hostile_page)
     (policy,) = [
         attributes["content"] or ""
@@ -248,7 +248,7 @@ def test_the_policy_lets_only_our_own_scripts_and_styles_in(hostile_page: str) -
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *STYLES])
-def test_what_we_bring_stays_in_its_element_and_asks_for_nothing(name: str) -> None:
+def test_our_scripts_and_styles_stay_in_their_element_and_request_nothing(name: str) -> None:
     text = PACKAGE.joinpath(name).read_bytes().decode()
     assert "\r" not in text
     assert not re.search(r"</?script|</?style|<!--", text, re.IGNORECASE)
@@ -257,7 +257,7 @@ def test_what_we_bring_stays_in_its_element_and_asks_for_nothing(name: str) -> N
         assert not re.search(rf"{forbidden}|XMLHttpRequest|href|http|\.src\b|import\(", text)
 
 
-def test_what_is_vendored_is_what_its_table_says() -> None:
+def test_vendored_files_equal_their_table() -> None:
     folder = PACKAGE.joinpath("vendor")
     there = {item.name for item in folder.iterdir()} - {"vendored.json"}
     assert there == {row["file"] for row in VENDORED} | {row["text"] for row in VENDORED}
@@ -296,7 +296,7 @@ def test_a_log_is_read_line_by_line(tmp_path: Path) -> None:
         ("{", "this is not JSON"),
     ],
 )
-def test_what_is_no_log_is_refused(tmp_path: Path, line: str, sentence: str) -> None:
+def test_a_file_that_is_not_a_log_is_refused(tmp_path: Path, line: str, sentence: str) -> None:
     file = tmp_path / "log.jsonl"
     file.write_text(f'{{"step": 0}}\n{line}\n')
     with pytest.raises(BadInput, match=re.escape(sentence)) as caught:
@@ -304,7 +304,7 @@ def test_what_is_no_log_is_refused(tmp_path: Path, line: str, sentence: str) -> 
     assert str(caught.value).startswith(f"{file}:2: this is not a log of a run")
 
 
-def test_a_check_is_read_and_what_is_none_refused(tmp_path: Path) -> None:
+def test_a_check_is_read_and_other_files_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "check.json"
     row = {"id": "mm", "error": 0.5, "autocast": None, "headroom_bits": -1.5, "zeros": 0.25}
     document = {"version": 1, "source": "x", "reference": "fp64", "rows": [row], "more": []}

@@ -1,4 +1,4 @@
-"""The report in a real browser: clicks, keys, what is then on the page, and that no name runs."""
+"""The report in a real browser: clicks, keys, the page after them, and that no name runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mpcompile.numerics.calibration import calibrate
 from mpcompile.numerics.run_log import RunRow, SkipCause
 from mpcompile.pipeline import transform
 from mpcompile.plan.policy import FULL_PRECISION, Policy
-from mpcompile.show.html_report.document import Subject, document
+from mpcompile.show.html_report.document import ReportInput, document
 from mpcompile.show.html_report.page import render
 from mpcompile.show.of_step import view_of
 from mpcompile.show.view import View, ViewNode
@@ -36,21 +36,21 @@ LOG = (
 
 @dataclass
 class Opened:
-    """A page, and all that should not have happened on it."""
+    """A page, and the errors and requests that must not happen on it."""
 
     page: Page
     wrong: list[str] = field(default_factory=list)
 
     def at(self, pane: int, member: str) -> tuple[float, float]:
-        """Return where a node is on the screen; `member` is a JavaScript expression."""
-        place = self.page.evaluate(
+        """Return the position of a node on the screen; `member` is a JavaScript expression."""
+        position = self.page.evaluate(
             f"""() => {{
               const {{ modules, graph }} = mpreport.canvases[{pane}];
               return mpreport.position({pane}, {member});
             }}"""
         )
-        assert place is not None, member
-        return place["x"], place["y"]
+        assert position is not None, member
+        return position["x"], position["y"]
 
     def click(self, pane: int, member: str) -> None:
         """Click with the mouse, as a person does."""
@@ -72,7 +72,7 @@ def in_browser() -> Iterator[Browser]:
 started = pytest.fixture(scope="module")(in_browser)
 
 
-def opened(started: Browser, subject: Subject, folder: Path) -> Opened:
+def opened(started: Browser, subject: ReportInput, folder: Path) -> Opened:
     file = folder / "the report.html"
     file.write_text(render(document(subject), subject.after.source), encoding="utf-8")
     leaving: list[str] = []
@@ -85,18 +85,18 @@ def opened(started: Browser, subject: Subject, folder: Path) -> Opened:
         found.wrong.append(f"dialog: {shown}")
 
     page.on("dialog", dialog)
-    page.reload()  # so that nothing of the load is missed
+    page.reload()  # so that the listeners see the whole load
     page.wait_for_function("document.documentElement.dataset.ready !== undefined")
     return found
 
 
 @pytest.fixture(scope="module")
-def subject() -> Subject:
+def subject() -> ReportInput:
     workload = tall.workload()
     before, after = (
         transform(workload, Choices(policy=policy)) for policy in (FULL_PRECISION, Policy())
     )
-    return Subject(
+    return ReportInput(
         view_of(after, "tall.py"),
         view_of(before, "tall.py"),
         calibrate(workload),
@@ -106,7 +106,7 @@ def subject() -> Subject:
 
 
 @pytest.fixture
-def shown(started: Browser, subject: Subject, tmp_path: Path) -> Iterator[Opened]:
+def shown(started: Browser, subject: ReportInput, tmp_path: Path) -> Iterator[Opened]:
     found = opened(started, subject, tmp_path)
     yield found
     assert found.wrong == []
@@ -121,7 +121,7 @@ def cast_in(view: View) -> ViewNode:
     return next(item for item in view.nodes if item.role == "cast" and item.stage == "forward")
 
 
-def test_both_graphs_are_shown_with_their_modules(shown: Opened, subject: Subject) -> None:
+def test_both_graphs_are_shown_with_their_modules(shown: Opened, subject: ReportInput) -> None:
     assert subject.before is not None
     headers = shown.page.locator(".pane header").all_inner_texts()
     assert [text.split("\n")[0] for text in headers] == ["Before", "After"]
@@ -156,8 +156,8 @@ def test_a_click_opens_a_module_in_both_graphs_and_one_on_its_title_closes_it(
     assert [shown.drawn(BEFORE), shown.drawn(AFTER)] == before
 
 
-def test_search_leads_to_a_node_and_a_click_on_a_cast_tells_its_reason(
-    shown: Opened, subject: Subject
+def test_search_finds_a_node_and_a_click_on_a_cast_shows_its_reason(
+    shown: Opened, subject: ReportInput
 ) -> None:
     cast = cast_in(subject.after)
     source = subject.after.by_id[cast.reads[0]]
@@ -179,8 +179,8 @@ def test_search_leads_to_a_node_and_a_click_on_a_cast_tells_its_reason(
     assert shown.page.url.endswith(f"#after/{cast.id}")
 
 
-def test_a_node_tells_its_source_line_its_ranges_and_its_counterpart(
-    shown: Opened, subject: Subject
+def test_a_node_shows_its_source_line_its_ranges_and_its_counterpart(
+    shown: Opened, subject: ReportInput
 ) -> None:
     assert subject.ranges is not None
     op = next(
@@ -192,7 +192,7 @@ def test_a_node_tells_its_source_line_its_ranges_and_its_counterpart(
     shown.page.keyboard.press("Enter")
     panel = shown.page.locator("#panel")
     expect(panel.locator("h2")).to_have_text(op.id)
-    expect(panel.locator(".place")).to_contain_text(f":{op.where.line}")
+    expect(panel.locator(".source")).to_contain_text(f":{op.where.line}")
     line = Path(op.where.file).read_text().splitlines()[op.where.line - 1].strip()
     expect(panel.locator("pre")).to_have_text(line)
     largest = subject.ranges.values[op.planned].largest_finite
@@ -204,9 +204,9 @@ def test_a_node_tells_its_source_line_its_ranges_and_its_counterpart(
     expect(panel.locator(".tags")).to_contain_text("before")
 
 
-def test_what_is_hidden_is_shown_when_it_is_asked_for(shown: Opened, subject: Subject) -> None:
+def test_a_hidden_node_is_shown_when_it_is_searched(shown: Opened, subject: ReportInput) -> None:
     view = next(item for item in subject.after.nodes if item.role == "view")
-    hidden = shown.page.evaluate(f"mpreport.canvases[1].isShown({_place(subject.after, view)})")
+    hidden = shown.page.evaluate(f"mpreport.canvases[1].isShown({_index(subject.after, view)})")
     assert hidden is False
     shown.page.fill("#search", f"{view.id} view")
     shown.page.keyboard.press("Enter")
@@ -217,11 +217,11 @@ def test_what_is_hidden_is_shown_when_it_is_asked_for(shown: Opened, subject: Su
     assert shown.drawn(AFTER) > count
 
 
-def _place(view: View, wanted: ViewNode) -> int:
+def _index(view: View, wanted: ViewNode) -> int:
     return view.nodes.index(wanted)
 
 
-def test_tables_hold_the_casts_and_lead_to_the_graph(shown: Opened, subject: Subject) -> None:
+def test_tables_list_the_casts_and_link_to_the_graph(shown: Opened, subject: ReportInput) -> None:
     shown.page.click("#tab-tables")
     tables = shown.page.locator("#tables")
     casts = [item for item in subject.after.nodes if item.role == "cast"]
@@ -250,7 +250,7 @@ def test_plots_show_ranges_exponents_loss_scale_and_why_steps_were_skipped(shown
     expect(plots.locator("strong.danger")).to_have_count(1)
 
 
-def test_a_selection_is_in_the_address(shown: Opened, subject: Subject) -> None:
+def test_a_selection_is_in_the_address(shown: Opened, subject: ReportInput) -> None:
     cast = cast_in(subject.after)
     shown.page.evaluate("(id) => { location.hash = `after/${id}`; }", cast.id)
     expect(shown.page.locator("#panel h2")).to_have_text(cast.id)
@@ -260,7 +260,7 @@ def test_a_selection_is_in_the_address(shown: Opened, subject: Subject) -> None:
 
 def test_a_plan_alone_is_one_graph(started: Browser, tmp_path: Path) -> None:
     nodes = (ViewNode("x", "add", "op", "forward", "f16", reason="it may"),)
-    found = opened(started, Subject(View("plan.json", "plan", "fp16", nodes)), tmp_path)
+    found = opened(started, ReportInput(View("plan.json", "plan", "fp16", nodes)), tmp_path)
     found.click(0, node("x"))
     expect(found.page.locator("#panel .why")).to_have_text("it may")
     found.page.click("#tab-plots")
@@ -270,12 +270,12 @@ def test_a_plan_alone_is_one_graph(started: Browser, tmp_path: Path) -> None:
     assert found.wrong == []
 
 
-def test_what_has_too_many_members_is_cut_into_parts(started: Browser, tmp_path: Path) -> None:
+def test_a_module_with_too_many_members_is_cut_into_parts(started: Browser, tmp_path: Path) -> None:
     nodes = tuple(
         ViewNode(f"n{i}", "add", "op", "forward", "f16", reads=(f"n{i - 1}",) if i else ())
         for i in range(2000)
     )
-    found = opened(started, Subject(View("x", "plan", "fp16", nodes)), tmp_path)
+    found = opened(started, ReportInput(View("x", "plan", "fp16", nodes)), tmp_path)
     assert found.drawn(0) < 60
     found.page.fill("#search", "n1777")
     found.page.keyboard.press("Enter")
@@ -285,12 +285,12 @@ def test_what_has_too_many_members_is_cut_into_parts(started: Browser, tmp_path:
     assert found.wrong == []
 
 
-def test_what_is_too_dense_for_layers_stands_in_rows(started: Browser, tmp_path: Path) -> None:
+def test_a_graph_with_too_many_edges_is_drawn_in_rows(started: Browser, tmp_path: Path) -> None:
     nodes = tuple(
         ViewNode(f"n{i}", "add", "op", "forward", "f16", reads=tuple(f"n{j}" for j in range(i)))
         for i in range(200)
     )
-    found = opened(started, Subject(View("x", "plan", "fp16", nodes)), tmp_path)
+    found = opened(started, ReportInput(View("x", "plan", "fp16", nodes)), tmp_path)
     found.click(0, node("n3"))
     expect(found.page.locator("#panel h2")).to_have_text("n3")
     assert found.page.evaluate("mpreport.canvases[0].cy.elements('.real').length") == 199
@@ -300,22 +300,22 @@ def test_what_is_too_dense_for_layers_stands_in_rows(started: Browser, tmp_path:
 SHOWN = """() => Array.from({ length: LAST.size }, (_, node) => {
   panel.node(LAST, node, canvases[1].modules);
   const text = (query) => document.querySelector(`#panel ${query}`)?.textContent ?? "";
-  return [text("h2"), text(".why"), text(".place")];
+  return [text("h2"), text(".why"), text(".source")];
 })"""
 
 
-def test_hostile_texts_are_shown_as_they_are_and_run_nothing(
+def test_hostile_texts_are_displayed_unchanged_and_run_nothing(
     started: Browser, tmp_path: Path
 ) -> None:
     subject = report_subjects.hostile(hostile_texts(500))
     found = opened(started, subject, tmp_path)
     page = found.page
     told = page.evaluate(SHOWN)
-    for item, (name, why, place) in zip(subject.after.nodes, told, strict=True):
+    for item, (name, why, source) in zip(subject.after.nodes, told, strict=True):
         assert name == printable(item.id)
         assert why == printable(item.reason)
         file = printable(item.where.file)
-        assert place == (f"{file}:{item.where.line}" if file else "")
+        assert source == (f"{file}:{item.where.line}" if file else "")
     for word in ("script", "canary", "__proto__", "constructor", "\\u202e"):
         page.fill("#search", word)
         assert page.locator("#found [role=option]").count() > 0
@@ -332,8 +332,8 @@ def test_hostile_texts_are_shown_as_they_are_and_run_nothing(
             more.first.click()
     page.click("#tab-plots")
     plot = page.locator("#plots .uplot .u-over")
-    for place in range(plot.count()):
-        plot.nth(place).hover()
+    for index in range(plot.count()):
+        plot.nth(index).hover()
     assert printable(subject.after.source) in (page.locator("h1").text_content() or "")
     assert page.evaluate(f"{CANARY} === undefined")
     assert page.evaluate(

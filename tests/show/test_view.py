@@ -22,11 +22,11 @@ NODES = (
 VIEW = View("model.py", "program", "fp16", NODES)
 
 
-def test_a_view_comes_back_from_its_json() -> None:
+def test_a_view_is_read_back_from_its_json() -> None:
     assert View.from_json(VIEW.to_json()) == VIEW
 
 
-def test_readers_are_those_that_read() -> None:
+def test_readers_are_the_nodes_that_read() -> None:
     assert VIEW.readers == {"x": ("x.f16",), "x.f16": ("fc",)}
 
 
@@ -38,7 +38,7 @@ def test_readers_are_those_that_read() -> None:
         ({"more": 1}, "there is no more"),
     ],
 )
-def test_what_is_no_view_is_refused(changed: dict[str, object], sentence: str) -> None:
+def test_a_document_that_is_no_view_is_refused(changed: dict[str, object], sentence: str) -> None:
     document = json.loads(VIEW.to_json()) | changed
     with pytest.raises(BadInput, match="this is no view") as caught:
         View.from_json(json.dumps(document), "view.json")
@@ -67,7 +67,7 @@ def test_nodes_that_do_not_fit_together_are_refused() -> None:
         ("f64", {"f64"}, {"f64"}, "other"),
     ],
 )
-def test_a_precision_says_what_lies_in_memory_too(
+def test_a_precision_includes_the_format_in_memory(
     computes: str, read: set[str], written: set[str], precision: str
 ) -> None:
     assert precision_of(computes, read, written) == precision

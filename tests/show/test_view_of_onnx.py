@@ -43,7 +43,7 @@ def branch(tmp_path: Path) -> Path:
     return file
 
 
-def test_anybodys_model_is_shown_with_what_its_branches_hold(branch: Path) -> None:
+def test_any_model_is_shown_with_the_nodes_of_its_branches(branch: Path) -> None:
     view = view_of_onnx(branch, "branch.onnx")
     assert view.precision == "fp32"
     assert_expected_inline(
@@ -62,7 +62,7 @@ return y               y       output f32   f32  f32  f32[4,8]  If_y""",
     )
 
 
-def test_our_own_model_says_why(branch: Path, tmp_path: Path) -> None:
+def test_a_rewritten_model_has_reasons(branch: Path, tmp_path: Path) -> None:
     done = rewrite(read_model(branch))
     mixed = tmp_path / "mixed.onnx"
     write_model(done.model, mixed)

@@ -59,11 +59,11 @@ forward  _to_copy                   both  f32[8,64]        read by arithmetic in
 forward  pow                        both  f32[8,64]        its result can leave the range of FP16, or it is steep
 forward  mean                       f32   f32[]            a single number: nothing to save in 16 bits
 backward div                        f32   f32[8,64]        backward of mean (mean): a single number: nothing to save in 16 bits
-backward _to_copy                   both  f32[8,64]        arithmetic in FP32 reads add again; widening it costs less than keeping
+backward _to_copy                   both  f32[8,64]        arithmetic in FP32 reads add again; widening it costs less than keeping it in FP32
 backward pow                        both  f32[8,64]        backward of square (square): its result can leave the range of FP16, or it is steep
 backward mul                        f32   f32[8,64]        backward of square (square): its result can leave the range of FP16, or it is steep
 backward mul                        both  f32[8,64]        backward of square (square): its result can leave the range of FP16, or it is steep
-backward _to_copy                   both  f16[8,64]        the gradient of add is stored in f16, as add is
+backward _to_copy                   both  f16[8,64]        the gradient of add is stored in f16, like add
 backward mm                         f16   f16[8,64]   fc   backward of linear (linear): a Tensor Core accumulates it in FP32
 backward mm                         f16   f16[64,64]  fc   backward of linear (linear): a Tensor Core accumulates it in FP32
 backward sum                        f16   f16[1,64]   fc   backward of linear (linear): a Tensor Core accumulates it in FP32
@@ -81,7 +81,7 @@ def test_a_program_without_a_loss_is_its_forward_graph() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt", "lstm", "resnet"])
-def test_views_of_the_models_hold_together(name: str) -> None:
+def test_views_of_the_models_are_consistent(name: str) -> None:
     mixed = transform(load(f"models/{name}.py"))
     view = view_of(mixed, name)
     assert View.from_json(view.to_json()) == view
@@ -99,7 +99,7 @@ def test_views_of_the_models_hold_together(name: str) -> None:
     assert not unexplained
 
 
-def test_in_full_precision_nothing_is_narrow() -> None:
+def test_in_full_precision_no_tensor_is_16_bits() -> None:
     view = view_of(transform(workload(), Choices(policy=FULL_PRECISION)), "net.py")
     assert view.precision == "fp32"
     assert {node.precision for node in view.nodes} <= {"f32", "other"}

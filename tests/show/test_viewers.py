@@ -1,4 +1,4 @@
-"""What other viewers read: Model Explorer's files, and artifacts for tlparse."""
+"""Files for other viewers: Model Explorer's files, and artifacts for tlparse."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_model_explorer_gets_every_node_with_its_edges(folder: Path) -> None:
     assert {"key": "precision", "value": "both"} in norm["attrs"]
 
 
-def test_its_overlays_say_precision_casts_ranges_and_errors(folder: Path) -> None:
+def test_overlays_contain_precision_casts_ranges_and_errors(folder: Path) -> None:
     workload = load("model.py")
     view = view_of(transform(workload), "model.py")
     ranges = calibrate(workload)
@@ -59,7 +59,7 @@ def test_its_overlays_say_precision_casts_ranges_and_errors(folder: Path) -> Non
     assert largest * 2**bits == pytest.approx(65504, rel=0.01)
 
 
-def test_inspect_writes_them_and_replaces_nothing_unasked(
+def test_inspect_writes_the_files_and_replaces_nothing_without_force(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["inspect", "model.py", "--model-explorer", "seen"]
@@ -70,11 +70,11 @@ def test_inspect_writes_them_and_replaces_nothing_unasked(
         "casts.json",
     }
     assert exit_code(arguments) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert exit_code([*arguments, "--force"]) == 0
 
 
-def test_what_check_measured_becomes_an_overlay_of_errors(
+def test_measurements_of_check_become_an_overlay_of_errors(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(["check", "model.py", "--json", "check.json"]) == 0
@@ -90,7 +90,7 @@ def test_what_check_measured_becomes_an_overlay_of_errors(
         assert result["value"] == checked[name]["error"]
 
 
-def test_the_log_that_tlparse_reads_holds_graphs_and_decisions(folder: Path) -> None:
+def test_the_log_for_tlparse_contains_graphs_and_decisions(folder: Path) -> None:
     environment = {**os.environ, "TORCH_TRACE": str(folder / "trace")}
     command = [sys.executable, "-m", "mpcompile", "model.py"]
     subprocess.run(command, env=environment, check=True, capture_output=True)

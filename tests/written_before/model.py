@@ -14,7 +14,8 @@ class Net(nn.Module):
         self.head = nn.Linear(16, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(torch.relu(self.norm(self.embed(x))))
+        result: torch.Tensor = self.head(torch.relu(self.norm(self.embed(x))))
+        return result
 
 
 def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,5 @@
-"""One HTML file that shows a graph before and after, its tables and what was measured.
+"""One HTML file with a graph before and after, its tables, and the measurements.
 
-In come views and measurements; out goes a page that needs no network. Names inside a model are text
-and never markup. `page` holds the page, ``vendor`` the published JavaScript with its licences.
+The input is views and measurements. The output is a page that needs no network. Names in a model
+are text, never markup. ``page`` contains the page, ``vendor`` JavaScript libraries with licences.
 """

@@ -1,4 +1,4 @@
-"""What a check has measured of each node: its error against a reference, and what FP16 costs it."""
+"""The measurements of a check per node: its error against a reference, and its loss in FP16."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _Bits = Annotated[float, Field(allow_inf_nan=False)]
 
 @dataclass(frozen=True, slots=True)
 class CheckedNode:
-    """What was measured of one node.
+    """The measurements of one node.
 
     Attributes:
         id: the node in the view.
-        error: ours, relative to the reference; None if it cannot be told.
-        autocast: that of autocast in the same place; None if there is none.
-        headroom_bits: between the largest magnitude and FP16's largest; None without numbers.
+        error: the error of mpcompile, relative to the reference; None if it is unknown.
+        autocast: the error of autocast at the same node; None if there is none.
+        headroom_bits: bits from the largest magnitude to FP16's largest; None without numbers.
         zeros: share of the numbers that became zero.
         subnormals: share of the numbers that are subnormal in FP16.
     """
@@ -55,10 +55,10 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What a check has measured.
+    """The measurements of a check.
 
     Attributes:
-        reference: what errors are relative to, such as ``fp64``.
+        reference: the reference of the errors, such as ``fp64``.
         nodes: by id.
     """
 
@@ -72,10 +72,10 @@ def _format() -> TypeAdapter[Any]:
 
 
 def read_check(path: Path) -> Check:
-    """Read what a check has written; it may come from anyone, other fields are passed over.
+    """Read the untrusted file of a check; unknown fields are ignored.
 
     Raises:
-        BadInput: the file holds no such document.
+        BadInput: the file is not such a document.
     """
     text = read_document(path, "check.json", _AGAIN)
     try:

@@ -1,4 +1,4 @@
-"""All that a report shows, as one compact JSON-ready document."""
+"""The content of a report, as one compact JSON-ready document."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _COSTS, _MEMORY_COLUMNS, _MOST_STEPS, _MOST_SKIPS = 200, 400, 4000, 2000
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What a report is about.
+class ReportInput:
+    """The input of a report.
 
     Attributes:
-        after: the graph in mixed precision; the only one if no other is known.
-        before: the graph as it was.
-        ranges: what tensors held.
-        check: what nodes differ from a reference.
+        after: the graph in mixed precision; the only graph if no other is known.
+        before: the graph in FP32.
+        ranges: the measured ranges of tensors.
+        check: the errors of nodes against a reference.
         log: the steps of a run.
-        quotes: whether the lines of source that nodes name are quoted. Only for a program that the
-            user has run: what comes from anyone may name any file.
+        quotes: whether to quote the source lines of nodes. Only for a program that the user has
+            run: an untrusted file may name any file.
     """
 
     after: View
@@ -48,7 +48,7 @@ class Subject:
     quotes: bool = False
 
 
-def document(subject: Subject) -> dict[str, Any]:
+def document(subject: ReportInput) -> dict[str, Any]:
     """Return the document; ``page/data.js`` reads it."""
     strings = Strings()
     panes = []
@@ -59,7 +59,7 @@ def document(subject: Subject) -> dict[str, Any]:
     return {
         "version": 1,
         "tool": __version__,
-        "source": strings.place(after.source),
+        "source": strings.index(after.source),
         "kind": after.kind,
         "format": after.precision,
         "names": {"roles": ROLES, "stages": STAGES, "precisions": PRECISIONS},
@@ -84,21 +84,21 @@ def _pane(name: str, view: View, strings: Strings) -> dict[str, Any]:
         "name": name,
         "nodes": columns_of_view(view, strings),
         "memory": memory,
-        "peak": [strings.place(peak.id), min(peak.alive, LARGEST)] if peak else None,
+        "peak": [strings.index(peak.id), min(peak.alive, LARGEST)] if peak else None,
     }
 
 
 def _tables(view: View, strings: Strings) -> dict[str, Any]:
-    places = {node.id: place for place, node in enumerate(view.nodes)}
+    indices = {node.id: index for index, node in enumerate(view.nodes)}
     return {
         "ops": [
-            [stage, [[strings.place(op), *row.values()] for op, row in counts.items()]]
+            [stage, [[strings.index(op), *row.values()] for op, row in counts.items()]]
             for stage, counts in ops_by_precision(view.nodes).items()
         ],
-        "casts": [[places[row.id], min(row.bytes, LARGEST)] for row in casts_of(view, view.nodes)],
-        "saved": [places[node.id] for node in saved_of(view.nodes)],
+        "casts": [[indices[row.id], min(row.bytes, LARGEST)] for row in casts_of(view, view.nodes)],
+        "saved": [indices[node.id] for node in saved_of(view.nodes)],
         "costs": [
-            [places[node.id], min(moved, LARGEST)]
+            [indices[node.id], min(moved, LARGEST)]
             for node, moved in largest_of(view, view.nodes)[:_COSTS]
         ],
     }
@@ -115,7 +115,7 @@ def _ranges(ranges: Ranges, strings: Strings) -> dict[str, Any]:
 def _held(held: Mapping[str, Range], strings: Strings) -> list[list[Any]]:
     return [
         [
-            strings.place(name),
+            strings.index(name),
             item.largest_finite,
             item.count,
             item.zeros,
@@ -130,20 +130,20 @@ def _held(held: Mapping[str, Range], strings: Strings) -> list[list[Any]]:
 def _check(check: Check, strings: Strings) -> dict[str, Any]:
     rows = [
         [
-            *(strings.place(row.id), row.error, row.autocast),
+            *(strings.index(row.id), row.error, row.autocast),
             *(row.headroom_bits, row.zeros, row.subnormals),
         ]
         for row in check.nodes.values()
     ]
-    return {"reference": strings.place(check.reference), "rows": rows}
+    return {"reference": strings.index(check.reference), "rows": rows}
 
 
 def _log(log: tuple[RunRow, ...], strings: Strings) -> dict[str, Any]:
-    """Return steps as columns: every skipped one, and as many of the others as a plot can show."""
+    """Return steps as columns: every skipped step, and as many others as a plot can show."""
     every = -(-len(log) // _MOST_STEPS)
     skipped = [row for row in log if row.skipped]
     kept = {id(row) for row in skipped[:_MOST_SKIPS]}
-    rows = [row for place, row in enumerate(log) if place % every == 0 or id(row) in kept]
+    rows = [row for index, row in enumerate(log) if index % every == 0 or id(row) in kept]
     return {
         "steps": len(log),
         "skips": len(skipped),
@@ -151,7 +151,7 @@ def _log(log: tuple[RunRow, ...], strings: Strings) -> dict[str, Any]:
         "loss": [row.loss for row in rows],
         "scale": [row.scale for row in rows],
         "skipped": [
-            [place, _cause(row.cause, strings)] for place, row in enumerate(rows) if row.skipped
+            [index, _cause(row.cause, strings)] for index, row in enumerate(rows) if row.skipped
         ],
     }
 
@@ -160,20 +160,20 @@ def _cause(cause: SkipCause | None, strings: Strings) -> dict[str, Any] | None:
     if cause is None:
         return None
     texts = ("node", "op", "stage", "module", "why")
-    return {name: strings.place(getattr(cause, name)) for name in texts} | {
-        "file": strings.place(shown_file(cause.file)),
+    return {name: strings.index(getattr(cause, name)) for name in texts} | {
+        "file": strings.index(shown_file(cause.file)),
         "line": cause.line,
-        "gradients": [strings.place(name) for name in cause.gradients],
+        "gradients": [strings.index(name) for name in cause.gradients],
         "expected": cause.expected,
     }
 
 
 def _quotes(view: View, strings: Strings) -> list[list[int]]:
-    """Return file, line and text of each line of source that a node comes from."""
-    places = {(node.where.file, node.where.line) for node in view.nodes if node.where.file}
-    quoted = ((file, line, linecache.getline(file, line).strip()) for file, line in sorted(places))
+    """Return file, line and text of each source line that a node comes from."""
+    found = {(node.where.file, node.where.line) for node in view.nodes if node.where.file}
+    quoted = ((file, line, linecache.getline(file, line).strip()) for file, line in sorted(found))
     return [
-        [strings.place(shown_file(file)), line, strings.place(text)]
+        [strings.index(shown_file(file)), line, strings.index(text)]
         for file, line, text in quoted
         if text
     ]

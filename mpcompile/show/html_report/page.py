@@ -1,4 +1,4 @@
-"""The page around a document: one file, with all it needs inside."""
+"""The page around a document: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ SCRIPTS = (
 def render(document: dict[str, Any], title: str) -> str:
     """Return the page as HTML.
 
-    No script runs but ours: the page's policy names the hash of each, and what the document holds
-    is data, read as JSON.
+    Only our scripts can run: the page's policy names the hash of each. The document is data and is
+    read as JSON.
 
     Args:
         document: JSON-ready, see `mpcompile.show.html_report.document.document`.
@@ -39,7 +39,7 @@ def render(document: dict[str, Any], title: str) -> str:
     environment = Environment(
         loader=PackageLoader(_PACKAGE, "page"), autoescape=True, undefined=StrictUndefined
     )
-    # What is not finite is no JSON: better no report than one that does not open.
+    # Numbers that are not finite are not JSON: an error is better than a page that does not open.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     scripts, styles = map(_read, SCRIPTS), map(_read, STYLES)
     parts = {"scripts": list(scripts), "styles": list(styles)}
@@ -58,7 +58,7 @@ def render(document: dict[str, Any], title: str) -> str:
 
 
 def _read(name: str) -> Markup:
-    # Our own files, so no escaping; a test looks whether one of them could end its element.
+    # These are our own files, so no escaping; a test checks that none can close its element.
     return Markup(files(_PACKAGE).joinpath(name).read_text(encoding="utf-8"))
 
 

@@ -1,16 +1,16 @@
 "use strict";
-// The document that mpcompile/html_report/document.py writes, and its graphs.
+// The document that mpcompile/show/html_report/document.py writes, and the graphs in it.
 
 const DOCUMENT = JSON.parse(document.getElementById("document").textContent);
 const { roles: ROLES, stages: STAGES, precisions: PRECISIONS } = DOCUMENT.names;
 
-function stringAt(place) {
-  return DOCUMENT.strings[place];
+function stringAt(index) {
+  return DOCUMENT.strings[index];
 }
 
 class Graph {
-  constructor(pane, place) {
-    this.place = place;
+  constructor(pane, index) {
+    this.index = index;
     this.name = pane.name;
     this.memory = pane.memory;
     this.peak = pane.peak;
@@ -56,7 +56,7 @@ class Graph {
     return this.knownReaders[node];
   }
 
-  // "f32→f16": what a cast makes of what.
+  // "f32→f16": the formats before and after a cast.
   castText(node) {
     const to = this.text("stores", node);
     const source = this.reads(node)[0];
@@ -64,12 +64,12 @@ class Graph {
     return `${from && from !== to ? from : to === "f32" ? "16 bits" : "f32"}→${to}`;
   }
 
-  placeText(node) {
+  sourceText(node) {
     const file = this.text("file", node);
     return file ? `${file}:${this.columns.line[node]}` : "";
   }
 
-  // What the node's type says without its format, which is said beside it.
+  // The node's type without its format, which the page shows next to it.
   shape(node) {
     const type = this.text("type", node);
     const start = type.indexOf("[");
@@ -77,8 +77,8 @@ class Graph {
   }
 
   nodeCalled(id) {
-    this.places ??= new Map(this.columns.id.map((place, node) => [stringAt(place), node]));
-    return this.places.get(id);
+    this.nodes ??= new Map(this.columns.id.map((index, node) => [stringAt(index), node]));
+    return this.nodes.get(id);
   }
 
   // Counts for the head of the page.
@@ -98,11 +98,11 @@ class Graph {
   }
 }
 
-const GRAPHS = DOCUMENT.panes.map((pane, place) => new Graph(pane, place));
+const GRAPHS = DOCUMENT.panes.map((pane, index) => new Graph(pane, index));
 const LAST = GRAPHS[GRAPHS.length - 1];
 const BEFORE = GRAPHS.length > 1 ? GRAPHS[0] : null;
 
-// Per node of the graph before its counterpart after: rather the op than a cast of its result.
+// Per node of the graph before, its counterpart after: the op, rather than a cast of its result.
 const BACK = new Map();
 (DOCUMENT.twins ?? []).forEach((before, after) => {
   const known = BACK.get(before);

@@ -1,19 +1,19 @@
 "use strict";
-// Edges as they are drawn: past what is hidden, and lifted to the members of one group.
+// The drawn edges: they skip hidden nodes, and join the members of one group.
 
 class Edges {
-  // shown(node): whether a node is drawn. What a hidden node reads, its readers read.
+  // shown(node): whether a node is drawn. The readers of a hidden node read its operands.
   constructor(modules, shown) {
     this.modules = modules;
     this.reads = Edges.past(modules.graph, shown);
     this.readers = Array.from({ length: modules.graph.size }, () => []);
     this.inside = new Map();
-    const places = Edges.places(modules);
+    const positions = Edges.positions(modules);
     for (let node = 0; node < modules.graph.size; node++) {
       if (!shown(node)) continue;
       for (const source of this.reads[node]) {
         this.readers[source].push(node);
-        this.lift(source, node, places);
+        this.lift(source, node, positions);
       }
     }
   }
@@ -36,17 +36,17 @@ class Edges {
     return found;
   }
 
-  static places(modules) {
-    const places = new Int32Array(modules.graph.size);
+  static positions(modules) {
+    const positions = new Int32Array(modules.graph.size);
     for (const group of modules.all) {
-      group.members.forEach((member, place) => {
-        if (!(member instanceof Group)) places[member] = place;
+      group.members.forEach((member, position) => {
+        if (!(member instanceof Group)) positions[member] = position;
       });
     }
-    return places;
+    return positions;
   }
 
-  lift(source, reader, places) {
+  lift(source, reader, positions) {
     const { groupOf } = this.modules;
     let from = source, to = reader;
     let left = groupOf[source], right = groupOf[reader];
@@ -56,8 +56,8 @@ class Edges {
       if (deeper <= 0) [to, right] = [right, right.parent];
     }
     if (from === to) return;
-    const start = from instanceof Group ? from.place : places[from];
-    const end = to instanceof Group ? to.place : places[to];
+    const start = from instanceof Group ? from.position : positions[from];
+    const end = to instanceof Group ? to.position : positions[to];
     let counts = this.inside.get(left);
     if (!counts) this.inside.set(left, (counts = new Map()));
     const key = start * left.members.length + end;

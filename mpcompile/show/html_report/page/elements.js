@@ -1,7 +1,7 @@
 "use strict";
-// Elements and texts. Nothing here reads a text as HTML: a name from a model is only ever a text.
+// Elements and texts. No text is read as HTML: a name from a model stays text.
 
-// Makes an element. "onclick" and the like are listeners; null and false children are left out.
+// Makes an element. "onclick" and the like add listeners; null and false children are left out.
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -13,7 +13,7 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-// A text of a model, kept from changing the direction of what stands around it.
+// A text from a model, which cannot change the direction of the text around it.
 function literal(text, kind = "") {
   return element("bdi", { class: kind || null }, text);
 }
@@ -22,7 +22,7 @@ function chip(precision) {
   return element("span", { class: `chip ${precision}` }, precision);
 }
 
-// A button that looks like a link: there are no addresses in this page that a model could name.
+// A button that looks like a link: the page has no addresses that a model could set.
 function link(text, onclick, title = null) {
   return element("button", { class: "link", type: "button", onclick, title }, literal(text));
 }
@@ -54,7 +54,7 @@ function numberText(value) {
   return value >= 1e5 ? value.toExponential(3) : String(Number(value.toPrecision(4)));
 }
 
-// The end of a path says more than its beginning, so the middle of a text is what is left out.
+// Cuts out the middle of a text: the end of a path says more than its beginning.
 function shortened(text, most) {
   if (text.length <= most) return text;
   const tail = Math.floor((most - 1) * 0.6);

@@ -1,9 +1,9 @@
 "use strict";
-// What was measured: per node by the names that the documents use.
+// The measurements: per node, by the names in the measured documents.
 
 const FP16 = { smallest: -24, normal: -14, end: 16, largest: 65504 };
 
-// One row of ranges as an object; exponents are those of powers of two.
+// One row of ranges as an object; its exponents are powers of two.
 function heldOf([name, largest, count, zeros, nonfinite, exponents, counts]) {
   return { name: stringAt(name), largest, count, zeros, nonfinite, exponents, counts };
 }
@@ -24,7 +24,7 @@ const QUOTES = new Map(
 );
 
 // The name under which a node's tensor was measured: ranges are of the forward graph. A cast holds
-// what it converts.
+// the numbers of its operand.
 function measuredName(graph, node) {
   let at = node;
   for (let steps = 0; steps < 8; steps++) {
@@ -46,8 +46,8 @@ function headroom(held) {
 function shareBelow(held, exponent) {
   const others = held.count - held.zeros;
   let below = 0;
-  held.exponents.forEach((known, place) => {
-    if (known < exponent) below += held.counts[place];
+  held.exponents.forEach((known, index) => {
+    if (known < exponent) below += held.counts[index];
   });
   return others ? below / others : 0;
 }
@@ -60,8 +60,8 @@ function summed(held) {
     zeros += item.zeros;
     count += item.count;
     nonfinite += item.nonfinite;
-    item.exponents.forEach((exponent, place) => {
-      found.set(exponent, (found.get(exponent) ?? 0) + item.counts[place]);
+    item.exponents.forEach((exponent, index) => {
+      found.set(exponent, (found.get(exponent) ?? 0) + item.counts[index]);
     });
   }
   const exponents = [...found.keys()].sort((a, b) => a - b);

@@ -1,20 +1,20 @@
 "use strict";
-// One graph on a canvas: groups open and close in place, and only what is open is laid out.
+// One graph on a canvas: groups open and close in it, and only open groups are laid out.
 
-const MOST_DRAWN = 1200; // members on one canvas; beyond, what was opened first is closed
-const FIRST_DRAWN = 40; // members that a fresh page opens to
-const FAR = 220; // from where on an edge bows around what lies between its ends
+const MOST_DRAWN = 1200; // members on one canvas; if there are more, the groups opened first are closed
+const FIRST_DRAWN = 40; // members that are open at the start
+const FAR = 220; // edges longer than this bow around the nodes between their ends
 const HIDDEN = new Set(["view"]);
 
 class Canvas {
-  // told: {select(canvas, member), toggle(canvas, group)}
+  // told: callbacks {select(canvas, member), toggle(canvas, group)}
   constructor(graph, container, told) {
     this.graph = graph;
     this.modules = new Modules(graph);
     this.open = new Set([this.modules.root]);
     this.layouts = new Map();
     this.selected = null;
-    this.exception = null; // a node of a hidden role that is shown because it was asked for
+    this.exception = null; // a node of a hidden role that the user asked to see
     this.openAtFirst();
     this.cy = cytoscape({
       container, elements: [], style: look(), layout: { name: "preset" },
@@ -46,7 +46,7 @@ class Canvas {
     return group.members.filter((member) => this.isShown(member));
   }
 
-  // Opens level by level while there is room; a stage alone is opened in any case.
+  // Opens level by level while there is room; a single stage is always opened.
   openAtFirst() {
     const waiting = [this.modules.root];
     let drawn = 0;
@@ -61,7 +61,7 @@ class Canvas {
     }
   }
 
-  // Opens what is open in another graph.
+  // Opens the groups that are open in another graph.
   mirror(other) {
     const open = [...other.open].map((group) => this.modules.byKey.get(group.key));
     this.open = new Set([this.modules.root, ...open.filter(Boolean)]);
@@ -154,7 +154,7 @@ class Canvas {
 
   draw() {
     const elements = [];
-    this.place(this.modules.root, { x: 0, y: 0 }, elements);
+    this.addGroup(this.modules.root, { x: 0, y: 0 }, elements);
     this.cy.batch(() => {
       this.cy.elements().remove();
       this.cy.add(elements);
@@ -162,11 +162,11 @@ class Canvas {
     this.mark();
   }
 
-  // Adds the elements of an open group whose members' corner is at origin.
-  place(group, origin, elements) {
+  // Adds the elements of an open group; origin is the corner of its members.
+  addGroup(group, origin, elements) {
     const layout = this.layoutOf(group);
     const at = new Map();
-    for (const [member, center] of layout.places) {
+    for (const [member, center] of layout.centers) {
       const position = { x: origin.x + center.x, y: origin.y + center.y };
       const size = this.sizeOf(member);
       at.set(member, position);
@@ -177,16 +177,16 @@ class Canvas {
         x: position.x - inner.width / 2,
         y: position.y - size.height / 2 + SPACE.head + SPACE.pad,
       };
-      this.place(member, inside, elements);
+      this.addGroup(member, inside, elements);
     }
-    layout.edges.forEach((edge, place) => {
+    layout.edges.forEach((edge, index) => {
       const points = edge.points.map((point) => ({ x: origin.x + point.x, y: origin.y + point.y }));
       const bent = segments(at.get(edge.from), at.get(edge.to), points);
       const label = edge.times > 1 ? `×${edge.times}` : "";
       elements.push({
         group: "edges", classes: points.length ? "bent" : "",
         data: {
-          id: `e${group.index}.${place}`, source: this.idOf(edge.from), target: this.idOf(edge.to),
+          id: `e${group.index}.${index}`, source: this.idOf(edge.from), target: this.idOf(edge.to),
           label, z: 10 * group.level + 5, ...bent,
         },
       });
@@ -198,8 +198,8 @@ class Canvas {
   }
 
   memberOf(id) {
-    const place = Number(id.slice(1));
-    return id.startsWith("g") ? this.modules.all[place] : place;
+    const number = Number(id.slice(1));
+    return id.startsWith("g") ? this.modules.all[number] : number;
   }
 
   node(member, position, size, level) {
@@ -219,7 +219,7 @@ class Canvas {
     return { group: "nodes", data: { ...data, label, ...mix(member) }, position, classes: "group" };
   }
 
-  // What stands for a member on the canvas: the outermost closed group around it, or itself.
+  // The element that shows a member: the outermost closed group around it, or the member itself.
   visible(member) {
     let found = member;
     let group = member instanceof Group ? member.parent : this.modules.groupOf[member];
@@ -227,7 +227,7 @@ class Canvas {
     return found;
   }
 
-  // Opens what is around a member, and moves there if it cannot be seen.
+  // Opens the groups around a member, and moves the view there if it is not visible.
   show(member) {
     const hidden = !this.isShown(member);
     if (hidden) {
@@ -253,7 +253,7 @@ class Canvas {
     this.cy.center(element);
   }
 
-  // Shows an open group from its title on, as wide as there is room.
+  // Shows an open group from its title on, as wide as the canvas allows.
   showBox(elements) {
     const box = elements.boundingBox();
     const zoom = Math.min(Math.max((this.cy.width() - 40) / box.w, 0.4), 1);
@@ -261,7 +261,7 @@ class Canvas {
     this.cy.pan({ x: this.cy.width() / 2 - zoom * (box.x1 + box.w / 2), y: 16 - zoom * box.y1 });
   }
 
-  // Marks what is selected, and draws what it really reads and who reads it.
+  // Marks the selection, and draws the edges to its operands and its readers.
   mark() {
     this.cy.batch(() => {
       this.cy.elements(".real").remove();
@@ -298,13 +298,13 @@ class Canvas {
     return { x, y: y - (element.data("height") * zoom) / 2 };
   }
 
-  // Keeps what was clicked under the pointer, though all around it has moved.
+  // Keeps the clicked element under the pointer while everything around it moves.
   holdCorner(member, before) {
     const after = this.cornerOf(member);
     if (before && after) this.cy.panBy({ x: before.x - after.x, y: before.y - after.y });
   }
 
-  // As wide as there is room, from the top: a step is much higher than a screen.
+  // Fits the width, from the top: a step is much higher than a screen.
   fit() {
     this.cy.resize();
     this.showBox(this.cy.elements());

@@ -5,7 +5,7 @@ const DARK = window.matchMedia("(prefers-color-scheme: dark)");
 const FONT = '12px system-ui, "Liberation Sans", "DejaVu Sans", sans-serif';
 const LONGEST_LABEL = 30;
 
-// The colours of page.css, for what is drawn on a canvas.
+// A colour of page.css, for drawing on a canvas.
 function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
@@ -17,7 +17,7 @@ function widthOf(lines, bold = false) {
   return Math.ceil(Math.max(...lines.map((line) => RULER.measureText(line).width)));
 }
 
-// The two lines on a node: what it is, and its format and shape.
+// The two lines on a node: its op, then its format and shape.
 function nodeLines(graph, node) {
   const role = graph.role(node);
   if (role === "cast") return ["cast", shortened(graph.castText(node), LONGEST_LABEL)];
@@ -29,7 +29,7 @@ function nodeLines(graph, node) {
 }
 
 function groupLines(group) {
-  const parts = PRECISIONS.map((name, place) => [group.counts[place], name])
+  const parts = PRECISIONS.map((name, index) => [group.counts[index], name])
     .filter(([count]) => count)
     .map(([count, name]) => `${countText(count)} ${name}`);
   if (group.casts) parts.push(plural(group.casts, "cast"));
@@ -43,15 +43,15 @@ function sizeOfLines(lines, role) {
   return { width: Math.max(width + 2 * side, 64), height: role === "group" ? 46 : 40 };
 }
 
-// A collapsed group is a bar: each precision has as much of it as of the group's ops.
+// A closed group is a bar: the width of each precision is its share of the group's ops.
 function mix(group) {
   const total = group.ops;
   if (!total) return { colors: `${color("other")} ${color("other")}`, stops: "0% 100%" };
   const colors = [], stops = [];
   let start = 0;
-  PRECISIONS.forEach((name, place) => {
-    if (!group.counts[place]) return;
-    const end = start + (100 * group.counts[place]) / total;
+  PRECISIONS.forEach((name, index) => {
+    if (!group.counts[index]) return;
+    const end = start + (100 * group.counts[index]) / total;
     colors.push(color(name), color(name));
     stops.push(`${start}%`, `${end}%`);
     start = end;
@@ -59,7 +59,7 @@ function mix(group) {
   return { colors: colors.join(" "), stops: stops.join(" ") };
 }
 
-// The stylesheet of the canvas, in the colours of the moment.
+// The stylesheet of the canvas, in the current colours.
 function look() {
   const precisions = PRECISIONS.map((name) => ({
     selector: `node.${name}`,

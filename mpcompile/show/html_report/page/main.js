@@ -1,5 +1,5 @@
 "use strict";
-// Puts the parts together: one selection for both graphs, tabs, keys, and the address.
+// Joins the parts: one selection for both graphs, tabs, keys, and the address.
 
 const TABS = ["graph", "tables", "plots"];
 const drawn = new Set(["graph"]);
@@ -9,10 +9,10 @@ function byId(id) {
 }
 
 function canvasOf(graph) {
-  return canvases[graph.place];
+  return canvases[graph.index];
 }
 
-// Selects a node or a group, in the other graph its counterpart, and says what is known of it.
+// Selects a node or a group and its counterpart in the other graph, and shows its facts.
 function select(graph, member) {
   openTab("graph");
   const canvas = canvasOf(graph);
@@ -80,11 +80,11 @@ function head() {
   const after = totals[totals.length - 1];
   const change = (of, text) => (BEFORE ? `${text(of(totals[0], GRAPHS[0]))} → ` : "") + text(of(after, LAST));
   const bar = element("span", { class: "bar", role: "img", "aria-label": "ops by precision" });
-  PRECISIONS.forEach((name, place) => {
-    if (!after.counts[place]) return;
-    const part = element("span", { class: name, title: `${countText(after.counts[place])} ${name}` },
-      after.counts[place] > after.ops / 12 ? `${countText(after.counts[place])} ${name}` : "");
-    part.style.flexGrow = String(after.counts[place]);
+  PRECISIONS.forEach((name, index) => {
+    if (!after.counts[index]) return;
+    const part = element("span", { class: name, title: `${countText(after.counts[index])} ${name}` },
+      after.counts[index] > after.ops / 12 ? `${countText(after.counts[index])} ${name}` : "");
+    part.style.flexGrow = String(after.counts[index]);
     bar.append(part);
   });
   const fact = (name, value) => element("span", { class: "fact" }, element("b", {}, value), ` ${name}`);
@@ -99,13 +99,13 @@ function head() {
 function panes() {
   const titles = { before: "Before", after: BEFORE ? "After" : "The graph" };
   return GRAPHS.map((graph) => {
-    const place = element("div", { class: "canvas", role: "application", "aria-label": `graph ${graph.name}` });
+    const container = element("div", { class: "canvas", role: "application", "aria-label": `graph ${graph.name}` });
     const fit = element("button", { type: "button", onclick: () => canvasOf(graph).fit() }, "Fit");
     const close = element("button", { type: "button", onclick: () => canvasOf(graph).closeAll() }, "Close all");
     byId("panes").append(element("section", { class: "pane", "aria-label": titles[graph.name] },
       element("header", {}, element("h2", {}, titles[graph.name]),
-        element("span", { class: "quiet" }, `${countText(graph.size)} nodes`), fit, close), place));
-    return new Canvas(graph, place, {
+        element("span", { class: "quiet" }, `${countText(graph.size)} nodes`), fit, close), container));
+    return new Canvas(graph, container, {
       select: (canvas, member) => select(canvas.graph, member),
       toggle: (canvas, group) => toggle(canvas.graph, group),
     });
@@ -120,7 +120,7 @@ function openAddress() {
   try {
     called = graph.nodeCalled(decodeURIComponent(id));
   } catch {
-    return; // an address that somebody wrote by hand
+    return; // an address written by hand
   }
   if (called !== undefined) select(graph, called);
 }
@@ -165,7 +165,7 @@ listen();
 if (BEFORE) canvasOf(BEFORE).mirror(canvasOf(LAST));
 for (const canvas of canvases) canvas.fit();
 openAddress();
-// For tests: where a member of a graph is on the screen.
+// For tests: the position of a member of a graph on the screen.
 window.mpreport = {
   canvases,
   position(pane, member) {

@@ -1,10 +1,10 @@
 "use strict";
 // The tree of stages and modules. A member of a group is a node (a number) or a Group.
 
-const DEEPEST = 40; // parts of a module path; what lies deeper shares a group
+const DEEPEST = 40; // parts of a module path; all deeper modules share a group
 const MOST_MEMBERS = 300; // of a group that is laid out at once
-const MOST_ALIKE = 8; // inputs of one kind, or outputs, that stand by themselves
-const PART = 150; // members of each part of a group that has more
+const MOST_ALIKE = 8; // inputs of one kind, or outputs, that are drawn one by one
+const PART = 150; // members of each part of a larger group
 
 class Group {
   constructor(name, parent, key) {
@@ -39,11 +39,11 @@ class Modules {
     const { columns } = this.graph;
     const known = new Map();
     for (let node = 0; node < this.graph.size; node++) {
-      const place = columns.module[node] * STAGES.length + columns.stage[node];
-      let group = known.get(place);
+      const key = columns.module[node] * STAGES.length + columns.stage[node];
+      let group = known.get(key);
       if (!group) {
         group = this.groupAt([STAGES[columns.stage[node]], ...this.parts(node)]);
-        known.set(place, group);
+        known.set(key, group);
       }
       group.members.push(node);
       this.groupOf[node] = group;
@@ -73,7 +73,7 @@ class Modules {
     return group;
   }
 
-  // Joins chains of single modules, puts inputs of one kind together, and cuts what is too much for one picture into parts.
+  // Joins chains of single modules, groups inputs of one kind, and cuts large groups into parts.
   tidy(group) {
     for (const member of group.members) if (member instanceof Group) this.tidy(member);
     if (group.level > 0) group.members = group.members.map((member) => this.plain(member, group));
@@ -81,7 +81,7 @@ class Modules {
     while (group.members.length > MOST_MEMBERS) this.cut(group);
   }
 
-  // A row of a hundred gradients tells nobody anything: as a group of its own it is one box.
+  // Puts many inputs of one kind into one group: a row of a hundred gradients shows nothing.
   gather(group) {
     const kinds = new Map();
     for (const member of group.members) {
@@ -97,14 +97,14 @@ class Modules {
       if (members.length <= MOST_ALIKE || members.length === group.members.length) continue;
       const part = this.part(`${kind} × ${members.length}`, group, `#${kind}`, members);
       const inside = new Set(members);
-      const place = group.members.indexOf(members[0]);
-      group.members[place] = part;
+      const index = group.members.indexOf(members[0]);
+      group.members[index] = part;
       group.members = group.members.filter((member) => !inside.has(member));
       while (part.members.length > MOST_MEMBERS) this.cut(part);
     }
   }
 
-  // Whether an input is read beside it, by an op that reads but few inputs.
+  // Whether an input's reader is in the same group and reads only a few inputs.
   isOwn(input, group) {
     let reader = input;
     for (let steps = 0; steps < DEEPEST; steps++) {
@@ -155,9 +155,9 @@ class Modules {
     group.level = level;
     group.index = this.all.length;
     this.all.push(group);
-    group.members.forEach((member, place) => {
+    group.members.forEach((member, position) => {
       if (!(member instanceof Group)) return;
-      member.place = place;
+      member.position = position;
       this.number(member, level + 1);
     });
   }
@@ -176,7 +176,7 @@ class Modules {
     }
   }
 
-  // Groups from the root's child down to the one that holds a node.
+  // Groups from the root's child down to the group that contains a member.
   path(member) {
     const found = [];
     let group = member instanceof Group ? member : this.groupOf[member];
@@ -185,7 +185,7 @@ class Modules {
   }
 }
 
-// "forward › blocks › 0", without the parts that large groups are cut into.
+// "forward › blocks › 0", without the parts of cut groups.
 function pathText(groups) {
   return groups.filter((group) => !group.isPart).map((group) => group.name).join(" › ");
 }

@@ -1,9 +1,9 @@
 "use strict";
-// The panel: all that is known of the node or the group that is selected.
+// The panel: all facts about the selected node or group.
 
 const MOST_LISTED = 12;
 
-// asked: {select(graph, member), toggle(graph, group)}
+// asked: callbacks {select(graph, member), toggle(graph, group)}
 class Panel {
   constructor(container, asked) {
     this.container = container;
@@ -23,12 +23,12 @@ class Panel {
     this.show(
       element("h2", {}, "Nothing selected"),
       element("p", { class: "quiet" },
-        "Click a module to open it, its title to close it again, and a node to read why it is " +
-        "what it is. Press / to search."),
+        "Click a module to open it, its title to close it, and a node to read the reason for its " +
+        "precision. Press / to search."),
     );
   }
 
-  // modules: of the graph, for the path above the title
+  // modules: those of the graph, for the path above the title
   node(graph, node, modules) {
     const role = graph.role(node);
     this.show(
@@ -54,7 +54,7 @@ class Panel {
 
   group(graph, group, isOpen, modules) {
     const verb = isOpen ? "Close" : "Open";
-    const counts = PRECISIONS.map((name, place) => [name, group.counts[place]])
+    const counts = PRECISIONS.map((name, index) => [name, group.counts[index]])
       .filter(([, count]) => count)
       .map(([name, count]) => [name, element("span", {}, chip(name), ` ${plural(count, "op")}`)]);
     this.show(
@@ -79,7 +79,7 @@ class Panel {
     const parts = groups.flatMap((group) => [
       link(shortened(group.name, 40), () => this.asked.select(graph, group)), " › ",
     ]);
-    return element("nav", { class: "path", "aria-label": "modules around it" }, parts);
+    return element("nav", { class: "path", "aria-label": "enclosing modules" }, parts);
   }
 
   reason(graph, node) {
@@ -113,22 +113,22 @@ class Panel {
   }
 
   source(graph, node) {
-    const place = graph.placeText(node);
-    if (!place) return null;
-    const quote = QUOTES.get(place);
-    return [element("h3", {}, "Source"), element("p", { class: "place" }, literal(place)),
+    const source = graph.sourceText(node);
+    if (!source) return null;
+    const quote = QUOTES.get(source);
+    return [element("h3", {}, "Source"), element("p", { class: "source" }, literal(source)),
       quote && element("pre", {}, literal(quote))];
   }
 
   checked(graph, node) {
     const row = graph === LAST ? CHECKED.get(graph.id(node)) : undefined;
     if (!row) return null;
-    const told = (value) => (value === null ? "cannot be told" : numberText(value));
+    const errorText = (value) => (value === null ? "unknown" : numberText(value));
     return [
       element("h3", {}, "Compared with ", literal(stringAt(DOCUMENT.check.reference))),
       this.table([
-        ["error", told(row.error)],
-        row.autocast !== null && ["autocast's error", told(row.autocast)],
+        ["error", errorText(row.error)],
+        row.autocast !== null && ["autocast's error", errorText(row.autocast)],
         row.headroom !== null && ["headroom", headroomText(row.headroom)],
         ["became zero", shareText(row.zeros)],
         ["subnormal in FP16", shareText(row.subnormals)],
@@ -139,11 +139,11 @@ class Panel {
   measured(graph, node) {
     const name = measuredName(graph, node);
     if (name === null) return null;
-    const parts = [[VALUES.get(name), "What it holds"], [GRADIENTS.get(name), "Its gradient"]];
+    const parts = [[VALUES.get(name), "Its values"], [GRADIENTS.get(name), "Its gradient"]];
     return parts.filter(([held]) => held).flatMap(([held, title]) => {
-      const place = element("div", { class: "plot small" });
+      const box = element("div", { class: "plot small" });
       requestAnimationFrame(() => {
-        if (place.isConnected) this.plots.push(histogram(place, held, 130));
+        if (box.isConnected) this.plots.push(histogram(box, held, 130));
       });
       return [
         element("h3", {}, title, element("span", { class: "quiet" },
@@ -156,7 +156,7 @@ class Panel {
           ["below 2⁻¹⁴", shareText(shareBelow(held, FP16.normal))],
           held.nonfinite > 0 && ["not finite", countText(held.nonfinite)],
         ].filter(Boolean)),
-        place,
+        box,
       ];
     });
   }

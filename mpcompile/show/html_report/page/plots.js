@@ -1,5 +1,5 @@
 "use strict";
-// Plots by uPlot. FP16's window is drawn wherever powers of two are an axis.
+// Plots by uPlot. FP16's range is shaded on every axis of powers of two.
 
 const AXIS = () => ({
   stroke: color("quiet"), grid: { stroke: color("grid"), width: 1 }, ticks: { stroke: color("grid") },
@@ -11,7 +11,7 @@ function powerText(exponent) {
   return `2${[...String(exponent)].map((digit) => digits[digit] ?? digit).join("")}`;
 }
 
-// Shades what FP16 holds: between its smallest and its largest number, darker where it is normal.
+// Shades FP16's range, from its smallest to its largest number, darker where numbers are normal.
 function fp16Window(axis) {
   const across = axis === "x";
   return {
@@ -38,12 +38,12 @@ function sized(container, height) {
   return { width: Math.max(container.clientWidth, 120), height };
 }
 
-// Numbers per power of two of one tensor, or of many.
+// How many numbers have each power of two, in one tensor or in many.
 function histogram(container, held, height) {
   const first = Math.min(FP16.smallest - 3, ...held.exponents);
   const last = Math.max(FP16.end + 1, ...held.exponents);
-  const exponents = Array.from({ length: last - first + 1 }, (_, place) => first + place);
-  const counts = new Map(held.exponents.map((exponent, place) => [exponent, held.counts[place]]));
+  const exponents = Array.from({ length: last - first + 1 }, (_, index) => first + index);
+  const counts = new Map(held.exponents.map((exponent, index) => [exponent, held.counts[index]]));
   const others = held.count - held.zeros || 1;
   const shares = exponents.map((exponent) => (100 * (counts.get(exponent) ?? 0)) / others);
   const every = height < 200 ? 16 : 8;
@@ -68,7 +68,7 @@ function histogram(container, held, height) {
   }, [exponents, shares], container);
 }
 
-// From the least to the largest power of two of every tensor, in the order in which they are made.
+// From the smallest to the largest power of two of every tensor, in the order of execution.
 function rangesPlot(container, held, opened) {
   const kept = held.filter((item) => item.exponents.length);
   const low = kept.map((item) => item.exponents[0]);
@@ -79,19 +79,19 @@ function rangesPlot(container, held, opened) {
         const { ctx, bbox } = plot;
         ctx.save();
         ctx.lineWidth = Math.max(1, Math.min(6, (0.6 * bbox.width) / kept.length));
-        kept.forEach((item, place) => {
-          const x = plot.valToPos(place, "x", true);
-          ctx.strokeStyle = color(high[place] >= FP16.end ? "danger" : "bar");
+        kept.forEach((item, index) => {
+          const x = plot.valToPos(index, "x", true);
+          ctx.strokeStyle = color(high[index] >= FP16.end ? "danger" : "bar");
           ctx.beginPath();
-          ctx.moveTo(x, plot.valToPos(low[place], "y", true));
-          ctx.lineTo(x, plot.valToPos(high[place], "y", true));
+          ctx.moveTo(x, plot.valToPos(low[index], "y", true));
+          ctx.lineTo(x, plot.valToPos(high[index], "y", true));
           ctx.stroke();
         });
         ctx.restore();
       }],
     },
   };
-  const name = (place) => (place === null ? "–" : shortened(kept[place].name, 60));
+  const name = (index) => (index === null ? "–" : shortened(kept[index].name, 60));
   const plot = new uPlot({
     ...sized(container, 300), cursor: { drag: { x: true, y: false } },
     scales: { x: { time: false, range: (_, from, to) => [from - 1, to + 1] }, y: { range: (_, from, to) => [Math.min(from, FP16.smallest) - 2, Math.max(to, FP16.end) + 2] } },
@@ -105,7 +105,7 @@ function rangesPlot(container, held, opened) {
       { ...AXIS(), size: 54, incrs: [1, 2, 4, 8, 16, 32], values: (_, ticks) => ticks.map(powerText) },
     ],
     plugins: [fp16Window("y"), bars],
-  }, [kept.map((_, place) => place), low, high], container);
+  }, [kept.map((_, index) => index), low, high], container);
   plot.over.addEventListener("click", () => {
     const { idx } = plot.cursor;
     if (idx !== null && idx !== undefined) opened(kept[idx].name);
@@ -113,13 +113,13 @@ function rangesPlot(container, held, opened) {
   return plot;
 }
 
-// Bytes alive over the step, before and after.
+// The bytes alive over the step, before and after.
 function memoryPlot(container) {
   const count = Math.max(...GRAPHS.map((graph) => graph.memory.length));
-  const at = Array.from({ length: count }, (_, place) => (100 * place) / Math.max(count - 1, 1));
-  const series = GRAPHS.map((graph) => at.map((_, place) => {
+  const at = Array.from({ length: count }, (_, index) => (100 * index) / Math.max(count - 1, 1));
+  const series = GRAPHS.map((graph) => at.map((_, index) => {
     const columns = graph.memory;
-    return columns.length ? columns[Math.floor((place * columns.length) / count)][0] : null;
+    return columns.length ? columns[Math.floor((index * columns.length) / count)][0] : null;
   }));
   return new uPlot({
     ...sized(container, 240), cursor: { drag: { x: false, y: false } },
@@ -147,8 +147,8 @@ function runPlot(container, label, values, log, logarithmic) {
       draw: [(plot) => {
         const { ctx, bbox } = plot;
         ctx.save();
-        for (const [place, cause] of skipped) {
-          const x = plot.valToPos(log.step[place], "x", true);
+        for (const [index, cause] of skipped) {
+          const x = plot.valToPos(log.step[index], "x", true);
           if (x < bbox.left || x > bbox.left + bbox.width) continue;
           ctx.strokeStyle = ctx.fillStyle = color(cause?.expected ? "quiet" : "danger");
           ctx.setLineDash([4, 4]);

@@ -1,15 +1,15 @@
 "use strict";
-// Search over ids, ops, modules and places in the source; all words have to occur.
+// Search over ids, ops, modules and source positions; all words must occur.
 
 const MOST_FOUND = 60;
 
 class Finder {
-  // canvases: whose modules are found, too
+  // canvases: the search finds their modules, too
   constructor(canvases) {
     this.canvases = canvases;
   }
 
-  // [{graph, member, text}], of the graph after first.
+  // [{graph, member, text}], the graph after first.
   find(query) {
     this.known ??= this.canvases.slice().reverse().flatMap((canvas) => this.entries(canvas));
     const words = query.toLowerCase().split(/\s+/).filter(Boolean);
@@ -32,10 +32,10 @@ class Finder {
       }));
     const nodes = [];
     for (let node = 0; node < graph.size; node++) {
-      // What is in both graphs is found in the one after.
+      // A node in both graphs is found only in the graph after.
       if (graph === BEFORE && twinOf(graph, node) !== undefined) continue;
       const parts = [
-        graph.id(node), graph.text("op", node), graph.text("module", node), graph.placeText(node),
+        graph.id(node), graph.text("op", node), graph.text("module", node), graph.sourceText(node),
         graph.precision(node), graph.role(node), graph.stage(node),
       ];
       nodes.push({ graph, member: node, text: parts.join("\n").toLowerCase() });
@@ -44,7 +44,7 @@ class Finder {
   }
 }
 
-// The field and its list; chosen(graph, member) is told.
+// The search field and its list; chosen(graph, member) is the callback for a choice.
 class Search {
   constructor(field, list, finder, chosen) {
     Object.assign(this, { field, list, finder, chosen });
@@ -65,12 +65,12 @@ class Search {
     const head = element("li", { class: "quiet", role: "presentation" },
       count > found.length ? `${countText(count)} found, the first ${found.length}` :
         count ? `${countText(count)} found` : "nothing found");
-    this.list.replaceChildren(head, ...found.map((entry, place) => this.item(entry, place)));
+    this.list.replaceChildren(head, ...found.map((entry, index) => this.item(entry, index)));
     this.mark();
   }
 
-  item({ graph, member }, place) {
-    const chosen = () => this.choose(place);
+  item({ graph, member }, index) {
+    const chosen = () => this.choose(index);
     if (member instanceof Group) {
       return element("li", { role: "option", onclick: chosen },
         element("span", { class: "tag" }, "module"), " ",
@@ -99,14 +99,14 @@ class Search {
   }
 
   mark() {
-    [...this.list.querySelectorAll("[role=option]")].forEach((item, place) => {
-      item.setAttribute("aria-selected", String(place === this.at));
-      if (place === this.at) item.scrollIntoView({ block: "nearest" });
+    [...this.list.querySelectorAll("[role=option]")].forEach((item, index) => {
+      item.setAttribute("aria-selected", String(index === this.at));
+      if (index === this.at) item.scrollIntoView({ block: "nearest" });
     });
   }
 
-  choose(place) {
-    const { graph, member } = this.found[place];
+  choose(index) {
+    const { graph, member } = this.found[index];
     this.close();
     this.field.blur();
     this.chosen(graph, member);

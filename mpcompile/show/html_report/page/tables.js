@@ -1,17 +1,17 @@
 "use strict";
-// The tables, as mpcompile/inspection/tables.py counts them; each row leads to its node.
+// The tables, as mpcompile/show/tables.py counts them; each row links to its node.
 
 const ROWS_AT_ONCE = 25;
 
-// A table that grows by a button. columns: [[title, class]]; make(item) returns the cells.
+// A table with a button for more rows. columns: [[title, class]]; make(item) returns the cells.
 function growing(title, note, columns, items, make, opened) {
   const body = element("tbody");
   const more = element("button", { type: "button", class: "more" });
   let shown = 0;
   const grow = (count) => {
     for (const item of items.slice(shown, shown + count)) {
-      const cells = make(item).map((cell, place) =>
-        element("td", { class: columns[place][1] || null }, cell));
+      const cells = make(item).map((cell, index) =>
+        element("td", { class: columns[index][1] || null }, cell));
       body.append(element("tr", {}, cells));
     }
     shown = Math.min(shown + count, items.length);
@@ -32,7 +32,7 @@ function growing(title, note, columns, items, make, opened) {
 }
 
 class Tables {
-  // selected(graph, node): a row was clicked
+  // selected(graph, node): callback for a click on a row
   constructor(container, selected) {
     this.selected = selected;
     const { ops, casts, saved, costs } = DOCUMENT.tables;
@@ -43,7 +43,7 @@ class Tables {
   }
 
   ops(stage, rows) {
-    const used = PRECISIONS.filter((_, place) => rows.some((row) => row[place + 1]));
+    const used = PRECISIONS.filter((_, index) => rows.some((row) => row[index + 1]));
     const total = rows.reduce((sum, row) => sum + row.slice(1).reduce((a, b) => a + b, 0), 0);
     const columns = [["op", "text"], ...used.map((name) => [chip(name), "number"])];
     const cells = (row) => [
@@ -52,7 +52,7 @@ class Tables {
     ];
     const sums = used.map((name) =>
       rows.reduce((sum, row) => sum + row[PRECISIONS.indexOf(name) + 1], 0));
-    const note = used.map((name, place) => `${countText(sums[place])} ${name}`).join(", ");
+    const note = used.map((name, index) => `${countText(sums[index])} ${name}`).join(", ");
     return growing(`${stage}: ${plural(total, "op")}`, note, columns, rows, cells, 14);
   }
 
@@ -62,9 +62,9 @@ class Tables {
 
   where(node) {
     const module = LAST.text("module", node);
-    const place = LAST.placeText(node).split("/").pop();
-    return [literal(shortened(module, 50)), module && place ? " " : "",
-      element("span", { class: "quiet" }, literal(shortened(place, 40)))];
+    const source = LAST.sourceText(node).split("/").pop();
+    return [literal(shortened(module, 50)), module && source ? " " : "",
+      element("span", { class: "quiet" }, literal(shortened(source, 40)))];
   }
 
   casts(rows) {
