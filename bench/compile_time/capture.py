@@ -52,7 +52,7 @@ STAGES: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
         ),
     ),
     (pipeline, "differentiate", ("differentiate",)),
-    (pipeline, "trace_update", ("trace the update",)),
+    (pipeline, "update_of", ("trace the update",)),
     (pipeline, "join", ("join the graphs",)),
 )
 
