@@ -1,4 +1,4 @@
-"""What goes wrong, said in one sentence: what, where in the user's file, what to do."""
+"""Errors, each one sentence: what is wrong, where in the user's file, what to do."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import ClassVar
 class CompileError(Exception):
     """A refusal a user can act on.
 
-    A part that is not known is None. An empty one is refused, because the sentence would begin or
-    end with nothing.
+    An unknown part is None. An empty part is refused, because the sentence would begin or end
+    with nothing.
 
     Attributes:
         what: what is wrong, without a full stop.
-        where: ``file:line`` in the user's own file, a module path, or None if no place is known.
+        where: ``file:line`` in the user's own file, a module path, or None if neither is known.
         fix: what to do about it, as an imperative, or None if there is nothing to do.
     """
 
@@ -39,7 +39,7 @@ class CompileError(Exception):
 
 
 class CheckFailed(CompileError):
-    """A comparison the user asked for came out wrong (exit code 1)."""
+    """A comparison that the user requested has failed (exit code 1)."""
 
     exit_code = 1
 
@@ -63,7 +63,7 @@ class LostProcess(CompileError):
 
 
 class Defect(Exception):
-    """A rule that mpcompile sets itself is broken, whatever a user gave (exit code 70)."""
+    """A rule of mpcompile itself is broken, independent of the user's input (exit code 70)."""
 
 
 class DamagedCheckpoint(UserWarning):
@@ -71,7 +71,7 @@ class DamagedCheckpoint(UserWarning):
 
 
 class UntriedTorch(UserWarning):
-    """The version of torch is outside the range that this package was tried on."""
+    """The version of torch is outside the range that this package was tested with."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -81,10 +81,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text whose control characters are written out, fit for a terminal."""
+    """Return a text with its control characters escaped, safe for a terminal."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def from_here(text: str) -> str:
-    """Return a text whose files below the working folder are named from there, as people do."""
+    """Return a text with files below the working folder as paths relative to it."""
     return text.replace(f"{Path.cwd()}{os.sep}", "")

@@ -1,6 +1,6 @@
-"""The application: a function a command, which hands typed options to what does the work.
+"""The application: one function per command, which passes typed options to the command's code.
 
-Small files that flags name are read before the work is loaded, so that a wrong one is told at once.
+Small files named by flags are read before that code is loaded, so that errors are reported early.
 """
 
 from __future__ import annotations

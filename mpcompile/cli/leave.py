@@ -18,8 +18,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     code = exit_code(sys.argv[1:] if arguments is None else arguments)
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        # Threads of gloo can outlive their group and abort a process that has done its work (seen
-        # with torch 2.13); torchrun would take that for a failure and start all over.
+        # Threads of gloo can outlive their group and abort a process that has finished its work
+        # (seen with torch 2.13); torchrun would see a failure and start all processes again.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -38,7 +38,7 @@ def exit_code(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _say("interrupted", 130)
     except BrokenPipeError:
-        # The reader of a pipe left (| head): not worth a word; keep Python from complaining too.
+        # The reader of a pipe has closed it (| head): print no message, and let Python print none.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:

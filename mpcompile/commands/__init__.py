@@ -1,12 +1,12 @@
-"""What the commands do, a file a command.
+"""The work of the commands, one file per command.
 
-In come options that the command line has read (`mpcompile.options`) and the name of a program, a
-model or a plan; out go sentences on the terminal, documents and an exit code. `plan_inputs`
-and ``load_*.py`` read what a command is given, `terminal` speaks to people.
+Input: options that the command line has read (`mpcompile.options`) and the name of a program, a
+model or a plan. Output: sentences on the terminal, documents and an exit code. `plan_inputs` and
+``load_*.py`` read the inputs of a command, `terminal` prints for people.
 
-A file is loaded on first use, so that a command loads what it needs and no more: help, wrong flags
-and ONNX files need no torch. It is used as ``commands.check.check(...)``, which type checkers and
-the linter of layers follow. No other file of the package loads one of its own late.
+A file is loaded on first use, so that a command loads only the modules it needs: help, wrong flags
+and ONNX files need no torch. Callers write ``commands.check.check(...)``, which type checkers and
+the linter of layers follow. No other file of the package loads its modules late.
 """
 
 from __future__ import annotations

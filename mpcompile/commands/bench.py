@@ -26,21 +26,21 @@ COMPARED = {
     "compiled": "torch.compile",
     "ours": "mpcompile",
 }
-"""The variants, and what a person calls them; torch.compile is with autocast too."""
+"""The variants and their names in the table; torch.compile runs with autocast too."""
 
 LIMIT = 3600.0
-"""Seconds after which one variant is ended."""
+"""Seconds after which a variant is stopped."""
 
 
 def bench(source: str, options: BenchOptions) -> None:
     """Time a workload's step in each of `COMPARED`, print a table, write JSON.
 
     Each variant runs in a process of its own (`mpcompile.speed.side_by_side`), so the user's file
-    is executed once a variant, and once here to say at once what is wrong with it.
+    is executed once per variant, and once here to report its errors early.
 
     Raises:
         BadInput: an argument or the workload is wrong.
-        CheckFailed: a variant failed; the others are printed.
+        CheckFailed: a variant failed; the results of the others are printed.
     """
     steps, warmup = options.steps, options.warmup
     if steps < 2:
@@ -80,11 +80,11 @@ ROWS: tuple[tuple[str, str, float, str], ...] = (
     ("memory / least", "memory_of_best_peer", 1, ".2f"),
     ("setup / compile's", "setup_of_compiled", 1, ".2f"),
 )
-"""What the table says, by which key of a summary, in which unit and format."""
+"""Rows of the table: title, key in a summary, unit and format."""
 
 
 def table_of(found: dict[str, Found], title: str) -> Table:
-    """Return a column a variant; what failed has no numbers."""
+    """Return a table with one column per variant; a failed variant has no numbers."""
     table = Table("", title=title, title_justify="left")
     for name in found:
         table.add_column(COMPARED[name], justify="right")
@@ -95,7 +95,7 @@ def table_of(found: dict[str, Found], title: str) -> Table:
 
 
 def device_of(workload: Workload) -> str:
-    """Return where a workload trains: ``"cpu"`` or ``"cuda"``.
+    """Return the device a workload trains on: ``"cpu"`` or ``"cuda"``.
 
     Raises:
         BadInput: it has no loss, or is on another device.
@@ -111,13 +111,13 @@ def device_of(workload: Workload) -> str:
 
 
 def samples(workload: Workload) -> int:
-    """Return the samples of a batch: the first size of its first tensor, or 1."""
+    """Return the number of samples in a batch: the first size of its first tensor, or 1."""
     sizes = getattr(workload.batch[0], "shape", ()) if workload.batch else ()
     return int(sizes[0]) if sizes else 1
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Time one variant in this process and print what was measured as JSON."""
+    """Time one variant in this process and print the measurements as JSON."""
     parser = argparse.ArgumentParser(prog="python -m mpcompile.commands.bench")
     parser.add_argument("source")
     parser.add_argument("variant", choices=VARIANTS)

@@ -1,4 +1,4 @@
-"""``mpcompile calibrate model.py``: measure in FP32 what each tensor holds."""
+"""``mpcompile calibrate model.py``: measure in FP32 the range of each tensor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mpcompile.show.summary import print_ranges
 
 
 def calibrate(source: str, options: CalibrateOptions) -> None:
-    """``mpcompile calibrate model.py``: measure, print the nearest to danger, write the ranges."""
+    """Measure, print the tensors nearest to overflow or underflow, write the ranges."""
     console = open_terminal(options.json)
     file = options.output or Path(f"{source_name(source)}.ranges.json")
     check_file(file, options.force)

@@ -1,4 +1,4 @@
-"""``mpcompile check``: every tensor of a step beside FP64 and eager autocast."""
+"""``mpcompile check``: compare every tensor of a step with FP64 and eager autocast."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _SHOWN = 10
 
 
 def check(source: str, options: CheckOptions, inputs: PlanInputs) -> None:
-    """Print how far each tensor of forward and backward is from FP64; fail at the first too far.
+    """Print each tensor's error against FP64, forward and backward; fail if one is too large.
 
     Args:
         source: a program with a loss.
-        options: the tolerance is that of `mpcompile.numerics.node_errors.NodeError.fails`; after
-            the steps the loss scale is found on each batch compared.
-        inputs: how it is planned.
+        options: `mpcompile.numerics.node_errors.NodeError.fails` defines the tolerance; after
+            the steps the loss scale is found on each compared batch.
+        inputs: settings, plan and ranges for the planner.
 
     Raises:
         BadInput: an argument is wrong, or the program does not train.
@@ -126,14 +126,14 @@ def _tables(
     if failed:
         yield f"over the tolerance: the first {min(_SHOWN, len(failed))}", failed[:_SHOWN]
     for stage in ("forward", "backward"):
-        made = [row for row in rows if row.stage == stage and row.own]  # the others hand it on
+        made = [row for row in rows if row.stage == stage and row.own]  # the others pass errors on
         by_error = sorted(made, key=lambda row: -_excess(row))[:_SHOWN]
         if by_error and not failed:
             yield f"{stage}: farthest from FP64", by_error
 
 
 def _excess(row: NodeError) -> float:
-    """Return the error, or 0 where FP32 is far off too: nobody learns from noise."""
+    """Return the error, or 0 where FP32 is far off too: such an error is noise."""
     return row.error if row.error > row.explained or row.full < 1e-4 else 0.0
 
 
@@ -152,7 +152,7 @@ def _cells(row: NodeError) -> list[str | Text]:
 
 
 def _number(error: float) -> str:
-    """Write it in one digit: ``9e-4``."""
+    """Write an error with one digit: ``9e-4``."""
     if not error or not isfinite(error):
         return "inf" if error else "0"
     digit, _, power = f"{error:.0e}".partition("e")
@@ -191,7 +191,7 @@ def _advice(row: NodeError) -> str | None:
 
 
 def _document(row: NodeError) -> dict[str, Any]:
-    """Return a row as JSON, which has no infinity: such a number is null."""
+    """Return a row as JSON, which has no infinity: an infinite number becomes null."""
     return {
         name: value if not isinstance(value, float) or isfinite(value) else None
         for name, value in asdict(row).items()

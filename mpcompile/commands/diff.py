@@ -1,4 +1,4 @@
-"""``mpcompile diff``: what changed between two plans, programs, models or policies."""
+"""``mpcompile diff``: changes between two plans, programs, models or policies."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SAME, DIFFERENT = 0, 1
 
 
 def diff(old: str, new: str, options: DiffOptions) -> int:
-    """Print what changed between two sides; return 0 if nothing did, else 1.
+    """Print the changes between two sides; return 0 if there are none, else 1.
 
     Args:
         old: a plan.json, a folder that mpcompile has written, a program or an ``.onnx`` file; the
-            last two are planned, by the settings here or by what stands behind an ``@``: a level,
+            last two are planned, with the settings of this folder or those after an ``@``: a level
             or a ``.toml`` file with ``[tool.mpcompile]``.
-        new: another.
-        options: where the document goes.
+        new: the other side.
+        options: where the document is written.
 
     Raises:
         BadInput: a side is none of these.

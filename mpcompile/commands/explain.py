@@ -1,4 +1,4 @@
-"""``mpcompile explain``: why a node is what it is, in sentences."""
+"""``mpcompile explain``: say in sentences why a node has its precision."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def explain(
     Args:
         source: see `mpcompile.commands.load_view.load_view`.
         names: nodes, casts or modules.
-        options: where the document goes.
-        inputs: how a program is planned; its ranges also say what an op holds.
+        options: where the document is written.
+        inputs: how a program is planned; its ranges also give the numbers that an op holds.
 
     Raises:
-        BadInput: there is no name, or nothing has it.
+        BadInput: there is no name, or no node, cast or module has it.
     """
     if not names:
         raise BadInput("nothing to explain was named", fix="name an op, a node or a module")
     console = open_terminal(options.json)
-    # Ranges say more of what is only read, but do not decide about it.
+    # Ranges add facts about a source that is only read, but decide nothing there.
     deciding = inputs if is_program(source) else replace(inputs, ranges=None)
     opened = load_view(source, deciding, console)
     subject = _subject(opened, source, inputs)
@@ -63,7 +63,7 @@ def _subject(opened: Opened, source: str, inputs: PlanInputs) -> ExplainInput:
         def otherwise(op: str, full: bool) -> Plan:
             return decide(_asked(made.flow, op, full), precision, given, ranges)
 
-        # What is given decides before any wish, so nothing can be asked of it.
+        # A plan that is given decides before any wish, so no other choice can be tried on it.
         return ExplainInput(view, planned, made.plan, ranges, otherwise if given is None else None)
     noted = any(node.reason for node in view.nodes)
     if view.kind == "onnx" and not noted:
@@ -72,7 +72,7 @@ def _subject(opened: Opened, source: str, inputs: PlanInputs) -> ExplainInput:
 
 
 def _model(opened: Opened, source: str, inputs: PlanInputs) -> ExplainInput:
-    """Return what would become of a model that nobody has rewritten."""
+    """Return the rows of a model as a rewrite would change it."""
     policy, ranges = inputs.settings.policy, inputs.ranges
     prepared = prepare(read_model(Path(source)), policy, policy.precision, Target.ANY)
     plan = decide(prepared.flow, policy.precision, None, ranges)
@@ -84,7 +84,7 @@ def _model(opened: Opened, source: str, inputs: PlanInputs) -> ExplainInput:
 
 
 def _asked(flow: Dataflow, op: str, full: bool) -> Dataflow:
-    """Return a graph in which the user asks for an op to be FP32, or 16 bits."""
+    """Return a graph in which the user requests FP32, or 16 bits, for an op."""
     wish = Wish.FULL if full else Wish.HALF
     ops = tuple(
         replace(item, wish=wish, overridden=True) if item.id == op else item for item in flow.ops

@@ -56,7 +56,7 @@ def _forward(
     workload = load(source)
     with console.status("exporting"), warnings_on_one_line():
         policy = inputs.settings.policy
-        # No CPU has kernels for BF16, so that who asks for it asks for a GPU.
+        # No CPU has kernels for BF16, so a request for BF16 is a request for a GPU.
         target = Target.CUDA if policy.precision is Precision.BF16 else Target.ANY
         done = export_forward(
             workload,

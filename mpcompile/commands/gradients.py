@@ -1,4 +1,4 @@
-"""``mpcompile gradients``: exponents, what FP16 loses, the loss scale, and vanishing updates."""
+"""``mpcompile gradients``: exponents, underflow in FP16, loss scale, vanishing updates."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ _PICTURES = ("svg", "png")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the command says.
+    """The results of the command.
 
     Attributes:
-        batches: how many were measured.
-        gradients: those that FP16 would hold.
-        scale: the recommended loss scale; None if all gradients are zero, or none is in FP16.
+        batches: how many batches were measured.
+        gradients: the gradients that FP16 would hold.
+        scale: the recommended loss scale; None if all gradients are zero or none is in FP16.
         underflows: where gradients begin to underflow without a scale.
-        updates: per trained parameter.
-        steps: how many updates were looked at.
+        updates: the updates, per trained parameter.
+        steps: how many updates were measured.
     """
 
     batches: int
@@ -67,7 +67,7 @@ class Found:
     steps: int
 
     def held(self) -> dict[str, Range]:
-        """Return what gradients held together, by activations and by weights."""
+        """Return the joint range of the gradients of activations, and of weights."""
         return {
             "activations": joined(item for item in self.gradients if not item.weight),
             "weights": joined(item for item in self.gradients if item.weight),
@@ -79,8 +79,8 @@ def gradients(source: str, options: GradientsOptions, inputs: PlanInputs) -> Non
 
     Args:
         source: a program.
-        options: how much is measured, and where it goes.
-        inputs: how it is planned; ranges decide, and nothing is measured besides them.
+        options: how much is measured, and where the results are written.
+        inputs: how it is planned; given ranges decide, and none are measured in addition.
 
     Raises:
         BadInput, CannotCapture: the program or an argument is wrong.
@@ -175,7 +175,7 @@ def _print_plots(found: Found, console: Console) -> None:
 
 
 def _sentences(found: Found) -> list[str]:
-    """Return what is lost without a scale, the recommended one, and what is lost with it."""
+    """Return the loss without a scale, the recommended scale, and the loss with it."""
     sentences = [
         f"{_named(item)} is not finite in {item.held.nonfinite:,} of {item.held.count:,} numbers "
         "in FP32 already; no loss scale mends that."
@@ -213,7 +213,7 @@ def _sentences(found: Found) -> list[str]:
 
 
 def _lost(both: dict[str, Range], scale: float) -> str:
-    """Say per kind of gradient which shares FP16 loses."""
+    """Say per kind of gradient which share FP16 loses."""
     parts = []
     for name, held in both.items():
         if held.count:

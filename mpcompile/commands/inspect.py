@@ -1,4 +1,4 @@
-"""``mpcompile inspect``: what runs in which precision, and the least time a step can take."""
+"""``mpcompile inspect``: the precision of each op, and the least time a step can take."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ _SHOWN, _WIDEST = 10, 100
 
 
 def inspect(source: str, options: InspectOptions, inputs: PlanInputs) -> None:
-    """Print what runs in which precision, what is cast and kept, and what it costs.
+    """Print the precision of each op, the casts, the kept tensors, and the costs.
 
     Args:
         source: see `mpcompile.commands.load_view.load_view`.
-        options: which nodes, and how; a device is a name of `DEVICES`, ``cpu``, which is measured,
-            or ``all`` for every one of `DEVICES`.
+        options: which nodes, and how; a device is a name in `DEVICES`, ``cpu``, which is measured,
+            or ``all`` for every device in `DEVICES`.
         inputs: how a program is planned.
     """
     csv = options.format == "csv"

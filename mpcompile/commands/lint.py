@@ -34,12 +34,12 @@ CLEAN, FOUND = 0, 1
 
 
 def lint(source: str, options: LintOptions, inputs: PlanInputs) -> int:
-    """Look at a program, print what is found, and return the exit code.
+    """Check a program, print the findings, and return the exit code.
 
     Args:
         source: a file, ``package.module:name``, or an ``.onnx`` file.
         options: which findings, and how they are printed.
-        inputs: how it is planned; the settings say which findings are wanted, too.
+        inputs: how it is planned; the settings also say which findings are wanted.
 
     Raises:
         BadInput, CannotCapture: the program or an argument is wrong.
@@ -67,7 +67,7 @@ def lint(source: str, options: LintOptions, inputs: PlanInputs) -> int:
 
 
 def print_rules() -> None:
-    """Print all rules, a line each."""
+    """Print all rules, one per line."""
     for rule in RULES:
         sys.stdout.write(f"{rule.id}  {rule.severity.value:7}  {rule.name:24}  {rule.line}\n")
 
@@ -88,7 +88,7 @@ def _selection(own: LintSettings, options: LintOptions) -> RuleSelection:
     chosen = _split(options.select)
     ignored = _split(options.ignore)
     RuleSelection(chosen, ignored).check(known, "the command line")
-    # As with ruff: --select starts anew, --ignore adds.
+    # As with ruff: --select replaces the selection, --ignore adds to it.
     return RuleSelection(
         chosen or own.select, ignored if chosen else (*own.ignore, *ignored), modules
     )
@@ -99,7 +99,7 @@ def _split(selectors: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _program(source: str, inputs: PlanInputs) -> Program:
-    # Only one of them is loaded: a model as an ONNX file does not wait for torch.
+    # Only one of the two is loaded: an ONNX file does not wait for torch.
     onnx = source.endswith(".onnx")
     read = linter.onnx_program.read_program if onnx else linter.torch_program.read_program
     settings = inputs.settings

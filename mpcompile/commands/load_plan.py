@@ -1,4 +1,4 @@
-"""The plan of a program or an ONNX model, by settings."""
+"""Load the plan of a program or an ONNX model, made with given settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_plan(source: str, settings: Settings, console: Console) -> Plan:
     """Return the plan of a program, or of an ``.onnx`` file for any target.
 
     Raises:
-        BadInput, CannotCapture: it is neither.
+        BadInput, CannotCapture: the source is neither.
     """
     if source.endswith(".onnx"):
         wanted = settings.policy

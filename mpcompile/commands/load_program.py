@@ -15,7 +15,7 @@ from mpcompile.step.transformed import Choices, Transformed
 def load_program(
     source: str, inputs: PlanInputs, console: Console, loop: Loop = PLAIN
 ) -> Transformed:
-    """Load a program and transform it as it is told, with each warning on one line."""
+    """Load a program and transform it by its inputs, with each warning on one line."""
     settings, plan = inputs.settings, inputs.plan
     workload = load(source)
     with console.status("transforming"), warnings_on_one_line():

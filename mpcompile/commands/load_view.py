@@ -1,4 +1,4 @@
-"""What a person may ask to look at: a program, an ONNX model, a plan, an artifact folder."""
+"""Open a source that a person can look at: a program, ONNX model, plan or artifact folder."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mpcompile.step.transformed import Transformed
 
 @dataclass(frozen=True)
 class Opened:
-    """What was opened.
+    """An opened source.
 
     Attributes:
         view: its rows.
-        made: the program behind it; None of a model, a plan or a folder.
+        made: the transformed program; None for a model, a plan or a folder.
     """
 
     view: View
@@ -32,7 +32,7 @@ class Opened:
 
 
 def is_program(source: str) -> bool:
-    """Whether a source is a program rather than a file that is only read."""
+    """Return whether a source is a program, and not a file that is only read."""
     return not (source.endswith((".onnx", ".json")) or Path(source).is_dir())
 
 
@@ -42,11 +42,11 @@ def load_view(source: str, inputs: PlanInputs, console: Console) -> Opened:
     Args:
         source: ``model.py``, ``package.module:name``, an ``.onnx`` file, a ``plan.json``, a
             ``view.json`` or a folder that `mpcompile model.py` has written.
-        inputs: how a program is planned; of anything else only the settings.
+        inputs: how a program is planned; other sources use only the settings.
         console: where warnings and progress are shown.
 
     Raises:
-        BadInput: it is none of these, or a plan or ranges were given for what is no program.
+        BadInput: it is none of these, or a plan or ranges were given and it is no program.
     """
     if is_program(source):
         made = load_program(source, inputs, console)

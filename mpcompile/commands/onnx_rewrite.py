@@ -74,7 +74,7 @@ def rewrite(source: Path, options: TransformOptions, inputs: PlanInputs) -> None
             fix="keep that op in FP32 with --full, measure with `mpcompile calibrate`, or raise "
             "--tolerance",
         )
-    # Weights that came in a file of their own leave in one: never all in memory at once.
+    # Weights that came in a file of their own are written to one: never all in memory at once.
     apart = _weights(original) > source.stat().st_size
     written = write_model(rewritten.model, file, options.force, 0 if apart else EXTERNAL_ABOVE)
     write_file(plan_file, rewritten.plan.to_json() + "\n", options.force)
@@ -85,7 +85,7 @@ def rewrite(source: Path, options: TransformOptions, inputs: PlanInputs) -> None
 def _compared(
     original: ir.Model, rewritten: Rewritten, onnx: OnnxFlags
 ) -> tuple[Comparison | None, str]:
-    """Return the comparison, or why there is none."""
+    """Return the comparison, or the reason why there is none."""
     batches: list[Mapping[str, Array]] | None = None
     if onnx.data is not None:
         batches = list(islice(read_batches(onnx.data, input_types(original)), _BATCHES))
@@ -96,7 +96,7 @@ def _compared(
             raise
         return None, error.what
     except CheckFailed as error:
-        if Target(onnx.target) is not Target.CUDA:  # which has kernels that no CPU has
+        if Target(onnx.target) is not Target.CUDA:  # CUDA has kernels that no CPU has
             raise
         return None, error.what
 

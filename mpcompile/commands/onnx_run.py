@@ -17,11 +17,11 @@ from mpcompile.options import RunOptions
 
 
 def run(source: Path, options: RunOptions) -> None:
-    """Train a step on the batches of a file, an epoch after another.
+    """Train a step on the batches of a file, epoch after epoch.
 
     Args:
-        source: ``train.onnx``; its description and state lie beside it and are left as they are.
-        options: the data are a ``.npz`` file, see `mpcompile.onnx.batches.read_batches`; the output
+        source: ``train.onnx``; its description and state are beside it and stay unchanged.
+        options: the data is a ``.npz`` file, see `mpcompile.onnx.batches.read_batches`; the output
             is a ``.safetensors`` file for the final state.
 
     Raises:
@@ -63,7 +63,7 @@ def run(source: Path, options: RunOptions) -> None:
 
 
 def _batches(step: OrtTrainStep, data: Path, steps: int) -> Iterator[list[Array]]:
-    """Yield batches, an epoch after another; the file is read anew in each."""
+    """Yield batches, epoch after epoch; each epoch reads the file again."""
     inputs = {spec.name: (dtype_of(spec), spec.shape) for spec in step.file.batch}
     count = 0
     while True:

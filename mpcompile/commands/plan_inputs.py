@@ -1,4 +1,4 @@
-"""What the planner is told: settings with flags over them, a plan, and measured ranges."""
+"""The inputs of the planner: settings, overridden by flags; a plan; measured ranges."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mpcompile.settings import Settings, find_settings
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """What decides precisions and passes.
+    """The inputs that decide precisions and passes.
 
     Attributes:
-        settings: those of the project, with the flags over them.
-        plan_file: what ``--plan`` names; its decisions hold before everything else.
-        ranges: what ``--ranges`` names, with the margin that was given.
+        settings: those of the project, overridden by the flags.
+        plan_file: the file of ``--plan``; its decisions come before everything else.
+        ranges: the ranges of ``--ranges``, with the given margin.
     """
 
     settings: Settings
@@ -29,14 +29,14 @@ class PlanInputs:
 
     @cached_property
     def plan(self) -> Plan | None:
-        """The plan that is given, read on first use: a source that takes none is told first."""
+        """The given plan, read on first use: a source that takes no plan is reported first."""
         return read_plan(self.plan_file) if self.plan_file else None
 
 
 def read_plan_inputs(flags: PlanFlags) -> PlanInputs:
     """Read the ranges that flags name, and the settings of the working folder.
 
-    Nothing here needs torch, so that a wrong flag or a missing file is told at once.
+    This needs no torch, so that a wrong flag or a missing file is reported at once.
 
     Raises:
         BadInput: a flag or a file is wrong.

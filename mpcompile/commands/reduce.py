@@ -35,7 +35,7 @@ def reduce(source: str, options: ReduceOptions, inputs: PlanInputs) -> None:
 
     Args:
         source: a file or ``package.module:name``.
-        options: which failure, and where the script goes.
+        options: which failure, and where the script is written.
         inputs: how it is planned.
 
     Raises:
@@ -92,7 +92,7 @@ def _check(options: ReduceOptions) -> None:
 def _failure(
     step: TrainStep, batches: Sequence[Sequence[Any]], options: ReduceOptions, origin: str | None
 ) -> tuple[Moment, NodeError] | None:
-    """Return the first failing node of the first batch that has one, or that was asked for."""
+    """Return the first failing node of the first batch with one, or the requested node."""
     for batch in batches:
         rows = check(step, *batch)
         now = moment(step, *batch)
@@ -104,7 +104,7 @@ def _failure(
         found = first_failure(rows, options.tolerance)
         if found is None and _finite(step, batch):
             continue
-        # What rounds to zero may only fail further on.
+        # A number that rounds to zero may cause a failure only in a later node.
         cause = first_nonfinite(now) if found is None or found.vanished else None
         first = failing_node(rows, cause, options.tolerance)
         if first is not None:
@@ -130,7 +130,7 @@ def _named(rows: list[NodeError], name: str) -> NodeError:
 
 
 def _about(row: NodeError, reduced: Reduced) -> list[str]:
-    """Return what fails and what of it is left, a line a sentence."""
+    """Return sentences about the failure and its reduced program, one per line."""
     made, where = reduced.outcome, row.where
     place = f" of module {where.module}" if where.module else ""
     line = f", {relative(where.file)}:{where.line}" if where.file else ""

@@ -33,11 +33,11 @@ def report(source: str, options: ReportOptions, inputs: PlanInputs) -> None:
 
     Args:
         source: see `mpcompile.commands.load_view.load_view`.
-        options: what is shown besides, and where it goes.
-        inputs: how it is planned, if it is planned here; ranges are shown, too.
+        options: the extra contents, and where the report is written.
+        inputs: how it is planned, if it is planned here; ranges are also shown.
 
     Raises:
-        BadInput: a file is not what it should be, or the report may not be written.
+        BadInput: a file is wrong, or the report may not be written.
     """
     console = open_terminal(options.json)
     file = options.output or Path(f"{_name(source)}.report.html")
@@ -61,7 +61,7 @@ def _both(source: str, inputs: PlanInputs, console: Console) -> tuple[View | Non
         with console.status("transforming to FP32"):
             plain = transform(opened.made.workload, Choices(policy=FULL_PRECISION))
         return view_of(plain, source), opened.view
-    # A model that we have rewritten says so at its nodes; then it is what there is to see.
+    # Nodes of a rewritten model say that they are rewritten; such a model is shown as it is.
     if source.endswith(".onnx"):
         shown = load_view(source, PlanInputs(inputs.settings), console).view
         if not any(node.reason for node in shown.nodes):

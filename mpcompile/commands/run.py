@@ -27,15 +27,14 @@ from mpcompile.train.launched import launched
 
 
 def run(source: str, options: RunOptions, inputs: PlanInputs) -> int:
-    """Train; a run that was stopped by a signal returns 128 and its number, any other 0.
+    """Train; return 0, or 128 plus the signal's number if a signal stopped the run.
 
     Started by torchrun, all processes train together, each on batches of its own.
 
     Args:
         source: the program.
-        options: how it is trained; the log is described in `mpcompile.numerics.run_log`, and must
-            not be there unless the run is resumed; for many processes see
-            `mpcompile.data_parallel`.
+        options: how it is trained; `mpcompile.numerics.run_log` describes the log, which must not
+            exist unless the run is resumed; for many processes see `mpcompile.data_parallel`.
         inputs: how it is planned.
     """
     if options.steps < 1:
@@ -44,7 +43,7 @@ def run(source: str, options: RunOptions, inputs: PlanInputs) -> int:
     processes = options.processes
     with launched(shard=processes.shard, reduce=processes.reduce) as parallel:
         first = is_first(parallel)
-        if not first:  # only one of many processes tells of the run
+        if not first:  # only one of many processes reports the run
             options = replace(options, log=None, tensorboard=None, json=None)
         console = open_terminal(options.json, quiet=not first)
         loop = Loop(parallel=parallel)

@@ -1,4 +1,4 @@
-"""``mpcompile schema``: the JSON schemas of what people write and keep."""
+"""``mpcompile schema``: the JSON schemas of the files that people write and keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people see of a command: its terminal, sentences on it, warnings on one line."""
+"""The output of a command for people: a terminal, sentences, warnings on one line."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _OURS = (UnmatchedOverride, MeasuredOverflow, DamagedCheckpoint, UntriedTorch)
 
 
 def open_terminal(json_to: str | None, *, quiet: bool = False) -> Console:
-    """Return the terminal for people: stdout, or stderr where ``-`` gives stdout to a document.
+    """Return the terminal for people: stdout, or stderr if ``-`` sends a document to stdout.
 
     Args:
-        json_to: where the document goes, see `mpcompile.artifacts.write_json`.
-        quiet: say nothing.
+        json_to: where the document is written, see `mpcompile.artifacts.write_json`.
+        quiet: print nothing.
     """
     return Console(stderr=json_to == "-", highlight=False, quiet=quiet)
 
 
 def say(console: Console, sentence: str) -> None:
-    """Print a sentence on one line; names of a model in it are no markup."""
+    """Print a sentence on one line; a model's names in it are not read as markup."""
     console.print(printable(sentence), markup=False, soft_wrap=True)
 
 
 @contextmanager
 def warnings_on_one_line() -> Iterator[None]:
-    """Say each warning of ours in one line; leave those of others."""
+    """Print each warning of mpcompile on one line; leave other warnings unchanged."""
     show = warnings.showwarning
 
     def say(

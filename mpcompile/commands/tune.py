@@ -41,16 +41,16 @@ _LOSS_OF_SCORE = 0.01
 
 
 def tune(source: str, options: TuneOptions, inputs: PlanInputs) -> None:
-    """Search, print what was found, and write it as overrides.
+    """Search, print the ops that were found, and write them as overrides.
 
     Args:
         source: a program.
-        options: what has to hold, and how it is measured.
-        inputs: how it is planned where nothing is returned; there is no plan among them.
+        options: the condition that must hold, and how it is measured.
+        inputs: how it is planned if no op is returned to FP32; they contain no plan.
 
     Raises:
         BadInput: an argument is wrong.
-        CheckFailed: it does not hold in FP32 either.
+        CheckFailed: the condition does not hold in FP32 either.
     """
     _check(source, options)
     console = open_terminal(options.json)
@@ -59,7 +59,7 @@ def tune(source: str, options: TuneOptions, inputs: PlanInputs) -> None:
     check_file(output, options.force)
     check_file(trials, options.force or options.resume)
     settings = inputs.settings
-    # A program that does not seed its weights starts from the same ones all the same.
+    # A program that does not seed its weights must still start from the same ones each time.
     seed_all(SEED)
     workload = load(source)
     search = _search(workload, options, inputs)
@@ -161,7 +161,7 @@ def _judge(
 
 
 def toml_text(source: str, tuned: Tuned) -> str:
-    """Return the overrides as ``[tool.mpcompile]`` of a TOML file, with what speaks for each."""
+    """Return the overrides as ``[tool.mpcompile]`` of a TOML file, each with its evidence."""
     lines = [f"# mpcompile tune {source}: {tuned.after}; {tuned.before} without these."]
     lines.append("# Copy them into [tool.mpcompile] of pyproject.toml.")
     lines += ["[tool.mpcompile]", "full = ["]
@@ -195,7 +195,7 @@ def _print(tuned: Tuned, found: Candidates, output: Path, again: str, console: C
 
 
 def _place(where: Where) -> str:
-    """Return a place for a person; a file below the working folder reads better without that."""
+    """Return a source position as text; a file below the working folder is relative to it."""
     return printable(from_here(str(where)))
 
 

@@ -1,7 +1,7 @@
-"""What commands take: a frozen class of options a command, each field a flag with its help.
+"""The options of commands: one frozen class per command, each field a flag with its help.
 
-In come the words of a command line, read by cyclopts; out come typed options, which the command
-takes as they are. No file here imports anything of the package outside this room.
+Input: the words of a command line, read by cyclopts. Output: typed options, which the command
+uses as they are. No file here imports modules of the package outside this room.
 """
 
 from mpcompile.options.bench import BenchOptions

@@ -24,4 +24,4 @@ Json = Annotated[
     ),
 ]
 Debug = Annotated[bool, Parameter(help="Show tracebacks.", negative=())]
-"""Read by `mpcompile.cli.leave`, which ends every command; no command looks at it."""
+"""`mpcompile.cli.leave`, which ends every command, reads this flag; no command does."""

@@ -1,4 +1,4 @@
-"""What ``mpcompile bench`` takes."""
+"""Options of ``mpcompile bench``."""
 
 from __future__ import annotations
 

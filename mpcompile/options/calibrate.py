@@ -1,4 +1,4 @@
-"""What ``mpcompile calibrate`` takes."""
+"""Options of ``mpcompile calibrate``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``mpcompile check`` takes."""
+"""Options of ``mpcompile check``."""
 
 from __future__ import annotations
 

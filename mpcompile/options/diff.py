@@ -1,4 +1,4 @@
-"""What ``mpcompile diff`` takes."""
+"""Options of ``mpcompile diff``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``mpcompile explain`` takes."""
+"""Options of ``mpcompile explain``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``mpcompile export`` takes."""
+"""Options of ``mpcompile export``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``mpcompile gradients`` takes."""
+"""Options of ``mpcompile gradients``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``mpcompile inspect`` takes."""
+"""Options of ``mpcompile inspect``."""
 
 from __future__ import annotations
 

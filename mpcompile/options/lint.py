@@ -1,4 +1,4 @@
-"""What ``mpcompile lint`` takes."""
+"""Options of ``mpcompile lint``."""
 
 from __future__ import annotations
 

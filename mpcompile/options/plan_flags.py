@@ -58,13 +58,13 @@ class PlanFlags:
     ] = ()
 
     def given(self) -> dict[str, Any]:
-        """Return what was given of the settings, by their names."""
+        """Return the settings that were given, by name."""
         everything = {item.name: getattr(self, item.name) for item in fields(self)}
         other = ("plan", "ranges", "margin", "release")
         return {k: v for k, v in everything.items() if v not in (None, ()) and k not in other}
 
     def words(self) -> tuple[str, ...]:
-        """Return what was given as words of a command line."""
+        """Return the given flags as words of a command line."""
         words: list[str] = []
         for item in fields(self):
             value, name = getattr(self, item.name), f"--{item.name.replace('_', '-')}"
@@ -77,4 +77,4 @@ class PlanFlags:
 
 
 NO_FLAGS = PlanFlags()
-"""None of them is given."""
+"""The flags if none is given."""

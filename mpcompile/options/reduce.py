@@ -1,4 +1,4 @@
-"""What ``mpcompile reduce`` takes."""
+"""Options of ``mpcompile reduce``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``mpcompile report`` takes."""
+"""Options of ``mpcompile report``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``mpcompile run`` takes."""
+"""Options of ``mpcompile run``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``mpcompile schema`` takes."""
+"""Options of ``mpcompile schema``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``mpcompile model.py`` and ``mpcompile model.onnx`` takes."""
+"""Options of ``mpcompile model.py`` and ``mpcompile model.onnx``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``mpcompile tune`` takes."""
+"""Options of ``mpcompile tune``."""
 
 from __future__ import annotations
 
