@@ -1,5 +1,5 @@
-"""An ONNX graph as data: read and written, its types, its ids, what the planner sees of it.
+"""An ONNX graph as data: reading, writing, types, ids, and its description for the planner.
 
-In comes a file that may come from anyone, through one gate (`gate`); out go a checked model and its
+Input: an untrusted file, read through one gate (`gate`). Output: a checked model and its
 `Dataflow` rows (`describe`). Nothing here runs a model.
 """

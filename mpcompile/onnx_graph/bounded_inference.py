@@ -1,8 +1,8 @@
-"""ONNX's shape inference, bounded in memory and time: the model may come from anyone.
+"""ONNX's shape inference, bounded in memory and time because models are untrusted.
 
-To follow values, such as shapes that a graph computes, the library takes memory for every number
-that a 1-d tensor claims to have, and a few small constants multiply to any claim. Where what a
-1-d tensor has is not known beforehand to be little, inference runs in a process of its own.
+To follow values, such as shapes that a graph computes, the library allocates memory for every
+number that a 1-d tensor claims to have, and a few small constants can multiply to any claim. If a
+1-d tensor is not known to be small before, inference runs in a process of its own.
 Checked on ONNX 1.23: ``DataPropagationContextImpl::getInputData``.
 """
 
@@ -26,7 +26,7 @@ _FOLLOWED = frozenset("Add Cast Concat Gather Mul Shape Size Slice Squeeze Sub U
 """Ops whose values the library follows."""
 _MOST_NUMBERS = 1 << 20
 _MEMORY, _MEMORY_PER_BYTE = 1 << 28, 64
-"""Bytes that the process may take, and for each byte of the model."""
+"""Bytes that the process may use, and more bytes for each byte of the model."""
 _PROGRAM = """
 import sys
 import onnx
@@ -59,7 +59,7 @@ class _Claim(Enum):
 
 
 def inferred(skeleton: ir.Model) -> onnx.ModelProto | None:
-    """Return a model with what the library infers of it, or None if it infers nothing.
+    """Return a model with the types that the library infers, or None if it infers none.
 
     Args:
         skeleton: a model without large weights.
@@ -88,7 +88,7 @@ def _infer(encoded: bytes, values: bool) -> onnx.ModelProto | None:
 
 
 def _infer_apart(encoded: bytes) -> onnx.ModelProto | None:
-    """Infer with values in another process, which may take little memory and time."""
+    """Infer with values in another process, whose memory and time are bounded."""
     memory = _MEMORY + _MEMORY_PER_BYTE * len(encoded)
     try:
         done = subprocess.run(
@@ -105,7 +105,7 @@ def _infer_apart(encoded: bytes) -> onnx.ModelProto | None:
 
 
 def _claim(model: ir.Model) -> _Claim:
-    """Return how many numbers the 1-d tensors have that the library would follow."""
+    """Return the count of numbers in the 1-d tensors that the library would follow."""
     found = _Claim.LITTLE
     for node in model.graph.all_nodes():
         if node.op_type not in _FOLLOWED or not is_standard(node):

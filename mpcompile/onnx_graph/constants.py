@@ -1,4 +1,4 @@
-"""Numbers in an ONNX file that FP16 cannot hold, and what they mean for those who read them."""
+"""Numbers in an ONNX file that FP16 cannot hold, and their effect on the nodes that read them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from mpcompile.plan.op_table import ONNX_RULES, UNKNOWN, PrecisionClass
 from mpcompile.precision import Precision
 
 _SMALLEST = 2.0**-25
-"""Half of the smallest FP16 number: what is not above it rounds to zero."""
+"""Half of the smallest FP16 number: a number that is not above it rounds to zero."""
 _PIECE = 1 << 22
 _DROPS_NEGATIVE = frozenset(
     "Exp Max ReduceMax MaxPool GlobalMaxPool Relu Elu Celu Selu Gelu Softplus Mish Swish".split()
 )
-"""What a very negative number does not come through."""
+"""Ops that do not pass on a very negative number."""
 
 DTYPES = {Precision.FP16: np.dtype(np.float16), Precision.BF16: np.dtype(ml_dtypes.bfloat16)}
 
 
 def largest_of(tensor: ir.TensorProtocol) -> float:
-    """Return a tensor's finite number of the largest magnitude, with its sign; 0 without one."""
+    """Return the finite number of largest magnitude in a tensor, with its sign; 0 if none."""
     return max(_extremes(tensor), key=abs)
 
 
@@ -39,8 +39,8 @@ class UnfitUse:
 
     Attributes:
         value: the constant: an initializer, or what a Constant makes.
-        number: of all its numbers the one of the largest magnitude.
-        source: id of the node that reads it; another node may read what comes of it.
+        number: its number of the largest magnitude.
+        source: id of the node that reads it; another node may read that node's result.
     """
 
     value: ir.Value
@@ -61,9 +61,9 @@ def unfit_readers(nest: Nest, precision: Precision) -> dict[str, str]:
 def unfit_uses(nest: Nest, precision: Precision) -> dict[str, UnfitUse]:
     """Return, per node id, the constant for which the node must not compute in 16 bits.
 
-    A node that reads a constant beyond the range of FP16, or one so small that nothing but zero is
-    left of it, stays in FP32; so does a Tensor-Core op that reads what such a large constant has
-    gone into. BF16 has the range of FP32. An infinite constant is meant as one.
+    A node stays in FP32 if it reads a constant that is beyond the range of FP16 or becomes zero
+    in it. So does a Tensor-Core op that reads a result computed from such a large constant. BF16
+    has the range of FP32. An infinite constant is assumed to be intended.
 
     Args:
         nest: the graph.
@@ -111,11 +111,11 @@ def mask_constants(nest: Nest) -> tuple[ir.Value, ...]:
 def narrowed(tensor: ir.TensorProtocol, precision: Precision, mask: bool = False) -> ir.LazyTensor:
     """Return a tensor in a 16-bit format, made when it is written.
 
-    What is finite and beyond the format becomes its largest number; infinities and NaN stay, and
-    so does the sign of what becomes zero.
+    A finite number beyond the format becomes its largest number. Infinities and NaN stay, and a
+    number that becomes zero keeps its sign.
 
     Args:
-        tensor: in FP32.
+        tensor: an FP32 tensor.
         precision: the format.
         mask: whether it is one of `mask_constants`.
     """
@@ -138,12 +138,12 @@ def narrowed(tensor: ir.TensorProtocol, precision: Precision, mask: bool = False
 
 
 def shape_of(tensor: ir.TensorProtocol) -> ir.Shape:
-    """Return a tensor's shape as that of a value."""
+    """Return a tensor's shape in the form that values have."""
     return ir.Shape(tensor.shape.numpy())
 
 
 def onnx_dtype(precision: Precision) -> ir.DataType:
-    """Return ONNX's name of a format."""
+    """Return ONNX's dtype of a format."""
     return {
         Precision.FP16: ir.DataType.FLOAT16,
         Precision.BF16: ir.DataType.BFLOAT16,
@@ -152,7 +152,7 @@ def onnx_dtype(precision: Precision) -> ir.DataType:
 
 
 def saturated(tensor: ir.TensorProtocol, precision: Precision) -> int:
-    """Return how many finite numbers of a tensor lie beyond a 16-bit format."""
+    """Return how many finite numbers of a tensor are beyond the range of a 16-bit format."""
     limit = precision.largest
     return sum(
         int(np.count_nonzero(np.isfinite(piece) & (np.abs(piece) > limit)))
@@ -161,7 +161,7 @@ def saturated(tensor: ir.TensorProtocol, precision: Precision) -> int:
 
 
 def _extremes(tensor: ir.TensorProtocol) -> tuple[float, float]:
-    """Return the smallest and the largest finite number of a tensor, and 0 between them."""
+    """Return a tensor's smallest finite number, at most 0, and its largest, at least 0."""
     least = most = 0.0
     for piece in _pieces(tensor):
         finite = piece[np.isfinite(piece)]
@@ -171,14 +171,14 @@ def _extremes(tensor: ir.TensorProtocol) -> tuple[float, float]:
 
 
 def _pieces(tensor: ir.TensorProtocol) -> Iterator[np.ndarray]:
-    """Yield a tensor's numbers piece by piece, as those of a file may not fit into memory."""
+    """Yield a tensor's numbers in pieces, because those in a file may not fit into memory."""
     flat = tensor.numpy().reshape(-1)
     for start in range(0, flat.size, _PIECE):
         yield np.asarray(flat[start : start + _PIECE])
 
 
 def _own(node: ir.Node, name: str, largest: dict[ir.Value, float]) -> UnfitUse | None:
-    """Return the constant that a node reads and FP16 cannot hold."""
+    """Return the constant that the node reads and that FP16 cannot hold."""
     for index, value in enumerate(node.inputs):
         tensor = constant_of(value)
         if value is None or tensor is None:

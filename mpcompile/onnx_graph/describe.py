@@ -1,7 +1,7 @@
 """Describe an ONNX graph, and the graphs inside it, to the planner.
 
-Every op is a kernel of its own: none is fused with another, so whatever it reads or writes lies in
-memory, and a cast is a kernel too. An initializer is an op without inputs that takes either
+Every op is a kernel of its own and none is fused with another, so all that it reads and writes is
+in memory, and a cast is a kernel too. An initializer is an op without inputs that takes either
 precision: its narrow copy is made once, in the file.
 """
 
@@ -32,7 +32,7 @@ from mpcompile.plan.policy import Policy, Row, resolve
 from mpcompile.precision import Precision
 
 INITIALIZER, INPUT = "Initializer", "Input"
-"""Kinds of ops that stand for what a graph holds or is given."""
+"""Kinds of ops that represent the initializers and inputs of a graph."""
 
 _VIEWS = frozenset("Identity Reshape Squeeze Unsqueeze Flatten".split())
 _SCOPES = ("pkg.torch.onnx.name_scopes", "namespace")
@@ -40,12 +40,12 @@ _SCOPES = ("pkg.torch.onnx.name_scopes", "namespace")
 
 @dataclass(frozen=True, slots=True)
 class Wants:
-    """What besides the policy decides.
+    """Facts that decide in addition to the policy.
 
     Attributes:
         precision: the 16-bit format.
-        lacks: per node id why no kernel takes the format there.
-        unfit: per node or initializer id why the format cannot hold its constants.
+        lacks: per node id, why no kernel of the node takes the format.
+        unfit: per node or initializer id, why the format cannot hold its constants.
         keep_io: whether inputs and outputs of the graph keep their dtypes.
     """
 
@@ -62,7 +62,7 @@ def dataflow(nest: Nest, opset: int, policy: Policy, wants: Wants) -> Dataflow:
         nest: the model's graph, types inferred.
         opset: the version of ONNX's op set that the model imports.
         policy: gives each op its wish.
-        wants: what else decides.
+        wants: the facts besides the policy that decide.
     """
     describer = _Describer(nest, opset, policy, wants)
     describer.visit()
@@ -79,7 +79,7 @@ class _Describer:
         self.resolution.warn()
 
     def visit(self) -> None:
-        """Describe all graphs, what each holds and is given first."""
+        """Describe all graphs, each beginning with its initializers and inputs."""
         whole = self.nest.inners[0]
         for inner in self.nest.inners:
             for value in inner.graph.initializers.values():
@@ -135,7 +135,7 @@ class _Describer:
         self._add(name, node.op_type, told, reads, writes, full, where, view=view)
 
     def _narrow(self, node: ir.Node) -> tuple[set[ir.Value], str]:
-        """Return the FP32 values of a node that change together, and why they may not."""
+        """Return the FP32 values of a node that change together, and why they may not change."""
         everything = {v for v in _around(node) if v is not None and is_full(v)}
         if not all(is_known(value) for value in _around(node)):
             return everything, "the types of its tensors are not known"
@@ -180,7 +180,7 @@ class _Describer:
         self._add(border.id, kind, told, reads, writes, (), where, border=view)
 
     def _lacks_crossing(self, caller: ir.Node) -> str:
-        """Return why what goes into and out of a node's graphs may not have the format, or ""."""
+        """Return why values that enter or leave a node's graphs may not have the format, or ""."""
         found = signature(caller.op_type, caller.domain, self.opset)
         if found is not None and found.holds(found.output(0), self.wants.precision):
             return ""
@@ -251,9 +251,9 @@ def _rows(nest: Nest) -> list[Row]:
 
 
 def scope_of(node: ir.Node) -> str:
-    """Return the dotted path of the module a node came from, as an exporter noted it, or "".
+    """Return the dotted path of the module a node came from, as an exporter wrote it, or "".
 
-    PyTorch's exporter notes it as metadata; older ones name the node ``/encoder/layer.0/MatMul``.
+    PyTorch's exporter writes it as metadata; older ones name the node ``/encoder/layer.0/MatMul``.
     """
     for key in _SCOPES:
         said = node.metadata_props.get(key)
@@ -269,7 +269,7 @@ def _around(node: ir.Node) -> tuple[ir.Value | None, ...]:
 
 
 def _is_residual(node: ir.Node) -> bool:
-    """Whether the node adds two activations of one shape."""
+    """Return whether the node adds two activations of one shape."""
     if node.op_type != "Add" or not is_standard(node) or not is_full(node.outputs[0]):
         return False
     shapes = []

@@ -1,8 +1,8 @@
-"""Tensors whose data stands in another file beside the model, read from nowhere else.
+"""Tensors with data in another file beside the model, and in no other folder.
 
-A file is opened once, through no link, and what is opened is what is checked. Its bytes are mapped,
-not read, so weights may be larger than memory; they stay readable when the file gets a new name or
-is replaced by another.
+A file is opened once, through no link, and the opened file is the one that is checked. Its bytes
+are mapped, not read, so weights may be larger than memory. They stay readable if the file is
+renamed or replaced.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mpcompile.onnx_graph.tensor_checks import bytes_of
 from mpcompile.validation import short
 
 _KEYS = {"location", "offset", "length", "checksum", "basepath"}
-"""What ONNX defines; the base path is one on the machine that wrote the file, and ignored."""
+"""Keys that ONNX defines; the base path, of the machine that wrote the file, is ignored."""
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _PIECE = 1 << 22
 _TOGETHER = "put the model and its data into one folder, as files of their own"
@@ -50,14 +50,14 @@ class _Mapped:
 
 
 def sha256_of(file: Path) -> str:
-    """Return what a model records of its data file: the SHA-256 and the name."""
+    """Return a model's record of its data file: the SHA-256 and the name."""
     with file.open("rb") as opened:
         return f"{hashlib.file_digest(opened, 'sha256').hexdigest()} {file.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class DataFolder:
-    """A folder beside whose model data files may lie.
+    """A model's folder, which may hold its data files.
 
     Attributes:
         folder: the model's folder; None refuses every data file.
@@ -72,8 +72,8 @@ class DataFolder:
         """Raise BadInput if a tensor's data is not all in a file of its own in the folder.
 
         Args:
-            tensor: of a checked dtype and shape, with its data in another file.
-            name: what to call it.
+            tensor: a tensor of a checked dtype and shape, with its data in another file.
+            name: its name in messages.
         """
         entries = self._entries(tensor, name)
         file = self._file(entries["location"], name)
@@ -96,7 +96,7 @@ class DataFolder:
 
         Args:
             location: its path from the folder.
-            name: what to call what it holds.
+            name: the name in messages of the tensor or record that refers to it.
         """
         self._file(location, name)
 
@@ -104,7 +104,7 @@ class DataFolder:
         """Return a tensor whose numbers are read from its data file when they are needed.
 
         Args:
-            external: made from a tensor that `check` has let through.
+            external: made from a tensor that `check` has accepted.
         """
         file = self._file(str(external.location), f"tensor {short(external.name)}")
         dtype = external.dtype
@@ -171,7 +171,7 @@ class DataFolder:
                 )
             try:
                 self._files[location] = self._map(location, name)
-            except (OSError, RuntimeError) as error:  # resolve() raises that for links in a circle
+            except (OSError, RuntimeError) as error:  # resolve() raises it for circular links
                 reason = getattr(error, "strerror", None) or "links in a circle"
                 what = f"the data file {short(location)} of {name} cannot be read ({reason})"
                 raise BadInput(what, self.where, _TOGETHER) from error

@@ -1,7 +1,7 @@
 """The one gate in front of every ONNX file that is read or written.
 
-A file is data and may come from anyone. What is not a well-formed model is refused in one sentence,
-before memory is taken for what it only claims to hold.
+A file is untrusted data. A file that is no well-formed model is refused in one sentence, before
+memory is allocated for the contents that it claims to have.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mpcompile.onnx_graph.wire import check_texts, check_wire
 from mpcompile.validation import short
 
 LARGEST_FILE = (1 << 31) - 1
-"""Bytes of a model without its data files: what Protocol Buffers can encode."""
+"""Bytes of a model without its data files: the limit of Protocol Buffers."""
 EXTERNAL_ABOVE = 1_500_000_000
 """Bytes of weights above which they go into a data file."""
 _EACH_ABOVE = 1024
@@ -34,7 +34,7 @@ _EACH_ABOVE = 1024
 
 
 def read_model(path: Path) -> ir.Model:
-    """Read a model from a file that may come from anyone.
+    """Read a model from an untrusted file.
 
     Weights in data files beside it are mapped into memory, not read.
 
@@ -59,12 +59,12 @@ def read_model(path: Path) -> ir.Model:
 def model_of(
     proto: onnx.ModelProto, where: str | None = None, folder: Path | None = None
 ) -> ir.Model:
-    """Return a model in memory that may come from anyone; it is not changed.
+    """Check an untrusted model in memory and return it; the argument is not changed.
 
     Args:
         proto: the model.
         where: its name in messages.
-        folder: where its data files lie; None refuses those.
+        folder: the folder of its data files; None refuses data files.
 
     Raises:
         BadInput: see `read_model`.
@@ -89,21 +89,21 @@ def write_model(
 ) -> list[Path]:
     """Write a model to a file that appears under its name only when it is complete.
 
-    The model is left as it is, and stays readable if it was read from the file it replaces. No link
-    is followed.
+    The model is not changed, and stays readable if it was read from the replaced file. No link is
+    followed.
 
     Args:
         model: its weights may be computed, or read from files, as they are written.
         path: the file.
-        force: whether files that are there may be replaced.
-        external_above: bytes of weights above which those go into ``NAME.data`` beside the file,
-            whose SHA-256 the model then records; 0 if any shall.
+        force: whether existing files may be replaced.
+        external_above: bytes of weights above which they are stored in ``NAME.data`` beside the
+            file, whose SHA-256 the model then records; 0 always stores them there.
 
     Returns:
         The files: the model, then its data file if it has one.
 
     Raises:
-        BadInput: a file is there, or cannot be written.
+        BadInput: a file exists already, or cannot be written.
     """
     held = [value for graph in model.graphs() for value in graph.initializers.values()]
     tensors = [value.const_value for value in held]
@@ -139,8 +139,8 @@ def write_model(
 
 @contextmanager
 def _opened(path: Path) -> Iterator[mmap.mmap]:
-    """Give the bytes of a plain file that is not too large, mapped and not read."""
-    if not stat.S_ISREG(path.stat().st_mode):  # to open a device may already do something
+    """Yield the bytes of a plain file that is not too large, mapped and not read."""
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a device can have side effects
         raise BadInput("this is not a plain file", str(path), "give the path of an ONNX file")
     opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -158,7 +158,7 @@ def _opened(path: Path) -> Iterator[mmap.mmap]:
 
 
 def _built(proto: onnx.ModelProto, where: str | None) -> ir.Model:
-    """Return a checked model as onnx_ir has it; what else that library refuses is refused."""
+    """Return a checked model as onnx_ir's type; refuse what that library refuses."""
     try:
         return ir.from_proto(proto)
     except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
@@ -170,7 +170,7 @@ def _built(proto: onnx.ModelProto, where: str | None) -> ir.Model:
 
 
 def _map_external(model: ir.Model, data: DataFolder) -> None:
-    """Let every tensor with its data in another file read it from there, and only from there."""
+    """Make each tensor with external data read it from its checked data file only."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
@@ -211,7 +211,7 @@ def _same_file(one: str, other: Path) -> bool:
 
 
 def _inline(values: list[ir.Value], largest: int) -> None:
-    """Bring weights of up to so many bytes into memory that a model from elsewhere has in files."""
+    """Load the weights of at most `largest` bytes from data files into memory."""
     for value in values:
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= largest:
@@ -219,11 +219,11 @@ def _inline(values: list[ir.Value], largest: int) -> None:
 
 
 def _unload(model: ir.Model, file: Path) -> None:
-    """Write a model's larger weights into a file, one after the other, and let it refer to that."""
+    """Write a model's larger weights into a file, one by one, and make it refer to the file."""
     ir.external_data.unload_from_model(
         model, file.parent, file.name, size_threshold_bytes=_EACH_ABOVE
     )
-    if file.is_file() and not file.stat().st_size:  # all are small, and stay in the model
+    if file.is_file() and not file.stat().st_size:  # all weights are small and stay in the model
         file.unlink()
     elif file.is_file():
         model.metadata_props[DIGEST_KEY] = sha256_of(file)
@@ -247,7 +247,7 @@ def _serialized(model: ir.Model, where: str | None) -> bytes:
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """Return what went wrong first; onnx_ir wraps it once per part of the model."""
+    """Return the first error; onnx_ir wraps it once per part of the model."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

@@ -1,7 +1,7 @@
-"""The structure of an ONNX model, checked before anyone walks it: names, order, scopes, functions.
+"""Check the structure of an ONNX model before other code reads it: names, order, functions.
 
-What is a graph or a list here may be hostile: recursion is bounded, counts are, and so is what
-becomes of local functions when each call is replaced by its body.
+Graphs and lists here may be hostile: recursion and counts are bounded, and so is the size of a
+model when each call of a local function is replaced by its body.
 Source: the ONNX IR specification, onnx.ai/onnx/repo-docs/IR.html.
 """
 
@@ -20,12 +20,12 @@ from mpcompile.onnx_graph.tensor_checks import check_tensor, check_type
 from mpcompile.validation import short
 
 MOST_NODES = 100_000
-"""In all graphs together, and when every call of a local function is replaced by its body."""
+"""Limit for all graphs together, with every call of a local function replaced by its body."""
 MOST_CALLS = 2_000
-"""Of local functions, when each is replaced by a body with calls of its own: the library that does
-so takes time that grows with the square."""
+"""Limit of replaced calls of local functions: the library that replaces them takes time that grows
+with the square."""
 DEEPEST_GRAPH = 16
-"""Graphs inside graphs, through functions too."""
+"""Limit of graphs inside graphs, also through functions."""
 
 _OPSETS_SINCE = 3
 _PLAIN = (
@@ -41,7 +41,7 @@ _Key = tuple[str, str, str]
 
 @dataclass
 class _Size:
-    """What a body holds when its calls are replaced by bodies."""
+    """The contents of a body with its calls replaced by bodies."""
 
     nodes: int = 0
     depth: int = 0
@@ -53,7 +53,7 @@ def check_model(model: onnx.ModelProto, data: DataFolder, where: str | None) -> 
 
     Args:
         model: the model.
-        data: where its data files lie.
+        data: the folder of its data files.
         where: its file, for messages.
     """
     if not model.ir_version and not model.HasField("graph"):
@@ -139,15 +139,15 @@ def _check_function(
 
 @dataclass
 class _Checked:
-    """One body and the graphs inside it, walked once.
+    """One body and the graphs inside it, visited once.
 
     Attributes:
         where: the model's file.
-        data: where its data files lie.
-        opsets: the versions of op sets that hold here.
-        functions: the model's own.
-        attributes: those that a function has; None outside one.
-        size: what was seen.
+        data: the folder of its data files.
+        opsets: the versions of op sets in this body.
+        functions: the model's own functions.
+        attributes: the attributes of the function; None outside a function.
+        size: the contents found so far.
     """
 
     where: str | None
@@ -186,7 +186,7 @@ class _Checked:
                 raise BadInput(what, self.where)
 
     def nodes(self, nodes: Iterable[NodeProto], scopes: tuple[set[str], ...], depth: int) -> None:
-        """Check nodes in order; what they make becomes known in the last of the scopes."""
+        """Check nodes in order; add the names of their outputs to the last scope."""
         nodes = list(nodes)
         self.size.nodes += len(nodes)
         if self.size.nodes > MOST_NODES:
@@ -213,13 +213,13 @@ class _Checked:
             self.define([output for output in node.output if output], scopes[-1], name)
 
     def tensor(self, tensor: TensorProto, name: str) -> None:
-        """Check a tensor and where its data is."""
+        """Check a tensor and the location of its data."""
         check_tensor(tensor, name, self.where)
         if tensor.data_location == TensorProto.EXTERNAL:
             self.data.check(tensor, name)
 
     def define(self, names: Iterable[str], scope: set[str], by: str) -> None:
-        """Add names to a scope that has none of them yet."""
+        """Add names to a scope; refuse a name that it has already."""
         for name in names:
             if not name:
                 raise BadInput(f"one of {by} has no name", self.where)
@@ -234,7 +234,7 @@ class _Checked:
 
 
 def _check_growth(whole: _Size, sizes: Mapping[_Key, _Size], where: str | None) -> None:
-    """Raise BadInput if functions call themselves, or what they unfold to is too much."""
+    """Raise BadInput if functions call themselves, or replacing their calls gives too many nodes."""
     done: dict[_Key, tuple[int, int, int]] = {}
 
     def unfolded(size: _Size) -> tuple[int, int, int]:
@@ -246,7 +246,7 @@ def _check_growth(whole: _Size, sizes: Mapping[_Key, _Size], where: str | None) 
             raise BadInput(f"the model's functions unfold to {what}", where)
         return nodes, calls, depth
 
-    # Not recursive: functions may call each other deeper than Python may.
+    # Not recursive: functions may call each other more deeply than Python allows.
     for start in sizes:
         path = [(start, iter(sizes[start].calls))] if start not in done else []
         on_path = {start}

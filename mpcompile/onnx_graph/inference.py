@@ -1,7 +1,7 @@
-"""What dtype and shape every value of an ONNX graph has.
+"""Infer the dtype and shape of every value of an ONNX graph.
 
-What a file says about values inside its graph (``value_info``) may be stale; it counts only where
-nothing can be inferred, as behind an op of another domain.
+The types that a file states for values inside its graph (``value_info``) may be stale. They count
+only where nothing can be inferred, for example after an op of another domain.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import onnx_ir as ir
 from mpcompile.onnx_graph.bounded_inference import inferred
 
 _KNOWN_BY_VALUE = 1024
-"""Bytes up to which an initializer is given with its numbers: shapes depend on such."""
+"""Bytes up to which an initializer keeps its numbers, because shapes can depend on them."""
 
 
 def infer_types(model: ir.Model) -> None:
     """Write into each value the dtype and shape that follow from the graph's inputs.
 
-    Raises nothing: a value of which nothing is known keeps what the file says, perhaps nothing.
+    Raises no errors: a value without an inferred type keeps the file's, which may be none.
 
     Args:
-        model: a model without local functions, at least one node.
+        model: a model without local functions and with at least one node.
     """
     skeleton = model.clone()
     _strip(skeleton.graph)
@@ -45,7 +45,7 @@ def infer_types(model: ir.Model) -> None:
 
 
 def _strip(graph: ir.Graph) -> None:
-    """Make inputs of all large initializers, wherever they stand: their numbers are not needed."""
+    """Turn large initializers of any graph into inputs, because their numbers are not needed."""
     named = {value.name for value in _values(graph)} | set(graph.initializers)
     for inner in (graph, *graph.subgraphs()):
         for name, value in list(inner.initializers.items()):
@@ -64,7 +64,7 @@ def _strip(graph: ir.Graph) -> None:
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    """Yield what inner graphs are given and what nodes make, in an order that copies share."""
+    """Yield inner graphs' inputs and nodes' outputs, in the same order for each copy."""
     for inner in (graph, *graph.subgraphs()):
         if inner is not graph:
             yield from inner.inputs

@@ -1,13 +1,13 @@
-"""Which formats the kernels of ONNX Runtime take: facts, read off its own registries.
+"""The formats that the kernels of ONNX Runtime take, read from its own registries.
 
 A line is an op of ONNX. Its two columns are the CUDA and the CPU execution provider of
-onnxruntime-gpu 1.31.1 (its CPU half is that of onnxruntime 1.31.1 on x86-64). ``6:hf 13:hbf`` says:
-the op as op set 6 defines it has kernels for FP16 and FP32, as op set 13 does, for BF16 too. ``-``
-says there is none, ``x`` that the runtime puts the op's definition in its place, with the formats
-that all ops of the definition take, where those are known without the node. The format is that of
-the type variable of the op's first FP32 output, else input; if it has others, they are FP32.
+onnxruntime-gpu 1.31.1 (its CPU half is that of onnxruntime 1.31.1 on x86-64). ``6:hf 13:hbf``
+means: the op of op set 6 has kernels for FP16 and FP32, the op of op set 13 also for BF16. ``-``
+means no kernel. ``x`` means that the runtime replaces the op by its definition, with the formats
+that all ops of the definition take, if those are known without the node. The format is that of
+the type variable of the op's first FP32 output, else input; other type variables are FP32.
 
-``bench/onnx/kernels.py`` compares these lines with an installed runtime and prints them anew.
+``bench/onnx/kernels.py`` compares these lines with an installed runtime and prints new ones.
 """
 
 TABLE = """

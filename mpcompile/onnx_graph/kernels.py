@@ -1,9 +1,9 @@
 """Which ops have a 16-bit kernel on which target.
 
-On CUDA an op without one is run by the CPU, with copies there and back. On a CPU ONNX Runtime runs
-an FP16 op without a kernel in FP32 and casts by itself, which is right; what has a kernel in
-neither format, and BF16 without one, does not load. ``bench/onnx/kernels.py`` checks all this
-against an installed runtime.
+An op without a CUDA kernel runs on the CPU, with copies there and back. On a CPU, ONNX Runtime
+runs an FP16 op without a kernel in FP32 and adds the casts, which is right. A model does not load
+if an op has a kernel in neither format, or a BF16 op has none. ``bench/onnx/kernels.py`` checks
+all this against an installed runtime.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from mpcompile.onnx_graph.values import is_standard
 from mpcompile.precision import Precision
 
 EXPANDED = "x"
-"""The runtime puts the op's definition in its place."""
+"""The runtime replaces the op by its definition."""
 
 AS_HELD = frozenset("Constant If Loop Scan SequenceMap".split())
-"""Ops that take the formats of what they hold."""
+"""Ops that take the formats of the tensor or the graphs that they hold."""
 
 _ONLY_FULL = {"MeanVarianceNormalization": "its definition in ONNX adds an FP32 constant"}
-"""Ops that ONNX allows in 16 bits and no runtime can run so."""
+"""Ops that ONNX allows in 16 bits, but that no runtime can run in 16 bits."""
 
 _LETTERS = {Precision.FP16: "h", Precision.BF16: "b", Precision.FP32: "f"}
 
 
 class Target(Enum):
-    """Where a rewritten graph shall run; the value is its name in flags."""
+    """Where a rewritten graph must run; the value is its name in flags."""
 
     CUDA = "cuda"
     CPU = "cpu"
@@ -62,7 +62,7 @@ def lacking(nest: Nest, opset: int, precision: Precision, target: Target) -> dic
         nest: a graph and the graphs inside it.
         opset: the version of ONNX's op set that the model imports.
         precision: the 16-bit format.
-        target: `Target.ANY` wants what loads on a CPU and does not leave the GPU for its format.
+        target: `Target.ANY` needs ops that load on a CPU and do not leave the GPU for the format.
     """
     found = {}
     for node, _ in nest.visited():
@@ -77,7 +77,7 @@ def lacking(nest: Nest, opset: int, precision: Precision, target: Target) -> dic
 
 
 def _picks(node: ir.Node) -> bool:
-    """Whether a scatter keeps the largest or smallest of what comes to one place."""
+    """Return whether a scatter keeps the largest or smallest number written to an index."""
     how = node.attributes.get("reduction")
     return node.op_type == "ScatterND" and how is not None and how.as_string() in ("max", "min")
 
@@ -89,7 +89,7 @@ def on_cpu(op_type: str, opset: int, precision: Precision) -> OnCpu:
         return OnCpu.RUNS
     if precision is Precision.FP16 and _LETTERS[Precision.FP32] in held:
         return OnCpu.CASTS
-    # The ops of a definition stand for kernels of their own, which casts go around.
+    # Each op of a definition has a kernel of its own, with casts around it.
     expands = EXPANDED in held and precision is not Precision.BF16
     return OnCpu.EXPANDS if expands else OnCpu.FAILS
 
@@ -101,7 +101,7 @@ def formats(provider: Provider, op_type: str, opset: int) -> str:
     Args:
         provider: whose kernels.
         op_type: an op of ONNX itself.
-        opset: the version of ONNX's op set; kernels are those of the op as it was defined last.
+        opset: the version of ONNX's op set; the op's newest definition up to it counts.
     """
     try:
         version = onnx.defs.get_schema(op_type, opset).since_version

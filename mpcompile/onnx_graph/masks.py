@@ -1,8 +1,8 @@
-"""Constants that mean "never look here": very negative numbers that end in a softmax.
+"""Constants that mask positions: very negative numbers that reach a softmax.
 
-Exporters write ``-3.4e38`` or ``-1e9`` where attention shall not look. FP16 has no such number, but
-any number far below the other logits does the same, so such a constant is no reason to compute in
-FP32: in 16 bits it becomes `MASK`.
+Exporters write ``-3.4e38`` or ``-1e9`` at positions that attention must ignore. FP16 has no such
+number, but any number far below the other logits has the same effect, so such a constant is no
+reason to compute in FP32: in 16 bits it becomes `MASK`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from mpcompile.onnx_graph.values import constant_of, is_standard
 
 MASK = -(2.0**15)
-"""Far below any logit that matters, and far enough from overflow that logits may be added."""
+"""Far below any relevant logit, and far enough from overflow that logits may be added."""
 
 _PASSES_ON = frozenset(
     "Reshape Transpose Flatten Squeeze Unsqueeze Expand Identity Slice Concat Pad Tile Where "
@@ -26,9 +26,9 @@ _WHOLE = frozenset(
 
 
 def ends_in_softmax(value: ir.Value) -> bool:
-    """Whether whatever is made of a constant ends in a softmax, added to logits or chosen.
+    """Return whether every result made from a constant ends in a softmax, added or chosen.
 
-    A product counts if its other factor is a whole number by origin, as in ``(1 - mask) * -1e9``.
+    A product counts if its other factor comes from whole numbers, as in ``(1 - mask) * -1e9``.
     """
     seen: set[ir.Value] = set()
     open_ends = [value]
@@ -54,7 +54,7 @@ def ends_in_softmax(value: ir.Value) -> bool:
 
 
 def _is_whole(value: ir.Value | None) -> bool:
-    """Whether a value holds whole numbers because it was cast from such."""
+    """Return whether a value holds whole numbers because it was cast from whole numbers."""
     while value is not None:
         node = value.producer()
         if node is None or not is_standard(node):

@@ -1,4 +1,4 @@
-"""What ops of an ONNX graph need whatever the policy says, in tables: the first line counts."""
+"""Tables of the needs of ops of an ONNX graph, before any policy: the first match counts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mpcompile.plan.needs import ANY, FREE, NARROW, Need
 from mpcompile.plan.op_table import ONNX_RULES, Rule
 
 CONSTANT = "Constant"
-"""The kind of an op that makes a tensor of nothing, in whatever precision is wanted."""
+"""The kind of an op that makes a tensor without reading one, in either precision."""
 
 SELF_WIDENING = frozenset(
     "Softmax LogSoftmax LayerNormalization GroupNormalization RMSNormalization "
@@ -24,33 +24,33 @@ _SQUARE = ONNX_RULES["Pow"]
 
 
 def _adds_up(node: ir.Node) -> bool:
-    """Whether a scatter adds or multiplies what comes to one place."""
+    """Return whether a scatter adds or multiplies the numbers written to an index."""
     how = node.attributes.get("reduction")
     scatters = is_standard(node) and node.op_type in ("ScatterElements", "ScatterND")
     return scatters and how is not None and how.as_string() not in ("none", "max", "min")
 
 
 def _trains(node: ir.Node) -> bool:
-    """Whether a batch norm updates statistics, which its kernels want in the format of the rest."""
+    """Return whether a batch norm updates statistics, which must have its tensors' format."""
     return is_standard(node) and node.op_type == "BatchNormalization" and len(node.outputs) > 1
 
 
 def _squares(node: ir.Node) -> bool:
-    """Whether a node multiplies a tensor by itself."""
+    """Return whether a node multiplies a tensor by itself."""
     return is_standard(node) and node.op_type == "Mul" and node.inputs[0] is node.inputs[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the table of needs looks at.
+    """The facts that the table of needs reads.
 
     Attributes:
         node: the op.
         rule: its row of the op table.
         reads: ids of the tensors that it reads.
-        writes: ids of the tensors that it writes in the precision that is planned.
+        writes: ids of the tensors that it writes in the planned precision.
         lacks: why it cannot run in 16 bits, or "".
-        overridden: the user has said what it must be.
+        overridden: the user has set its precision.
     """
 
     node: ir.Node
@@ -62,7 +62,7 @@ class Facts:
 
     @property
     def needs_wide_inputs(self) -> bool:
-        """Whether it computes in FP32, and no 16-bit kernel of it does so."""
+        """Whether it computes in FP32, and no 16-bit kernel of it does."""
         return self.rule.inside and self.node.op_type not in SELF_WIDENING
 
     @property
@@ -73,31 +73,31 @@ class Facts:
 
 NEEDS: tuple[Need[Facts], ...] = (
     # The first three are of different op types, so their order among themselves does not matter.
-    # They come before all others and give their reason even where the policy wants FP32.
+    # They come before all others and give their reason even if the policy requests FP32.
     Need(ANY, lambda op: op.node.op_type in _OWN_CASTS, "the program itself asks for this dtype"),
     Need(ANY, lambda op: _trains(op.node), "the statistics that it keeps are FP32"),
     Need(ANY, lambda op: _adds_up(op.node), "adding up in 16 bits would round every addend"),
     # Before a missing kernel: the range of a square is too large on every machine.
     Need(FREE, lambda op: _squares(op.node) and not op.overridden, _SQUARE.why, _SQUARE),
-    # Before what the kernel computes in: there is none.
+    # Before the precision inside the kernel: there is no kernel.
     Need(NARROW, lambda op: bool(op.lacks), lambda op: op.lacks),
     Need(
         FREE,
         lambda op: op.needs_wide_inputs,
         lambda op: f"{op.rule.why}, and its 16-bit kernel would not",
     ),
-    # Last, as it is the most general: where a line before it applies too, that one says more.
+    # Last, because it is the most general: a line above that also matches says more.
     Need(NARROW, lambda op: op.made_of_nothing, "made in FP32, not computed from FP32"),
 )
-"""What an op needs before the policy's wish counts."""
+"""An op's needs, which come before the policy's wish."""
 
 
 @dataclass(frozen=True, slots=True)
 class BorderFacts:
-    """What the table of borders' needs looks at.
+    """The facts that the table of borders' needs reads.
 
     Attributes:
-        together: whether all that crosses there is FP32 and of one known kind.
+        together: whether all values that cross there are FP32 and of one known kind.
         lacks: why ONNX does not let it cross in 16 bits, or "".
     """
 
@@ -106,7 +106,7 @@ class BorderFacts:
 
 
 BORDER_NEEDS: tuple[Need[BorderFacts], ...] = (
-    # Before ONNX's own rules: these are of values that could change type at all.
+    # Before ONNX's own rules: those apply only to values that could change type.
     Need(
         ANY,
         lambda border: not border.together,
@@ -114,9 +114,9 @@ BORDER_NEEDS: tuple[Need[BorderFacts], ...] = (
     ),
     Need(ANY, lambda border: bool(border.lacks), lambda border: border.lacks),
 )
-"""What a border's values need before the policy's wish counts."""
+"""The needs of a border's values, which come before the policy's wish."""
 
 SOURCE_NEEDS: tuple[Need[bool], ...] = (
     Need(ANY, lambda is_default: is_default, "an input of an inner graph with a default"),
 )
-"""What an initializer or an input needs; the fact is whether it is such a default."""
+"""The needs of an initializer or input; the fact is whether it is such a default."""

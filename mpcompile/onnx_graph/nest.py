@@ -1,7 +1,7 @@
-"""The graphs inside an ONNX graph: ids for all they hold, and what crosses their borders.
+"""The graphs inside an ONNX graph: ids of nodes and values, and values that cross borders.
 
-An id is the name a node or value has in its graph, behind the path of the nodes that hold that
-graph: ``Loop_3/body/Add_1``. Names need not be unique or there at all; ids are.
+An id is the path of the nodes that hold a graph, then the name of a node or value in it:
+``Loop_3/body/Add_1``. Names may be missing or not unique; ids are unique.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mpcompile.plan.nest import BRANCH_ROUNDS, UNKNOWN_ROUNDS, BorderKind, Inner
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A place where a value is read: a node's input, or an output of a graph.
+    """One use of a value: as a node's input, or as an output of a graph.
 
     Attributes:
         reader: the node or the graph.
@@ -30,13 +30,13 @@ class Use:
 
     @property
     def value(self) -> ir.Value | None:
-        """What is read there; None for an optional input that is left out."""
+        """The value that is read; None for an optional input that is left out."""
         if isinstance(self.reader, ir.Node):
             return self.reader.inputs[self.index]
         return self.reader.outputs[self.index]
 
     def replace(self, value: ir.Value) -> None:
-        """Let something else be read there."""
+        """Read another value instead."""
         if isinstance(self.reader, ir.Node):
             self.reader.replace_input_with(self.index, value)
         else:
@@ -49,9 +49,9 @@ class Border:
 
     Attributes:
         id: the calling node's id, the kind and a number: ``Loop_3/carry_0``.
-        kind: what crosses there.
+        kind: the kind of value that crosses there.
         caller: the node that calls the inner graph.
-        reads: where it comes from.
+        reads: the uses that it comes from.
         writes: the inner graphs' inputs and the caller's outputs that it becomes.
     """
 
@@ -67,10 +67,10 @@ class Nest:
     """A graph and the graphs inside it.
 
     Attributes:
-        inners: the graphs, each behind the graph that calls it.
+        inners: the graphs, each after the graph that calls it.
         nodes: per node its id, which is unique among all graphs.
         values: per value its id.
-        borders: what crosses between graphs, per node that calls graphs.
+        borders: the values that cross between graphs, per node that calls graphs.
     """
 
     inners: tuple[Inner[ir.Graph, ir.Node], ...]
@@ -79,7 +79,7 @@ class Nest:
     borders: dict[ir.Node, tuple[Border, ...]]
 
     def visited(self) -> Iterator[tuple[ir.Node, Inner[ir.Graph, ir.Node]]]:
-        """Yield every node with its graph; what a node calls follows it."""
+        """Yield every node with its graph; the graphs that a node calls follow it."""
         return visited(self.inners, lambda graph: graph)
 
 
@@ -96,11 +96,11 @@ def nest_of(graph: ir.Graph) -> Nest:
     borders: dict[ir.Node, tuple[Border, ...]] = {}
     taken: set[str] = set()
     named: set[str] = set()
-    for inner in inners:  # grows while it is gone through
+    for inner in inners:  # grows while the loop runs
         for value in (*inner.graph.inputs, *inner.graph.initializers.values()):
             values.setdefault(value, _unique(f"{inner.prefix}{value.name}", named))
         for node in inner.graph:
-            # Named by what it makes, so that another order of nodes gives the same ids.
+            # Named after its output, so that another order of nodes gives the same ids.
             first = next((value.name for value in node.outputs if value.name), "")
             name = node.name or f"{node.op_type}_{first}"
             nodes[node] = _unique(f"{inner.prefix}{name}", taken)
@@ -177,7 +177,7 @@ def _borders(node: ir.Node, id: str, bodies: dict[str, ir.Graph], opset: int) ->
             first = 1  # the lengths of the sequences
         states = max(len(node.inputs) - first - slices, 0)
         before = 1 if loop else 0  # the body returns the condition first
-        own = 2 if loop else 0  # and is given the round's number and the condition
+        own = 2 if loop else 0  # and its inputs begin with the iteration and the condition
         for k in range(states):
             reads = [Use(node, first + k)]
             reads += [Use(body, before + k)] if before + k < len(body.outputs) else []

@@ -1,4 +1,4 @@
-"""One node of an ONNX file against the schema of its op, and its attributes against their types."""
+"""Check a node of an ONNX file against its op's schema, and attributes against their types."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _Functions = Mapping[tuple[str, str, str], FunctionProto]
 
 
 def label(node: NodeProto, index: int) -> str:
-    """Return what to call a node in a message."""
+    """Return the name of a node in messages."""
     name = short(node.name) if node.name else f"number {index}"
     return f"node {name} ({short(node.op_type)[1:-1]})"
 
 
 def is_local(node: NodeProto, functions: _Functions) -> bool:
-    """Whether a node calls a function of the model."""
+    """Return whether a node calls a function of the model."""
     return (node.domain, node.op_type, node.overload) in functions
 
 
@@ -60,15 +60,15 @@ def check_node(
 ) -> None:
     """Raise BadInput if a node does not fit the schema of its op.
 
-    Graphs and tensors inside it are left to the caller. An op without a schema, such as one of
-    another domain, is only checked for what every node has.
+    The caller checks graphs and tensors inside it. For an op without a schema, such as one of
+    another domain, only the fields that every node has are checked.
 
     Args:
         node: the node.
-        name: what to call it.
-        opsets: the versions of op sets that hold here.
-        functions: the model's own.
-        declared: the attributes of the function around it; None outside one.
+        name: its name in messages.
+        opsets: the versions of op sets for this node.
+        functions: the model's own functions.
+        declared: the attributes of the function around it; None outside a function.
         where: the file.
     """
     if not node.op_type:
@@ -103,7 +103,7 @@ def check_node(
 def check_attribute(
     attribute: AttributeProto, owner: str, where: str | None, declared: frozenset[str] | None
 ) -> None:
-    """Raise BadInput if an attribute is not of the type it says, which is not looked into."""
+    """Raise BadInput if an attribute is not of its stated type; its contents are not checked."""
     name = f"the attribute {short(attribute.name)} of {owner}"
     used = [field for field in _ONE if attribute.HasField(field)]
     used += [field for field in _MANY if len(getattr(attribute, field))]
@@ -152,7 +152,7 @@ def _check_schema(node: NodeProto, schema: OpSchema, name: str, where: str | Non
 
 
 def _check_bodies(node: NodeProto, opset: int, name: str, where: str | None) -> None:
-    """Raise BadInput if what a node gives to a graph inside it, or takes, is not what it has."""
+    """Raise BadInput if a node's inputs or outputs do not match those of a graph inside it."""
     attributes = {attribute.name: attribute for attribute in node.attribute}
     wrong = BadInput(f"{name} and a graph inside it do not fit each other", where)
     if node.op_type == "If":

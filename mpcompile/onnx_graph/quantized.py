@@ -1,4 +1,4 @@
-"""Regions of an ONNX graph that are quantised already, which runtimes run in integers."""
+"""Regions of an ONNX graph that are already quantised and that runtimes run in integers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def quantized_regions(nest: Nest) -> dict[str, str]:
     """Return, per id of a node between dequantising and quantising, why it stays in FP32.
 
     A runtime recognises a quantised op by the DequantizeLinear before it and the QuantizeLinear
-    behind it; a cast between them would break the pattern.
+    after it; a cast between them would break the pattern.
     """
     found = {}
     for node, _ in nest.visited():

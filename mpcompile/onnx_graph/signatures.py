@@ -22,10 +22,10 @@ _AS_ONE = {
     "RMSNormalization": ("V", "T"),
     "LinearAttention": ("T", "S"),
 }
-"""Variables that ONNX lets differ, and ONNX Runtime's kernels or ONNX's own inference do not."""
+"""Variables that may differ in ONNX, but not in ONNX Runtime's kernels or ONNX's inference."""
 
 _CHOOSE = frozenset({"dtype", "to", "output_datatype"})
-"""Attributes that say what type the output has."""
+"""Attributes that set the type of the output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +33,13 @@ class Signature:
     """The types of an op's inputs and outputs.
 
     Attributes:
-        inputs: per formal input its type variable, or the one type it has.
-        outputs: the same of its outputs.
-        variadic: whether the last formal input stands for any number of inputs.
-        many: the same of the last formal output.
-        mixed: variables whose tensors need not agree, as in what a loop carries.
-        allowed: per variable the types it may stand for.
-        chosen: whether an attribute says what type the output has.
+        inputs: per formal input its type variable, or its only type.
+        outputs: the same for its outputs.
+        variadic: whether the last formal input may be given any number of times.
+        many: the same for the last formal output.
+        mixed: variables whose tensors may differ in type, such as the state of a loop.
+        allowed: per variable its allowed types.
+        chosen: whether an attribute sets the type of the output.
     """
 
     inputs: tuple[str, ...]
@@ -59,11 +59,11 @@ class Signature:
         return _at(self.outputs, index, self.many)
 
     def takes(self, variable: str, precision: Precision) -> bool:
-        """Whether all tensors of a type variable may have a format together."""
+        """Return whether all tensors of a type variable may have a format together."""
         return variable not in self.mixed and self.holds(variable, precision)
 
     def holds(self, variable: str, precision: Precision) -> bool:
-        """Whether a tensor of a type variable may have a format."""
+        """Return whether a tensor of a type variable may have a format."""
         return _TYPES[precision] in self.allowed.get(variable, frozenset())
 
 
@@ -72,8 +72,8 @@ def signature(op_type: str, domain: str, opset: int) -> Signature | None:
     """Return the signature of an op in a version of its op set, or None if ONNX knows no such op.
 
     Args:
-        op_type: such as ``"Conv"``.
-        domain: ``""`` is that of ONNX itself.
+        op_type: the op type, such as ``"Conv"``.
+        domain: ``""`` is the domain of ONNX itself.
         opset: the version that the model imports.
     """
     try:

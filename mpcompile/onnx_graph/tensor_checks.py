@@ -1,4 +1,4 @@
-"""What a tensor or a type in an ONNX file claims, checked before anyone believes it."""
+"""Check the claims of tensors and types in an ONNX file before other code uses them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mpcompile.errors import BadInput
 from mpcompile.validation import short
 
 MOST_ELEMENTS = 1 << 48
-"""Of a tensor; also what its dimensions other than 0 may multiply to."""
+"""Limit of a tensor; also the limit of the product of its dimensions other than 0."""
 MOST_DIMENSIONS = 64
-"""As many as a NumPy array may have."""
+"""The limit of a NumPy array."""
 DEEPEST_TYPE = 8
-"""Sequences and optionals inside each other."""
+"""Limit of sequences and optionals inside each other."""
 
 _PARTS = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
 _SIX_BITS = (ir.DataType.FLOAT6E2M3, ir.DataType.FLOAT6E3M2)
@@ -32,17 +32,17 @@ _FIELDS = {
     ir.DataType.UINT64: "uint64_data",
     ir.DataType.STRING: "string_data",
 }
-"""Where the numbers of a dtype stand; those of all others stand in ``int32_data``."""
+"""The field for the numbers of a dtype; all other dtypes use ``int32_data``."""
 
 
 def check_tensor(tensor: TensorProto, name: str, where: str | None) -> None:
     """Raise BadInput if a tensor's dtype, shape and amount of data do not fit each other.
 
-    Where its data stands in another file, that is `external_data`'s to check.
+    `external_data` checks data that is in another file.
 
     Args:
-        tensor: of any dtype and shape.
-        name: what to call it.
+        tensor: a tensor of any dtype and shape.
+        name: its name in messages.
         where: the file.
     """
     dtype = dtype_of(tensor.data_type, name, where)
@@ -139,7 +139,7 @@ def _needed(field: str, dtype: ir.DataType, count: int) -> int:
 
 
 def _check_six_bits(tensor: TensorProto, name: str, where: str | None) -> None:
-    """Let the library read a tensor whose padding and high bits must be zero."""
+    """Check with the library that the padding and high bits of a tensor are zero."""
     try:
         ir.serde.TensorProtoTensor(tensor).tobytes()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What the values of an ONNX graph are: FP32 tensors, constants, or of unknown type."""
+"""Kinds of values of an ONNX graph: FP32 tensors, constants, values of unknown type."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 import onnx_ir as ir
 
 ASSUMED = 16
-"""Stands for a dimension that the file leaves open."""
+"""The assumed size of a dimension that the file leaves open."""
 
 
 def is_standard(node: ir.Node) -> bool:
-    """Whether a node is an op of ONNX itself."""
+    """Return whether a node is an op of ONNX itself."""
     return node.domain in ("", "ai.onnx")
 
 
 def is_full(value: ir.Value | None) -> bool:
-    """Whether a value is an FP32 tensor, the only kind that a plan may change."""
+    """Return whether a value is an FP32 tensor, the only kind that a plan may change."""
     return (
         value is not None
         and isinstance(value.type, ir.TensorType)
@@ -26,7 +26,7 @@ def is_full(value: ir.Value | None) -> bool:
 
 
 def is_known(value: ir.Value | None) -> bool:
-    """Whether a value is left out, or its type is known."""
+    """Return whether a value is left out, or its type is known."""
     return value is None or value.type is not None
 
 
@@ -40,7 +40,7 @@ def elements_of(value: ir.Value) -> int:
 
 
 def constant_of(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """Return the tensor that a value always is, or None: a weight, or what a Constant makes.
+    """Return the tensor of a constant value, a weight or the output of a Constant; else None.
 
     An initializer that is also an input of its graph is only a default.
     """

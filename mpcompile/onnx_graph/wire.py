@@ -1,8 +1,8 @@
-"""The messages of an ONNX file, counted before a parser takes memory for them.
+"""Count the messages of an ONNX file before a parser allocates memory for them.
 
-A message of two bytes in a file becomes about 150 bytes of memory when it is parsed, so a file's
-size alone bounds nothing. Numbers and raw data are skipped, not read. Texts must be UTF-8: the
-parser keeps what is not, and the first to pass it on fails.
+A message of two bytes in a file becomes about 150 bytes of memory when it is parsed, so the size
+of a file is no bound. Numbers and raw data are skipped, not read. Texts must be UTF-8: the parser
+keeps other texts, and the first code that writes them fails.
 Source: the encoding of Protocol Buffers, protobuf.dev/programming-guides/encoding.
 """
 
@@ -18,9 +18,9 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from mpcompile.errors import BadInput
 
 MOST_ENTRIES = 1_000_000
-"""Messages and texts in one file; PyTorch's exporter writes about 40 of them a node."""
+"""Messages and texts in one file; PyTorch's exporter writes about 40 of them per node."""
 DEEPEST = 100
-"""Messages inside messages: what the parsers of Protocol Buffers allow."""
+"""Messages inside messages: the limit of the parsers of Protocol Buffers."""
 
 _Fields = dict[int, tuple[bool, Descriptor | None, bool]]
 _UNCOUNTED = (False, None, False)
@@ -29,7 +29,7 @@ _TEXT = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 
 def check_wire(data: bytes | mmap, where: str | None) -> None:
-    """Raise BadInput if a file is not encoded as a model, or holds too much, or not UTF-8.
+    """Raise BadInput if a file is not encoded as a model, holds too much, or has texts that are not UTF-8.
 
     Args:
         data: the file.
@@ -82,8 +82,8 @@ def check_texts(message: Any, where: str | None) -> None:
     """Raise BadInput if a text anywhere in a message is not UTF-8.
 
     Args:
-        message: of Protocol Buffers.
-        where: what to call the model.
+        message: a message of Protocol Buffers.
+        where: the name of the model in messages.
     """
     pending = [message]
     while pending:
@@ -123,7 +123,7 @@ def _varint(data: bytes | mmap, position: int) -> tuple[int, int]:
 
 @cache
 def _fields(message: Descriptor) -> _Fields:
-    """Return, per number of a field, whether it counts, what message it holds, if it is a text."""
+    """Return, per field number, whether it counts, its message type, and whether it is a text."""
     found: _Fields = {}
     for field in message.fields:
         if field.message_type is not None:
