@@ -234,7 +234,7 @@ class _Checked:
 
 
 def _check_growth(whole: _Size, sizes: Mapping[_Key, _Size], where: str | None) -> None:
-    """Raise BadInput if functions call themselves, or replacing their calls gives too many nodes."""
+    """Raise BadInput if functions call themselves, or have too many nodes with calls replaced."""
     done: dict[_Key, tuple[int, int, int]] = {}
 
     def unfolded(size: _Size) -> tuple[int, int, int]:

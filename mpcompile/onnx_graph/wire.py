@@ -29,7 +29,7 @@ _TEXT = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 
 def check_wire(data: bytes | mmap, where: str | None) -> None:
-    """Raise BadInput if a file is not encoded as a model, holds too much, or has texts that are not UTF-8.
+    """Raise BadInput if a file is not encoded as a model, holds too much, or is not UTF-8.
 
     Args:
         data: the file.
