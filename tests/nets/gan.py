@@ -1,4 +1,4 @@
-"""DCGAN's two nets, arXiv 1511.06434, each trained against the other held still."""
+"""DCGAN's two nets, arXiv 1511.06434, each trained while the other stays fixed."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class Against(nn.Module):
 
 
 def fool(model: nn.Module, noise: Tensor) -> Tensor:
-    """Return how sure the discriminator is that the images are made."""
+    """Return the loss of generated images that the discriminator recognises."""
     logits = model(noise)
     return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
 
 
 def tell_apart(model: nn.Module, real: Tensor, made: Tensor) -> Tensor:
-    """Return the loss of telling real images from made ones."""
+    """Return the loss of separating real images from generated ones."""
     yes, no = model(real), model(made)
     return F.binary_cross_entropy_with_logits(
         yes, torch.ones_like(yes)

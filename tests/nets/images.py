@@ -39,7 +39,7 @@ class ConvNormAct(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """arXiv 1505.04597: skips joined by concatenation; one way up is learned, one is bilinear."""
+    """arXiv 1505.04597: skips joined by concatenation; one upsampling is learned, one bilinear."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Inception(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """Norm, ReLU, 1x1, norm, ReLU, 3x3, joined to all that came before, arXiv 1608.06993."""
+    """Norm, ReLU, 1x1, norm, ReLU, 3x3, joined to all earlier features, arXiv 1608.06993."""
 
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
@@ -269,7 +269,7 @@ def inception() -> Workload:
 
 
 def densenet() -> Workload:
-    """Each layer reads all before it."""
+    """Each layer reads all layers before it."""
     return _classifier(DenseNet)
 
 

@@ -1,4 +1,4 @@
-"""Recurrent layers of every kind, in a program whose every result counts."""
+"""Recurrent layers of every kind, in a program that uses every result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS: dict[str, Callable[..., nn.Module]] = {
 
 
 class Recurrent(nn.Module):
-    """Layers of one kind; the result is a number that output and last states go into."""
+    """Layers of one kind; the result is one number from the output and the last states."""
 
     def __init__(self, kind: str, features: int, cells: int, layers: int, **options: Any) -> None:
         super().__init__()
@@ -36,6 +36,6 @@ class Recurrent(nn.Module):
 
 
 def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The number itself."""
+    """Return the number itself."""
     result: torch.Tensor = model(x)
     return result

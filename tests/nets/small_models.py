@@ -1,4 +1,4 @@
-"""The models of ``models/`` cut small, with the same weights and data on every device."""
+"""Small versions of the models of ``models/``, with equal weights and data on all devices."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MODELS = ROOT / "models"
 Backend = Literal["interpreter", "inductor"]
 CUTS: dict[str, Callable[[Any], Any]] = {
     "gpt": lambda module: module.SMALL,
-    # Without dropout, as CPU and GPU draw other random numbers, and at a tenth of the model's rate,
-    # at which the first steps jump about and amplify any rounding.
+    # Without dropout, because CPU and GPU draw other random numbers, and at a tenth of the model's
+    # rate, because at the full rate the first steps jump and amplify any rounding.
     "lstm": lambda module: replace(module.SMALL, dropout=0.0, rate=0.002, vocabulary=1024),
     # Cut from the full size, which needs no data set and has the pooling stem; a tenth of its rate.
     "resnet": lambda module: replace(
@@ -40,7 +40,7 @@ CUTS: dict[str, Callable[[Any], Any]] = {
 
 
 def workload(name: str, device: str) -> Workload:
-    """Build a small model, the same weights and data on every device."""
+    """Build a small model with the same weights and data on every device."""
     module = module_at(MODELS / f"{name}.py")
     with patch.dict(os.environ, {"DEVICE": device}):
         made: Workload = module.workload(config=CUTS[name](module), seed=0)

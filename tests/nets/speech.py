@@ -1,4 +1,4 @@
-"""A speech net: strided convolutions over a spectrogram, bidirectional GRU, a label a frame."""
+"""A speech net: strided convolutions on a spectrogram, bidirectional GRU, one label per frame."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Speech(nn.Module):
 def aligned(model: nn.Module, spectrogram: Tensor, letters: Tensor) -> Tensor:
     """Return the loss of labels ``[N, T/2]`` that are aligned with the frames.
 
-    CTC would need no alignment, but torch has no fake kernel of it, so it cannot be captured.
+    CTC would need no alignment, but torch has no fake kernel for it, so it cannot be captured.
     """
     return nn.functional.nll_loss(model(spectrogram).flatten(0, 1), letters.flatten())
 

@@ -14,7 +14,7 @@ VOCABULARY, WIDTH, HEADS, LENGTH, BATCH = 64, 48, 4, 16, 4
 
 
 class EncoderDecoder(nn.Module):
-    """arXiv 1706.03762, of PyTorch's own modules: post-norm layers, sine positions, dropout."""
+    """arXiv 1706.03762 in PyTorch's own modules: post-norm layers, sine positions, dropout."""
 
     positions: Tensor
 
@@ -24,7 +24,7 @@ class EncoderDecoder(nn.Module):
         self.transformer = nn.Transformer(WIDTH, HEADS, 2, 2, 4 * WIDTH, batch_first=True)
         for module in self.transformer.modules():
             if isinstance(module, nn.MultiheadAttention):
-                module.dropout = 0.0  # with it a CPU has no fused kernel, and all becomes FP32
+                module.dropout = 0.0  # with it a CPU has no fused kernel, and all is FP32
         self.head = nn.Linear(WIDTH, VOCABULARY)
         angle = torch.arange(LENGTH)[:, None] / 10_000 ** (torch.arange(0, WIDTH, 2) / WIDTH)
         self.register_buffer("positions", torch.cat([angle.sin(), angle.cos()], dim=1))
@@ -35,7 +35,7 @@ class EncoderDecoder(nn.Module):
         return result
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        # Said that it is causal, PyTorch does not look into the mask to find out.
+        # With is_causal, PyTorch does not read the mask to find out whether it is causal.
         out = self.transformer(
             self._embed(source), self._embed(target), tgt_mask=self.mask, tgt_is_causal=True
         )
@@ -50,7 +50,7 @@ def translate(model: nn.Module, source: Tensor, target: Tensor, following: Tenso
 
 
 class SelfAttention(nn.Module):
-    """BERT's: scores, mask, softmax and dropout written out."""
+    """Attention of BERT, with scores, mask, softmax and dropout written out."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A GAN small enough for tests: two nets of one model, each trained by a step of its own."""
+"""A GAN that is small enough for tests: two nets in one model, each with its own step."""
 
 from __future__ import annotations
 

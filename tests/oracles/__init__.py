@@ -1,1 +1,1 @@
-"""What results are compared with: FP64 and eager autocast, simulated processes, cuDNN on a CPU."""
+"""References for results: FP64, eager autocast, simulated processes, cuDNN on a CPU."""

@@ -1,7 +1,7 @@
-"""The three ATen ops of cuDNN's recurrent layers, for a CPU, and as particular as cuDNN is.
+"""The three ATen ops of cuDNN's recurrent layers, for a CPU, with the restrictions of cuDNN.
 
-They compute what PyTorch's own recurrent layers compute there. Weights are read from the packed
-buffer only, tensors must lie in memory as cuDNN wants them, and a reserve works once.
+They compute the results of PyTorch's own recurrent layers on a CPU. Weights are read from the
+packed buffer only, tensors must have the layout that cuDNN requires, and a reserve works once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Tensors = Sequence[torch.Tensor]
 
 @cache
 def install() -> torch.library.Library:
-    """Register the ops; for the whole process, as nothing else there has CPU kernels for them."""
+    """Register the ops for the whole process, which has no other CPU kernels for them."""
     library = torch.library.Library("aten", "IMPL")
     for implementation in (_cudnn_rnn_flatten_weight, _cudnn_rnn, _cudnn_rnn_backward):
         library.impl(implementation.__name__, implementation, "CPU")
@@ -115,7 +115,7 @@ def _as_in_training(
     options: tuple[Any, ...],
     gradients: Sequence[torch.Tensor | None] = (),
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    """Return the results, and the values' gradients if those of the results are given."""
+    """Return the results, and the gradients of the values if those of the results are given."""
 
     def run() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
         leaves = [value.detach().requires_grad_() for value in values]

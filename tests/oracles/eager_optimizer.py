@@ -1,4 +1,4 @@
-"""One model twice, trained by a step and by plain PyTorch, and compared bit for bit."""
+"""Train two copies of a model, by a step and by plain PyTorch; compare them bit for bit."""
 
 from __future__ import annotations
 

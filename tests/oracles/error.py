@@ -1,4 +1,4 @@
-"""The error oracle: a program in FP64, eager autocast and mpcompile from the same weights."""
+"""The error oracle: a program in FP64, eager autocast and mpcompile, from equal weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def errors(
 ) -> tuple[Errors, Errors]:
     """Return the errors of mpcompile and of eager autocast. Both scale the loss by `SCALE`.
 
-    Dropout is off: under other masks, which the three runs would draw, any error is in bounds.
+    Dropout is off: the three runs would draw different masks, and then no error means anything.
     """
     model = without_dropout(model)
     truth = [reference(model, loss, batch) for batch in batches]

@@ -1,4 +1,4 @@
-"""The processes of a step without processes: one graph run for all of them, node by node."""
+"""Simulate the processes of a step: run one graph for all of them, node by node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mpcompile.torch_private.ops import op_name
 
 
 def among(ranks: int, *, accumulate: int = 1, clip: float | None = None, **options: Any) -> Loop:
-    """Return what is asked of a step on so many processes."""
+    """Return the loop options of a step on `ranks` processes."""
     options["reduce"] = Precision(options.get("reduce", "float32"))
     parallel = DataParallel(ranks, 0, lambda: SimpleNamespace(group_name="all"), **options)
     return Loop(clip, None, accumulate, parallel)

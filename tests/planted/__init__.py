@@ -1,1 +1,1 @@
-"""Planted faults: programs, ONNX files and texts that something has to find or refuse."""
+"""Planted faults: programs, ONNX files and texts that mpcompile must find or refuse."""

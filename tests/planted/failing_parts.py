@@ -1,4 +1,4 @@
-"""Small programs that fail in FP16, each in a way of its own."""
+"""Small programs that fail in FP16, each in a different way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mpcompile.step.transformed import Choices
 
 
 class Attention(nn.Module):
-    """Logits without the scale by the root of the width."""
+    """Attention with logits that are not divided by the root of the width."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Unit(nn.Module):
 
 
 class RunningSum(nn.Module):
-    """Adds up one by one."""
+    """Adds numbers one by one."""
 
     def __init__(self, start: float, step: float) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def underflow() -> Workload:
 
 def saturating() -> Workload:
     torch.manual_seed(0)
-    # Of 1 and less than 2**-11 FP16 makes 1.
+    # In FP16 the sum of 1 and a number below 2**-11 is 1.
     model = nn.Sequential(nn.Linear(16, 40), nn.Sigmoid(), RunningSum(1.0, 6e-4))
     return trained(model, torch.randn(8, 16), torch.randn(8))
 
@@ -102,7 +102,7 @@ def overflowing() -> Workload:
 
 
 def own_fault() -> Workload:
-    """Infinite in FP64 too."""
+    """Return a program that is infinite in FP64 too."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.LogSoftmax(-1))
     return trained(model, torch.full((8, 16), torch.inf), torch.randn(8, 4))
@@ -125,7 +125,7 @@ class Planted:
 
     @property
     def flags(self) -> list[str]:
-        """The same for the command line."""
+        """Return the same options for the command line."""
         scale = ["--loss-scale", "none"] if self.scale is not None else []
         halves = [text for op in self.half for text in ("--half", op)]
         return [*halves, *scale, "--tolerance", str(self.tolerance)]
@@ -141,7 +141,7 @@ PLANTED = {
 
 
 def moment_of(case: Planted) -> tuple[Moment, str]:
-    """Return what a step reads, and its first failing node."""
+    """Return the inputs of a step and its first failing node."""
     workload = case.workload()
     step = to_step(
         transform(workload, Choices(policy=Policy(half=case.half), loss_scale=case.scale)),

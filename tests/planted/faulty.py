@@ -1,4 +1,4 @@
-"""Programs in which certain ops must not be 16 bits, and the overrides that make them so."""
+"""Programs with ops that must not be 16 bits, and the overrides that make them 16 bits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mpcompile.plan.policy import Policy
 from mpcompile.program.workload import Workload
 
 HALF = Policy(half=("op:mul", "op:pow", "op:mean", "op:add", "op:rsqrt", "op:div"))
-"""Whatever these are, they run in 16 bits; a node that is returned to FP32 is more specific."""
+"""All ops of these kinds run in 16 bits; an override of a single node is more specific."""
 
 
 class Bounded(nn.Module):
@@ -27,7 +27,7 @@ class Bounded(nn.Module):
 
 
 class Attention(nn.Module):
-    """Written by hand; its logits are beyond 65504 before they are scaled."""
+    """Attention written by hand, with logits beyond 65504 before they are scaled."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Attention(nn.Module):
 
 
 class SmallNorm(nn.Module):
-    """A norm written by hand, whose squares vanish in FP16 and take their epsilon with them."""
+    """A norm written by hand, whose squares and epsilon become zero in FP16."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class SmallNorm(nn.Module):
 
 
 class Product(nn.Module):
-    """A product beyond 65504 that a division brings back."""
+    """A product beyond 65504 that a division makes small again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Branch(nn.Module):
 
 
 class Both(nn.Module):
-    """Two faults that have nothing to do with one another."""
+    """Two independent faults."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
-"""Texts that try to be more than a text: markup, scripts, terminal codes, JavaScript's names."""
+"""Texts that act as code if they are not escaped: markup, scripts, terminal codes, names."""
 
 from __future__ import annotations
 
 import random
 
 CANARY = "window.canary"
-"""What every script among them sets."""
+"""The variable that every script among them sets."""
 _SET = f"{CANARY}=1"
 _SEEDS = (
     f"<script>{_SET}</script>",
@@ -62,7 +62,7 @@ _SEEDS = (
 
 
 def hostile_texts(count: int) -> list[str]:
-    """Return so many texts, each another, the same ones every time."""
+    """Return `count` different texts, the same ones in each call."""
     rng = random.Random(0)
     found = dict.fromkeys(_SEEDS)
     while len(found) < count:

@@ -1,4 +1,4 @@
-"""Programs with one planted fault each; a comment ``# fault: NAME`` marks the line of it."""
+"""Programs with one planted fault each; a comment ``# fault: NAME`` marks its line."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mpcompile import Policy, Workload
 
 
 def line_of(fault: str) -> int:
-    """Return the number of the line that a fault stands on."""
+    """Return the line number of a fault."""
     lines = Path(__file__).read_text(encoding="utf-8").splitlines()
     (found,) = (k for k, line in enumerate(lines, 1) if line.endswith(f"# fault: {fault}"))
     return found
 
 
 class Logits(nn.Module):
-    """Attention whose weights have grown until its logits overflow."""
+    """Attention with weights so large that its logits overflow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Logits(nn.Module):
 
 
 class Epsilon(nn.Module):
-    """A division that an epsilon keeps from being one by zero."""
+    """A division in which an epsilon prevents a division by zero."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         size = torch.relu(x)
@@ -44,7 +44,7 @@ class Epsilon(nn.Module):
 
 
 class Underflow(nn.Module):
-    """A branch so faint that its gradients vanish."""
+    """A branch with a factor so small that its gradients vanish."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Underflow(nn.Module):
 
 
 class Sum(nn.Module):
-    """A running sum that ends beyond 65504."""
+    """A running sum that grows beyond 65504."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         total = x
@@ -76,7 +76,7 @@ class Stagnation(nn.Module):
 
 
 class Net(nn.Module):
-    """A linear, one of the above, a linear."""
+    """A linear, one of the modules above, a linear."""
 
     def __init__(self, middle: nn.Module) -> None:
         super().__init__()
@@ -100,4 +100,4 @@ def program(middle: Callable[[], nn.Module]) -> Workload:
 
 
 FORCED = Policy(half=("add", "div"))
-"""Without it the planner would not let the faults happen."""
+"""A policy that permits the faults, which the planner otherwise prevents."""

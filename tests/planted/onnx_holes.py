@@ -1,4 +1,4 @@
-"""Known holes in the handling of ONNX files: how a test names one, and what closes it.
+"""Known security holes in the handling of ONNX files, and the check that each is closed.
 
 The numbers in names are those under which a hole of this kind was published, in any library.
 """
@@ -27,7 +27,7 @@ BRANCH = """g (float[2] x, bool k) => (float[2] y) { y = If(k) <
 
 
 def opened(holes: Holes, pattern: str) -> Callable[[Hole], Hole]:
-    """Register a case: what it does to a model with a data file, and what is said of it."""
+    """Register a case: its change of a model with a data file, and the expected message."""
 
     def register(function: Hole) -> Hole:
         holes[function.__name__] = (function, pattern)
@@ -37,7 +37,7 @@ def opened(holes: Holes, pattern: str) -> Callable[[Hole], Hole]:
 
 
 def entry(model: ModelProto, key: str, value: str) -> None:
-    """Say something of the data file of the model's only weight."""
+    """Set an entry about the data file of the model's only weight."""
     entries = model.graph.initializer[0].external_data
     for found in entries:
         if found.key == key:
@@ -55,7 +55,7 @@ def same(model: ModelProto, other: ModelProto) -> None:
 
 
 def with_data(folder: Path) -> ModelProto:
-    """Leave a data file in a folder, and return a model with its weight there."""
+    """Write a data file into a folder, and return a model with its weight in that file."""
     model = onnx.parser.parse_model("""
         <ir_version: 8, opset_import: ["": 17]>
         g (float[2, 64] x) => (float[2, 64] y) { y = MatMul(x, w) }
@@ -70,7 +70,7 @@ def with_data(folder: Path) -> ModelProto:
 
 
 def check_closed(case: Hole, pattern: str, place: Path, said: pytest.CaptureFixture[str]) -> None:
-    """Make a model with a hole; it must be refused in one sentence, and nothing be left behind."""
+    """Make a model with a hole; it must be refused in one sentence and leave no file behind."""
     (place / "outside").write_bytes(SECRET)
     folder = place / "model"
     folder.mkdir()

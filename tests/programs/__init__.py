@@ -1,1 +1,1 @@
-"""Programs and graphs that tests are made of, none of them faulty."""
+"""Programs and graphs for tests, all without faults."""

@@ -21,7 +21,7 @@ Tensor = torch.Tensor
 
 
 class Flow(nn.Module):
-    """Two linears and a way through them; `plain` is the same way in Python."""
+    """Two linears with control flow; `plain` is the same control flow in Python."""
 
     shape: tuple[int, ...] = (4, 8)
 
@@ -39,7 +39,7 @@ class Flow(nn.Module):
 
 
 class Branch(Flow):
-    """One branch wants a Tensor Core, the other FP32: they must agree on what they return."""
+    """One branch wants a Tensor Core, the other FP32: their results must agree in dtype."""
 
     def yes(self, h: Tensor) -> Tensor:
         return torch.relu(self.b(h))
@@ -140,7 +140,7 @@ _PROGRAMS: dict[str, torch.export.ExportedProgram] = {}
 
 
 def exported(flow: type[Flow]) -> torch.export.ExportedProgram:
-    """Export a flow, once; nobody may change the program."""
+    """Export a flow once; no test may change the program."""
     name = f"{flow.__module__}.{flow.__qualname__}"
     if name not in _PROGRAMS:
         model = flow()
@@ -149,7 +149,7 @@ def exported(flow: type[Flow]) -> torch.export.ExportedProgram:
 
 
 def flow_of(program: torch.export.ExportedProgram) -> Dataflow:
-    """Return what the planner sees."""
+    """Return the rows that the planner reads."""
     fixed = dict.fromkeys(program.graph_signature.inputs_to_parameters, Fixed.PARAMETER)
     return dataflow(program.graph_module, fixed, Policy())
 
@@ -160,7 +160,7 @@ def run(program: torch.export.ExportedProgram, x: Tensor) -> Tensor:
 
 
 def refuse_mixed_dtypes(program: torch.export.ExportedProgram) -> None:
-    """Run each graph on fakes of its inputs' noted dtypes; every node must get what is noted."""
+    """Run each graph on fakes of its inputs' recorded dtypes; each node must get its own."""
     for module in all_graphs(program.graph_module):
         noted = {node: node.meta["val"] for node in module.graph.nodes if "val" in node.meta}
         inputs = [noted[node] for node in module.graph.find_nodes(op="placeholder")]

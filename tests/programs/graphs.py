@@ -43,13 +43,13 @@ def graph_of(
 
 
 def run(module: fx.GraphModule, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Run a graph as it stands."""
+    """Run a graph unchanged."""
     results = copy_graph(module)(*inputs)
     return tuple(results) if isinstance(results, list | tuple) else (results,)
 
 
 class Tied(nn.Module):
-    """An embedding tied to the head, a layer norm and a softmax gate between them."""
+    """An embedding tied to the head, with a layer norm and a softmax gate between them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ def layered() -> Workload:
 
 
 class Attention(nn.Module):
-    """One linear makes query, key and value, which are slices of its result."""
+    """One linear computes query, key and value, which are slices of its result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def matrices() -> Workload:
 
 
 def partly_frozen() -> Workload:
-    """Only the last weight is trained; the first is read in 16 bits, those of the norm are not."""
+    """Only the last weight is trained; the first is read in 16 bits, the norm's are not."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3, bias=False))
     model[:2].requires_grad_(False)
@@ -168,7 +168,7 @@ def forward_of(workload: Workload, policy: Policy | None = None) -> Forward:
 
 
 def raw_step_of(workload: Workload, policy: Policy | None = None, ranks: int = 1) -> StepGraph:
-    """Return the step graph as autograd made it, before any pass on the gradient graph."""
+    """Return the step graph as made by autograd, before any pass on the gradient graph."""
     assert workload.optimizer is not None
     forward = forward_of(workload, policy)
     named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}

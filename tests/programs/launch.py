@@ -1,4 +1,4 @@
-"""Start a program on several processes, as torchrun does."""
+"""Start a program on several processes, like torchrun."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def torchrun(
 
 
 def finished(process: subprocess.Popen[str], seconds: float = 400) -> str:
-    """Wait for a process that must succeed; return what it has printed."""
+    """Wait for a process that must succeed; return its output."""
     out, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, out[-6000:]
     return out
 
 
 def alone(rank: int, ranks: int, port: int, *words: str | Path) -> subprocess.Popen[str]:
-    """Start one process of several without anybody who looks after them."""
+    """Start one process of several, without a parent that supervises them."""
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
     return subprocess.Popen(
         [sys.executable, *map(str, words)],
@@ -52,7 +52,7 @@ def alone(rank: int, ranks: int, port: int, *words: str | Path) -> subprocess.Po
 class Nursery:
     """Runs programs on several processes that are forked, so none of them imports torch again.
 
-    What torchrun itself does (to start all again, to hand a signal on) it does not.
+    It does not do the work of torchrun itself, such as restarts and passing on signals.
     """
 
     def __init__(self) -> None:
@@ -63,11 +63,11 @@ class Nursery:
         )  # fmt: skip
 
     def run(self, ranks: int, out: Path, *words: str | Path, **told: str) -> str:
-        """Run a program that must succeed; return what its processes have printed.
+        """Run a program that must succeed; return the output of its processes.
 
         Args:
             ranks: how many processes.
-            out: the file for what they print; not there yet.
+            out: the file for their output; it must not exist yet.
             words: as for `torchrun`.
             told: environment variables.
         """
@@ -83,6 +83,6 @@ class Nursery:
         return text
 
     def close(self) -> None:
-        """Stop it, with what it may still run."""
+        """Stop it and the programs that still run."""
         self.process.kill()
         self.process.communicate()

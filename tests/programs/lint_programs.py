@@ -16,7 +16,7 @@ from mpcompile.program.capture import capture
 
 
 class Between(nn.Module):
-    """A linear, what is tried, and a linear."""
+    """A linear, the tested function, and a linear."""
 
     def __init__(
         self, what: Callable[..., torch.Tensor], width: int = 8, held: torch.Tensor | None = None
@@ -42,7 +42,7 @@ def findings(
     policy: Policy | None = None,
     rule: str = "",
 ) -> list[Finding]:
-    """Return what lint finds in a program that is trained with AdamW."""
+    """Return the findings of lint in a program that is trained with AdamW."""
     workload = Workload(model, batch, loss, torch.optim.AdamW(model.parameters()))
     program = program_of(workload, capture(workload), policy or Policy())
     return [finding for finding in lint(program) if finding.rule.startswith(rule)]
@@ -57,7 +57,7 @@ def between(
     policy: Policy | None = None,
     rule: str = "",
 ) -> list[Finding]:
-    """Return what lint finds in `Between`."""
+    """Return the findings of lint in `Between`."""
     model = Between(what, width, held)
     return findings(model, torch.randn(rows, width), policy=policy, rule=rule)
 

@@ -1,7 +1,7 @@
-"""Fork the processes of runs from one that has imported, and once used, what they need.
+"""Fork the processes of runs from one that has imported and used the modules that they need.
 
-It reads requests from stdin, a line of JSON each: ``ranks``, ``words`` as `torchrun` takes them,
-``told`` for the environment, and ``out``, a file for what they print. It answers each with a line,
+It reads requests from stdin, one line of JSON each: ``ranks``, ``words`` as for `torchrun`,
+``told`` for the environment, and ``out``, a file for their output. It answers each with one line,
 the exit code. It sees no GPU, because threads of CUDA or autograd do not survive a fork.
 """
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _warm() -> None:
-    """Train a small net, by which torch imports and builds the rest."""
+    """Train a small net, so that torch imports and builds the rest."""
     with torch.random.fork_rng():
         model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
         batch = (torch.ones(2, 2),)
@@ -84,7 +84,7 @@ def _look_after(ranks: int, words: list[str], told: dict[str, str], out: str) ->
 
 
 def _be(environment: dict[str, str], words: list[str], out: str) -> NoReturn:
-    """Run a program as one process of several."""
+    """Run a program as one of several processes."""
     os.environ.update(environment)
     file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)

@@ -77,7 +77,7 @@ def description(half: str) -> TrainFile:
 
 
 def model(half: str) -> onnx.ModelProto:
-    """Return the graph; every op is there once for what it is in the step."""
+    """Return the graph; each op has one role in the step."""
     nodes, constants = [], []
 
     def add(op: str, *inputs: str, to: str, **attributes: Any) -> str:

@@ -55,14 +55,14 @@ Block (t, w) => (r) {
 
 
 def parsed(text: str, head: str = HEAD) -> onnx.ModelProto:
-    """Return a model; what it says of itself is checked but for ops that ONNX does not know."""
+    """Return a model; it is checked, except for ops that ONNX does not know."""
     return onnx.parser.parse_model(head + text)
 
 
 def rewritten(
     model: onnx.ModelProto, policy: Policy | None = None, target: Target = Target.ANY
 ) -> Rewritten:
-    """Rewrite a model, which must stay valid by every check that ONNX has."""
+    """Rewrite a model; the result must pass every check of ONNX."""
     done = rewrite(model, policy, target=target)
     proto = ir.to_proto(done.model)
     onnx.checker.check_model(proto, full_check=True)
@@ -81,5 +81,5 @@ def run(model: onnx.ModelProto, inputs: dict[str, Array]) -> list[Array]:
 
 
 def stored(done: Rewritten) -> dict[str, str]:
-    """Return, per op id, what it stores."""
+    """Return, per op id, the precision that it stores."""
     return {decision.op: decision.stores.short for decision in done.plan.decisions}

@@ -1,4 +1,4 @@
-"""Sample inputs for the ops of the table: torch's own where it has some, else made here."""
+"""Sample inputs for the ops of the table: torch's own if it has some, else made here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ATEN = torch.ops.aten
 
 @dataclass(frozen=True)
 class Sample:
-    """A call of an op, and a function of the same name to call where the op wants other types."""
+    """A call of an op, and a function of the same name to call if the op needs other types."""
 
     op: Callable[..., Any]
     public: Callable[..., Any]
@@ -46,7 +46,7 @@ def samples(name: str, at_most: int) -> list[Sample]:
 
 def _of(info: Any) -> Iterator[Any]:
     try:
-        # Not info.sample_inputs: it seeds every device before every sample, which takes longest.
+        # Not info.sample_inputs: it seeds every device before every sample, which is slow.
         yield from info.sample_inputs_func(info, "cpu", torch.float32, False)
     except (RuntimeError, TypeError, NotImplementedError):
         return
@@ -54,7 +54,7 @@ def _of(info: Any) -> Iterator[Any]:
 
 @cache
 def _infos() -> dict[str, list[Any]]:
-    # Takes seconds to import, which only the process that runs these tests must spend.
+    # The import takes seconds, so only the process that runs these tests does it.
     from torch.testing._internal.common_methods_invocations import op_db
 
     found: dict[str, list[Any]] = {}

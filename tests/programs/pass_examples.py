@@ -1,4 +1,4 @@
-"""What the examples in the docstrings of passes are written with."""
+"""Functions for the examples in the docstrings of passes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def f16(*shape: int) -> torch.Tensor:
 def graph(
     program: Callable[..., Any], backward: str = "", **inputs: torch.Tensor
 ) -> fx.GraphModule:
-    """Record a program; from the first op of the name `backward` on, it is backward."""
+    """Record a program; the part from the first op named `backward` on is backward."""
     module = graph_of(program, **inputs)
     late = False
     for node in module.graph.nodes:
@@ -59,7 +59,7 @@ def graph(
 
 
 def forward(model: nn.Module, *batch: torch.Tensor, casts: bool = True) -> fx.GraphModule:
-    """Return the forward graph of a model, in FP16 unless it is to be without casts."""
+    """Return the forward graph of a model, in FP16 unless `casts` is False."""
     module = capture(Workload(model, batch)).module
     if casts:
         plan = planned(module)
@@ -74,7 +74,7 @@ def planned(module: fx.GraphModule) -> Plan:
 
 
 class Head(nn.Module):
-    """A linear, perhaps behind running statistics or behind a weight that is only read."""
+    """A linear, perhaps after running statistics or after a weight that is only read."""
 
     def __init__(self, before: nn.Module | None = None) -> None:
         super().__init__()
@@ -97,10 +97,10 @@ def step_before(
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
     before: nn.Module | None = None,
 ) -> StepGraph:
-    """Return a step that trains one weight ``w`` of shape [3, 4], before the pass of this name.
+    """Return a step that trains one weight ``w`` of shape [3, 4], before the named pass.
 
-    It is in FP16 and has a loss scale of 128; the weight is alone in its arena. The optimizer is
-    SGD unless told otherwise.
+    It is in FP16 and has a loss scale of 128; the arena holds this weight only. The default
+    optimizer is SGD.
     """
     model = Head(before)
     workload = Workload(model, (torch.ones(2, 4),), _loss, optimizer([model.w], lr=0.5))
@@ -114,7 +114,7 @@ def step_before(
 
 
 def pad(step: StepGraph, name: str, rows: int) -> None:
-    """Let backward's first reader of a working copy read it with rows of zeros behind it."""
+    """Append rows of zeros to a working copy for its first reader in backward."""
     nodes = step.gradient.graph
     copy = placeholders(nodes)[f"{name}.working"]
     with nodes.inserting_before(nodes.output_node()):
@@ -132,7 +132,7 @@ def onnx_model(graph: str) -> ir.Model:
 
 
 def onnx_planned(graph: str) -> tuple[Plan, Prepared]:
-    """Return the FP16 plan of such a model, and what it was made from."""
+    """Return the FP16 plan of such a model, and the prepared model that was planned."""
     prepared = prepare(onnx_model(graph), Policy(), Precision.FP16, Target.CPU)
     return make_plan(prepared.flow, Precision.FP16), prepared
 
@@ -147,7 +147,7 @@ def _onnx_text(node: ir.Node) -> str:
 
 
 def before_and_after(rewrite: Callable[[Any], int], subject: Any) -> None:
-    """Run a pass and print the lines of each graph's text that it removes (-) and adds (+)."""
+    """Run a pass and print the lines that it removes (-) and adds (+) in each graph's text."""
     before = _texts(subject)
     assert rewrite(subject)
     for name, lines in _texts(subject).items():
@@ -157,7 +157,7 @@ def before_and_after(rewrite: Callable[[Any], int], subject: Any) -> None:
 
 
 def _texts(subject: Any) -> dict[str, list[str]]:
-    """Return the lines of the text of each graph, by its name in a step."""
+    """Return the text lines of each graph, by its name in a step."""
     if isinstance(subject, StepGraph):
         texts = {name: graph_text(graph) for name, graph in subject.graphs().items()}
     elif isinstance(subject, ir.Model):

@@ -16,9 +16,9 @@ from mpcompile.plan.planner import cheapest
 def random_flow(chooser: random.Random, free: int) -> Dataflow:
     """Return a graph with every kind of op and tensor.
 
-    Ops of every wish, inside, streaming, keeping, with arguments that stay FP32; views of whole
-    tensors and of parts; ops with no result and with two; dead ends and outputs; borders of inner
-    graphs, which may read what is written later.
+    It has ops of every wish, inside, streaming, keeping, with arguments that stay FP32; views of
+    whole tensors and of parts; ops with no result and with two; dead ends and outputs; borders of
+    inner graphs, which may read tensors that are written later.
 
     Args:
         chooser: decides everything.
@@ -79,13 +79,13 @@ def random_flow(chooser: random.Random, free: int) -> Dataflow:
 
 
 def best(flow: Dataflow) -> Cost:
-    """What the planner's cheapest assignment costs."""
+    """Return the cost of the planner's cheapest assignment."""
     rows = footprints(flow)
     return cost(rows, cheapest(flow, rows))
 
 
 def least(flow: Dataflow) -> Cost:
-    """The minimum over all assignments, each a column of the arrays; pinned ops held."""
+    """Return the minimum over all assignments, one per column, with pinned ops unchanged."""
     free = [op.id for op in flow.ops if op.wish is Wish.FREE]
     columns = np.arange(2 ** len(free))
     half = {op.id: np.full(len(columns), op.wish is Wish.HALF) for op in flow.ops}

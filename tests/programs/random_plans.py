@@ -1,4 +1,4 @@
-"""Random neutral graphs as Hypothesis draws them, and what a plan makes 16 bits."""
+"""Random neutral graphs drawn by Hypothesis, and the tensors that a plan makes 16 bits."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ INPUTS: dict[str, Tensor] = {
 }
 PARAMETERS = ("w", "g", "b")
 
-# From two FP32 tensors of shape [4, 8] and all inputs to one of that shape.
+# From two FP32 tensors of shape [4, 8] and all inputs to one tensor of that shape.
 STEPS: dict[str, Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]] = {
     "linear": lambda a, _, i: a @ i["w"],
     "linear with bias": lambda a, _, i: torch.addmm(i["b"], a, i["w"]),
@@ -56,7 +56,7 @@ TENSOR_CORE = ("linear", "linear with bias", "product")
 
 @dataclass(frozen=True)
 class Program:
-    """A program: per step its name and the numbers of its operands, 0 being the input ``x``."""
+    """A program: per step its name and the numbers of its operands; 0 is the input ``x``."""
 
     steps: tuple[tuple[str, int, int], ...]
     outputs: tuple[int, ...]
@@ -73,14 +73,14 @@ class Program:
         )
 
     def graph(self) -> fx.GraphModule:
-        """Return it as a graph."""
+        """Return the program as a graph."""
         return graph_of(self, **INPUTS)
 
 
 def random_program(
     chooser: random.Random, steps: int = 8, without: tuple[str, ...] = ()
 ) -> Program:
-    """Return a program of one to so many steps, none of them `without`."""
+    """Return a program of at least one step, with none of the steps in `without`."""
     names = [name for name in STEPS if name not in without]
     count = chooser.randint(1, steps)
     made = tuple(

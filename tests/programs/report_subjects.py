@@ -1,4 +1,4 @@
-"""Small views to write reports of."""
+"""Small views for tests of reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HELD = Range(3.0, 10, 1, 1, ((-26, 2), (-3, 4), (1, 2)))
 
 
 def hostile(texts: list[str]) -> ReportInput:
-    """Return a report in which everything that can be named has such a name."""
+    """Return a report in which each name is one of these texts."""
     nodes = [ViewNode("start", "input", "input", "forward", "f32", "", "f32", "f32[2]", 8)]
     for place, text in enumerate(texts):
         nodes.append(

@@ -36,7 +36,7 @@ PLAN = decide(FLOW, Precision.FP16)
 
 
 def edited(plan: Plan, **stores: str) -> Plan:
-    """Edit a plan's file as a person would: only what ops store."""
+    """Edit a plan's file like a person: only the precision that ops store."""
     document = json.loads(plan.to_json())
     for row in document["decisions"]:
         row["stores"] = stores.get(row["op"], row["stores"])

@@ -1,4 +1,4 @@
-"""A program whose activations pass FP16's largest number and come down again."""
+"""A program whose activations exceed FP16's largest number and become small again."""
 
 from __future__ import annotations
 
