@@ -1,4 +1,4 @@
-"""A headless Chromium of the system, without a network, that opens a file."""
+"""Open a file in the system's headless Chromium, without a network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (
-    "--no-sandbox",  # which Chromium refuses to start with as root
+    "--no-sandbox",  # Chromium refuses to start with its sandbox as root
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -21,7 +21,7 @@ _FLAGS = (
     "--disable-sync",
 )
 _READY = "document.documentElement.dataset.ready !== undefined"
-PATIENCE = 60_000  # milliseconds until something that never comes is an error
+PATIENCE = 60_000  # milliseconds until an event that does not come is an error
 
 
 def chromium() -> str | None:
@@ -50,14 +50,14 @@ def open_report(
     size: tuple[int, int] = (1600, 950),
     leaving: list[str] | None = None,
 ) -> Page:
-    """Return the page of a report that is ready to be used; nothing it asks a network for arrives.
+    """Return the page of a report that is ready for use; all its network requests fail.
 
     Args:
         started: the browser.
         file: the report.
         scheme: which colours the user prefers.
         size: of the window, in pixels.
-        leaving: gets the address of each request but that of the file.
+        leaving: receives the address of each request, except the file's.
     """
     context = started.new_context(
         viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, offline=True

@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What became of a call that returned nothing.
+    """The outcome of a call that did not return.
 
     Attributes:
         what: ``"crashed"``, ``"stopped after 60 s"`` or ``"raised"``.
@@ -28,11 +28,11 @@ class Failure:
 
 
 class Isolated(Generic[Task, Result]):
-    """Processes that call one function; one serves many calls, and a new one follows a crash.
+    """Processes that call one function; each serves many calls and is replaced after a crash.
 
     Args:
         function: at the top level of a module, so that another process can import it.
-        workers: processes at a time.
+        workers: number of processes.
         limit: seconds for one call.
     """
 
@@ -50,10 +50,10 @@ class Isolated(Generic[Task, Result]):
             worker.stop()
 
     def map(self, tasks: Iterable[Task]) -> list[Result | Failure]:
-        """Call the function with each task; return what it returned, in the order of the tasks.
+        """Call the function with each task; return its results in the order of the tasks.
 
         Args:
-            tasks: what can be pickled.
+            tasks: arguments that can be pickled.
         """
         free: SimpleQueue[_Worker[Task, Result]] = SimpleQueue()
         for worker in self.workers:

@@ -1,4 +1,4 @@
-"""What a measurement ran on: ``python -m bench.machine [cpu|cuda]`` prints it as JSON."""
+"""The machine of a measurement: ``python -m bench.machine [cpu|cuda]`` prints it as JSON."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def describe(device: str) -> dict[str, str | int]:
 
 
 def _processor() -> str:
-    """Return the processor's name, ``platform.processor()`` being empty on Linux."""
+    """Return the processor's name, because ``platform.processor()`` is empty on Linux."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -49,7 +49,7 @@ def _processor() -> str:
 
 
 def _output(*command: str) -> str:
-    """Return a program's output, or ``unknown`` where it is missing or fails."""
+    """Return a program's output, or ``unknown`` if the program is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):

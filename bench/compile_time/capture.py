@@ -1,11 +1,11 @@
-"""What capture and rewrite cost, beside `torch.export` alone.
+"""Time capture and rewrite beside `torch.export` alone.
 
 ``python -m bench.compile_time.capture [--model gpt] [--runs 10] [--cold 3]``
 
 Prints, as medians over ``--runs`` runs after a warm-up, the seconds of `torch.export` alone, of
 `mpcompile.pipeline.transform` (everything before lowering) and of its stages, and the ratio
-transform / export, which shall stay below 2. Export and transform take turns, so that whatever else
-the machine does meets both. Then the same ratio for a first call, each in a process of its own.
+transform / export, which must stay below 2. Export and transform take turns, so that other load
+on the machine affects both. Then the same ratio for a first call, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ STAGES: tuple[tuple[Any, str, tuple[str, ...]], ...] = (
 
 @contextmanager
 def stages(seconds: dict[str, float]) -> Iterator[None]:
-    """Note how long each stage of `transform` takes, less the stages inside it."""
+    """Record how long each stage of `transform` takes, without the stages inside it."""
     inside = [0.0]
 
     def timed(function: Callable[..., Any], names: Iterator[str]) -> Callable[..., Any]:

@@ -1,17 +1,17 @@
-"""How compile time and the overhead of a step grow with a net's depth and width.
+"""Measure how compile time and the overhead of a step grow with a net's depth and width.
 
 ``python -m bench.compile_time.growth [--depths 2 4 8 ...] [--widths 16 64 256] [--peers]``
 
 Takes decoders of ``models/gpt.py`` with tiny tensors, each in a process of its own with empty
 caches, and measures on the CPU: the seconds of `mpcompile.pipeline.transform` by stage (the least
 of ``--runs`` after a warm-up on another net), those of inductor's compilation in BF16 (the first
-call less a later one; up to ``--compile-depth`` layers), and what a call of the step takes, which
-with tensors this small is overhead: with FX code, with inductor's code, and `TrainStep` alone
+call minus a later one; up to ``--compile-depth`` layers), and the seconds of a call of the step,
+which for tensors this small are overhead: with FX code, with inductor's code, and `TrainStep` alone
 around two graphs that do nothing. ``--peers`` compiles the same net with `torch.compile` under
 autocast, forward and backward, to the end of the first step with a fused optimizer.
 
 Prints a Markdown table per series. Its last row is the exponent of the growth: the slope over the
-upper half of the sizes in log-log, 1 being linear. Draws both series into ``--output`` (default
+upper half of the sizes in log-log; 1 is linear. Draws both series into ``--output`` (default
 ``docs/growth.svg``).
 """
 
@@ -44,7 +44,7 @@ from mpcompile.speed.timing import time_steps
 DEPTHS = (2, 4, 8, 16, 32, 64, 96)
 WIDTHS = (16, 64, 256)
 LAYERS, WIDTH = 4, WIDTHS[0]
-"""What stays in the series of widths, and in the series of depths."""
+"""The fixed depth of the series of widths, and the fixed width of the series of depths."""
 CALLS = 50
 
 STAGES = {
@@ -62,7 +62,7 @@ STAGES = {
         "the rest",
     ),
 }
-"""Columns, and the stages of `bench/compile_time/capture.py` that they add up."""
+"""Columns, and the stages of `bench/compile_time/capture.py` in their sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class Column:
     """A measured quantity.
 
     Attributes:
-        key: in a row.
-        title: at the head of its column, with its unit.
+        key: its key in a row.
+        title: the heading of its column, with its unit.
         unit: seconds in one unit of the column.
     """
 
@@ -92,7 +92,7 @@ COLUMNS = (
 
 
 def decoder(layers: int, width: int) -> Workload:
-    """Return a decoder of so many layers on two sequences of eight tokens."""
+    """Return a decoder of `layers` layers on two sequences of eight tokens."""
     gpt = module_at(ROOT / "models" / "gpt.py")
     config = replace(gpt.SMALL, context=8, layers=layers, heads=2, width=width, batch=2)
     workload: Workload = gpt.workload(config=config, seed=0)
@@ -100,7 +100,7 @@ def decoder(layers: int, width: int) -> Workload:
 
 
 def call_seconds(call: Callable[[], torch.Tensor]) -> float:
-    """Return the median seconds of a call, after a few that are not counted."""
+    """Return the median seconds of a call, after some calls that are not counted."""
     time_steps(call, 5, "cpu")
     return median(time_steps(call, CALLS, "cpu")[0]) / 1000
 
@@ -134,7 +134,7 @@ def measure_stages(layers: int, width: int, runs: int) -> dict[str, float]:
 
 
 def measure_first(variant: str, layers: int, width: int) -> tuple[float, float]:
-    """Return the seconds by which a variant's first step is longer than a later one, and those."""
+    """Return how many seconds longer a variant's first step is, and the seconds of a later one."""
     made = stepper(decoder(layers, width), VARIANTS[variant], "cpu")
     begin = time.perf_counter()
     made.step()
@@ -164,7 +164,7 @@ KINDS: dict[str, Callable[[int, int, int], dict[str, float]]] = {
 
 
 def measured(kind: str, layers: int, width: int, options: argparse.Namespace) -> dict[str, float]:
-    """Measure in a process of its own; nothing where it fails or takes too long."""
+    """Measure in a process of its own; return no numbers if it fails or takes too long."""
     numbers = [str(number) for number in (layers, width, options.runs)]
     with tempfile.TemporaryDirectory() as folder:
         command = ["-m", "bench.compile_time.growth", "--measure", kind, *numbers]
@@ -179,7 +179,7 @@ def measured(kind: str, layers: int, width: int, options: argparse.Namespace) ->
 
 
 def series(sizes: Sequence[tuple[int, int]], options: argparse.Namespace) -> list[dict[str, float]]:
-    """Measure nets of so many layers and such a width."""
+    """Measure nets of these layers and widths."""
     rows = []
     for layers, width in sizes:
         row: dict[str, float] = {"layers": layers, "width": width}
@@ -219,7 +219,7 @@ def _cell(seconds: float | None, unit: float) -> str:
 
 
 def _ratio(row: dict[str, float]) -> str:
-    """Return all that we do until the first step is over, beside all that torch does."""
+    """Return the ratio of our whole time until the end of the first step to torch's."""
     if not {"peer", "inductor", *STAGES} <= set(row):
         return "-"
     return f"{(row['inductor'] + sum(row[stage] for stage in STAGES)) / row['peer']:.2f}"
@@ -230,11 +230,11 @@ def plot(path: Path, drawn: dict[str, list[dict[str, float]]]) -> None:
 
     Args:
         path: an SVG file.
-        drawn: rows by what changes in them.
+        drawn: rows by the quantity that changes in them.
     """
     mpl.use("Agg")
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "growth", "font.size": 10})
-    from matplotlib import pyplot as plt  # after the backend is chosen
+    from matplotlib import pyplot as plt  # after the backend is selected
 
     kinds = {"compile": COLUMNS[:5], "call": COLUMNS[6:]}
     figure, panels = plt.subplots(
@@ -274,7 +274,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.measure:
         kind, *numbers = options.measure
-        torch.set_num_threads(1)  # threads that wait for each other are no overhead of a step
+        torch.set_num_threads(1)  # threads that wait for each other are not the overhead of a step
         print(json.dumps(KINDS[kind](*map(int, numbers))))
         return
     drawn = {"layers": series([(depth, WIDTH) for depth in options.depths], options)}

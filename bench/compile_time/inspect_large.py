@@ -1,7 +1,7 @@
 """Time ``mpcompile inspect`` after capture, on a forward graph of about 10,000 ops.
 
 ``python -m bench.compile_time.inspect_large --ops 10000`` prints seconds: of loading and
-transforming the program, then of all the rest that the command does, without and with JSON.
+transforming the program, then of all other work of the command, without and with JSON.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Block(nn.Module):
         self.linear = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return a tensor of the shape that came in."""
+        """Return a tensor of the input's shape."""
         y: torch.Tensor = x + nn.functional.gelu(self.linear(self.norm(x))) * 0.5
         return y
 
 
 def workload(ops: int) -> Workload:
-    """Return a program whose forward graph has about so many ops."""
+    """Return a program whose forward graph has about `ops` ops."""
     model = nn.Sequential(*(Block(32) for _ in range(ops // _OPS_A_BLOCK)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     return Workload(

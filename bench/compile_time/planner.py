@@ -1,10 +1,10 @@
-"""How long a plan takes as the graph grows.
+"""Measure how the time of a plan grows with the graph.
 
 ``python -m bench.compile_time.planner [--ops 1000 3000 10000 30000] [--runs 5]``
 
-Prints, for decoders of so many ops, the processor seconds of building the network, of the minimum
+Prints, for decoders of each size, the processor seconds of building the network, of the minimum
 cut, and of the whole plan: the least of several runs. Then the growth beside that of ``n log n``.
-Python's garbage collector does not walk what was there before (torch brings a million objects).
+Python's garbage collector skips the objects from before (torch has a million objects).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Writer:
 
 
 def decoder(ops: int) -> Dataflow:
-    """Return a decoder of about so many ops, in some blocks with an FP32 gate."""
+    """Return a decoder of about `ops` ops; some blocks have an FP32 gate."""
     graph = Writer()
     x = "x"
     while len(graph.ops) < ops - 1:

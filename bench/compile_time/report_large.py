@@ -1,8 +1,8 @@
-"""Time a report of many ops in a headless Chromium, both graphs in it.
+"""Time a report of many ops, with both graphs, in a headless Chromium.
 
-``python -m bench.compile_time.report_large --ops 20000`` prints how large the report is, how long
-Chromium takes from the start of the navigation until it can be used, and how long clicks and
-searches take; once for ops in modules, once for as many ops in one module.
+``python -m bench.compile_time.report_large --ops 20000`` prints the size of the report, the time
+in Chromium from the start of the navigation until it can be used, and the time of clicks and
+searches; once for ops in modules, once for as many ops in one module.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mpcompile.show.view import NodePrecision, NodeRole, Stage, View, ViewNode
 _LAYER = ("norm", "attention.q", "attention.k", "attention.v", "attention.out", "mlp.0", "mlp.2")
 _STAGES: tuple[Stage, ...] = ("forward", "backward")
 
-# Each returns the milliseconds until the next picture is on the screen.
+# Each returns the milliseconds until the next frame is on the screen.
 _PAINTED = "new Promise((done) => requestAnimationFrame(() => setTimeout(done)))"
 _OPEN = f"""async (name) => {{
   const group = mpreport.canvases[1].modules.byKey.get(name);
@@ -59,12 +59,12 @@ _CHOOSE = f"""async () => {{
 
 
 def view(ops: int, mixed: bool, flat: bool) -> View:
-    """Return a step of so many ops, forward and backward, with weights and perhaps casts.
+    """Return a step of `ops` ops, forward and backward, with weights and perhaps casts.
 
     Args:
-        ops: how many.
+        ops: how many ops.
         mixed: whether most are 16 bits, with a cast before each norm.
-        flat: whether all stand in one module; else seven a layer.
+        flat: whether all are in one module; else there are seven per layer.
     """
     nodes: list[ViewNode] = [_node("x", "batch", "input", "forward", "f32", (), "")]
     for stage in _STAGES:

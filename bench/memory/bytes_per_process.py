@@ -1,10 +1,10 @@
-"""Bytes of training state on each of several processes, whole and in slices.
+"""Measure the bytes of training state on each of several processes, whole and in slices.
 
     python -m bench.memory.bytes_per_process [--ranks 2 4] [--model gpt]
 
-Masters, optimizer state and working copies as they lie in memory after three steps, with the
-model's own optimizer and FP16. The processes run on this machine, on gloo. The bound is what ZeRO
-stage 1 leaves at least: the working copies, and of all else one part in so many.
+Counts masters, optimizer state and working copies in memory after three steps, with the model's
+own optimizer and FP16. The processes run on this machine, on gloo. The bound is the minimum of
+ZeRO stage 1: the working copies, and all other state divided by the number of processes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KINDS = ("masters", "optimizer", "working copies")
 
 
 def state_bytes(step: TrainStep) -> dict[str, int]:
-    """Return the bytes of each kind of state; what lies in one memory counts once."""
+    """Return the bytes of each kind of state; shared memory counts once."""
     held: dict[str, dict[int, int]] = {kind: {} for kind in KINDS}
     for name, value in step._state.items():
         arena, _, key = name.partition(".")
@@ -43,7 +43,7 @@ def state_bytes(step: TrainStep) -> dict[str, int]:
 
 
 def on_each(model: str, results: Path) -> None:
-    """Train three steps both ways on one of the processes, and write what it holds."""
+    """Train three steps both ways on one of the processes, and write the bytes that it holds."""
     distributed.init_process_group("gloo")
     for way, shard in (("whole", False), ("slices", True)):
         workload = load(str(ROOT / "models" / f"{model}.py"))

@@ -1,18 +1,18 @@
-"""What is kept between forward and backward: ours and autocast's, before and after the cut.
+"""Measure the bytes kept from forward to backward: ours and autocast's, before and after the cut.
 
 ``python -m bench.memory.saved [--models gpt ...] [--size full] [--budgets 1 0.5]
 [--without PASS ...] [--peak]``
 
-Both ways start from the same FP32 forward graph and go through torch's min cut as inductor's
-decompositions and joint passes leave it: autocast's as `torch.compile` would send it there, ours as
-`mpcompile.lower.recompute` does. *Traced* bytes are those that backward's ops read as recorded, and
-the *estimate* is the peak of all that is alive if ops run one after the other. 16-bit copies of
-weights stand apart: autocast keeps them from forward to backward, ours are state. Seconds are those
-of tracing and of the cut within it. Nothing is compiled or run on values.
+Both ways start from the same FP32 forward graph. Each gradient graph goes through inductor's
+decompositions and joint passes, then through torch's min cut: autocast's as in `torch.compile`,
+ours as in `mpcompile.lower.recompute`. *Traced* bytes are those that the recorded ops of backward
+read. The *estimate* is the peak of all live tensors if ops run one after the other. 16-bit copies
+of weights are counted apart: autocast keeps them from forward to backward, ours are state. Seconds
+are those of tracing and of the cut within it. Nothing is compiled or run on values.
 
 ``--peak`` also compiles forward and backward three ways, in bfloat16 for the CPU: `torch.compile`
-under autocast, ours as one graph for inference, ours as halves. It prints the most bytes that a run
-allocates, and the 10th percentile of the milliseconds of 100 runs, in turn.
+under autocast, ours as one graph for inference, ours as halves. It prints the peak of allocated
+bytes in a run, and the 10th percentile of the milliseconds of 100 runs, which take turns.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ WAYS = ("torch.compile", "one graph", "halves")
 
 
 def kept_bytes(made: Cut) -> tuple[int, int]:
-    """Return the bytes that a cut keeps besides copies of inputs, and those of the copies."""
+    """Return the bytes that a cut keeps, without copies of inputs, and those of the copies."""
     results: Any = made.forward.graph.output_node().args[0]
     copies = {node for node in results[made.results :] if is_copy_of_input(node)}
     size = sum(tensor_bytes(node.meta["val"]) for node in copies)
@@ -60,7 +60,7 @@ def kept_bytes(made: Cut) -> tuple[int, int]:
 
 
 def is_copy_of_input(node: fx.Node) -> bool:
-    """Whether a node is an input in another dtype, perhaps seen in another shape."""
+    """Return whether a node is an input in another dtype, perhaps viewed in another shape."""
     whole = node
     while is_view(whole) or "convert_element_type" in str(whole.target):
         whole = whole.all_input_nodes[0]
@@ -70,7 +70,7 @@ def is_copy_of_input(node: fx.Node) -> bool:
 def traced(
     workload: Workload, budgets: Sequence[float], without: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Return the figures of both ways, ours without some passes; the workload is not changed."""
+    """Return the figures of both ways, ours without some passes; keep the workload unchanged."""
     found = {}
     made = transform(workload, Choices(without=without))
     assert made.step is not None
@@ -141,7 +141,7 @@ def _time(event: dict[str, Any]) -> float:
 
 
 def mebibytes(count: int) -> str:
-    """Write bytes."""
+    """Return bytes as text in MiB."""
     return f"{count / 2**20:,.2f}"
 
 

@@ -1,11 +1,11 @@
-"""Loss curves of mixed precision beside FP32.
+"""Draw the loss curves of mixed precision beside those of FP32.
 
 ``python -m bench.numerics.curves [--steps 200] [--models resnet gpt lstm] [--output docs]``
 
 Trains each model (small size, CPU) from the same seed in FP32 and in mixed precision by the default
-policy, and in FP32 from two more seeds, a seed choosing both weights and the order of the data.
+policy, and in FP32 from two more seeds. A seed sets both the weights and the order of the data.
 Writes ``curves/MODEL.csv``, ``curves.svg`` and ``curves.md`` into the output folder and prints the
-table of ``curves.md``. Mixed precision shall change the final loss by less than the seeds do.
+table of ``curves.md``. Mixed precision must change the final loss by less than the seeds do.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Curve:
 
     @property
     def final(self) -> float:
-        """Mean loss of the last steps."""
+        """Return the mean loss of the last steps."""
         return mean(self.losses[-LAST:])
 
 
 def batches(workload: Workload) -> Iterator[tuple[Any, ...]]:
-    """Return batches without end, epoch after epoch."""
+    """Yield batches without end, epoch after epoch."""
     assert workload.data is not None
     while True:
         yield from workload.data
@@ -75,14 +75,14 @@ def train(model: str, policy: mpcompile.Policy, seed: int, steps: int) -> Curve:
         policy=policy,
         backend="interpreter",
     )
-    torch.manual_seed(seed)  # dropout: the same draws in every precision
+    torch.manual_seed(seed)  # dropout: the same random numbers in every precision
     data = batches(workload)
     losses = [float(step(*next(data))) for _ in range(steps)]
     return Curve(losses, step.loss_scale, step.skipped)
 
 
 def write_csv(path: Path, curves: dict[str, Curve]) -> None:
-    """Write a row per step, a column per run."""
+    """Write one row per step and one column per run."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["step", *curves])
@@ -92,10 +92,10 @@ def write_csv(path: Path, curves: dict[str, Curve]) -> None:
 
 
 def plot(path: Path, models: dict[str, dict[str, Curve]]) -> None:
-    """Draw a panel per model."""
+    """Draw one panel per model."""
     mpl.use("Agg")
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "curves", "font.size": 10})
-    from matplotlib import pyplot as plt  # after the backend is chosen
+    from matplotlib import pyplot as plt  # after the backend is selected
 
     looks: dict[str, dict[str, Any]] = {
         "fp32 seed 1": {"color": "#bbbbbb", "linewidth": 1.2, "label": "FP32, seed 1"},

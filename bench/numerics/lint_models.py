@@ -1,11 +1,11 @@
-"""What lint finds in the models of this project, and how long it takes.
+"""Run lint on the models of this project and measure its time.
 
 ``python -m bench.numerics.lint_models [--full] [--long 10000]``
 
-Every program of ``models/`` (``--full``: at its full size too), every net of ``tests/nets/``, and
-each of the former as the ONNX file that ``mpcompile export`` writes in FP32. Nothing is a fault
-that was planted: whatever is found must be justified. ``--long`` instead times a chain of so many
-ops: capture, and what lint adds to it.
+Reads every program of ``models/`` (``--full``: at its full size too), every net of ``tests/nets/``,
+and each program of ``models/`` as the ONNX file that ``mpcompile export`` writes in FP32. They have
+no planted faults, so every finding must be justified. ``--long`` instead times a chain of that many
+ops: capture, and the time that lint adds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MODELS = ("bert", "dcgan", "gpt", "lstm", "resnet", "tacotron", "unet")
 
 
 def planned(workload: Workload) -> Program:
-    """Capture and plan a workload as `mpcompile lint` does."""
+    """Capture and plan a workload like `mpcompile lint`."""
     return program_of(workload, capture(workload), Policy())
 
 
@@ -57,7 +57,7 @@ def exported(name: str, folder: Path) -> Program:
 
 
 def programs(full: bool, folder: Path) -> dict[str, Callable[[], Program]]:
-    """Return by name what makes each program."""
+    """Return, by name, the function that makes each program."""
 
     def model(name: str, size: str) -> Program:
         os.environ["SIZE"] = size
@@ -76,7 +76,7 @@ def programs(full: bool, folder: Path) -> dict[str, Callable[[], Program]]:
 
 
 class Block(nn.Module):
-    """Ten ops, one of which holds an epsilon that FP16 does not."""
+    """Ten ops; one has an epsilon that FP16 cannot represent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,14 +92,14 @@ class Block(nn.Module):
 
 
 def chain(ops: int) -> Workload:
-    """Return a program of about so many ops."""
+    """Return a program of about `ops` ops."""
     model = nn.Sequential(*(Block() for _ in range(ops // 12)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return Workload(model, (torch.randn(8, 16),), lambda m, x: m(x).mean(), optimizer)
 
 
 def time_chain(ops: int, console: Console) -> None:
-    """Print how long capture takes, and lint after it: planning, reading, rules."""
+    """Print the time of capture, and of lint after it: planning, reading, rules."""
     workload = chain(ops)
     start = perf_counter()
     forward = capture(workload)

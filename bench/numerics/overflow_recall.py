@@ -1,11 +1,11 @@
-"""Which nodes overflow FP16 later, and which of them calibration had named before.
+"""Compare the nodes that overflow FP16 later with those that calibration named before.
 
     python -m bench.numerics.overflow_recall [--seed 0] [--nodes 100]
 
-Random programs hold nodes whose results lie near 65504. Each is calibrated on a few batches,
+Random programs contain nodes with results near 65504. Each is calibrated on a few batches,
 trained in FP32, and then run on other batches, once per planted node with that one node in FP16.
-What calibration names are the tensors that a plan with its ranges keeps in FP32: those that came
-closer to 65504 than two bits.
+Calibration names the tensors that a plan with its ranges keeps in FP32: those that came closer to
+65504 than two bits.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Block(nn.Module):
         self.weight = nn.Linear(WIDTH, WIDTH) if op == "linear" else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return a tensor like x."""
+        """Return a tensor of the shape of x."""
         large = self.large(x)
         return x + torch.tanh(large / self.gain)
 
     def large(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what may overflow; its size is proportional to the gain, but for exp."""
+        """Return a result that may overflow; except for exp, it is proportional to the gain."""
         hidden, gain = self.norm(x) + 0.1 * x, self.gain
         made: torch.Tensor
         match self.op:
@@ -93,7 +93,7 @@ class Outcome:
     Attributes:
         program: the program's seed.
         node: its op in the plan.
-        overflowed: whether it made infinities in the later run.
+        overflowed: whether it produced infinities in the later run.
         named: whether calibration had named it.
     """
 
@@ -131,7 +131,7 @@ def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def outcomes(seed: int) -> Iterator[Outcome]:
-    """Yield what became of every node of a program that can be in FP16 and is no cast or view."""
+    """Yield the outcome of each node that can be in FP16 and is no cast or view."""
     made = program(seed)
     assert made.loss is not None
     assert made.optimizer is not None
@@ -158,7 +158,7 @@ def outcomes(seed: int) -> Iterator[Outcome]:
 
 
 def train(made: Workload, batches: list[Batch]) -> None:
-    """Train in plain FP32, so that weights are no longer those that were calibrated."""
+    """Train in plain FP32, so that weights differ from those at calibration."""
     assert made.loss is not None
     assert made.optimizer is not None
     for k in range(STEPS):
@@ -169,7 +169,7 @@ def train(made: Workload, batches: list[Batch]) -> None:
 
 
 def large_nodes(made: Workload, batches: list[Batch]) -> list[str]:
-    """Return the ops whose results are near 65504 in FP32 on the later batches, or beyond."""
+    """Return the ops with results near or beyond 65504 in FP32 on the later batches."""
     now = Workload(made.model, made.batch, made.loss, made.optimizer, data=batches)
     found = calibrate(now, len(batches)).values
     ops = [n.name for n in capture(made).module.graph.nodes if n.op == "call_function"]
@@ -177,7 +177,7 @@ def large_nodes(made: Workload, batches: list[Batch]) -> list[str]:
 
 
 def is_named(ranges: Ranges, node: str) -> bool:
-    """Whether a plan with these ranges keeps a node in FP32, being within two bits of 65504."""
+    """Return whether a plan keeps a node in FP32 because it is within two bits of 65504."""
     return bool(ranges.values[node].largest_finite > 65504.0 / 2**ranges.margin_bits)
 
 

@@ -1,12 +1,12 @@
-"""The loss scale that ``mpcompile gradients`` recommends beside the one a dynamic scale finds.
+"""Compare the loss scale of ``mpcompile gradients`` with the one that a dynamic scale finds.
 
 ``python -m bench.numerics.recommended_scale [--steps 200] [--models gpt bert lstm resnet]``
 
 Takes each model at its small size on the CPU, recommends a scale from eight batches at the first
 weights, and trains with a dynamic scale that starts at 2^24 and grows after 10 clean steps, so that
-it soon comes down to what the gradients allow and keeps trying more. Then it recommends again, at
-the weights that training has reached. Prints a Markdown table: of the dynamic scale, the range over
-the second half of training and the one it had most often.
+it soon falls to the values that the gradients allow and keeps trying larger ones. Then it
+recommends again, at the trained weights. Prints a Markdown table: for the dynamic scale, the range
+over the second half of training and its most frequent value.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Recommended:
 
 
 def recommend(workload: Workload) -> Recommended:
-    """Measure eight batches at the weights as they are."""
+    """Measure eight batches at the current weights."""
     forward, policy = capture(workload), mpcompile.Policy()
     unfit = unfit_constants(forward.module, forward.constants(), policy.precision)
     plan = decide(describe(forward, policy, unfit), policy.precision)

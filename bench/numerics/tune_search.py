@@ -1,13 +1,12 @@
-"""How many trials delta debugging takes, and how much it returns, beside bisecting a prefix.
+"""Compare delta debugging with bisecting a prefix, by trials and by returned ops.
 
 ``python -m bench.numerics.tune_search [--seed 0] [--count 200] [--ops 75]``
 
 Plants faults: a few of the ops must all be FP32. All searches get the ops in the same order of
-suspicion, in which each culprit is the first that is left with a given probability, and otherwise
-anywhere. ddmin does not look at the order. Bisecting finds the shortest prefix of it that suffices,
-as tools do that ask how many of the first layers must be FP32. No count holds the two trials of
-nothing and everything.
-No torch: a trial is a look at a set. Prints a Markdown table of means.
+suspicion. With a given probability a culprit has the first free rank in it, otherwise a random rank. ddmin
+ignores the order. Bisecting finds the shortest prefix of it that suffices, like tools that search
+how many of the first layers must be FP32. No count includes the two trials of no op and all ops.
+This needs no torch: a trial is a test of a set. Prints a Markdown table of means.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from mpcompile.search.delta_debugging import smallest_sufficient
 
 CULPRITS = (1, 2, 3, 5, 8)
 TRUST = (1.0, 0.9, 0.5, 0.0)
-"""How likely the next culprit is the most suspicious op that is left."""
+"""Probabilities that the next culprit is the most suspicious of the remaining ops."""
 
 
 def order_of(ops: int, culprits: int, trust: float, dice: random.Random) -> list[int]:
-    """Return ops in the order of suspicion; the culprits are those below `culprits`."""
+    """Return ops in the order of suspicion; ops with numbers below `culprits` are culprits."""
     left, others = list(range(culprits)), list(range(culprits, ops))
     dice.shuffle(others)
     lost = [op for op in left if dice.random() >= trust]
@@ -38,7 +37,7 @@ def order_of(ops: int, culprits: int, trust: float, dice: random.Random) -> list
 
 
 def bisected(items: Sequence[int], suffices: Callable[[frozenset[int]], bool]) -> tuple[int, ...]:
-    """Return the shortest prefix that suffices, where nothing does not and everything does."""
+    """Return the shortest prefix that suffices; the empty one does not, the whole does."""
     fails, holds = 0, len(items)
     while holds - fails > 1:
         middle = (fails + holds) // 2
@@ -50,7 +49,7 @@ def bisected(items: Sequence[int], suffices: Callable[[frozenset[int]], bool]) -
 
 
 def ddmin(items: Sequence[int], suffices: Callable[[frozenset[int]], bool]) -> tuple[int, ...]:
-    """Return what ddmin leaves (Zeller and Hildebrandt 2002, figure 5); no set is tried twice."""
+    """Return the result of ddmin (Zeller and Hildebrandt 2002, figure 5); try no set twice."""
     enough = cache(suffices)
     kept, count = tuple(items), 2
     while len(kept) > 1:
@@ -74,7 +73,7 @@ Search = Callable[[Sequence[int], Callable[[frozenset[int]], bool]], tuple[int, 
 
 
 def measured(search: Search, order: list[int], culprits: int) -> tuple[int, int]:
-    """Return how many trials a search takes, and how many ops it returns."""
+    """Return how many trials a search needs, and how many ops it returns."""
     needed = frozenset(range(culprits))
     asked: list[frozenset[int]] = []
 

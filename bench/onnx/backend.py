@@ -1,14 +1,14 @@
-"""Every model that the onnx package tests runtimes with, made FP16 by us and by our peers.
+"""Convert each test model of the onnx package to FP16 with our converter and our peers.
 
 ``python -m bench.onnx.backend [--tools ours ...] [--only PATTERN] [--count N --seed N]
 [--weak-points] [--reference] [--json FILE]``
 
 Each tool gets each model that holds FP32 numbers, keeps its input and output types, and is judged
-alike (`bench/onnx/verdict.py`): the result must be valid, load in ONNX Runtime on a CPU, and
-compute what the case says within an FP16 tolerance. A call that crashes or hangs costs no other
-(`bench/isolated.py`). ONNX Runtime computes much of FP16 in FP32 on a CPU; ``--reference`` asks
-onnx's implementation in numpy instead, which overflows where a GPU does. ``--weak-points`` runs
-small models on which converters are known to break (`bench/onnx/weak_points.py`).
+by the same rules (`bench/onnx/verdict.py`): the result must be valid, load in ONNX Runtime on a
+CPU, and compute the case's outputs within an FP16 tolerance. A call that crashes or hangs affects
+no other (`bench/isolated.py`). ONNX Runtime computes much of FP16 in FP32 on a CPU; ``--reference``
+uses onnx's implementation in numpy instead, which overflows where a GPU does. ``--weak-points``
+runs small models on which converters are known to break (`bench/onnx/weak_points.py`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from bench.onnx.verdict import GOOD, Baseline, Outcome, Runner, Verdict, baselin
 FOR_FP16 = tuple(name for name in TOOLS if name not in IN_BF16)
 PACKAGES = ("onnx", "onnx-ir", "onnxruntime-gpu", "onnxconverter-common")
 TOO_SLOW = "light/"
-"""Networks that onnx's reference implementation takes minutes for; it is not asked to."""
+"""Networks that are not run by onnx's reference implementation, which needs minutes."""
 
 
 _NAMED = re.compile(r"'[^']*'|\([^()]*:[^()]*\)|[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
@@ -49,8 +49,8 @@ class Task:
 
     Attributes:
         case: its name.
-        tool: of `TOOLS`; "" asks for the baseline.
-        baseline: what holds of the model.
+        tool: a key of `TOOLS`; "" requests the baseline.
+        baseline: the facts about the model.
         reference: run it by onnx's reference implementation alone.
     """
 
@@ -61,12 +61,12 @@ class Task:
 
 
 def names() -> list[str]:
-    """Return the cases that hold FP32 numbers."""
+    """Return the names of the cases that hold FP32 numbers."""
     return [n for n in onnx_cases.names() if onnx_cases.holds_full(onnx_cases.case_of(n).model)]
 
 
 def work(task: Task) -> Baseline | Verdict:
-    """Do a task; runs in a process of its own."""
+    """Do a task, in a process of its own."""
     weak = task.case.startswith(onnx_weak_points.PREFIX)
     case = (onnx_weak_points if weak else onnx_cases).case_of(task.case)
     if task.baseline is None:
@@ -89,9 +89,9 @@ def campaign(
     The baseline is that of FP16 if a tool makes FP16.
 
     Args:
-        cases: names.
-        tools: of `TOOLS`.
-        workers: processes at a time.
+        cases: names of cases.
+        tools: keys of `TOOLS`.
+        workers: number of processes.
         by_reference: run all models by onnx's reference implementation.
     """
     cases, verdicts = list(cases), {}
@@ -128,7 +128,7 @@ def _verdict(found: Baseline | Verdict | Failure) -> Verdict:
 
 
 def table_of(verdicts: dict[str, dict[str, Verdict]]) -> Table:
-    """Return a row a tool: how many models came to what."""
+    """Return one row per tool: the number of models with each outcome."""
     table = Table(title="Models of the onnx package made 16 bits", title_justify="left")
     table.add_column("tool", no_wrap=True)
     for outcome in Outcome:
@@ -141,7 +141,7 @@ def table_of(verdicts: dict[str, dict[str, Verdict]]) -> Table:
 
 
 def side_by_side(verdicts: dict[str, dict[str, Verdict]]) -> Table:
-    """Return a row a model, a column a tool."""
+    """Return one row per model and one column per tool."""
     table = Table(title="Where converters break", title_justify="left")
     for column in ("model", *verdicts):
         table.add_column(column)
@@ -151,7 +151,7 @@ def side_by_side(verdicts: dict[str, dict[str, Verdict]]) -> Table:
 
 
 def reasons(found: dict[str, Verdict], most: int = 8) -> list[str]:
-    """Return what goes wrong most often, names and numbers left out, each with how often."""
+    """Return the most frequent errors with their counts, without names and numbers."""
     alike = Counter(
         f"{verdict.outcome.value}: {_NAMED.sub('…', verdict.why)[:160]}"
         for verdict in found.values()
@@ -161,7 +161,7 @@ def reasons(found: dict[str, Verdict], most: int = 8) -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that take part."""
+    """Return the versions of the compared packages."""
     found = {}
     for package in PACKAGES:
         try:

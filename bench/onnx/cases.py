@@ -1,4 +1,4 @@
-"""The models that the onnx package tests runtimes with, and the tensors that belong to them."""
+"""The models with which the onnx package tests runtimes, and their tensors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ KINDS = ("node", "light", "simple", "pytorch-converted", "pytorch-operator")
 
 @dataclass(frozen=True)
 class Case:
-    """A model with inputs and the outputs that are right.
+    """A model with inputs and the right outputs.
 
     Attributes:
         name: ``node/test_relu``.
-        model: it.
+        model: the model.
         sets: inputs and outputs by position: arrays, lists of them, or None.
     """
 
@@ -91,7 +91,7 @@ def _array(value: Any) -> Any:
 
 
 def holds_full(model: onnx.ModelProto) -> bool:
-    """Whether an FP32 tensor is given to a model, kept in it, made in it, or comes out of it."""
+    """Return whether an input, weight, intermediate or output of a model is FP32."""
     full = onnx.TensorProto.FLOAT
     values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
     if any(_element(value.type) == full for value in values):

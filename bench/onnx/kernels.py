@@ -3,10 +3,9 @@
 ``python -m bench.onnx.kernels [--registry FILE] [--write FILE] [--table]
 [--count N --seed N] [--json FILE]``
 
-Twice: with the registry of its kernels (`bench/onnx/registry.py`), where the runtime can be asked
-for it, and on a CPU by giving it every op of the onnx package's node cases in FP32, FP16 and BF16
-and looking at what it makes of it (`bench/onnx/probe.py`). What it cannot run in FP32 either says
-nothing.
+It compares twice: with the registry of kernels (`bench/onnx/registry.py`), if the runtime returns
+it, and on a CPU by running every op of the onnx package's node cases in FP32, FP16 and BF16 and
+reading the result (`bench/onnx/probe.py`). An op that does not run in FP32 either does not count.
 """
 
 from __future__ import annotations
@@ -40,15 +39,15 @@ _FITS = {
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One op in one format: what the table says and what the runtime did.
+    """One op in one format: the answer of the table and of the runtime.
 
     Attributes:
         case: the model it was tried with.
         op: the op type.
-        version: of the op.
+        version: the version of the op.
         precision: the format.
-        said: by the table.
-        found: ``"kernel"``, ``"cast"``, ``"fails"``, or what ended the process.
+        said: the answer of the table.
+        found: ``"kernel"``, ``"cast"``, ``"fails"``, or the way the process ended.
     """
 
     case: str
@@ -60,12 +59,12 @@ class Compared:
 
     @property
     def refutes(self) -> bool:
-        """Whether a graph that the table lets pass does not load."""
+        """Whether a graph that the table accepts does not load."""
         return not self.agrees and self.said is not OnCpu.FAILS
 
     @property
     def agrees(self) -> bool:
-        """Whether the runtime did what the table says."""
+        """Whether the runtime agrees with the table."""
         return self.found in _FITS[self.said]
 
 
@@ -88,7 +87,7 @@ def probed(cases: list[str], workers: int = 2) -> list[Compared]:
 
 
 def differences(kernels: list[Kernel]) -> list[str]:
-    """Return a sentence per op and version in which our table differs from a registry."""
+    """Return one sentence per op and version in which our table differs from a registry."""
     found = []
     for provider in Provider:
         registry = onnx_registry.cells_of(kernels, f"{provider.name}ExecutionProvider")

@@ -1,4 +1,4 @@
-"""One op in one format, given to the installed ONNX Runtime on a CPU: what becomes of it?"""
+"""Run one op in one format in the installed ONNX Runtime on a CPU and report the result."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _INSERTED = "InsertedPrecisionFreeCast_"
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What to try.
+    """An op to try.
 
     Attributes:
         case: a model of one node.
-        letter: a format of `FORMATS`.
+        letter: a key of `FORMATS`.
     """
 
     case: str
@@ -34,14 +34,14 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the runtime did with it.
+    """The runtime's result for an op.
 
     Attributes:
         op: the op type.
-        version: of the op.
+        version: the version of the op.
         what: ``"kernel"``, ``"cast"`` (run in FP32 with casts of the runtime's own), ``"fails"``,
             or ``"invalid"``: ONNX itself does not allow it.
-        why: why it fails.
+        why: the reason for a failure.
     """
 
     op: str
@@ -51,7 +51,7 @@ class Answer:
 
 
 def single_ops() -> list[str]:
-    """Return the cases whose model is one node of ONNX itself and speaks of FP32."""
+    """Return the cases whose model is one node of ONNX itself and has FP32 types."""
     found = []
     for name in onnx_cases.names():
         if not name.startswith("node/"):
@@ -65,8 +65,8 @@ def single_ops() -> list[str]:
 
 
 def probe(task: Probe) -> Answer:
-    """Give one op to the runtime in a format; what cannot be loaded is an answer too."""
-    import onnxruntime  # the process that asks must not be the one that crashes
+    """Run one op in the runtime in a format; an op that cannot be loaded is also an answer."""
+    import onnxruntime  # a crash must end this process and not the one that waits for it
 
     model = onnx.ModelProto()
     model.CopyFrom(onnx_cases.case_of(task.case).model)
@@ -97,7 +97,7 @@ def probe(task: Probe) -> Answer:
 
 
 def _retype(model: onnx.ModelProto, node: onnx.NodeProto, opset: int, element: int) -> None:
-    """Give the tensors of the node's main type variable another type; inner graphs stay."""
+    """Change the type of the tensors of the node's main type variable, except in inner graphs."""
     found = signature(node.op_type, "", opset)
     assert found is not None
     full = {

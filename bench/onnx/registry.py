@@ -1,7 +1,7 @@
 """The kernels that the installed ONNX Runtime registers, as rows of our table.
 
-`get_all_opkernel_def` asks every execution provider that the package was built with, so the package
-for CUDA answers on a machine with CUDA only; elsewhere the question ends the process that asks.
+`get_all_opkernel_def` queries every execution provider that the package was built with, so the
+package for CUDA answers on a machine with CUDA only; elsewhere the call ends its process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OPEN = (1 << 31) - 1
 _INTEGERS = {"tensor(int32)", "tensor(int64)"}
 
 Cells = dict[str, dict[int, str]]
-"""Per op and version of the op the formats that a kernel takes, as `kernel_table` writes them."""
+"""Per op and version of the op, the formats that a kernel takes, written as in `kernel_table`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,11 @@ class Kernel:
     """One registered kernel of an op of ONNX itself.
 
     Attributes:
-        provider: such as ``"CUDAExecutionProvider"``.
+        provider: the provider, such as ``"CUDAExecutionProvider"``.
         op: the op type.
-        first: the first version of the op that it is for.
-        last: the last one.
-        types: per type variable what it may be.
+        first: the first version of the op that it serves.
+        last: the last version.
+        types: the allowed types per type variable.
     """
 
     provider: str
@@ -44,15 +44,15 @@ class Kernel:
     types: dict[str, tuple[str, ...]]
 
     def serves(self, version: int) -> bool:
-        """Whether it is for a version of the op; one without an end is for its first alone."""
+        """Return whether it serves a version of the op; without an end it serves its first only."""
         if self.last == _OPEN:
             return version == self.first
         return self.first <= version <= self.last
 
 
 def registered(_: object = None) -> list[Kernel]:
-    """Return all kernels for ops of ONNX itself; may end the process, see above."""
-    # Asked for in a process of its own.
+    """Return all kernels for ops of ONNX itself; this can end the process, see above."""
+    # Called in a process of its own.
     from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
     return kernels_of(
@@ -77,7 +77,7 @@ def kernels_of(rows: Iterable[Any]) -> list[Kernel]:
 
 
 def cells_of(kernels: Iterable[Kernel], provider: str) -> Cells:
-    """Return what a provider's kernels take, as our table has it."""
+    """Return the formats of a provider's kernels in the form of our table."""
     by_op: dict[str, list[Kernel]] = defaultdict(list)
     for kernel in kernels:
         if kernel.provider == provider:
@@ -96,7 +96,7 @@ def cells_of(kernels: Iterable[Kernel], provider: str) -> Cells:
 
 
 def main_variable(schema: OpSchema) -> str | None:
-    """Return the variable of the first output, else input, that may be FP32; None without one."""
+    """Return the variable of the first output, else input, that may be FP32; None if none."""
     found = signature(schema.name, schema.domain, schema.since_version)
     assert found is not None
     for variable in (*found.outputs, *found.inputs):
@@ -112,7 +112,7 @@ def _schemas() -> list[OpSchema]:
 
 
 def _takes(kernels: list[Kernel], schema: OpSchema, main: str, letter: str) -> bool:
-    """Whether a kernel takes a format for the main variable, and FP32 for the others."""
+    """Return whether a kernel takes a format for the main variable, and FP32 for the others."""
     found = signature(schema.name, schema.domain, schema.since_version)
     assert found is not None
     names = dict(
@@ -130,7 +130,7 @@ def _takes(kernels: list[Kernel], schema: OpSchema, main: str, letter: str) -> b
                 continue
             if names.get(name, name) == main:
                 wanted.append((name, LETTERS[letter]))
-            elif not allowed & _INTEGERS:  # else it is an index as a rule
+            elif not allowed & _INTEGERS:  # else it is usually an index
                 wanted.append((name, LETTERS["f"]))
         if all(kind in kernel.types.get(name, (kind,)) for name, kind in wanted):
             return True
@@ -138,7 +138,7 @@ def _takes(kernels: list[Kernel], schema: OpSchema, main: str, letter: str) -> b
 
 
 def _is_defined(schema: Any, without_the_node: bool = False) -> bool:
-    """Whether ONNX defines an op by other ops."""
+    """Return whether ONNX defines an op by other ops."""
     return schema.has_function or (schema.has_context_dependent_function and not without_the_node)
 
 
@@ -172,7 +172,7 @@ def _without_repeats(cells: dict[int, str]) -> dict[int, str]:
 
 
 def as_table(providers: dict[str, Cells]) -> str:
-    """Return cells as the text of our table: a line per op, a column per provider."""
+    """Return cells as the text of our table: one line per op, one column per provider."""
     lines = []
     for op in sorted(set().union(*providers.values())):
         columns = [

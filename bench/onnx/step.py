@@ -1,16 +1,16 @@
-"""A step of ``train.onnx`` in ONNX Runtime beside eager PyTorch, autocast, and ours by inductor.
+"""Time a step of ``train.onnx`` in ONNX Runtime beside eager PyTorch, autocast and our inductor.
 
 ``python -m bench.onnx.step [--models gpt ...] [--sizes tiny small] [--json FILE]``
 
 Each model is exported once in FP16 and once in FP32. All ways are warmed up in one process, then
-one step of each is timed in turn, so that what slows the machine down slows all. Prints the median
-milliseconds of each and, in brackets, how many times as fast as eager FP32 it is. Every step is
-timed to its end: on CUDA the host waits for it. ONNX Runtime gets as many threads as PyTorch has.
+one step of each is timed in turn, so that other load on the machine slows all of them. Prints the
+median milliseconds of each and, in brackets, the speed relative to eager FP32. Every step is timed
+to its end: on CUDA the host waits for it. ONNX Runtime has as many threads as PyTorch.
 
 On a CPU 16 bits are BF16 for autocast and for ours; ONNX Runtime has no BF16 matmul there and runs
 most FP16 ops in FP32 between casts. On CUDA all are FP16, state is bound on the device, and
-``onnx-graph`` is the same step as two CUDA graphs. Without ONNX Runtime for CUDA it says so and
-ends.
+``onnx-graph`` is the same step as two CUDA graphs. Without ONNX Runtime for CUDA it prints that
+and ends.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def runtime(device: Device) -> str | None:
 
 
 def main() -> None:
-    """Time and print a line a model and size."""
+    """Time, and print one line per model and size."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=TINY)
     parser.add_argument("--sizes", nargs="+", default=["tiny", "small"], choices=SIZES)

@@ -1,4 +1,4 @@
-"""Tools that make 16-bit models of FP32 ones, all called alike: ours and its peers."""
+"""Tools that make 16-bit models from FP32 models, with one signature: ours and its peers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Tool = Callable[[onnx.ModelProto], onnx.ModelProto]
 def ours(
     model: onnx.ModelProto, precision: Precision = Precision.FP16, forced: bool = False
 ) -> onnx.ModelProto:
-    """Rewrite by the plan; BF16 for CUDA, as hardly a BF16 op loads on a CPU.
+    """Rewrite by the plan; BF16 is for CUDA, because few BF16 ops load on a CPU.
 
     Args:
-        model: what to rewrite.
+        model: the model to rewrite.
         precision: the 16-bit format.
-        forced: every op that ONNX and the target allow becomes 16 bits. An op alone is otherwise
-            left as it is, and most cases are one op.
+        forced: every op that ONNX and the target allow becomes 16 bits. Otherwise a single op
+            stays FP32, and most cases are one op.
     """
     policy = Policy(precision=precision, half=("*",) if forced else ())
     target = Target.CUDA if precision is Precision.BF16 else Target.ANY
@@ -50,7 +50,7 @@ def runtime_transformers(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def runtime_transformers_sorted(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Do the same, and sort the nodes, as the optimizer does that the converter is a part of."""
+    """Do the same, and sort the nodes, like the optimizer that contains the converter."""
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     done = OnnxModel(runtime_transformers(model))
@@ -60,7 +60,7 @@ def runtime_transformers_sorted(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _quietly(convert: Callable[..., Any], model: onnx.ModelProto) -> onnx.ModelProto:
     own = onnx.ModelProto()
-    own.CopyFrom(model)  # they change what they are given
+    own.CopyFrom(model)  # the tools change their argument
     logging.disable(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,13 +1,13 @@
-"""Does train.onnx train as PyTorch does? The losses of many steps, four ways, from one start.
+"""Does train.onnx train like PyTorch? Compare the losses of many steps, four ways, from one start.
 
 ``python -m bench.onnx.training [--models cnn gpt resnet lstm] [--optimizers adamw sgd]
 [--size tiny] [--steps 100] [--json FILE]``
 
-FP64 is the truth; eager autocast in FP16 with a loss scale of 1024, our own step (pseudo FP16) and
-the exported step in stock ONNX Runtime on the CPU are measured against it: the root mean square of
-the differences of all losses, as a part of the first loss. Dropout is off, as each way would draw
-its own. An Inf planted into the gradients must leave all state but scale and counters
-bit-identical.
+FP64 is the reference. Eager autocast in FP16 with a loss scale of 1024, our own step (pseudo FP16)
+and the exported step in stock ONNX Runtime on the CPU are compared with it: the root mean square of
+the differences of all losses, relative to the first loss. Dropout is off, because each way would
+draw other random numbers. A planted Inf in the gradients must leave all state bit-identical, except
+the scale and the counters.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from mpcompile.step.transformed import Choices
 
 SCALE = 2.0**10
 ALLOWED = 3.0
-"""How many times autocast's error the exported step's may be, as for every step of ours."""
+"""Limit of the exported step's error, in multiples of autocast's, as for all our steps."""
 
 Losses = list[float]
 Make = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
@@ -56,19 +56,19 @@ OPTIMIZERS: dict[str, Make] = {
 
 @dataclass(frozen=True)
 class Followed:
-    """What one export was found to do.
+    """The measurements of one export.
 
     Attributes:
         model: its name.
         optimizer: its optimizer.
-        first: the first loss in FP64, and
-        last: the last.
-        autocast: error of eager autocast, as a part of the first loss.
+        first: the first loss in FP64.
+        last: the last loss in FP64.
+        autocast: error of eager autocast, relative to the first loss.
         ours: error of our step in pseudo FP16.
         onnx: error of the exported step.
-        skipped: whether a planted Inf left the state as it was.
-        nodes: of the exported graph.
-        seconds: that the export took.
+        skipped: whether a planted Inf left the state unchanged.
+        nodes: number of nodes of the exported graph.
+        seconds: time of the export.
     """
 
     model: str
@@ -84,7 +84,7 @@ class Followed:
 
     @property
     def within(self) -> bool:
-        """Whether the exported step is as near to the truth as it must be."""
+        """Whether the exported step is as near to FP64 as it must be."""
         return self.onnx <= ALLOWED * self.autocast
 
 
@@ -169,7 +169,7 @@ def follow(name: str, optimizer: str, steps: int, size: str = "tiny") -> Followe
 
 
 def skips(step: OrtTrainStep, batch: tuple[torch.Tensor, ...], folder: Path) -> bool:
-    """Whether an overflow leaves weights, statistics and the optimizer's state bit-identical.
+    """Return whether an overflow keeps weights, statistics and optimizer state bit-identical.
 
     A scale of 2**120 makes every gradient infinite.
     """

@@ -1,14 +1,14 @@
-"""Whether a converted model is valid, loads, and computes what it should.
+"""Judge whether a converted model is valid, loads, and computes the right outputs.
 
-**Values.** Outputs of ONNX Runtime on a CPU are compared with those that the case says are right.
-Of a floating-point output each number must be within 2^-6 of the output's largest magnitude (2^-3
-in BF16), and infinities and NaN must stand where they should. That is 32 roundings to FP16 (2^-11
-each), as many as a few layers make one after the other; what is wrong rather than rounded is off by
-more. Integers, booleans and strings must be equal. Of random numbers shape and dtype count.
+**Values.** Outputs of ONNX Runtime on a CPU are compared with the right outputs of the case. Each
+number of a floating-point output must be within 2^-6 of the output's largest magnitude (2^-3 in
+BF16), and infinities and NaN must be at the right positions. This is 32 roundings to FP16 (2^-11
+each), as many as in a few layers one after the other; a wrong number, not only rounded, differs by
+more. Integers, booleans and strings must be equal. Random numbers must agree in shape and dtype.
 
-BF16 models do not load on a CPU; they are run by onnx's reference implementation. So are models
-that shall overflow in FP16, as ONNX Runtime on a CPU computes most of FP16 in FP32, and those whose
-FP32 model ONNX Runtime cannot run.
+BF16 models do not load on a CPU; onnx's reference implementation runs them. It also runs models
+that must overflow in FP16, because ONNX Runtime on a CPU computes most of FP16 in FP32, and models
+whose FP32 model ONNX Runtime cannot run.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ RANDOM = frozenset(
 
 
 class Outcome(Enum):
-    """What became of a model."""
+    """The outcome of a conversion."""
 
     PASSED = "passed"
     """Valid, loads, and its outputs are right."""
     VALID = "valid"
-    """Valid; nothing can run the FP32 model either."""
+    """Valid; no runner can run the FP32 model either."""
     UNCHANGED = "unchanged"
-    """As it was, so nothing can be wrong with it; checked all the same."""
+    """Unchanged, so it must be right; it is checked nevertheless."""
     INVALID = "invalid graph"
     """onnx's checker or its strict shape inference refuses it."""
     LOADS_NOT = "does not load"
@@ -56,7 +56,7 @@ GOOD = (Outcome.PASSED, Outcome.VALID, Outcome.UNCHANGED)
 
 
 class Runner(Enum):
-    """What runs a model."""
+    """The program that runs a model."""
 
     RUNTIME = "ONNX Runtime"
     REFERENCE = "onnx's reference implementation"
@@ -65,13 +65,13 @@ class Runner(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What holds of a model before it is converted; only that is asked of the converted one.
+    """Facts about a model before conversion; the converted model must meet only these.
 
     Attributes:
         checks: onnx's checker accepts it.
-        infers: so does its strict shape inference.
-        runner: what computes its outputs right.
-        why: what the last runner tried says or does if none does.
+        infers: its strict shape inference accepts it.
+        runner: the runner that computes its outputs right.
+        why: the error or wrong result of the last runner, if none is right.
     """
 
     checks: bool
@@ -82,7 +82,7 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """An outcome, and why if it is no good one."""
+    """An outcome, with the reason if it is not a good one."""
 
     outcome: Outcome
     why: str = ""
@@ -96,12 +96,12 @@ def baseline_of(
     sets: Sets,
     runners: Sequence[Runner] = (Runner.RUNTIME, Runner.REFERENCE),
 ) -> Baseline:
-    """Judge a model as it is.
+    """Judge an unconverted model.
 
     Args:
-        model: in FP32.
+        model: the model in FP32.
         sets: inputs and right outputs.
-        runners: to be tried in this order.
+        runners: the runners to try, in this order.
     """
     why, found = "not tried", Runner.NONE
     for runner in runners if sets else ():
@@ -123,10 +123,10 @@ def judge(
 
     Args:
         before: the model in FP32.
-        after: what a tool made of it.
+        after: the model that a tool made from it.
         sets: inputs and right outputs.
-        baseline: what holds of `before`.
-        bf16: the tolerance is that of BF16.
+        baseline: the facts about `before`.
+        bf16: whether the tolerance is that of BF16.
     """
     if baseline.checks and (why := _checks(after)):
         return Verdict(Outcome.INVALID, why)
@@ -164,7 +164,7 @@ def _infers(model: onnx.ModelProto) -> str:
 
 
 def _border(model: onnx.ModelProto) -> dict[str, str]:
-    """Return the types of what must be given and of what comes out; defaults may go."""
+    """Return the types of the required inputs and of the outputs; defaults may be removed."""
     held = {tensor.name for tensor in model.graph.initializer}
     given = [value for value in model.graph.input if value.name not in held]
     return {value.name: _type(value.type) for value in (*given, *model.graph.output)}
@@ -207,9 +207,9 @@ def _fed(given: Any) -> Any:
 
 
 def _by_runtime(model: onnx.ModelProto) -> Any:
-    import onnxruntime  # in the worker alone
+    import onnxruntime  # in the worker only
 
-    # The cases may be of an op set to come; ops that it did not change run all the same.
+    # The cases may have a future op set; ops that it did not change run anyway.
     os.environ.setdefault("ALLOW_RELEASED_ONNX_OPSET_ONLY", "0")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -275,7 +275,7 @@ def _is_random(model: onnx.ModelProto) -> bool:
 
 
 def _narrow(model: onnx.ModelProto) -> int:
-    """Count what is 16 bits in a model: weights, constants, and casts to it."""
+    """Count the 16-bit weights and constants of a model, and its casts to 16 bits."""
     count = 0
     for graph in _graphs(model):
         count += sum(tensor.data_type in TOLERANCE for tensor in graph.initializer)

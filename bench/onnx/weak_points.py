@@ -23,15 +23,15 @@ _IO = "(float[4,4] x) => (float[4,4] y)"
 
 @dataclass(frozen=True)
 class WeakPoint:
-    """A model and what it is about.
+    """A model that shows one weakness.
 
     Attributes:
-        about: what it shows.
-        text: the model as `onnx.parser` reads it.
-        magnitude: of its random inputs.
-        emulated: judged by onnx's reference implementation, which computes FP16 in FP16 as a GPU
-            does; ONNX Runtime on a CPU does not.
-        names: node names, as the text has none.
+        about: the weakness.
+        text: the model in the syntax of `onnx.parser`.
+        magnitude: the magnitude of its random inputs.
+        emulated: judged by onnx's reference implementation, which computes FP16 in FP16 like a
+            GPU; ONNX Runtime on a CPU does not.
+        names: node names, because the text has none.
     """
 
     about: str
@@ -205,16 +205,16 @@ POINTS = {
 
 
 def names() -> list[str]:
-    """Return the names of the cases, with `PREFIX`."""
+    """Return the names of the cases, each with `PREFIX`."""
     return [f"{PREFIX}{name}" for name in POINTS]
 
 
 def case_of(name: str) -> Case:
-    """Return a weak point as a case: random inputs, and what onnx's reference makes of them.
+    """Return a weak point as a case: random inputs, and the outputs of onnx's reference.
 
-    An op of ONNX Runtime's own domain is left to ONNX Runtime.
+    ONNX Runtime runs ops of its own domain.
     """
-    import onnxruntime  # in the worker alone
+    import onnxruntime  # in the worker only
 
     point = POINTS[name.removeprefix(PREFIX)]
     model = onnx.parser.parse_model(point.text)

@@ -1,6 +1,6 @@
 """Run the commands of ``docs/case.md`` and make its pictures.
 
-``python -m bench.pictures.case`` prints what the commands print, and writes
+``python -m bench.pictures.case`` prints the output of the commands, and writes
 ``docs/pictures/case-*``.
 """
 
@@ -37,7 +37,7 @@ _NAMES = {
 
 
 def _mpcompile(folder: Path, *arguments: str) -> None:
-    """Run a command as a user would, and print both."""
+    """Run a command like a user, and print the command and its output."""
     print(f"$ mpcompile {' '.join(arguments)}", flush=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"}
     command = [sys.executable, "-m", "mpcompile", *arguments]
@@ -48,7 +48,7 @@ def _mpcompile(folder: Path, *arguments: str) -> None:
 def _draw(folder: Path) -> None:
     """Draw the losses of the runs."""
     matplotlib.use("Agg")
-    from matplotlib import pyplot  # after the choice of a backend that needs no screen
+    from matplotlib import pyplot  # after the selection of a backend that needs no screen
 
     figure, axes = pyplot.subplots(figsize=(7.0, 3.2), layout="constrained")
     for way, style in zip(_WAYS, ("-", "-", "--"), strict=True):
@@ -61,7 +61,7 @@ def _draw(folder: Path) -> None:
 
 
 def main() -> None:
-    """Do both."""
+    """Run the commands and make the pictures."""
     argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0]).parse_args()
     _PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as name, browser() as started:
@@ -83,7 +83,7 @@ def main() -> None:
         page.fill("#search", first)
         page.keyboard.press("Enter")
         page.fill("#search", "")
-        page.wait_for_timeout(500)  # until the picture stands; nothing is measured here
+        page.wait_for_timeout(500)  # until the picture is complete; nothing is measured here
         page.screenshot(path=_PICTURES / "case-report.png")
         _mpcompile(folder, "check", _SOURCE)
     print(json.dumps(describe("cpu")))

@@ -26,7 +26,7 @@ def _mpcompile(*arguments: str) -> None:
 
 
 def main() -> None:
-    """Write them."""
+    """Write the pictures."""
     argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0]).parse_args()
     _FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, browser() as started:
@@ -37,7 +37,7 @@ def main() -> None:
         page.fill("#search", "cast forward attention.qkv")
         page.keyboard.press("Enter")
         page.fill("#search", "")
-        page.wait_for_timeout(500)  # until the picture stands; nothing is measured here
+        page.wait_for_timeout(500)  # until the picture is complete; nothing is measured here
         page.screenshot(path=_FOLDER / "report-graph.png")
         page.click("#tab-plots")
         page.evaluate("document.querySelector('#plots .card.wide + .card').scrollIntoView()")

@@ -1,13 +1,13 @@
-"""``torch.autocast`` as a CUDA device has it, on fake CPU tensors.
+"""Run ``torch.autocast`` with the op lists of a CUDA device, on fake CPU tensors.
 
-The lists of ops that autocast casts differ between devices, and the ones to compare with are
-CUDA's. Fake CUDA tensors go through autocast without a GPU, but autograd refuses them. So
-`cuda_policies` puts CUDA's policies in the place of the CPU's in PyTorch's dispatcher: each op does
-what PyTorch's own wrapper does on CUDA. The lists are read from the header that is installed with
-torch, so they are those of the installed version. `dtypes` asks PyTorch's own CUDA autocast, on
-fake CUDA tensors without autograd; tests compare the two node by node.
+The lists of ops that autocast casts differ between devices; this comparison needs CUDA's. Fake CUDA
+tensors go through autocast without a GPU, but autograd refuses them. So `cuda_policies` replaces
+the CPU's policies in PyTorch's dispatcher by CUDA's: each op does the same as PyTorch's own wrapper
+on CUDA. The lists are read from the header that is installed with torch, so they are those of the
+installed version. `dtypes` uses PyTorch's own CUDA autocast, on fake CUDA tensors without autograd;
+tests compare the two node by node.
 
-Two ops are told apart from their CPU twins: LSTM, GRU and RNN are cast as one op, as for cuDNN
+Two kinds of ops differ from the CPU: LSTM, GRU and RNN are cast as one op, as for cuDNN
 (``aten/src/ATen/cudnn/AutocastRNN.cpp``), and softmax widens inside its kernel.
 """
 
@@ -33,7 +33,7 @@ from mpcompile.torch_private.tensors import fake_mode
 Kernel = Callable[..., Any]
 _HEADER = Path(torch.__file__).parent / "include/ATen/autocast_mode.h"
 _CUDNN = ("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input")
-# The CPU's autocast knows these, CUDA's does not: there they run in what they get.
+# The CPU's autocast lists these ops, CUDA's does not: there they run in their inputs' dtype.
 _CPU_ONLY = (
     "adaptive_avg_pool3d adaptive_max_pool3d avg_pool3d cat conv1d.padding conv2d.padding "
     "conv3d.padding cross_entropy_loss ctc_loss.IntList ctc_loss.Tensor grid_sampler_2d "
@@ -43,7 +43,7 @@ _CPU_ONLY = (
 
 
 def op_list(macro: str) -> list[str]:
-    """Return a list of the installed torch's autocast header, as ``softmax.int``.
+    """Return an op list of the installed torch's autocast header, with items like ``softmax.int``.
 
     Args:
         macro: its name, without the ``AT_FORALL_`` in front.
@@ -60,14 +60,14 @@ def op_list(macro: str) -> list[str]:
 
 
 class _Policies:
-    """The kernels, and the copies of weights that autocast keeps until the region ends."""
+    """Kernels, and the copies of weights that autocast keeps until the region ends."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.copies: dict[int, tuple[Tensor, Tensor]] = {}
 
     def cast(self, value: Any, dtype: torch.dtype) -> Any:
-        """Cast what autocast would: floating-point tensors but FP64, weights once."""
+        """Cast like autocast: floating-point tensors except FP64, and each weight once."""
         if isinstance(value, list | tuple):
             return type(value)(self.cast(item, dtype) for item in value)
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -89,13 +89,13 @@ class _Policies:
         return op(*self.cast(args, torch.float32), **self._all(kwargs, torch.float32))
 
     def full_result(self, op: Kernel, *args: Any, **kwargs: Any) -> Any:
-        """Read what comes, return FP32, unless the caller named a dtype."""
+        """Read any dtype; return FP32, unless the caller gave a dtype."""
         if kwargs.get("dtype") is None and args[0].dtype in NARROW:
             kwargs["dtype"] = torch.float32
         return op(*args, **kwargs)
 
     def softmax(self, op: Kernel, *args: Any) -> Any:
-        """Read what comes, return FP32: the kernel widens what it reads (``half_to_float``)."""
+        """Read any dtype; return FP32: the kernel widens its input (``half_to_float``)."""
         value, dim = args[:2]
         if len(args) == 2 and value.dtype in NARROW:
             aten = torch.ops.aten
@@ -104,7 +104,7 @@ class _Policies:
         return op(*args)
 
     def widest(self, op: Kernel, *args: Any, **kwargs: Any) -> Any:
-        """Run in FP32 if any argument is, else in 16 bits."""
+        """Run in FP32 if an argument is FP32, else in 16 bits."""
         found: list[Tensor] = []
         fx.node.map_aggregate((args, kwargs), lambda item: _collect(item, found))
         wide = any(item.dtype is torch.float32 for item in found)
@@ -122,7 +122,7 @@ def _collect(item: Any, found: list[Tensor]) -> Any:
 
 @contextmanager
 def cuda_policies(dtype: torch.dtype = torch.float16) -> Iterator[Callable[[bool], None]]:
-    """Let the CPU's autocast be CUDA's; yield a function that begins and ends a region.
+    """Replace the CPU's autocast by CUDA's; yield a function that begins and ends a region.
 
     Args:
         dtype: the 16-bit format.
@@ -159,21 +159,21 @@ def cuda_policies(dtype: torch.dtype = torch.float16) -> Iterator[Callable[[bool
     finally:
         switch(False)
         torch.set_autocast_dtype("cpu", before)
-        del library  # PyTorch's own kernels are back
+        del library  # this restores PyTorch's own kernels
 
 
 def _excluded(policy: Kernel, op: Kernel, *args: Any, **kwargs: Any) -> Any:
-    """Run a policy with autocast off inside the op, as PyTorch's wrappers do."""
+    """Run a policy with autocast off inside the op, like PyTorch's wrappers."""
     with torch.autocast("cpu", enabled=False):
         return policy(op, *args, **kwargs)
 
 
 def under_autocast(forward: Forward, switch: Callable[[bool], None]) -> Forward:
-    """Return a forward pass that runs under autocast; its backward does not, as is documented.
+    """Return a forward pass that runs under autocast; as documented, its backward does not.
 
     Args:
-        forward: FP32, not changed.
-        switch: from `cuda_policies`.
+        forward: the FP32 forward pass, not changed.
+        switch: the function from `cuda_policies`.
     """
 
     def begin() -> None:
@@ -196,12 +196,12 @@ def dtypes(forward: Forward, device: str) -> dict[str, torch.dtype]:
     """Return the dtype of each forward op's result under PyTorch's own autocast in FP16.
 
     Args:
-        forward: FP32.
-        device: of the fake tensors: for ``"cuda"`` no GPU is needed. For ``"cpu"``, call it inside
-            `cuda_policies`.
+        forward: the FP32 forward pass.
+        device: the device of the fake tensors. ``"cuda"`` needs no GPU; ``"cpu"`` needs a call
+            inside `cuda_policies`.
 
     Raises:
-        RuntimeError: an op cannot run on fake tensors of a device that is not there.
+        RuntimeError: an op cannot run on fake tensors of a missing device.
     """
     found: dict[str, torch.dtype] = {}
 
@@ -226,7 +226,7 @@ def dtypes(forward: Forward, device: str) -> dict[str, torch.dtype]:
         inputs = [
             torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=place) for v in values
         ]
-        # `torch.autocast("cuda")` itself looks whether there is a GPU.
+        # `torch.autocast("cuda")` itself checks for a GPU.
         torch.set_autocast_dtype(device, torch.float16)
         torch.set_autocast_enabled(device, True)
         try:

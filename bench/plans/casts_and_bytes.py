@@ -1,12 +1,12 @@
-"""Casts and bytes of three ways to mixed precision, on one measure.
+"""Count casts and bytes of three ways to mixed precision, with one measure.
 
 ``python -m bench.plans.casts_and_bytes [--nets unet bert ...] [--json FILE]``
 
 For each net of ``models/`` and ``tests/nets/``: (a) ``torch.autocast`` with CUDA's op lists
 (`autocast`), (b) a greedy painting after TensorFlow's grappler (`greedy`), (c) our plan and passes.
-All three start from the same captured FP32 forward graph and end as the same kind of object, the
-recorded graph of ATen ops of forward and backward on fake CPU tensors; `measures` counts on that
-and knows nothing of how it came about. Nothing is run, nothing is timed.
+All three start from the same captured FP32 forward graph and give the same kind of object, the
+recorded graph of ATen ops of forward and backward on fake CPU tensors. `measures` reads only this
+graph, not the way it was made. Nothing is run and nothing is timed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MODELS = ("resnet", "gpt", "lstm")
 
 
 def workloads() -> dict[str, Callable[[], Workload]]:
-    """Return every net by name: the three models first."""
+    """Return every net by name, the three models first."""
     models = {name: partial(load, str(ROOT / "models" / f"{name}.py")) for name in MODELS}
     return {**models, **NETS}
 
@@ -67,14 +67,14 @@ def compare(workload: Workload) -> dict[str, Measures]:
 
 
 def shared(made: Gradient) -> Gradient:
-    """Return it with repeated casts shared, as common subexpressions are when compiled."""
+    """Return it with repeated casts shared, like common subexpressions in compiled code."""
     gradient, slots = copy_graph(made[0]), made[1]
     share_casts(gradient.graph)
     return gradient, slots
 
 
 def by_painting(forward: Forward, trained: list[str]) -> Gradient:
-    """Make it by a greedy painting, casts of one tensor shared."""
+    """Make the gradient graph by a greedy painting, with casts of one tensor shared."""
     flow = describe(forward, Policy())
     half = greedy.paint(flow)
     plan = plan_of(flow, footprints(flow), half, Precision.FP16)
@@ -110,7 +110,7 @@ def _measured(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Measures:
 
 
 def table_of(found: dict[str, dict[str, Measures]]) -> Table:
-    """Return a row a net and way; bytes in kB."""
+    """Return one row per net and way, with bytes in kB."""
     table = Table(title="Ways to mixed precision; bytes in kB", title_justify="left")
     for column in ("net", "way"):
         table.add_column(column, no_wrap=True)

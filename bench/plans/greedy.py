@@ -1,16 +1,16 @@
-"""Greedy painting of a graph, after TensorFlow's ``auto_mixed_precision`` grappler pass.
+"""Paint a graph greedily, after TensorFlow's ``auto_mixed_precision`` grappler pass.
 
 Phases 1, 2, 3 and 5 of ``tensorflow/core/grappler/optimizers/auto_mixed_precision.cc`` (FP16 on
-CUDA; phase 4 is for BF16 only, the rest concerns loops, lists and casts that stand there already):
+CUDA; phase 4 is for BF16 only, the rest is about loops, lists and existing casts):
 
 1. every op of the allow list is painted;
-2. deny spreads downstream through infer and clear ops, into a clear op only if it lies upstream of
+2. deny spreads downstream through infer and clear ops, into a clear op only if it is upstream of
    an infer or deny op;
 3. an infer or clear op both downstream and upstream of painted ops is painted;
 4. paint spreads through clear ops in both directions.
 
-The lists are our op table's: ``HALF`` allow, ``FULL`` deny, ``FREE`` infer; clear is what computes
-nothing (movement, dropout, comparison, embedding) and ReLU, which is clear in TensorFlow too.
+The lists are our op table's: ``HALF`` allow, ``FULL`` deny, ``FREE`` infer. Clear ops compute
+nothing (movement, dropout, comparison, embedding); ReLU is clear too, as in TensorFlow.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mpcompile.torch_private.ops import op_name
 
 CLEAR_ROWS = frozenset({"movement", "dropout", "comparison", "embedding"})
 
-# Kernels that want input and weight of one type; others take 16 bits beside an FP32 weight.
+# Kernels that need input and weight of one type; others take 16 bits beside an FP32 weight.
 _ONE_TYPE = frozenset({"rms_norm"})
 
 Neighbours = dict[str, tuple[str, ...]]
@@ -52,7 +52,7 @@ def paint(flow: Dataflow) -> frozenset[str]:
 
 
 def is_clear(op: Op) -> bool:
-    """Whether the op changes no number that it does not set to zero."""
+    """Return whether the op only moves numbers or sets them to zero."""
     return op.rule in CLEAR_ROWS or op.kind == "relu"
 
 
@@ -68,7 +68,7 @@ def neighbours(flow: Dataflow) -> tuple[Neighbours, Neighbours]:
 
 
 def reach(roots: Iterable[str], edges: Neighbours, enter: Callable[[str], bool]) -> set[str]:
-    """Return the roots and all that is reached from them through ops that may be entered."""
+    """Return the roots and all ops that are reachable from them through allowed ops."""
     found = set(roots)
     waiting = list(found)
     while waiting:
@@ -80,14 +80,14 @@ def reach(roots: Iterable[str], edges: Neighbours, enter: Callable[[str], bool])
 
 
 def run_natively(module: fx.GraphModule, flow: Dataflow, half: frozenset[str]) -> int:
-    """Let painted ops that compute in FP32 read and write 16 bits, as TensorFlow's kernels do.
+    """Make painted ops that compute in FP32 read and write 16 bits, like TensorFlow's kernels.
 
-    Our plans widen before such an op and narrow after it, and passes of ours see to it that only
-    16 bits are kept. Grappler retypes the op: its kernel widens in registers.
+    Our plans widen before such an op and narrow after it, and our passes ensure that only 16 bits
+    are kept. Grappler retypes the op: its kernel widens in registers.
 
     Args:
         module: the forward graph, casts inserted.
-        flow: what was painted.
+        flow: the painted graph.
         half: the painted ops.
 
     Returns:

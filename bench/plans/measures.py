@@ -1,18 +1,18 @@
-"""What a recorded gradient graph casts, writes and keeps for backward.
+"""Count the casts, written bytes and saved bytes of a recorded gradient graph.
 
 The measure reads dtypes, shapes and edges only. *Written* bytes follow a simple model of a fusing
 backend. A forward tensor is written to memory if
 
-- an op makes it that is no part of a fused kernel (matmul, convolution, attention, RNN, max
+- its op is no part of a fused kernel (matmul, convolution, attention, RNN, max
   pooling, embedding, indexing, concatenation: all that `fuses` denies), or
 - such an op, backward or the caller reads it, or
-- several fused ops read it; casts and constants are made again in each of them.
+- several fused ops read it; each of them computes casts and constants again.
 
-Average pools and interpolations read windows of memory: what they read is written, but for a cast,
-which they make as they read. Views are what they are views of. *Saved* are tensors that forward
-makes and backward reads. Copies of parameters are counted apart: autocast writes them in forward,
-our update writes them once a step. Statistics of a norm count 4 bytes a number whatever the kernel
-of the CPU makes of them: those of CUDA keep FP32.
+Average pools and interpolations read windows of memory: their input is written, except a cast,
+which they compute as they read. A view counts as the tensor that it views. *Saved* are tensors that
+forward makes and backward reads. Copies of parameters are counted apart: autocast writes them in
+forward, our update writes them once per step. Statistics of a norm count 4 bytes per number for any
+dtype of the CPU's kernel, because CUDA's kernels keep FP32.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class Measures:
         forward_casts: casts in forward, without those of parameters.
         casts: the same in forward and backward.
         weight_casts: casts of parameters.
-        cast_bytes: what `casts` read and write if each is a kernel of its own.
+        cast_bytes: bytes that `casts` read and write if each is a kernel of its own.
         written_casts: casts in forward whose result is written to memory under fusion.
-        written: bytes that forward writes under fusion, copies of parameters among them.
+        written: bytes that forward writes under fusion, with copies of parameters.
         saved: bytes kept for backward, without copies of parameters.
         saved_wide: bytes of `saved` that are FP32.
         weight_copies: bytes of 16-bit copies of parameters.
@@ -77,7 +77,7 @@ def measure(graph: fx.Graph, parameters: frozenset[str]) -> Measures:
     """Measure a gradient graph whose backward nodes carry ``meta["backward"]``.
 
     Args:
-        graph: ATen ops without mutation, ``meta["val"]`` on every node.
+        graph: a graph of ATen ops without mutation, with ``meta["val"]`` on every node.
         parameters: names of the placeholders that are parameters.
     """
     base = storages(graph)
@@ -113,7 +113,7 @@ def measure(graph: fx.Graph, parameters: frozenset[str]) -> Measures:
 
 
 def fuses(node: fx.Node) -> bool:
-    """Whether a fusing backend makes the op part of a kernel with what comes before or after."""
+    """Return whether a fusing backend joins the op with ops before or after it in a kernel."""
     if node.target is operator.getitem:
         return fuses(node.all_input_nodes[0])
     named = _REDUCTION | _NORM | _WINDOW | _CONSTANT
@@ -121,7 +121,7 @@ def fuses(node: fx.Node) -> bool:
 
 
 def changes_width(node: fx.Node) -> bool:
-    """Whether the node casts between FP32 and a 16-bit format."""
+    """Return whether the node casts between FP32 and a 16-bit format."""
     kinds = {torch.float32, torch.float16, torch.bfloat16}
     if not is_cast(node):
         return False
@@ -130,7 +130,7 @@ def changes_width(node: fx.Node) -> bool:
 
 
 def is_tensor(node: fx.Node) -> bool:
-    """Whether the node's result is one tensor."""
+    """Return whether the node's result is one tensor."""
     return isinstance(node.meta.get("val"), torch.Tensor)
 
 
@@ -147,9 +147,9 @@ def _bytes(node: fx.Node) -> int:
 
 
 def _readers(graph: fx.Graph, base: dict[fx.Node, fx.Node]) -> dict[fx.Node, set[fx.Node]]:
-    """Return for each memory who reads it, be it through a view.
+    """Return the readers of each storage, also those through a view.
 
-    Views themselves do not read, nor does the seed of backward, which the loss scale replaces.
+    Views themselves do not read. Neither does the seed of backward, which the loss scale replaces.
     """
     readers: dict[fx.Node, set[fx.Node]] = {node: set() for node in graph.nodes}
     for node in graph.nodes:

@@ -46,9 +46,9 @@ def gradients(workload: Workload, makers: Mapping[str, Maker]) -> dict[str, Grad
 
 
 def own_values(made: Transformed, scale: float = 1.0) -> list[torch.Tensor]:
-    """Return the gradient graph's inputs: the program's own weights and batch, the scale as given.
+    """Return the gradient graph's inputs: the program's own weights and batch, and the given scale.
 
-    What is joined lies side by side, as it does in a step.
+    Joined weights are adjacent in memory, as in a step.
     """
     assert made.step is not None
     values = {item.name: item.tensor.detach() for item in made.forward.inputs}
@@ -65,13 +65,13 @@ def own_values(made: Transformed, scale: float = 1.0) -> list[torch.Tensor]:
 
 
 def by_autocast(forward: Forward, trained: list[str]) -> Gradient:
-    """Make it by autocast with CUDA's lists: it casts a weight once, others at each use."""
+    """Make the graph by autocast with CUDA's lists, which casts only weights once."""
     with autocast.cuda_policies() as switch:
         return differentiate(autocast.under_autocast(forward, switch), trained, "")
 
 
 def by_plan(forward: Forward, trained: list[str]) -> Gradient:
-    """Make it by our plan and passes, before it is bound to state: weights are still cast in it."""
+    """Make the graph by our plan and passes; it is not bound to state, so it casts weights."""
     plan = decide(describe(forward, Policy()), Precision.FP16)
     run_passes(forward.module, forward_passes(plan), lint)
     gradient, slots = differentiate(forward, trained, "")

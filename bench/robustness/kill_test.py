@@ -1,12 +1,12 @@
-"""Kill a run at random moments: resumed, it must end as if nothing had happened.
+"""Kill a run at random moments; the resumed run must end like an undisturbed one.
 
     python -m bench.robustness.kill_test [--runs 1000] [--seed 0]
 
 Each run starts with an empty folder, saves a checkpoint every third step, and gets SIGKILL after a
-random time, once or more often; then it goes on to its end. Its last checkpoint must be that of a
-run that nobody has disturbed, byte for byte: weights, optimizer, loss scale, counters, random
-numbers and the place in the shuffled data. The runs are forks of one process that has compiled the
-step and trained nothing, because to start Python and torch takes longer than the run.
+random time, at least once; then it continues to its end. Its last checkpoint must equal that of an
+undisturbed run, byte for byte: weights, optimizer, loss scale, counters, random numbers and the
+position in the shuffled data. The runs are forks of one process that has compiled the step and
+trained nothing, because starting Python and torch takes longer than the run.
 """
 
 from __future__ import annotations
@@ -65,21 +65,21 @@ def program() -> Workload:
 
 
 def compiled(made: Workload) -> TrainStep:
-    """Compile it with a loss scale that is too large at first and changes often."""
+    """Compile a program with a loss scale that is too large at first and changes often."""
     assert made.optimizer is not None
     scale = LossScale(2.0**22, interval=3)
     return mpcompile.compile(made.model, loss, made.optimizer, made.batch, loss_scale=scale)
 
 
 def trained(made: Workload, step: TrainStep, folder: Path, phase: mmap.mmap) -> None:
-    """Start a run in a folder, or go on with the one there, to its end."""
+    """Start the run of a folder, or resume it, and train to its end."""
 
     def noted(*arguments: Any) -> None:
         phase[0] = 2
         write_checkpoint(*arguments)
         phase[0] = 1
 
-    random.seed(0)  # Python seeds its own generator anew in a fork
+    random.seed(0)  # Python seeds its own generator again in a fork
     with patch("mpcompile.train.checkpoint.write_checkpoint", noted):
         saving = CheckpointFlags(folder, checkpoint_every=EVERY, resume=True, keep=KEEP)
         run = SavedRun(step, made, saving, Console(quiet=True))
@@ -89,14 +89,14 @@ def trained(made: Workload, step: TrainStep, folder: Path, phase: mmap.mmap) -> 
 
 
 def forked(task: Callable[[], None], kill_after: float | None = None) -> bool:
-    """Do something in a fork; return whether it was killed.
+    """Run a task in a fork; return whether it was killed.
 
     Args:
-        task: what.
-        kill_after: seconds; None: it may end.
+        task: the task.
+        kill_after: seconds until it is killed; None lets it end.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the task failed.
     """
     child = os.fork()
     if child == 0:
@@ -118,7 +118,7 @@ def forked(task: Callable[[], None], kill_after: float | None = None) -> bool:
 
 
 def last_of(folder: Path) -> tuple[str, bytes]:
-    """Return SHA-256 of the final weights, and the manifest that sums up the whole state."""
+    """Return the SHA-256 of the final weights, and the manifest of the whole state."""
     last = folder_of(folder, STEPS)
     state = load_file(last / STATE)
     weights = hashlib.sha256()
@@ -129,14 +129,14 @@ def last_of(folder: Path) -> tuple[str, bytes]:
 
 @dataclass
 class Outcome:
-    """What became of the runs.
+    """The outcome of the runs.
 
     Attributes:
         runs: how many were killed and resumed.
-        kills: how often, by the phase it hit.
+        kills: number of kills, by the phase that they hit.
         other: runs with other final weights than the undisturbed one.
         state: runs with any other final byte.
-        sha256: of the undisturbed run's final weights.
+        sha256: hash of the undisturbed run's final weights.
     """
 
     runs: int = 0
@@ -147,11 +147,11 @@ class Outcome:
 
 
 def kill_test(runs: int, seed: int, place: Path) -> Outcome:
-    """Kill and resume so many runs; see the module.
+    """Kill and resume runs; see the module.
 
     Args:
-        runs: how many.
-        seed: of the moments.
+        runs: how many runs.
+        seed: the seed of the moments.
         place: an empty folder for their checkpoints.
     """
     torch.set_num_threads(1)  # a fork has no worker threads
@@ -171,7 +171,7 @@ def kill_test(runs: int, seed: int, place: Path) -> Outcome:
             phase[0] = 0
             task = lambda: trained(made, step, folder, phase)  # noqa: B023, E731
             if not forked(task, chance.uniform(0, duration)):
-                break  # it came to its end before
+                break  # it has ended before
             killed += 1
             outcome.kills[PHASES[phase[0]]] += 1
         if killed:
@@ -180,14 +180,14 @@ def kill_test(runs: int, seed: int, place: Path) -> Outcome:
             outcome.runs += 1
             outcome.other += found[0] != expected[0]
             outcome.state += found[1] != expected[1]
-            # One more than shall stay, if the last kill came before the oldest was removed.
+            # One more than are kept, if the last kill came before the oldest was removed.
             assert len(checkpoints(folder)) <= KEEP + 1
         shutil.rmtree(folder, ignore_errors=True)
     return outcome
 
 
 def main() -> None:
-    """Print what became of the runs."""
+    """Print the outcome of the runs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)

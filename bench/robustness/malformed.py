@@ -1,10 +1,10 @@
-"""Try malformed ONNX files by the thousand, each in a process that may crash or hang.
+"""Try thousands of malformed ONNX files in processes that may crash or hang.
 
     python -m bench.robustness.malformed --count 2000 --seed 0
 
 Prints, per kind of damage, how many files were refused and how many are still valid models, and
-exits with 1 if any of them did what must not happen: a crash, a hang, a traceback, a file
-touched outside, an exit code other than 2 for what was refused.
+exits with 1 if any of them caused an error: a crash, a hang, a traceback, access to a file
+outside, or an exit code other than 2 for a refused file.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from bench.robustness.malformed_models import KINDS, kind_of
 from bench.robustness.malformed_trial import Case, Outcome, attempt
 
 _SLOW_START = 30
-"""Seconds more for a process's first file, as it loads the libraries."""
+"""Extra seconds for a process's first file, because it loads the libraries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One file: which, and what became of it.
+    """One file and its outcome.
 
     Attributes:
-        index: give it with the same seed as ``--only`` to try that file again.
-        kind: of damage.
-        column: of the table.
-        said: what the command line said, or what went wrong.
+        index: pass it to ``--only`` with the same seed to try that file again.
+        kind: the kind of damage.
+        column: the column of the table.
+        said: the message of the command line, or the error.
         seconds: how long it took.
     """
 
@@ -48,7 +48,7 @@ COLUMNS = ("refused", "refused later", "valid", "valid, differs", "WRONG")
 
 
 def trials(count: int, seed: int, workers: int = 2, first: int = 0) -> Iterator[Trial]:
-    """Try files one after the other; the same seed makes the same files."""
+    """Try files and yield their outcomes in order; the same seed makes the same files."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="malformed-") as place:
         indices = range(first, first + count)

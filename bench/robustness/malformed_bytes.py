@@ -44,7 +44,7 @@ def _garbage(random: Random, folder: Path) -> None:
 
 @kind
 def _oversized_claims(random: Random, folder: Path) -> None:
-    """A length that says more than there is, or millions of empty messages."""
+    """Write a length beyond the end of the data, or millions of empty messages."""
     if random.random() < 0.3:
         count = random.choice((300_000, 1_500_000))
         body = random.choice((b"\x0a\x00", b"\x2a\x00", b"\x12\x00", b"\x62\x00")) * count

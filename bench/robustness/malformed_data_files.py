@@ -1,4 +1,4 @@
-"""Malformed ONNX models whose weights are said to be in other files."""
+"""Malformed ONNX models that refer to weights in other files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.robustness.malformed_seeds import seeds
 
 @kind
 def _location(random: Random, folder: Path) -> None:
-    """Paths that lead out of the folder, or are none."""
+    """Write paths that lead out of the folder, or are no paths."""
     outside = str(folder.parent / "outside")
     location = random.choice(
         (
@@ -48,7 +48,7 @@ def _location(random: Random, folder: Path) -> None:
 
 @kind
 def _links(random: Random, folder: Path) -> None:
-    """Links out of the folder, around in circles, or hard ones."""
+    """Make links that lead out of the folder, circular links, or hard links."""
     outside = folder.parent / "outside"
     way = random.randrange(6)
     _external(folder, {"location": "sub/weights.bin" if way in (2, 3) else "weights.bin"})
@@ -72,7 +72,7 @@ def _links(random: Random, folder: Path) -> None:
 
 @kind
 def _no_plain_file(random: Random, folder: Path) -> None:
-    """Pipes, folders, sockets; also in the place of the model."""
+    """Make pipes, folders, sockets; also in place of the model."""
     _external(folder, {"location": "weights.bin"})
     file = folder / random.choice(("weights.bin", "weights.bin", "model.onnx"))
     file.unlink()
@@ -89,7 +89,7 @@ def _no_plain_file(random: Random, folder: Path) -> None:
 
 @kind
 def _offsets(random: Random, folder: Path) -> None:
-    """Offsets and lengths past the end, negative, or no numbers; unknown and repeated words."""
+    """Write offsets and lengths past the end, negative, or no numbers; unknown, repeated keys."""
     texts = ("-1", "1", "16380", "999999999", str(1 << 63), "1e3", "0x10", "", " 0", "٣", "1_000")
     way = random.randrange(5)
     entries = {"location": "weights.bin", "offset": "0", "length": "16384"}
@@ -104,7 +104,7 @@ def _offsets(random: Random, folder: Path) -> None:
 
 @kind
 def _short_data(random: Random, folder: Path) -> None:
-    """A data file that ends early, is empty, or is of texts."""
+    """Write a data file that ends early, is empty, or holds texts."""
     _external(folder, {"location": "weights.bin"}, random.choice((1, 1, 8, 9, 7, 22, 27, 0, 99)))
     size = random.choice((0, 1, 16383, 16384, 20000))
     (folder / "weights.bin").write_bytes(bytes(size))
@@ -113,7 +113,7 @@ def _short_data(random: Random, folder: Path) -> None:
 def _external(
     folder: Path, entries: dict[str, str], dtype: int = TensorProto.FLOAT, twice: bool = False
 ) -> None:
-    """Leave a model whose weights are 64 times 64 numbers in another file."""
+    """Write a model with weights of 64 times 64 numbers in another file."""
     model = ModelProto()
     model.CopyFrom(seeds()["wide"])
     (tensor,) = model.graph.initializer

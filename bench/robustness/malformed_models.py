@@ -1,7 +1,7 @@
 """Malformed ONNX files, made from valid ones by a seed: bytes, structure, data files.
 
-A kind is a function that is given a random generator and a folder and leaves ``model.onnx`` there,
-with data files beside it where it needs any. What must not be read lies in ``../outside``.
+A kind is a function of a random generator and a folder. It writes ``model.onnx`` into the folder,
+with the data files that it needs. Files that must not be read are in ``../outside``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def make(seed: int, index: int, folder: Path) -> str:
     """Make one malformed model in an empty folder of its own; return its kind.
 
     Args:
-        seed: of all of them.
-        index: which one; kinds take turns.
-        folder: gets ``model/model.onnx`` and ``outside``.
+        seed: the seed of all models.
+        index: the number of this model; kinds take turns.
+        folder: the folder for ``model/model.onnx`` and ``outside``.
     """
     kind = kind_of(index)
     model = folder / "model"
@@ -34,7 +34,7 @@ def make(seed: int, index: int, folder: Path) -> str:
 
 
 def kind_of(index: int) -> str:
-    """Return the kind of a malformed model; those that are costly to run come up less often."""
+    """Return the kind of a malformed model; kinds that are costly to run are less frequent."""
     turn, place = divmod(index, len(KINDS))
     kind = list(KINDS)[place]
     return "any field" if kind == "costly to run" and turn % 4 else kind

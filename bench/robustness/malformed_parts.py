@@ -1,4 +1,4 @@
-"""What malformed ONNX files are made with: kinds by name, hostile values, walks over models."""
+"""Parts for malformed ONNX files: kinds by name, hostile values, walks over models."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def any_model(random: Random) -> ModelProto:
 
 
 def save(model: ModelProto, folder: Path) -> None:
-    """Write a model where all are."""
+    """Write a model as ``model.onnx`` into a folder."""
     (folder / "model.onnx").write_bytes(model.SerializeToString())
 
 
 def spot(random: Random, data: bytes | bytearray) -> int:
-    """Return a place in a file, seldom inside its weights: those may hold anything."""
+    """Return an offset in a file, seldom inside its weights, where any byte is valid."""
     weights = [t.raw_data for model in seeds().values() for t in model.graph.initializer]
     start, length = max((data.find(raw), len(raw)) for raw in weights)
     if start < 0 or random.random() < 0.05:
@@ -67,12 +67,12 @@ def varint(number: int) -> bytes:
 
 
 def field(number: int, content: bytes) -> bytes:
-    """Return a field of a message, encoded; one behind another they make a message."""
+    """Return an encoded field of a message; joined fields are a message."""
     return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 def messages_of(message: Any) -> Iterator[Any]:
-    """Yield a message and all inside it."""
+    """Yield a message and all messages inside it."""
     yield message
     for field, value in message.ListFields():
         if field.message_type is not None:
@@ -81,12 +81,12 @@ def messages_of(message: Any) -> Iterator[Any]:
 
 
 def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Yield a graph and all inside it."""
+    """Yield a graph and all graphs inside it."""
     return (message for message in messages_of(graph) if isinstance(message, onnx.GraphProto))
 
 
 def nodes_of(graph: onnx.GraphProto) -> Iterator[NodeProto]:
-    """Yield the nodes of a graph and of those inside it."""
+    """Yield the nodes of a graph and of the graphs inside it."""
     return (message for message in messages_of(graph) if isinstance(message, NodeProto))
 
 

@@ -1,4 +1,4 @@
-"""The valid models that malformed ones are made from."""
+"""The valid models from which malformed models are made."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _TEXTS = {
 
 @cache
 def seeds() -> dict[str, onnx.ModelProto]:
-    """Return small valid models by name; they are shared, so copy one before changing it."""
+    """Return small valid models by name; they are shared, so copy a model before changes."""
     random = np.random.default_rng(0)
     square = random.standard_normal((64, 64)).astype(np.float32) / 8
     kernel = random.standard_normal((8, 4, 1, 1)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Malformed ONNX files that are well-formed messages, but no model."""
+"""Malformed ONNX files that are well-formed messages, but no models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bench.robustness.malformed_seeds import seeds
 
 @kind
 def _any_field(random: Random, folder: Path) -> None:
-    """One to three fields anywhere, set to what nobody expects."""
+    """Set one to three fields anywhere to unexpected values."""
     model = any_model(random)
     for _ in range(random.choice((1, 1, 2, 3))):
         disturb(random, random.choice(list(messages_of(model))))
@@ -34,7 +34,7 @@ def _any_field(random: Random, folder: Path) -> None:
 
 @kind
 def _parts_exchanged(random: Random, folder: Path) -> None:
-    """A message of one model in the place of one of the same kind in another."""
+    """Replace a message of one model by a message of the same kind of another."""
     model, other = any_model(random), any_model(random)
     own = random.choice(list(messages_of(model)))
     same = [m for m in messages_of(other) if m.DESCRIPTOR is own.DESCRIPTOR]
@@ -56,7 +56,7 @@ def _parts_dropped(random: Random, folder: Path) -> None:
 
 @kind
 def _dimensions(random: Random, folder: Path) -> None:
-    """Wrong, huge, negative or too many dimensions, of weights or of values."""
+    """Write wrong, huge, negative or too many dimensions, of weights or of values."""
     model = any_model(random)
     bad = random.choice(([-1], [0], [3], [1 << 40], [1 << 62, 4], [1 << 62, 0], [1] * 100, []))
     tensors = [message for message in messages_of(model) if isinstance(message, TensorProto)]
@@ -93,7 +93,7 @@ def _tensor_data(random: Random, folder: Path) -> None:
 
 @kind
 def _names(random: Random, folder: Path) -> None:
-    """Cycles, names defined twice, names that nothing defines."""
+    """Make cycles, names that are defined twice, or names without a definition."""
     model = any_model(random)
     nodes = list(nodes_of(model.graph))
     names = [name for node in nodes for name in (*node.input, *node.output)]
@@ -150,7 +150,7 @@ def _versions(random: Random, folder: Path) -> None:
 
 @kind
 def _deep_nesting(random: Random, folder: Path) -> None:
-    """Branches in branches, or sequences of sequences."""
+    """Write branches in branches, or sequences of sequences."""
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17]> g (float[2] x, bool k) => (float[2] y)'
         "{ y = Relu(x) }"
@@ -179,7 +179,7 @@ def _deep_nesting(random: Random, folder: Path) -> None:
 
 @kind
 def _functions(random: Random, folder: Path) -> None:
-    """Functions that call themselves, each other, or unfold to millions of nodes."""
+    """Write functions that call themselves or each other, or unfold to millions of nodes."""
     count = random.choice((1, 2, 5, 30, 300))
     calls = random.choice((1, 2, 8))
     loops = random.random() < 0.5
@@ -197,7 +197,7 @@ def _functions(random: Random, folder: Path) -> None:
 
 @kind
 def _bodies(random: Random, folder: Path) -> None:
-    """Branches and loop bodies with other inputs and outputs than their node has."""
+    """Write branches and loop bodies whose inputs and outputs do not match their node."""
     model = ModelProto()
     model.CopyFrom(seeds()[random.choice(("flow", "scan"))])
     graph = random.choice([graph for graph in graphs_of(model.graph) if graph is not model.graph])
@@ -212,7 +212,7 @@ def _bodies(random: Random, folder: Path) -> None:
 
 @kind
 def _unusual_parts(random: Random, folder: Path) -> None:
-    """What the format has and nobody uses."""
+    """Use parts of the format that models do not use."""
     model = any_model(random)
     way = random.randrange(5)
     if way == 0:
@@ -237,7 +237,7 @@ def _unusual_parts(random: Random, folder: Path) -> None:
 
 @kind
 def _costly_to_run(random: Random, folder: Path) -> None:
-    """Valid, and larger or longer to run than any machine."""
+    """Write valid models that need more memory or time than any machine has."""
     text = random.choice(
         (
             "g (float[1099511627776] x) => (float[1099511627776] y) { y = Relu(x) }",

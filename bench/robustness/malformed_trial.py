@@ -1,4 +1,4 @@
-"""Try one malformed ONNX file in this process, which watches what is touched meanwhile."""
+"""Try one malformed ONNX file in this process, and watch the files that it touches."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from mpcompile.onnx.rewrite import rewrite
 from mpcompile.onnx_graph import bounded_inference
 
 LIMIT = 10.0
-"""Seconds that a file may take."""
+"""Limit of seconds for a file."""
 LONGEST_RUN = 1.0
-"""Seconds after which a run and an inference are stopped, where the command waits for minutes."""
+"""Seconds until a run or an inference is stopped; the command itself waits for minutes."""
 MEMORY = 4 << 30
-"""Bytes of address space that a file may take."""
+"""Limit of address space in bytes for a file."""
 
 _FORBIDDEN = {"pickle.find_class", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"}
 _FORBIDDEN |= {"socket.connect", "socket.bind", "ctypes.dlopen", "urllib.Request", "os.fork"}
@@ -37,13 +37,13 @@ _CHANGES |= {"os.truncate", "os.chown", "os.utime", "shutil.rmtree", "os.listdir
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Which file, and where to make it; see `malformed_models.make`.
+    """A file to make and its folder; see `malformed_models.make`.
 
     Attributes:
-        seed: of all files.
-        index: of this one.
-        folder: where to make it; not there yet.
-        harm: Python to run as well, by which a test sees that harm is seen.
+        seed: the seed of all files.
+        index: the number of this file.
+        folder: the folder for it; it must not exist yet.
+        harm: Python code to run as well; a test uses it to check that harm is noticed.
     """
 
     seed: int
@@ -54,15 +54,15 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a file.
+    """The outcome of a file.
 
     Attributes:
-        kind: of damage.
-        refused: whether `rewrite` refused it; what the command line said then is in ``said``.
+        kind: the kind of damage.
+        refused: whether `rewrite` refused it; ``said`` has the message of the command line.
         code: exit code of the command line.
-        said: what it wrote to stderr.
-        wrong: what must not happen, or "".
-        seconds: how long it took in all.
+        said: its output on stderr.
+        wrong: the error that must not happen, or "".
+        seconds: the whole time.
     """
 
     kind: str
@@ -121,7 +121,7 @@ def _by_command(file: Path, output: Path) -> tuple[int, str]:
 
 
 def _wrong(refused: bool, code: int, said: str, touched: str, folder: Path) -> str:
-    """Return what must not have happened, or ""."""
+    """Return an error that must not happen, or ""."""
     if touched:
         return touched
     if code not in (0, 1, 2):
@@ -140,7 +140,7 @@ def _wrong(refused: bool, code: int, said: str, touched: str, folder: Path) -> s
 
 
 class _Watch:
-    """Notes what this process opens or changes besides a folder and its own libraries."""
+    """A record of the files that this process opens or changes outside a folder and libraries."""
 
     def __init__(self) -> None:
         self.folder: Path | None = None
@@ -161,7 +161,7 @@ class _Watch:
         if folder is None or self.found:
             return
         if event == "subprocess.Popen" and arguments[0] == sys.executable:
-            return  # shape inference with a bound
+            return  # bounded shape inference
         if event in _FORBIDDEN:
             self.found = f"{event} {arguments!r:.200}"
         elif event == "open" and isinstance(arguments[0], str | bytes):
@@ -186,7 +186,7 @@ class _Watch:
 
 @cache
 def _watch() -> _Watch:
-    """Load the libraries, bound this process, and let it be watched."""
+    """Load the libraries, bound this process, and start to watch it."""
     sessions.LONGEST_RUN = bounded_inference.LONGEST = LONGEST_RUN
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"

@@ -1,9 +1,9 @@
-"""The tests on one version of torch, and their row of ``docs/versions.md``.
+"""Run the tests on one version of torch, and write their row of ``docs/versions.md``.
 
 ``python -m bench.robustness.torch_versions [--page docs/versions.md] [arguments of pytest]``
 
 `make test-torch` runs it in an environment of that version. It prints the row. Without arguments
-for pytest, which runs every test, it also writes the row into the page, in place of the last one of
+for pytest, all tests run; then it also writes the row into the page and replaces the old row of
 this version.
 """
 
@@ -34,9 +34,9 @@ class Counts:
     """A plugin of pytest that counts how its tests ended.
 
     Attributes:
-        passed: tests.
-        failed: tests, those that broke in their fixtures among them.
-        skipped: tests.
+        passed: passed tests.
+        failed: failed tests, with those that failed in their fixtures.
+        skipped: skipped tests.
     """
 
     passed: int = 0
@@ -44,7 +44,7 @@ class Counts:
     skipped: int = 0
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Take the counts that pytest is about to print."""
+        """Read the counts that pytest prints next."""
         stats = terminalreporter.stats
         self.passed = len(stats.get("passed", ()))
         self.failed = len(stats.get("failed", ())) + len(stats.get("error", ()))
@@ -55,9 +55,9 @@ def row_of(counts: Counts, seconds: float, facts: Mapping[str, str | int]) -> st
     """Return a row of the table.
 
     Args:
-        counts: of one run.
-        seconds: that the run took.
-        facts: what it ran on, from `machine.describe`.
+        counts: the counts of one run.
+        seconds: the time of the run.
+        facts: the machine, from `machine.describe`.
     """
     cells = (
         facts["torch"],
@@ -73,7 +73,7 @@ def row_of(counts: Counts, seconds: float, facts: Mapping[str, str | int]) -> st
 
 
 def with_row(page: str, row: str) -> str:
-    """Return the page with a row in place of the last one of its version, oldest version first."""
+    """Return the page with the row of a version replaced, oldest version first."""
     before, mark, after = page.partition(f"{HEAD}\n{RULE}\n")
     if not mark:
         raise SystemExit(f"the page has no table with the head {HEAD}")
@@ -90,7 +90,7 @@ def _version(row: str) -> tuple[int, ...]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the tests, print the row, write it if all were run; return pytest's exit code."""
+    """Run the tests, print the row, write it if all tests ran; return pytest's exit code."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--page", type=Path, default=PAGE)
     options, given = parser.parse_known_args(arguments)

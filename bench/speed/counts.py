@@ -1,14 +1,14 @@
-"""What is in a training step: casts, kernels, floating-point operations.
+"""Count the casts, kernels and floating-point operations of a training step.
 
-Of casts only those between FP32 and a 16-bit format count. For an eager step they are the
-``_to_copy`` ops that reach the dispatcher, each of them a kernel: bytes are what it reads and
-writes. For a compiled step, a peer's or ours, they are the ``convert_element_type`` nodes of every
-graph that inductor compiles, after all its graph passes: bytes are those of the result, as if each
-were written to memory. Most are not, as inductor fuses them into the kernels around them and widens
-values for FP32 arithmetic inside kernels of its own accord. So casts of graph inputs (weights, a
-batch) are counted apart: these at least are read from memory in the wider or narrower format.
+Only casts between FP32 and a 16-bit format count. In an eager step they are the ``_to_copy`` ops
+that reach the dispatcher. Each is a kernel, and its bytes are those that it reads and writes. In a
+compiled step, a peer's or ours, they are the ``convert_element_type`` nodes of every graph that
+inductor compiles, after all its graph passes. Their bytes are those of the result, as if each were
+written to memory. Most are not written, because inductor fuses them into the kernels around them,
+and it widens values for FP32 arithmetic inside kernels. So casts of graph inputs (weights, a batch)
+are counted apart: these at least are read from memory in the wider or narrower format.
 
-Here private settings of inductor are touched; nothing that users import needs them.
+This module uses private settings of inductor; no module that users import needs them.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Casts:
     """Conversions between FP32 and 16 bits in one step.
 
     Attributes:
-        casts: how many.
-        bytes: what they move; see the module.
+        casts: how many casts.
+        bytes: bytes that they move; see the module.
         of_inputs: how many of them read a graph input; None for an eager step, which has no graph.
-        bytes_of_inputs: what those move.
+        bytes_of_inputs: bytes that those move.
     """
 
     casts: int = 0
@@ -60,7 +60,7 @@ class Casts:
 
 
 def changes_width(before: torch.dtype, after: torch.dtype) -> bool:
-    """Whether one is FP32 and the other a 16-bit format."""
+    """Return whether one is FP32 and the other a 16-bit format."""
     return (before is torch.float32 and after in NARROW) or (
         before in NARROW and after is torch.float32
     )
@@ -82,7 +82,7 @@ class _Watching(DispatchMode):
 
 
 def eager_casts(step: Step) -> Casts:
-    """Run one step and count its casts, backward's with them."""
+    """Run one step and count its casts, in forward and backward."""
     watching = _Watching()
     with watching:
         step()
@@ -91,12 +91,12 @@ def eager_casts(step: Step) -> Casts:
 
 @dataclass
 class CompiledCasts:
-    """Counts what inductor compiles from `watch` on."""
+    """Counts of casts in all graphs that inductor compiles after `watch`."""
 
     found: Casts = field(default_factory=lambda: Casts(0, 0, 0, 0))
 
     def watch(self) -> None:
-        """Look at every graph that inductor compiles in this process from now on."""
+        """Start to count in every graph that inductor compiles in this process."""
         inductor_config.post_grad_custom_post_pass = _Look(self.found)
 
     def document(self) -> dict[str, int | None]:
@@ -105,7 +105,7 @@ class CompiledCasts:
 
 
 class _Look(CustomGraphPass):
-    """Counts and changes nothing, so the caches need not know of it: its identity is a constant."""
+    """A pass that counts and changes nothing, so its identity for the caches is a constant."""
 
     def __init__(self, found: Casts) -> None:
         self.found = found
@@ -134,12 +134,12 @@ def add_casts(graph: fx.Graph, found: Casts) -> None:
 
 
 def generated_kernels() -> int:
-    """Return how many kernels inductor has written in this process, without those of libraries."""
+    """Return how many kernels inductor has generated in this process, without library kernels."""
     return int(metrics.generated_kernel_count)
 
 
 def launched(step: Step) -> dict[str, int]:
-    """Return what one step does on CUDA: ``kernels`` run, ``copies`` (and fills), ``launches``.
+    """Count one step on CUDA: ``kernels`` run, ``copies`` (and fills), ``launches``.
 
     A replayed CUDA graph is one launch of many kernels.
     """
@@ -163,8 +163,8 @@ def launched(step: Step) -> dict[str, int]:
 def model_flops(workload: Workload) -> int:
     """Return the floating-point operations of matmuls and convolutions in forward and backward.
 
-    Counted by torch on tensors without values, so attention is the whole square, masked or not. The
-    workload is not changed.
+    torch counts on tensors without values, so attention counts as the whole square, masked or
+    not. The workload is not changed.
     """
     assert workload.loss is not None
     model = copy.deepcopy(workload.model).to("meta")

@@ -1,11 +1,11 @@
-"""Two ways to run a step, turn by turn in one process: for machines whose speed drifts.
+"""Time two ways to run a step in turn in one process: for machines whose speed drifts.
 
 ``python -m bench.speed.pair [--models gpt ...] [--size small] [--steps 60] [--json FILE]``
 
-Both are compiled and warmed up, then one step of each is timed in turn, so that what slows the
-machine down slows both. Prints the median and the 10th percentile of each, and the ratio of the
-second way's median by the first's: above 1, the first is faster. `bench/speed/step.py` has the
-rest: memory, setup, counts, each in a process of its own.
+Both are compiled and warmed up, then one step of each is timed in turn, so that other load on the
+machine slows both. Prints the median and the 10th percentile of each, and the second way's median
+divided by the first's: above 1, the first is faster. `bench/speed/step.py` measures the rest:
+memory, setup, counts, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def timed(model: str, size: str, ways: tuple[str, str], steps: int) -> dict[str,
 
 
 def main() -> None:
-    """Time and print a line a model."""
+    """Time, and print one line per model."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--models", nargs="+", default=list(TINY), choices=TINY)
     parser.add_argument("--size", default="small", choices=SIZES)

@@ -6,9 +6,9 @@ Runs each variant in a process of its own (`bench/speed/variant.py`), in turn, `
 and prints a table (`bench/speed/step_table.py`). The first round of each variant compiles from an
 empty cache, and counts casts and kernels.
 
-On CUDA all run in float16. On the CPU autocast and ours run in bfloat16, since the CPU's FP16
-kernels are no use to anybody; ours in pseudo FP16 is shown for information only. ``--budget``
-seconds bound the whole; what is measured until then is kept.
+On CUDA all run in float16. On the CPU autocast and ours run in bfloat16, because the CPU's FP16
+kernels are of no practical use; ours in pseudo FP16 is shown for information only. ``--budget``
+limits the seconds of the whole run; measurements until then are kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bench.speed.variant import SIZES, TINY
 from mpcompile.speed.peers import VARIANTS
 from mpcompile.speed.side_by_side import Found, compare, run_process, said, summarize
 
-# What matters most comes first, so that a slow compilation costs only what is after it.
+# The most important variants come first, so that a slow compilation costs only later ones.
 DEFAULT = {
     "cpu": ("ours", "compiled", "autocast", "fp32", "compiled-fp32", "ours-interpreter"),
     "cuda": (
@@ -40,7 +40,7 @@ DEFAULT = {
 
 
 def run_once(name: str, options: argparse.Namespace, cache: Path, limit: float, turn: int) -> Found:
-    """Run one variant in its own process; what went wrong is returned under ``error``."""
+    """Run one variant in its own process; an error is returned under ``error``."""
     command = ["-m", "bench.speed.variant", name]
     for option in ("model", "size", "device", "warmup", "steps"):
         command += [f"--{option}", str(getattr(options, option))]
@@ -68,7 +68,7 @@ def main() -> None:
     end = time.monotonic() + options.budget
     # Sent by timeout(1); `run_process` ends its process on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    # Asked for in another process: this one keeps no memory on the device.
+    # Computed in another process, so that this one keeps no memory on the device.
     machine = subprocess.run(
         [sys.executable, "-m", "bench.machine", options.device],
         stdout=subprocess.PIPE,
@@ -92,7 +92,7 @@ def main() -> None:
                 failed = bool(runs[name]) and "error" in runs[name][-1]
                 if failed or left < longest[name] or (turn and VARIANTS[name].information):
                     continue
-                # A slow variant must leave something for those after it.
+                # A slow variant must leave time for the later ones.
                 limit = min(left, 1.5 * left / (len(names) - place)) if place > 1 else left
                 begin = time.monotonic()
                 runs[name].append(run_once(name, options, Path(cache), limit, turn))

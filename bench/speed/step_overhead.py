@@ -1,8 +1,8 @@
-"""Time the Python call of a step: everything but the graphs, which do nothing here.
+"""Time the Python call of a step, with graphs that do nothing.
 
-``python -m bench.speed.step_overhead`` prints microseconds a call for models of 2, 20 and
-200 weights, the median of seven rounds, and beside it that of ``optimizer.zero_grad()`` with
-nothing to set to zero, which eager PyTorch calls in each step.
+``python -m bench.speed.step_overhead`` prints microseconds per call for models of 2, 20 and
+200 weights, as the median of seven rounds. Beside it is the time of ``optimizer.zero_grad()``
+without gradients, which eager PyTorch calls in each step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CALLS, ROUNDS = 1000, 7
 
 
 def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Return any loss."""
+    """Return a loss; any loss will do."""
     return model(x).square().mean()  # type: ignore[no-any-return]
 
 
@@ -49,7 +49,7 @@ def empty_step(layers: int) -> tuple[Callable[[], Any], torch.optim.Optimizer]:
 
 
 def microseconds(call: Callable[[], Any]) -> float:
-    """Return the time of a call, the median of some rounds."""
+    """Return the time of a call, as the median of some rounds."""
     times = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
@@ -60,7 +60,7 @@ def microseconds(call: Callable[[], Any]) -> float:
 
 
 def main() -> None:
-    """Print a row a size."""
+    """Print one row per size."""
     argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0]).parse_args()
     print(f"{'weights':>8} {'step, us':>9} {'zero_grad, us':>14}")
     for layers in (1, 10, 100):

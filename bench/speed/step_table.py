@@ -1,4 +1,4 @@
-"""The table of `bench/speed/step.py`: a column is one line here."""
+"""The table of `bench/speed/step.py`; each column is one line here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _casts(key: str, unit: float = 1.0) -> Callable[[Found], Value]:
 
 
 def utilisation(found: Found) -> Value:
-    """Return model FLOPs a second in percent of an H100's, for what ran there."""
+    """Return model FLOPs per second in percent of an H100's, for a run on one."""
     if not found.get("flops") or found.get("syncs") is None:  # waits are counted on CUDA only
         return None
     return float(100e3 * found["flops"] / found["median_ms"] / DEVICES["h100"].rate(torch.float16))
@@ -55,7 +55,7 @@ COLUMNS: tuple[tuple[str, int, str, Callable[[Found], Value]], ...] = (
     ("setup", 7, ".2f", lambda run: run.get("setup_of_compiled")),
 )
 """Heading, width, format and value; None prints as a dash. The last three are ratios: times
-faster than the fastest peer, memory over that of the leanest, setup over that of torch.compile with
+faster than the fastest peer, memory over the smallest peer's, setup over that of torch.compile with
 autocast."""
 
 

@@ -1,14 +1,14 @@
-"""The update alone: ours, PyTorch's fused AdamW, and a plain copy of the same bytes.
+"""Time the update alone: ours, PyTorch's fused AdamW, and a plain copy of the same bytes.
 
 ``python -m bench.speed.update [--device cuda] [--millions 10 100 1000] [--json FILE]``
 
-Ours is AdamW's update graph as mpcompile lowers it, over one arena: it reads 16-bit gradients,
+Ours is AdamW's update graph, lowered by mpcompile, on one arena: it reads 16-bit gradients,
 unscales and checks them, and writes FP32 weights, both moments and the 16-bit weights that the next
-step reads. PyTorch's is ``AdamW(fused=True)`` through `GradScaler` on FP32 gradients, which leaves
-casting the weights to the next forward pass. Each is timed on prepared gradients, so neither
-forward nor backward runs.
+step reads. PyTorch's is ``AdamW(fused=True)`` through `GradScaler` on FP32 gradients, so the
+next forward pass must cast the weights. Each is timed on prepared gradients, so neither forward
+nor backward runs.
 
-Prints milliseconds, bytes a parameter by the models below, the bandwidth they amount to, and its
+Prints milliseconds, bytes per parameter by the models below, the resulting bandwidth, and its
 ratio to that of a copy that moves as many bytes as ours.
 """
 
@@ -34,7 +34,7 @@ from mpcompile.speed.timing import time_steps
 from mpcompile.step.slots import Role
 
 OURS = 8 + 8 + 8 + 2 + 2 + 2
-"""Bytes a parameter: weight, first and second moment read and written, the gradient read and the
+"""Bytes per parameter: weight, first and second moment read and written, the gradient read and the
 16-bit weight written (28 in all), and the gradient read once more for the finite check."""
 
 FUSED = 8 + 8 + 8 + 4 + 4
@@ -45,14 +45,14 @@ LAYERS = 8
 
 @dataclass(frozen=True)
 class Row:
-    """One way, timed.
+    """The measurements of one way.
 
     Attributes:
-        way: what ran.
-        parameters: trained numbers.
+        way: the way that ran.
+        parameters: number of trained parameters.
         milliseconds: median of a run.
-        bytes: that it moves by its model.
-        of_copy: its bytes a second over those of the copy.
+        bytes: bytes that it moves by its model.
+        of_copy: its bytes per second, relative to the copy.
     """
 
     way: str
@@ -63,7 +63,7 @@ class Row:
 
     @property
     def bandwidth(self) -> float:
-        """Bytes a second."""
+        """Bytes per second."""
         return 1000 * self.bytes / self.milliseconds
 
 
@@ -107,11 +107,11 @@ def our_update(model: nn.Sequential, device: str, backend: Backend) -> Callable[
 
 
 def fused_update(model: nn.Sequential, device: str) -> Callable[[], Tensor]:
-    """Return PyTorch's update on random gradients, unscaled and checked as it is in a loop."""
+    """Return PyTorch's update on random gradients, unscaled and checked as in a loop."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     scaler = torch.amp.GradScaler(device)
     done = torch.zeros((), device=device)
-    scaler.scale(done)  # makes the scale, which step() asks for
+    scaler.scale(done)  # creates the scale that step() reads
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
 
@@ -137,7 +137,7 @@ def copy_of(total: int, device: str) -> Callable[[], Tensor]:
 
 
 def timed(make: Callable[[], Callable[[], Tensor]], device: str, runs: int) -> float:
-    """Return the median milliseconds of a run after warm-up; all memory is free afterwards."""
+    """Return the median milliseconds of a run after warm-up; free all memory afterwards."""
     run = make()
     for _ in range(3):
         run()

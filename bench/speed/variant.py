@@ -2,11 +2,11 @@
 
 ``python -m bench.speed.variant ours --model gpt --size small --device cuda``
 
-Prints one JSON object: what `mpcompile.speed.timing.measure` says, and with ``--counts`` what
-`bench/speed/counts.py` counts and the loss after 100 steps. `bench/speed/step.py` runs the variants
-in turn and compares them.
+Prints one JSON object: the results of `mpcompile.speed.timing.measure`, and with ``--counts`` those
+of `bench/speed/counts.py` and the loss after 100 steps. `bench/speed/step.py` runs the variants in
+turn and compares them.
 
-The batch is the same in every step and lies on the device before the first.
+The batch is the same in every step and is on the device before the first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         "SMALL",
         {"vocabulary": 512, "embedding": 32, "state": 64, "projection": 32, "batch": 8},
     ),
-    # Cut from the full size, which needs no data set.
+    # A reduced version of the full size, which needs no data set.
     "resnet": (
         "FULL",
         {"image": (3, 32, 32), "classes": 10, "width": 8, "blocks": (1, 1, 1, 1), "batch": 8},
@@ -49,10 +49,10 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         {"width": 16, "state": 16, "attention": 16, "prenet": 16, "letters": 6, "frames": 4},
     ),
 }
-"""Per model the configuration that the tiny size is cut from, and what is cut."""
+"""Per model, the configuration from which the tiny size is made, and the changes."""
 
 SIZES = ("tiny", "small", "full", "billion")
-"""The last is of gpt only."""
+"""The last size exists for gpt only."""
 
 STEPS_TO_LOSS = 100
 """Steps after which the loss is read with ``--counts``."""
@@ -78,13 +78,13 @@ def load(model: str, size: str, device: str) -> Workload:
 
 
 def train_on(made: Stepper, done: int, step_ms: float, seconds: float) -> dict[str, Any]:
-    """Go on to `STEPS_TO_LOSS` steps and return the loss there; nothing if that takes too long.
+    """Train to `STEPS_TO_LOSS` steps and return the loss; nothing if that takes too long.
 
     Args:
-        made: has run `done` steps.
+        made: a step that has run `done` times.
         done: see `made`.
-        step_ms: what a step takes.
-        seconds: what it may take.
+        step_ms: milliseconds of a step.
+        seconds: the limit for the whole.
     """
     left = STEPS_TO_LOSS - done
     if left <= 0 or left * step_ms > 1000 * seconds:
