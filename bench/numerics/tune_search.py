@@ -3,8 +3,8 @@
 ``python -m bench.numerics.tune_search [--seed 0] [--count 200] [--ops 75]``
 
 Plants faults: a few of the ops must all be FP32. All searches get the ops in the same order of
-suspicion. With a given probability a culprit has the first free rank in it, otherwise a random rank. ddmin
-ignores the order. Bisecting finds the shortest prefix of it that suffices, like tools that search
+suspicion. In it a culprit has the first free rank with a given probability, else a random rank.
+ddmin ignores the order. Bisecting finds the shortest prefix that suffices, like tools that search
 how many of the first layers must be FP32. No count includes the two trials of no op and all ops.
 This needs no torch: a trial is a test of a set. Prints a Markdown table of means.
 """

@@ -1,6 +1,6 @@
 """The command line: one function per command, its help, and exit codes.
 
-Input: the words of a command line. Output: options (`mpcompile.options`) for `mpcompile.commands`,
+In come the words of a command line; out go options (`mpcompile.options`) for `mpcompile.commands`,
 and one exit code. No file here imports torch, so that ``--help`` and wrong flags are answered at
 once.
 """

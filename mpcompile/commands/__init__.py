@@ -1,7 +1,7 @@
 """The work of the commands, one file per command.
 
-Input: options that the command line has read (`mpcompile.options`) and the name of a program, a
-model or a plan. Output: sentences on the terminal, documents and an exit code. `plan_inputs` and
+In come options that the command line has read (`mpcompile.options`) and the name of a program, a
+model or a plan; out go sentences on the terminal, documents and an exit code. `plan_inputs` and
 ``load_*.py`` read the inputs of a command, `terminal` prints for people.
 
 A file is loaded on first use, so that a command loads only the modules it needs: help, wrong flags

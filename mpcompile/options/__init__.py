@@ -1,6 +1,6 @@
 """The options of commands: one frozen class per command, each field a flag with its help.
 
-Input: the words of a command line, read by cyclopts. Output: typed options, which the command
+In come the words of a command line, read by cyclopts; out come typed options, which the command
 uses as they are. No file here imports modules of the package outside this room.
 """
 
