@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command of less than nine minutes: the tests marked gpu, the update
+# All measurements that need a GPU, in one command of less than nine minutes: the tests marked gpu, the update
 # alone, then a training step of each model side by side with its peers, in full size, and of a
-# decoder of a billion parameters, and a step of train.onnx in ONNX Runtime, if that is here.
+# decoder of a billion parameters, and a step of train.onnx in ONNX Runtime, if that is installed.
 #
 #   bench/gpu.sh [FOLDER]
 #
@@ -10,10 +10,10 @@
 # numpy, networkx, scipy, pydantic and pytest, and nothing from the network; mpcompile need not be
 # installed.
 # Without a GPU it runs the same in tiny sizes, to show that this script works; that may take longer,
-# since two cores compile slowly.
+# because two cores compile slowly.
 #
-# What matters most comes first: parts, models and, within a model, variants. What the time does not
-# suffice for is named as such; a second call with PARTS, MODELS and VARIANTS does that alone.
+# The most important parts, models and, within a model, variants run first. Those for which the time is
+# too short are printed; a second call with PARTS, MODELS and VARIANTS runs them alone.
 #
 # Environment: PYTHON (default python3), SECONDS_IN_ALL (default 530 with a GPU, 2400 without),
 # PARTS (of: tests update models onnx), MODELS (a name, or NAME:SIZE), VARIANTS, SIZE, REPEATS, STEPS,
@@ -64,10 +64,10 @@ wanted() {
 
 # Tests. Exit status 5: none collected, which is no failure; without a GPU all are skipped.
 # Only files that have such tests: the others may import packages that are not here. Stopped by an
-# interrupt, so that pytest still says what it has seen.
+# interrupt, so that pytest still prints its results so far.
 if wanted tests; then
     mapfile -t files < <(grep -rlE --include='test_*.py' 'mark\.gpu' tests)
-    # Most of the time goes into compiling, which a GPU's machine has cores for.
+    # Most of the time is compilation, for which a GPU's machine has enough cores.
     several=()
     if [[ $device == cuda ]] && "$python" -c 'import xdist' 2> /dev/null; then
         several=(-n 4)
@@ -92,8 +92,8 @@ if wanted update; then
     fi
 fi
 
-# Models. Each gets half of the time that is left or its equal part, whichever is more: the first ones
-# are sure to be done, and what one does not use the next ones do.
+# Models. Each gets half of the remaining time or its equal share, whichever is more: the first ones are
+# sure to finish, and time that one does not use is for the next ones.
 if wanted models; then
     left=${#models[@]}
     for model in "${models[@]}"; do
@@ -120,7 +120,7 @@ if wanted models; then
     done
 fi
 
-# A step of train.onnx, state bound on the device; without ONNX Runtime for it the table says so.
+# A step of train.onnx, state bound on the device; without ONNX Runtime for it the table says that.
 if wanted onnx; then
     rest=$((in_all - SECONDS))
     echo "== onnx, at most $rest s"

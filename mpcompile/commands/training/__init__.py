@@ -1,1 +1,1 @@
-"""What a run is besides its steps: a progress bar, checkpoints, and signals that end it."""
+"""The parts of a run besides its steps: progress bar, checkpoints, signals that end it."""

@@ -1,4 +1,4 @@
-"""Train with a progress bar, whoever runs the step."""
+"""Train with a progress bar, for any kind of step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Step(Protocol):
-    """What every training step of ours can do."""
+    """The methods that every training step has."""
 
     def __call__(self, *batch: Any) -> SupportsFloat:
         """Run one step and return the loss."""
@@ -26,13 +26,13 @@ class Step(Protocol):
 
 
 class Observer(Protocol):
-    """Who looks at each step of a run."""
+    """An observer of each step of a run."""
 
     def before(self, batch: Sequence[Any]) -> None:
-        """See what a step is about to read."""
+        """Receive the batch that the next step reads."""
 
     def after(self, loss: SupportsFloat) -> None:
-        """See what became of it."""
+        """Receive the loss of the step."""
 
 
 def train(
@@ -45,11 +45,11 @@ def train(
     """Run a step on each batch; return losses and seconds per step.
 
     Args:
-        step: what to run.
-        batches: as many as there are steps.
-        steps: how many.
-        console: where the bar goes.
-        observer: sees each step.
+        step: the step to run.
+        batches: one batch per step.
+        steps: the number of steps.
+        console: where the bar is shown.
+        observer: receives each step.
     """
     values: list[SupportsFloat] = []
     seconds: list[float] = []
@@ -75,7 +75,7 @@ def train(
             if observer is not None:
                 observer.after(values[-1])
             bar.advance(task)
-            # The bar reads the loss from the device, so it does that a few times a second only.
+            # The bar reads the loss from the device, so it updates only a few times per second.
             if time.perf_counter() - shown > 0.25 or len(values) == steps:
                 bar.update(
                     task,

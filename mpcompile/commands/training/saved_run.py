@@ -1,4 +1,4 @@
-"""A run that saves checkpoints: every so many steps, when it is told to stop, and at its end."""
+"""A run that saves checkpoints: at regular steps, when a signal stops it, and at its end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def check_saving(saving: CheckpointFlags, log: Path | None) -> None:
-    """Raise BadInput if it cannot be saved so, before anything is compiled."""
+    """Raise BadInput, before compilation, if a run cannot be saved with these flags."""
     if saving.out is None and (saving.checkpoint_every is not None or saving.resume):
         raise BadInput("--checkpoint-every and --resume need --out", fix="give --out DIR")
     if saving.checkpoint_every is not None and saving.checkpoint_every < 1:
@@ -51,7 +51,7 @@ class SavedRun:
     """Batches for a step, with checkpoints in between.
 
     Attributes:
-        done: steps done so far, those before a resume among them.
+        done: steps done so far, with those before a resume.
         stopped: the signal that ended the run, or None.
     """
 
@@ -62,7 +62,7 @@ class SavedRun:
         together = step.parallel
         self._data = Batches(workload, step.device, together)
         if together is not None and together.rank:
-            seed_all(torch.initial_seed() + together.rank)  # what dropout draws is each one's own
+            seed_all(torch.initial_seed() + together.rank)  # each process has its own dropout masks
         self._saved: int | None = None
         self.stopped: signal.Signals | None = None
         self._told = 0
@@ -71,10 +71,10 @@ class SavedRun:
         self.done = step.taken + step.skipped
 
     def batches(self, steps: int) -> Iterator[tuple[Any, ...]]:
-        """Yield the batches that are left of so many steps, and save when it is time.
+        """Yield the remaining batches of `steps` steps, and save checkpoints in between.
 
-        What follows a batch is done when the next one is asked for, so after its step. A signal
-        lets the step finish, is noted, and ends the run; a second one is not caught.
+        The work after a step is done when the next batch is requested. After a signal the step
+        finishes, the signal is recorded, and the run ends; a second signal is not caught.
         """
         with self._noting_signals():
             for batch in islice(self._data, max(0, steps - self.done)):
@@ -89,10 +89,10 @@ class SavedRun:
             self._save()
 
     def _agree_to_stop(self) -> None:
-        """Stop after the same step as the other processes, whichever of them was told to.
+        """Stop after the same step as the other processes, if any of them received a signal.
 
-        Only here does a signal become the end of the run: one that comes later is for the next
-        step, on all processes.
+        A signal ends the run only here: a later signal counts after the next step, on all
+        processes.
         """
         if self._saving.out is not None:
             number = largest(self._told, self._step.parallel)
@@ -134,10 +134,10 @@ class SavedRun:
 
 
 def cut_log(log: Path, done: int) -> None:
-    """Take from the log of a run the steps that will be run again.
+    """Remove from the log of a run the steps that will run again.
 
     Raises:
-        BadInput: it is no log of a run.
+        BadInput: the file is no log of a run.
     """
     if log.exists():
         rows = read_run_log(log)
