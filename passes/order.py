@@ -33,7 +33,7 @@ from mpcompile.passes.step.pack_gradients import pack_gradients
 from mpcompile.passes.step.report_outcome import report_outcome
 from mpcompile.passes.step.scale_loss import ScaleLoss
 from mpcompile.plan.plan import Plan
-from mpcompile.step.arena import Place
+from mpcompile.step.arena import ArenaPosition
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.loop import PLAIN, Loop
 from mpcompile.step.loss_scale import LossScale
@@ -54,17 +54,17 @@ OPTIONAL = ("join_matmuls", "pad_vocabulary", "chunk_head")
 
 
 def matmul_passes(
-    places: Mapping[str, Place], without: Collection[str] = ()
+    positions: Mapping[str, ArenaPosition], without: Collection[str] = ()
 ) -> tuple[Pass[fx.GraphModule], ...]:
     """Return what gives the Tensor Core matmuls of the shapes it likes; runs when casts stand.
 
     Args:
-        places: per placeholder of a trained weight in a flat arena, where it lies.
+        positions: per placeholder of a trained weight in a flat arena, where it lies.
         without: the names of passes to leave out.
     """
     order = (
-        JoinMatmuls(places),
-        PadVocabulary(places),  # what was joined is left as it is
+        JoinMatmuls(positions),
+        PadVocabulary(positions),  # what was joined is left as it is
         ChunkHead(),  # takes padded heads too
     )
     return tuple(rewrite for rewrite in order if pass_name(rewrite) not in without)

@@ -39,8 +39,8 @@ def obstacle(*graphs: fx.Graph) -> str:
                 return f"{op_name(node)} talks to other processes"
             if any(tag in tags for tag in _WAITING) or is_control_flow(node):
                 where = WHERE.get(node)
-                place = f" at {where.at}" if where and where.at else ""
-                return f"{op_name(node)}{place} decides on the host"
+                at = f" at {where.at}" if where and where.at else ""
+                return f"{op_name(node)}{at} decides on the host"
     return ""
 
 

@@ -214,15 +214,15 @@ def _refuse_unknown_sizes(graph: fx.Graph) -> None:
     advice = "choose backend='interpreter'"
     for node in graph.nodes:
         name, where = op_name(node), WHERE.get(node)
-        place = where.at if where else None
+        position = where.at if where else None
         if is_control_flow(node) and name == "while_loop_stack_output":
             what = "the gradient of a while loop"
             raise CannotCapture(
-                f"inductor cannot compile {what}", place, f"{advice}, or a scan of fixed length"
+                f"inductor cannot compile {what}", position, f"{advice}, or a scan of fixed length"
             )
         if name == "mkldnn_rnn_layer_backward":
             what = "the gradient of an FP32 LSTM on a CPU"
-            raise CannotCapture(f"inductor cannot compile {what}", place, advice)
+            raise CannotCapture(f"inductor cannot compile {what}", position, advice)
 
 
 def write_in_place(step: StepGraph, update: fx.GraphModule) -> None:
@@ -249,13 +249,15 @@ class _Compiled:
     def __init__(self, update: fx.GraphModule, options: Mapping[str, Any] | None) -> None:
         self._options = options
         self._numbers, self._rest = split_numbers(update)
-        places = {node.name: k for k, node in enumerate(update.graph.find_nodes(op="placeholder"))}
-        self._read = [places[n.name] for n in self._numbers.graph.find_nodes(op="placeholder")]
+        positions = {
+            node.name: k for k, node in enumerate(update.graph.find_nodes(op="placeholder"))
+        }
+        self._read = [positions[n.name] for n in self._numbers.graph.find_nodes(op="placeholder")]
         self._own = OwnMemory()
         self._code: tuple[Code, Code] | None = None
 
     def __call__(self, *inputs: torch.Tensor) -> None:
-        read = [inputs[place] for place in self._read]
+        read = [inputs[position] for position in self._read]
         if self._code is None:
             options = self._options
             first: Code = _nothing

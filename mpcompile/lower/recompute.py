@@ -101,9 +101,9 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
             late.add(node)
     names: tuple[str, ...] = SLOTS[output]
     results: list[fx.Node] = list(output.args[0])  # type: ignore[arg-type]
-    gradients = [place for place, name in enumerate(names) if slots[name].role is Role.GRADIENT]
-    others = [place for place in range(len(names)) if place not in gradients]
-    made = [results[place] for place in gradients]
+    gradients = [index for index, name in enumerate(names) if slots[name].role is Role.GRADIENT]
+    others = [index for index in range(len(names)) if index not in gradients]
+    made = [results[index] for index in gradients]
     carried = [
         node
         for node in graph.nodes
@@ -115,7 +115,7 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
     # Branches of control flow stand in both, and sizes that are reckoned from an open batch size.
     named = [node for node in graph.nodes if node.op == "get_attr" or is_size(node)]
     return Halves(
-        _part(module, inputs, early, [*(results[place] for place in others), *carried]),
+        _part(module, inputs, early, [*(results[index] for index in others), *carried]),
         _part(module, [*carried, *inputs, seed], [*named, *late], made),
         tuple(others),
         tuple(gradients),
@@ -209,7 +209,7 @@ class _Function(torch.nn.Module):
     def called(self, inputs: int) -> fx.GraphModule:
         """Return a call of it as a graph."""
         graph = fx.Graph()
-        values = tuple(graph.placeholder(f"input{place}") for place in range(inputs))
+        values = tuple(graph.placeholder(f"input{index}") for index in range(inputs))
         made = graph.call_module("function", values)
         results = range(len(self.halves.early))
         graph.output(tuple(graph.call_function(operator.getitem, (made, k)) for k in results))
@@ -232,7 +232,7 @@ def choose(joint: fx.GraphModule, results: int, memory_budget: float) -> Cut:
         if draws(node):
             node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
     inputs = joint.graph.find_nodes(op="placeholder")
-    static = [place for place, node in enumerate(inputs) if not node.name.startswith("tangents")]
+    static = [index for index, node in enumerate(inputs) if not node.name.startswith("tangents")]
     unread = {node.name: node.meta["val"] for node in inputs if not node.users}
     for node in inputs:
         if node.name in unread:
@@ -283,7 +283,7 @@ class _Code:
         """Return forward's results and the gradients."""
         made = list(self.forward([*self.stand_ins, *values]))
         early = made[: self.cut.results]
-        inputs = [made[place] for place in self.carried]
+        inputs = [made[index] for index in self.carried]
         made.clear()  # what backward has read is freed
         inputs.append(seed)
         return early, list(self.backward(inputs))
@@ -337,7 +337,7 @@ class Recomputing:
         early, late = code(values, seed)
         results = dict(zip(halves.early, early, strict=True))
         results |= zip(halves.late, late, strict=False)  # then Nones, for inputs without gradient
-        return self._own([results[place] for place in range(len(results))], values)
+        return self._own([results[index] for index in range(len(results))], values)
 
     def _prepare(self, values: Sequence[torch.Tensor]) -> _Code:
         """Compile for inputs like these."""
@@ -394,7 +394,7 @@ def _compile(
         function, inputs, partition, options=options, run_as_traced=run_as_traced
     )
     results: Any = forward.output_node().args[0]
-    places = {node.name: place for place, node in enumerate(results) if node is not None}
+    indices = {node.name: index for index, node in enumerate(results) if node is not None}
     *kept, seed = [node.name for node in backward.find_nodes(op="placeholder")]
     assert seed.startswith("tangents")
-    return _Code(cuts[0], forth, back, stand_ins, [places[name] for name in kept])
+    return _Code(cuts[0], forth, back, stand_ins, [indices[name] for name in kept])

@@ -20,7 +20,7 @@ class OwnMemory:
     """
 
     def __init__(self) -> None:
-        self._places: tuple[int, ...] | None = None
+        self._shared: tuple[int, ...] | None = None
 
     def __call__(
         self, results: Sequence[torch.Tensor], inputs: Iterable[torch.Tensor]
@@ -31,15 +31,15 @@ class OwnMemory:
             results: tensors, and Nones for what has no value.
             inputs: what the code was called with.
         """
-        if self._places is None:
-            self._places = shared_places(results, inputs)
+        if self._shared is None:
+            self._shared = shared_results(results, inputs)
         own = list(results)
-        for place in self._places:
-            own[place] = own[place].clone()
+        for index in self._shared:
+            own[index] = own[index].clone()
         return own
 
 
-def shared_places(results: Sequence[object], inputs: Iterable[torch.Tensor]) -> tuple[int, ...]:
+def shared_results(results: Sequence[object], inputs: Iterable[torch.Tensor]) -> tuple[int, ...]:
     """Return the places of the results that lie in the memory of an input.
 
     Args:
@@ -48,7 +48,7 @@ def shared_places(results: Sequence[object], inputs: Iterable[torch.Tensor]) -> 
     """
     memory = {value.untyped_storage().data_ptr() for value in inputs} - {0}  # 0: no memory at all
     return tuple(
-        place
-        for place, value in enumerate(results)
+        index
+        for index, value in enumerate(results)
         if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() in memory
     )

@@ -114,11 +114,11 @@ def _change(change: Change) -> str:
     old, new = change.old, change.new
     if new is None:
         return f"{change.op}: no longer decided"
-    place = f" ({new.where})" if str(new.where) else ""
+    position = f" ({new.where})" if str(new.where) else ""
     if old is None:
-        return f"{change.op}{place}: new, {_state(new)}, because {new.reason}"
+        return f"{change.op}{position}: new, {_state(new)}, because {new.reason}"
     before = f" (before: {old.reason})" if old.reason not in new.reason else ""
-    return f"{change.op}{place}: {_between(old, new)}, because {new.reason}{before}"
+    return f"{change.op}{position}: {_between(old, new)}, because {new.reason}{before}"
 
 
 def _between(old: Decision, new: Decision) -> str:

@@ -37,7 +37,7 @@ class Level(Enum):
     """Nothing changes."""
 
 
-class Kind(IntEnum):
+class OverrideKind(IntEnum):
     """What part of an op an override matched, least specific first."""
 
     EVERYTHING = 0
@@ -47,10 +47,12 @@ class Kind(IntEnum):
     NODE = 4
 
 
-_PREFIXES = {kind.name.lower(): kind for kind in Kind if kind is not Kind.EVERYTHING}
+_PREFIXES = {
+    kind.name.lower(): kind for kind in OverrideKind if kind is not OverrideKind.EVERYTHING
+}
 # Without a prefix a name that fits several parts is taken for the widest that a person means by
 # it: the first gelu of a graph is also the node "gelu", but "gelu" means all of them.
-_TRIED = (Kind.MODULE, Kind.OP, Kind.ROW, Kind.NODE)
+_TRIED = (OverrideKind.MODULE, OverrideKind.OP, OverrideKind.ROW, OverrideKind.NODE)
 
 
 class UnmatchedOverride(UserWarning):
@@ -220,26 +222,31 @@ def names_node(pattern: str, row: Row, rule: str) -> bool:
         rule: its row of the op table.
     """
     found = _match(pattern, row, rule)
-    return found is not None and found[:2] == (Kind.NODE, True)
+    return found is not None and found[:2] == (OverrideKind.NODE, True)
 
 
 def _rule(rules: Mapping[str, Rule], row: Row) -> Rule:
     return rules.get(row.op, UNKNOWN)
 
 
-_Specificity = tuple[Kind, bool, int]
+_Specificity = tuple[OverrideKind, bool, int]
 
 
 def _match(pattern: str, row: Row, rule: str) -> _Specificity | None:
     """Return how specifically a pattern names an op, or None if it does not."""
     prefix, _, text = pattern.rpartition(":")
     literals = len(_WILDCARD.sub("", text))
-    names = {Kind.MODULE: row.module, Kind.OP: row.op, Kind.ROW: rule, Kind.NODE: row.node}
+    names = {
+        OverrideKind.MODULE: row.module,
+        OverrideKind.OP: row.op,
+        OverrideKind.ROW: rule,
+        OverrideKind.NODE: row.node,
+    }
     for kind in (_PREFIXES[prefix],) if prefix else _TRIED:
-        below = kind is Kind.MODULE and fnmatchcase(names[kind], f"{text}.*")
+        below = kind is OverrideKind.MODULE and fnmatchcase(names[kind], f"{text}.*")
         if below or fnmatchcase(names[kind], text):
             everything = not literals and not prefix
-            return Kind.EVERYTHING if everything else kind, names[kind] == text, literals
+            return OverrideKind.EVERYTHING if everything else kind, names[kind] == text, literals
     return None
 
 

@@ -43,12 +43,12 @@ class BatchSize:
     Attributes:
         symbol: stands for it in shapes.
         environment: where torch notes what is asked of it.
-        places: per tensor of the batch whether its dimension 0 has that size.
+        open_dims: per tensor of the batch whether its dimension 0 has that size.
     """
 
     symbol: Any
     environment: Any
-    places: tuple[bool, ...]
+    open_dims: tuple[bool, ...]
     _known: dict[tuple[int, int], bool] = field(default_factory=dict, repr=False)
 
     def admits(self, size: int) -> bool:
@@ -77,34 +77,34 @@ class BatchSize:
         return _broken_guard(self.environment, fixed, sizes)
 
 
-def open_places(batch: Sequence[torch.Tensor]) -> tuple[bool, ...]:
+def find_open_dims(batch: Sequence[torch.Tensor]) -> tuple[bool, ...]:
     """Return per tensor whether its dimension 0 is as long as that of the first that has one."""
     sizes = [value.shape[0] if value.dim() else None for value in batch]
     first = next((size for size in sizes if size is not None), None)
     return tuple(size is not None and size == first for size in sizes)
 
 
-def size_of(batch: Sequence[torch.Tensor], places: Sequence[bool]) -> int | None:
+def size_of(batch: Sequence[torch.Tensor], open_dims: Sequence[bool]) -> int | None:
     """Return a batch's size in these places; None if they disagree or it cannot be an open one."""
-    sizes = {value.shape[0] for value, is_open in zip(batch, places, strict=True) if is_open}
+    sizes = {value.shape[0] for value, is_open in zip(batch, open_dims, strict=True) if is_open}
     return sizes.pop() if len(sizes) == 1 and min(sizes) >= LEAST else None
 
 
-def dynamic_shapes(places: Sequence[bool]) -> Any:
+def dynamic_shapes(open_dims: Sequence[bool]) -> Any:
     """Return what `torch.export` wants to know of a program that takes ``*batch``."""
-    return (tuple({0: torch.export.Dim.AUTO} if is_open else None for is_open in places),)
+    return (tuple({0: torch.export.Dim.AUTO} if is_open else None for is_open in open_dims),)
 
 
-def find_size(batch: Sequence[torch.Tensor], places: Sequence[bool]) -> BatchSize | SizeLimit:
+def find_size(batch: Sequence[torch.Tensor], open_dims: Sequence[bool]) -> BatchSize | SizeLimit:
     """Return the size that an exported program has left open, one for all its tensors.
 
     A dimension that the program fixes though it happens to be as long as the batch is none of it.
 
     Args:
         batch: the fake tensors of the batch.
-        places: where the size was looked for.
+        open_dims: where the size was looked for.
     """
-    sizes = [value.shape[0] for value, is_open in zip(batch, places, strict=True) if is_open]
+    sizes = [value.shape[0] for value, is_open in zip(batch, open_dims, strict=True) if is_open]
     symbol: Any = sizes[0]
     environment = batch[0].fake_mode.shape_env  # type: ignore[attr-defined]
     environment.frozen = False  # after an export, torch would note no more guards
@@ -115,7 +115,8 @@ def find_size(batch: Sequence[torch.Tensor], places: Sequence[bool]) -> BatchSiz
     same = [bool(size == symbol) for size in sizes if _is_open(size)]
     assert all(same)
     found = tuple(
-        is_open and _is_open(value.shape[0]) for value, is_open in zip(batch, places, strict=True)
+        is_open and _is_open(value.shape[0])
+        for value, is_open in zip(batch, open_dims, strict=True)
     )
     made = BatchSize(symbol.node.expr, environment, found)
     return made.limited_by() or made
@@ -136,8 +137,10 @@ def _broken_guard(
         if any(str(item).startswith("u") for item in symbols):  # decided by data, not by sizes
             continue
         if not all(condition.subs(dict.fromkeys(symbols, size)) for size in sizes):
-            place = guard.sloc.framework_loc
-            where = f"{place.filename}:{place.lineno}" if hasattr(place, "lineno") else None
+            location = guard.sloc.framework_loc
+            where = (
+                f"{location.filename}:{location.lineno}" if hasattr(location, "lineno") else None
+            )
             text = str(condition)
             if condition.is_Relational:
                 text = f"{condition.lhs} {condition.rel_op} {condition.rhs}"

@@ -55,14 +55,14 @@ def border_row(
         The row, and a tensor for each result of the caller that nobody takes.
     """
     name = op_name(border.caller)
-    values = [call.meta["val"][place] for call, place in border.results]
+    values = [call.meta["val"][index] for call, index in border.results]
     values += [node.meta.get("val") for node in border.inputs]
     if not values or not all(is_full_tensor(value) for value in values):
         return None
     unread = tuple(
-        Tensor(f"{ids[call]}/{place}", ceil(count_of(call.meta["val"][place]) * rounds))
-        for call, place in border.results
-        if not items_of(call, place)
+        Tensor(f"{ids[call]}/{index}", ceil(count_of(call.meta["val"][index]) * rounds))
+        for call, index in border.results
+        if not items_of(call, index)
     )
     said = [resolution.wishes[id] for id in border.ids]
     rule, wish, reason = min(said, key=lambda each: _STRICTEST.index(each[1]))

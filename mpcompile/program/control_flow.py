@@ -176,20 +176,20 @@ def with_graphs(op: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...
     Functionalization passes wrapped functions on.
     """
     call = _CALLS.get(getattr(op, "__name__", ""))
-    if call is None or all(isinstance(args[place], fx.GraphModule) for place in call.graphs):
+    if call is None or all(isinstance(args[index], fx.GraphModule) for index in call.graphs):
         return args
     inputs: list[Any] = []
-    for kind, place in call.inputs:
+    for kind, index in call.inputs:
         inputs += (
-            [value.select(0, 0) for value in args[place]]
+            [value.select(0, 0) for value in args[index]]
             if kind == BorderKind.SLICE
-            else args[place]
+            else args[index]
         )
     return tuple(
         traced(value, inputs)
-        if place in call.graphs and not isinstance(value, fx.GraphModule)
+        if index in call.graphs and not isinstance(value, fx.GraphModule)
         else value
-        for place, value in enumerate(args)
+        for index, value in enumerate(args)
     )
 
 
@@ -336,14 +336,14 @@ def _borders(id: str, node: fx.Node, graphs: dict[int, fx.GraphModule]) -> Itera
     for kind, position in call.inputs:
         given = node.args[position]
         assert isinstance(given, list | tuple)
-        for place in range(len(given)):
-            reads, results = [Use(node, position, place)], []
+        for index in range(len(given)):
+            reads, results = [Use(node, position, index)], []
             if kind == BorderKind.CARRY:
-                reads += [Use(output, 0, place) for output in outputs]
-                results = [(node, place)]
+                reads += [Use(output, 0, index) for output in outputs]
+                results = [(node, index)]
                 carried += 1
             yield Border(
-                (f"{id}/{kind.value}_{place}",),
+                (f"{id}/{kind.value}_{index}",),
                 kind,
                 node,
                 tuple(reads),
@@ -351,14 +351,14 @@ def _borders(id: str, node: fx.Node, graphs: dict[int, fx.GraphModule]) -> Itera
                 tuple(results),
             )
             slot += 1
-    for place in range(carried, len(node.meta["val"])):
+    for index in range(carried, len(node.meta["val"])):
         yield Border(
-            (f"{id}/{call.collects.value}_{place}",),
+            (f"{id}/{call.collects.value}_{index}",),
             call.collects,
             node,
-            tuple(Use(output, 0, place) for output in outputs),
+            tuple(Use(output, 0, index) for output in outputs),
             (),
-            ((node, place),),
+            ((node, index),),
         )
 
 

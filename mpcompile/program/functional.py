@@ -80,7 +80,7 @@ def _functional_norm(graph: fx.Graph, norm: fx.Node) -> list[tuple[fx.Node, fx.N
         whole = graph.call_function(
             _ATEN._native_batch_norm_legit_functional.default, norm.args[:8]
         )
-        parts = [graph.call_function(operator.getitem, (whole, place)) for place in (0, 3, 4)]
+        parts = [graph.call_function(operator.getitem, (whole, index)) for index in (0, 3, 4)]
     statistics = mean.meta["val"]
     whole.meta = {**norm.meta, "val": (value, *[statistics] * 4)}
     for part, tensor in zip(parts, (value, statistics, statistics), strict=True):

@@ -16,7 +16,14 @@ from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.program.batch_size import LEAST, SizeLimit, find_size, size_of
-from mpcompile.program.capture import Forward, Kind, capture, definition, is_foreign, place_of
+from mpcompile.program.capture import (
+    Forward,
+    InputKind,
+    capture,
+    definition,
+    is_foreign,
+    source_position,
+)
 from mpcompile.program.cudnn_rnn import MODES
 from mpcompile.program.node_tensors import is_size
 from mpcompile.program.workload import Workload
@@ -36,12 +43,12 @@ class _Foreign(Container[str]):
         return is_foreign(str(path))
 
 
-def capture_open(workload: Workload, places: tuple[bool, ...]) -> Forward:
+def capture_open(workload: Workload, open_dims: tuple[bool, ...]) -> Forward:
     """Capture ``loss(model, *batch)`` for batches of every size from `LEAST` on.
 
     Args:
         workload: the program.
-        places: per tensor of the batch whether its dimension 0 has the size that is left open,
+        open_dims: per tensor of the batch whether its dimension 0 has the size that is left open,
             unless the program says otherwise.
 
     Raises:
@@ -49,7 +56,7 @@ def capture_open(workload: Workload, places: tuple[bool, ...]) -> Forward:
         CannotCapture: see `capture`; or the program is not the same for every size.
     """
     plain = capture(workload)
-    if size_of(workload.batch, places) is None:
+    if size_of(workload.batch, open_dims) is None:
         raise BadInput(
             "the example batch has no size to leave open",
             workload.origin,
@@ -57,13 +64,15 @@ def capture_open(workload: Workload, places: tuple[bool, ...]) -> Forward:
         )
     try:
         with guards_named_by(_Foreign()):
-            forward = capture(workload, places)
+            forward = capture(workload, open_dims)
             module = _named_like(forward.module, plain.module)
             nodes = {node.name: node for node in module.graph.find_nodes(op="placeholder")}
             fakes = [
-                nodes[item.node].meta["val"] for item in forward.inputs if item.kind is Kind.BATCH
+                nodes[item.node].meta["val"]
+                for item in forward.inputs
+                if item.kind is InputKind.BATCH
             ]
-            size = find_size(fakes, places)
+            size = find_size(fakes, open_dims)
     except CompileError as error:
         raise CannotCapture(f"{_WHAT}: {error.what}", error.where, _ADVICE) from error
     where = definition(workload.loss) or workload.origin
@@ -108,19 +117,19 @@ class WatchedInterpreter(fx.Interpreter):
         """Run a node, and look whether torch has noted something new about sizes."""
         if self._size is None:
             return super().run_node(n)
-        where = place_of(n)
-        place = where.at or self._origin
+        where = source_position(n)
+        position = where.at or self._origin
         try:
             result = super().run_node(n)
         except RuntimeError as error:
             if draws(n) or op_name(n) in MODES:  # it would draw twice, or become another program
-                raise needs_size(op_name(n), place) from error
+                raise needs_size(op_name(n), position) from error
             with python_dispatcher():
                 result = super().run_node(n)
         if len(self._size.environment.guards) > self._guards:
             self._guards = len(self._size.environment.guards)
             if self._size.fixed_by() is not None:
-                raise needs_size(op_name(n), place)
+                raise needs_size(op_name(n), position)
         return result
 
 
@@ -163,8 +172,8 @@ def _named_like(module: fx.GraphModule, like: fx.GraphModule) -> fx.GraphModule:
     theirs = list(like.graph.nodes)
     if [op_name(node) for node in mine] != [op_name(node) for node in theirs]:
         return module
-    for place, node in enumerate(numbers):
-        node.name = f"size_{place}"
+    for position, node in enumerate(numbers):
+        node.name = f"size_{position}"
     for node, other in zip(mine, theirs, strict=True):
         node.name = other.name
     return copy_graph(module)

@@ -16,11 +16,11 @@ PREFIX = "aux."
 
 
 TENSOR = object()
-"""Stands for a tensor among the leaves of a `Nest`."""
+"""Stands for a tensor among the leaves of a `ReturnedTree`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Nest:
+class ReturnedTree:
     """A nest of tensors and constants, as `torch.export` flattens it.
 
     Attributes:
@@ -38,13 +38,13 @@ class Nest:
         return unflatten(leaves, self.structure)
 
 
-def nest_of_results(structure: Any, outputs: Sequence[Any]) -> Nest:
+def tree_of_results(structure: Any, outputs: Sequence[Any]) -> ReturnedTree:
     """Return the nest that an exported program's own outputs make."""
     leaves = tuple(TENSOR if isinstance(item, fx.Node) else item for item in outputs)
-    return Nest(structure, leaves)
+    return ReturnedTree(structure, leaves)
 
 
-def stands_alone(found: Nest) -> bool:
+def stands_alone(found: ReturnedTree) -> bool:
     """Whether a loss function returns the loss and nothing beside it.
 
     Raises:

@@ -13,7 +13,7 @@ from mpcompile.plan.dataflow import Where
 from mpcompile.plan.growth import BOUNDED
 from mpcompile.plan.op_table import TORCH_RULES, UNKNOWN, PrecisionClass, Rule
 from mpcompile.precision import Precision
-from mpcompile.program.capture import place_of
+from mpcompile.program.capture import source_position
 from mpcompile.program.control_flow import nest_of
 from mpcompile.program.node_tensors import is_full
 from mpcompile.torch_private.ops import arguments_of, number_arguments, op_name
@@ -91,7 +91,7 @@ def unfit_constants(
             used += [(unfit[i.name], i.name) for i in node.all_input_nodes if i.name in unfit]
         if used:
             what, fix = _sentence(*used[0])
-            kind, where = op_name(node), place_of(node)
+            kind, where = op_name(node), source_position(node)
             found.append(UnfitConstant(op, kind, used[0][0], what, fix, where, used[0][1]))
     return tuple(found)
 

@@ -65,7 +65,7 @@ class Workload:
             )
 
 
-def user_place(error: BaseException, file: str) -> str:
+def position_in_file(error: BaseException, file: str) -> str:
     """Return ``file:line`` of the deepest frame of a traceback that lies in the user's file."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
     return f"{file}:{frames[-1].lineno}" if frames else file
@@ -112,28 +112,28 @@ def load_function(source: str) -> Callable[..., Any]:
     Raises:
         BadInput: there is no such file, module or function, or it raises while it is loaded.
     """
-    place, _, name = source.rpartition(":")
-    path = Path(place)
-    if not place or not name:
+    holder, _, name = source.rpartition(":")
+    path = Path(holder)
+    if not holder or not name:
         raise BadInput(
             f"{source!r} names no function", fix="write file.py:function or module:function"
         )
     if path.suffix == ".py":
         if not path.is_file():
-            raise BadInput("there is no such file", place, "check the path")
+            raise BadInput("there is no such file", holder, "check the path")
         file = str(path.resolve())
         loaded = sys.modules.get(_module_name(path))
         same = loaded is not None and loaded.__file__ == file
         module = loaded if same else _run(file, lambda: module_at(path.resolve()))
     else:
         try:
-            found = importlib.util.find_spec(place)
+            found = importlib.util.find_spec(holder)
         except (ImportError, ValueError):
             found = None
         if found is None:
-            raise BadInput(f"there is no module {place!r}", fix="give the path of a .py file")
-        file = found.origin or place
-        module = _run(file, lambda: importlib.import_module(place))
+            raise BadInput(f"there is no module {holder!r}", fix="give the path of a .py file")
+        file = found.origin or holder
+        module = _run(file, lambda: importlib.import_module(holder))
     function = getattr(module, name, None)
     if not callable(function):
         raise BadInput(f"it defines no function {name}", file, "check the name")
@@ -175,7 +175,7 @@ def _run(file: str, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except CompileError as error:  # from Workload(...) itself
-        error.where = error.where or user_place(error, file)
+        error.where = error.where or position_in_file(error, file)
         raise
     except SyntaxError as error:
         raise BadInput(
@@ -184,7 +184,7 @@ def _run(file: str, action: Callable[[], Any]) -> Any:
     except (Exception, SystemExit) as error:
         raise BadInput(
             f"the file raised {type(error).__name__} while loading: {_one_line(error)}",
-            user_place(error, file),
+            position_in_file(error, file),
             "run it with python to see the whole traceback",
         ) from error
 

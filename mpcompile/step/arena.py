@@ -99,7 +99,7 @@ def arena_views(arena: Arena, buffer: torch.Tensor) -> list[torch.Tensor]:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ArenaPosition:
     """Where a trained weight lies.
 
     Attributes:

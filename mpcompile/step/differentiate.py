@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture, CompileError
-from mpcompile.program.capture import Forward, Kind, place_of
+from mpcompile.program.capture import Forward, InputKind, source_position
 from mpcompile.program.control_flow import all_graphs, called_graphs, is_control_flow
 from mpcompile.program.marks import BACKWARD, BACKWARD_SEED, PLANNED, SLOT, SLOTS, WHERE
 from mpcompile.program.open_capture import WatchedInterpreter, needs_size
@@ -93,7 +93,7 @@ def differentiate(
     made = [("loss", Role.LOSS), *((f"grad.{name}", Role.GRADIENT) for name in trained)]
     made += [(f"next.{name}", Role.UPDATED) for name in forward.written]
     beside = len(module.graph.output_node().args[0]) - 1 - len(forward.written)  # type: ignore[arg-type]
-    made += [(f"{PREFIX}{place}", Role.AUXILIARY) for place in range(beside)]
+    made += [(f"{PREFIX}{index}", Role.AUXILIARY) for index in range(beside)]
     _plain_casts(graph)
     _draw_in_memory_order(graph)
     _name_results(graph, made, slots)
@@ -102,10 +102,10 @@ def differentiate(
     return traced, slots
 
 
-def _role(kind: Kind, trained: bool) -> Role:
-    if kind is Kind.PARAMETER:
+def _role(kind: InputKind, trained: bool) -> Role:
+    if kind is InputKind.PARAMETER:
         return Role.MASTER if trained else Role.CONSTANT
-    return Role.BUFFER if kind is Kind.BUFFER else Role.BATCH
+    return Role.BUFFER if kind is InputKind.BUFFER else Role.BATCH
 
 
 def _slot(name: str, role: Role, node: fx.Node) -> Slot:
@@ -118,10 +118,10 @@ _SPARSE_ARGUMENT = {"embedding": 4, "embedding_bag": 5}
 
 def _refuse_sparse(module: fx.GraphModule, origin: str | None) -> None:
     for node in module.graph.nodes:
-        place = _SPARSE_ARGUMENT.get(op_name(node), len(node.args))
-        if node.args[place : place + 1] == (True,):
+        index = _SPARSE_ARGUMENT.get(op_name(node), len(node.args))
+        if node.args[index : index + 1] == (True,):
             raise BadInput(
-                f"the embedding {place_of(node).module or node.name} makes sparse gradients",
+                f"the embedding {source_position(node).module or node.name} makes sparse gradients",
                 _line(node, origin),
                 "create it with sparse=False",
             )
@@ -150,7 +150,7 @@ def _refuse_inside(module: fx.GraphModule, origin: str | None) -> None:
 
 
 def _line(node: fx.Node, origin: str | None) -> str | None:
-    where = place_of(node)
+    where = source_position(node)
     return where.at or origin
 
 
@@ -227,4 +227,4 @@ def _mark_backward(graph: fx.Graph) -> None:
             BACKWARD[node] = True
     for node in graph.nodes:
         if node.op == "call_function":
-            WHERE[node] = place_of(node)
+            WHERE[node] = source_position(node)

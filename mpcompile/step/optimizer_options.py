@@ -24,8 +24,8 @@ def parts(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             continue
         if isinstance(value, tuple | list):
             floats = any(isinstance(item, float) for item in value)
-            for place, item in enumerate(value):
-                yield f"{key}.{place}", float(item) if floats and type(item) is int else item
+            for index, item in enumerate(value):
+                yield f"{key}.{index}", float(item) if floats and type(item) is int else item
         else:
             yield key, value
 

@@ -150,15 +150,15 @@ def _run(
     generator = torch.Generator().manual_seed(0)
     shape = _shape(arena, length)
     weight, *gradients = (torch.randn(shape, generator=generator) for _ in range(3))
-    parameters = [weight * (1 + place) for place in range(len(states))]
+    parameters = [weight * (1 + index) for index in range(len(states))]
     shell = optimizer_around(
         optimizer,
         [group_of(optimizer, arena, params=parameters)],
         defaultdict(dict, dict(zip(parameters, states, strict=True))),
     )
     for gradient in gradients:
-        for place, parameter in enumerate(parameters):
-            parameter.grad = gradient * (1 - place / 2)
+        for index, parameter in enumerate(parameters):
+            parameter.grad = gradient * (1 - index / 2)
         _plain_step(shell)
     return parameters
 

@@ -83,10 +83,10 @@ def _record(
 ) -> fx.GraphModule:
     graph = fx.Graph()
     recorder = _Recorder(graph, numbers)
-    places = {graph.placeholder(f"arg{place}"): value for place, value in enumerate(inputs)}
-    for node, value in places.items():
+    arguments = {graph.placeholder(f"arg{index}"): value for index, value in enumerate(inputs)}
+    for node, value in arguments.items():
         recorder.note(value, node)
-    recorder.sizes = RecordedSizes(graph, places)
+    recorder.sizes = RecordedSizes(graph, arguments)
     with mode, recorder, keep_node_meta():
         results = function(*inputs)
     graph.output(tuple(recorder.node_of(value) for value in results))

@@ -148,10 +148,10 @@ class Numbers:
             self._path = None
         if len(path.asked) > _MOST_BRANCHES:
             raise DataDependent("many comparisons of numbers read from tensors")
-        for place in reversed(range(len(answers), len(path.asked))):
-            other = self.explore(run, (*answers, *[True] * (place - len(answers)), False))
+        for index in reversed(range(len(answers), len(path.asked))):
+            other = self.explore(run, (*answers, *[True] * (index - len(answers)), False))
             device = next(iter(results.values())).device
-            chosen = tensor_of(path.asked[place], torch.float32, device) > 0
+            chosen = tensor_of(path.asked[index], torch.float32, device) > 0
             results = {k: torch.where(chosen, value, other[k]) for k, value in results.items()}
         return results
 
@@ -182,9 +182,9 @@ class _Path:
         self.asked: list[torch.SymFloat] = []
 
     def answer(self, condition: torch.SymFloat) -> bool:
-        place = len(self.asked)
+        index = len(self.asked)
         self.asked.append(condition)
-        return self.answers[place] if place < len(self.answers) else True
+        return self.answers[index] if index < len(self.answers) else True
 
 
 class _Number:
@@ -318,14 +318,14 @@ def python_takes_numbers(kind: type) -> Iterator[None]:
     value. The modules of the class and its bases get a ``min`` and a ``max`` for the time.
     """
     modules = {sys.modules[base.__module__] for base in kind.__mro__ if base is not object}
-    places = [(m, f) for m in modules for f in (max, min) if f.__name__ not in vars(m)]
-    for module, extreme in places:
+    patched = [(m, f) for m in modules for f in (max, min) if f.__name__ not in vars(m)]
+    for module, extreme in patched:
         setattr(module, extreme.__name__, _on_numbers(extreme))
     try:
         with _TensorsOfNumbers():
             yield
     finally:
-        for module, extreme in places:
+        for module, extreme in patched:
             delattr(module, extreme.__name__)
 
 

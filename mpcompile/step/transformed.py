@@ -58,15 +58,15 @@ class Choices:
             return self.loss_scale
         return LossScale() if self.precision is Precision.FP16 else LossScale.none()
 
-    def for_another_batch(self, plan: Plan, places: tuple[bool, ...]) -> Choices:
+    def for_another_batch(self, plan: Plan, open_dims: tuple[bool, ...]) -> Choices:
         """Return the choices for a batch of another shape, which follow the first one's plan.
 
         Args:
             plan: of the first shape.
-            places: per tensor of the batch whether it has the size that is left open.
+            open_dims: per tensor of the batch whether it has the size that is left open.
         """
         return replace(
-            self, plan=None, like=plan, ranges=None, loss_scale=self.scale, dynamic=places
+            self, plan=None, like=plan, ranges=None, loss_scale=self.scale, dynamic=open_dims
         )
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import fx
 
 from mpcompile.errors import BadInput
-from mpcompile.program.capture import Forward, Kind
+from mpcompile.program.capture import Forward, InputKind
 from mpcompile.program.casts import is_cast
 from mpcompile.program.workload import Workload
-from mpcompile.step.arena import Place
+from mpcompile.step.arena import ArenaPosition
 from mpcompile.step.graph import StepGraph, add_inputs, results, set_results
 from mpcompile.step.processes import DataParallel
 from mpcompile.step.slots import Role, Slot
@@ -27,7 +27,7 @@ def update_of(
     Returns:
         The names of the trained parameters, and the update.
     """
-    named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
+    named = {id(i.tensor): i.name for i in forward.inputs if i.kind is InputKind.PARAMETER}
     groups = trained_parameters(optimizer, named, workload.origin)
     shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
     device = next(iter(workload.model.parameters())).device
@@ -59,11 +59,11 @@ def weights_cast(forward: Forward, *, alone: bool = False) -> set[str]:
     }
 
 
-def places_of(forward: Forward, update: Update) -> dict[str, Place]:
+def arena_positions(forward: Forward, update: Update) -> dict[str, ArenaPosition]:
     """Return, per placeholder of a trained weight in a flat arena, where it lies."""
     nodes = {item.name: item.node for item in forward.inputs}
     return {
-        nodes[name]: Place(arena.name, gap, arena.zeros)
+        nodes[name]: ArenaPosition(arena.name, gap, arena.zeros)
         for arena in update.arenas
         if arena.flat
         for name, gap in arena.gaps().items()

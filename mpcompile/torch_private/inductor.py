@@ -163,8 +163,8 @@ def compile_under_autograd(
         module = dynamo
     module.meta.update(dynamo.meta)
     module._param_name_to_source = dynamo._param_name_to_source
-    places = module.graph.find_nodes(op="placeholder")
-    for new, old in zip(places, dynamo.graph.find_nodes(op="placeholder"), strict=True):
+    placeholders = module.graph.find_nodes(op="placeholder")
+    for new, old in zip(placeholders, dynamo.graph.find_nodes(op="placeholder"), strict=True):
         new.meta.update(old.meta)
         if hasattr(old, "_dynamo_source"):
             new._dynamo_source = old._dynamo_source

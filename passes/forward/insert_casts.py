@@ -64,12 +64,12 @@ class InsertCasts:
         for cast in self.plan.casts:
             after[cast.source].append(cast)
         for cast in self.plan.casts:
-            source, tensor = nodes[_place(cast, cast.source)], nodes[cast.tensor]
+            source, tensor = nodes[_node_id(cast, cast.source)], nodes[cast.tensor]
             readers = uses(tensor, cast.readers)
             chained = [use for other in after[cast.id] for use in uses(tensor, other.readers)]
             first = min(map(_node, readers + chained), key=order.__getitem__)
             dtype = getattr(torch, cast.to.value)
-            prefix, _, name = _place(cast, cast.id).rpartition(".")
+            prefix, _, name = _node_id(cast, cast.id).rpartition(".")
             with first.graph.inserting_before(first):
                 node = first.graph.create_node(
                     "call_function", CAST, (source,), {"dtype": dtype}, name=name
@@ -98,9 +98,9 @@ class InsertCasts:
             if decision.op in borders:
                 border = borders[decision.op]
                 results = list(border.writes)
-                for caller, place in border.results:
+                for caller, index in border.results:
                     values = list(caller.meta["val"])
-                    values[place] = with_dtype(values[place], dtype)
+                    values[index] = with_dtype(values[index], dtype)
                     caller.meta["val"] = type(caller.meta["val"])(values)
             else:
                 node = nodes[decision.op]
@@ -112,7 +112,7 @@ class InsertCasts:
         return changed
 
 
-def _place(cast: Cast, name: str) -> str:
+def _node_id(cast: Cast, name: str) -> str:
     """Return the id of the node that is a cast, or the tensor's own, in the tensor's graph."""
     return cast.tensor + name.removeprefix(cast.tensor).replace(".", "_")
 

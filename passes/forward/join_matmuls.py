@@ -19,7 +19,7 @@ from torch import fx
 from mpcompile.plan.op_table import TORCH_RULES, Wish
 from mpcompile.program.casts import is_cast, source_of
 from mpcompile.program.node_tensors import NARROW
-from mpcompile.step.arena import TILE, Place
+from mpcompile.step.arena import TILE, ArenaPosition
 from mpcompile.step.graph import call
 from mpcompile.torch_private.ops import given, is_view, op_name
 
@@ -55,7 +55,7 @@ class JoinMatmuls:
     lie next to the others without a gap, and nothing that would leave another's rows unaligned.
 
     Attributes:
-        places: per placeholder of a trained weight where it lies.
+        positions: per placeholder of a trained weight where it lies.
 
     Example:
         >>> class Two(nn.Module):
@@ -66,8 +66,8 @@ class JoinMatmuls:
         ...         return self.q(x), self.k(x)
         ...
         >>> names = ("p_model_q_weight", "p_model_k_weight")
-        >>> places = dict.fromkeys(names, Place("arena0", 0, True))
-        >>> before_and_after(JoinMatmuls(places), forward(Two(), f32(2, 8)))
+        >>> positions = dict.fromkeys(names, ArenaPosition("arena0", 0, True))
+        >>> before_and_after(JoinMatmuls(positions), forward(Two(), f32(2, 8)))
         - linear  f16[2,8]  linear batch_0_f16 p_model_q_weight_f16
         - linear_1  f16[2,8]  linear batch_0_f16 p_model_k_weight_f16
         + cat_default  f16[16,8]  cat [p_model_q_weight_f16,p_model_k_weight_f16]
@@ -81,7 +81,7 @@ class JoinMatmuls:
         + linear_1_f32  f32[2,8]  _to_copy getitem_1 dtype=f32
     """
 
-    places: Mapping[str, Place]
+    positions: Mapping[str, ArenaPosition]
 
     def __call__(self, module: fx.GraphModule) -> int:
         """Rewrite a forward graph in which casts stand; return the number of linears joined."""
@@ -103,7 +103,7 @@ class JoinMatmuls:
                         del pending[key]
             weight = self._weight(node)
             if weight is not None:
-                key = (node.args[0], self.places[weight.name].arena, node.meta["val"].dtype)
+                key = (node.args[0], self.positions[weight.name].arena, node.meta["val"].dtype)
                 if key not in pending:
                     found.append(pending.setdefault(key, _Group([])))
                 pending[key].members.append(node)
@@ -119,11 +119,11 @@ class JoinMatmuls:
             return None
         weight = source_of(copy)
         fits = (
-            weight.name in self.places
+            weight.name in self.positions
             and len(weight.users) == len(copy.users) == 1
             and copy.meta["val"].dim() == 2
             and copy.meta["val"].shape[0] % TILE == 0
-            and self.places[weight.name].room == 0
+            and self.positions[weight.name].room == 0
             and takes_strides(node)
         )
         return weight if fits else None
@@ -178,7 +178,7 @@ def _join(graph: fx.Graph, members: list[fx.Node]) -> None:
         whole = call(graph, _LINEAR, first.args[0], weight, bias)
         parts = call(graph, _ATEN.split_with_sizes.default, whole, sizes, -1)
         items = [
-            graph.call_function(operator.getitem, (parts, place)) for place in range(len(sizes))
+            graph.call_function(operator.getitem, (parts, index)) for index in range(len(sizes))
         ]
     for node in (weight, bias, whole, parts):
         if node is not None:

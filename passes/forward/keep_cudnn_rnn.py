@@ -132,7 +132,7 @@ def _layers(graph: fx.Graph, node: fx.Node, whole: _Recurrence) -> list[fx.Node]
             whole.batch_first,
             whole.bidirectional,
         )
-        output, *ends = [_result(graph, _like(node, layer), place) for place in range(3)]
+        output, *ends = [_result(graph, _like(node, layer), index) for index in range(3)]
         for found, end in zip(last, ends, strict=False):
             found.append(end)
     joined = [
@@ -142,9 +142,9 @@ def _layers(graph: fx.Graph, node: fx.Node, whole: _Recurrence) -> list[fx.Node]
     return [output, *joined]
 
 
-def _result(graph: fx.Graph, node: fx.Node, place: int) -> fx.Node:
-    result = graph.call_function(operator.getitem, (node, place))
-    result.meta = {**node.meta, "val": node.meta["val"][place]}
+def _result(graph: fx.Graph, node: fx.Node, index: int) -> fx.Node:
+    result = graph.call_function(operator.getitem, (node, index))
+    result.meta = {**node.meta, "val": node.meta["val"][index]}
     return result
 
 

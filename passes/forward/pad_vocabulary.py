@@ -19,7 +19,7 @@ from torch import fx
 from mpcompile.passes.forward.join_matmuls import allow_strides, arguments_of_linear, takes_strides
 from mpcompile.program.casts import is_cast, source_of
 from mpcompile.program.node_tensors import NARROW, count_of
-from mpcompile.step.arena import TILE, Place
+from mpcompile.step.arena import TILE, ArenaPosition
 from mpcompile.step.graph import call
 
 _ATEN = torch.ops.aten
@@ -31,13 +31,13 @@ class PadVocabulary:
     """Pad 16-bit linears whose trained weight has room for the zeros behind it.
 
     Attributes:
-        places: per placeholder of a trained weight where it lies.
+        positions: per placeholder of a trained weight where it lies.
         least: the numbers that the result of a linear has at least.
 
     Example:
-        >>> places = {"p_model_weight": Place("arena0", 24, True)}
+        >>> positions = {"p_model_weight": ArenaPosition("arena0", 24, True)}
         >>> module = forward(nn.Linear(8, 5, bias=False), f32(2, 8))
-        >>> before_and_after(PadVocabulary(places, least=1), module)
+        >>> before_and_after(PadVocabulary(positions, least=1), module)
         - linear  f16[2,5]  linear batch_0_f16 p_model_weight_f16
         + new_zeros_default  f16[3,8]  new_zeros p_model_weight_f16 [3,8]
         + cat_default  f16[8,8]  cat [p_model_weight_f16,new_zeros_default]
@@ -47,7 +47,7 @@ class PadVocabulary:
         + linear_f32  f32[2,5]  _to_copy slice_tensor dtype=f32
     """
 
-    places: Mapping[str, Place]
+    positions: Mapping[str, ArenaPosition]
     least: int = 1 << 20
 
     def __call__(self, module: fx.GraphModule) -> int:
@@ -62,13 +62,13 @@ class PadVocabulary:
         if node.target is not _LINEAR or node.meta["val"].dtype not in NARROW:
             return False
         _, weight, _ = arguments_of_linear(node)
-        place = self.places.get(source_of(weight).name) if is_cast(weight) else None
+        position = self.positions.get(source_of(weight).name) if is_cast(weight) else None
         shape = weight.meta["val"].shape
-        if place is None or not place.zeros or len(shape) != 2:
+        if position is None or not position.zeros or len(shape) != 2:
             return False
         missing = -shape[0] % TILE * shape[1]
         large = count_of(node.meta["val"]) >= self.least
-        return 0 < missing <= place.room and large and takes_strides(node)
+        return 0 < missing <= position.room and large and takes_strides(node)
 
 
 def _pad(graph: fx.Graph, node: fx.Node) -> None:

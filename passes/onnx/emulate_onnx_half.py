@@ -30,7 +30,7 @@ def emulate_onnx_half(model: ir.Model) -> int:
         + [node_Cast_1]  y  f16[4]  Cast y/unrounded
     """
     graphs = (model.graph, *model.graph.subgraphs())
-    return sum(_emulate(graph, f"/{place}") for place, graph in enumerate(graphs))
+    return sum(_emulate(graph, f"/{index}") for index, graph in enumerate(graphs))
 
 
 def _emulate(graph: ir.Graph, suffix: str) -> int:

@@ -67,7 +67,7 @@ class _Insertion:
         self.borders = {b.id: b for borders in nest.borders.values() for b in borders}
         self.home = {value: inner.graph for inner in nest.inners for value in _held(inner.graph)}
         self.caller = {inner.graph: inner.caller for inner in nest.inners}
-        self.order = {node: place for place, (node, _) in enumerate(nest.visited())}
+        self.order = {node: index for index, (node, _) in enumerate(nest.visited())}
         self.names = {value.name for value in nest.values} | {node.name for node in nest.nodes}
         self.masks = set(mask_constants(nest))
         self.copies: dict[str, ir.Value] = {}

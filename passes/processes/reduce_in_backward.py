@@ -55,7 +55,7 @@ class ReduceInBackward:
         if any(map(is_collective, graph.nodes)):
             return 0
         values = results(graph)
-        order = {node: place for place, node in enumerate(graph.nodes)}
+        order = {node: position for position, node in enumerate(graph.nodes)}
         buckets = list(_buckets(step, parallel.bucket_bytes, parallel.dtype.itemsize))
         sent: list[fx.Node] = []
         latest, before = -1, graph.output_node()
