@@ -21,7 +21,7 @@ class InsertCasts:
     """Apply a plan to a forward graph.
 
     Attributes:
-        plan: made from this very graph; its casts name the graph's nodes.
+        plan: must be made from this graph; its casts name the graph's nodes.
 
     Example:
         >>> module = forward(nn.Linear(8, 8, bias=False), f32(2, 8), casts=False)
@@ -40,9 +40,8 @@ class InsertCasts:
     def __call__(self, module: fx.GraphModule) -> int:
         """Insert the casts and note the new dtypes; return how many casts there are.
 
-        A cast stands in the graph of the tensor it converts, right before its first reader, so
-        that the copy lives no longer than needed. A graph to which the plan has been
-        applied is left alone.
+        A cast is in the graph of the tensor that it converts, right before its first reader, so
+        that the copy lives no longer than needed. A graph that has the plan's casts is left alone.
         """
         nest = nest_of(module)
         nodes = {name: node for node, name in nest.nodes.items()}
@@ -88,7 +87,7 @@ class InsertCasts:
         return len(self.plan.casts)
 
     def _note_dtypes(self, nodes: dict[str, fx.Node], borders: dict[str, Border]) -> bool:
-        """Let the results of ops that compute in 16 bits be 16 bits; return whether any was not."""
+        """Give the results of 16-bit ops a 16-bit dtype; return whether any dtype changed."""
         changed = False
         for decision in self.plan.decisions:
             known = decision.op in nodes or decision.op in borders

@@ -1,9 +1,9 @@
-"""Let linears that read the same input be one matmul: query, key and value, or the gates of an MLP.
+"""Join linears that read the same input: query, key and value, or the gates of an MLP.
 
 One large matmul reads its input once and sums that input's gradient in FP32, within the matmul,
 instead of adding 16-bit tensors. The weights are joined by a ``cat`` of their 16-bit copies, which
-`passes.lay_out_copies` turns into a view of the arena: joining costs nothing in a step. Each
-weight's gradient is a slice of one.
+`passes.lay_out_copies` turns into a view of the arena: joining costs nothing in a step. The
+gradient of each weight is a slice of the joint gradient.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ANY_STRIDES = frozenset(
     "reshape view transpose permute t flatten unflatten unsqueeze squeeze slice select chunk split "
     "split_with_sizes unbind expand contiguous alias detach narrow".split()
 )
-"""Views that are made of a part of a row as of a whole one, if a ``view`` becomes a ``reshape``."""
+"""Views that also work on a part of a row, if a ``view`` becomes a ``reshape``."""
 
 
 @dataclass
@@ -49,13 +49,13 @@ class _Group:
 class JoinMatmuls:
     """Join 16-bit linears.
 
-    A linear is joined with an earlier one of the same input unless a Tensor-Core op stands between
-    them that depends on the earlier one: results needed so far apart had better not live as long
-    as each other. Nothing is joined whose weight has another reader, is not trained, or would not
-    lie next to the others without a gap, and nothing that would leave another's rows unaligned.
+    A linear is joined with an earlier one of the same input, unless a Tensor-Core op between them
+    depends on the earlier one: then the two results are needed far apart and should not live
+    equally long. A linear is not joined if its weight has another reader, is not trained, or
+    cannot be next to the others without a gap, or if it would make the rows of another unaligned.
 
     Attributes:
-        positions: per placeholder of a trained weight where it lies.
+        positions: per placeholder of a trained weight its position in an arena.
 
     Example:
         >>> class Two(nn.Module):
@@ -84,7 +84,7 @@ class JoinMatmuls:
     positions: Mapping[str, ArenaPosition]
 
     def __call__(self, module: fx.GraphModule) -> int:
-        """Rewrite a forward graph in which casts stand; return the number of linears joined."""
+        """Rewrite a forward graph that has its casts; return the number of linears joined."""
         joined = 0
         for group in self._groups(module.graph):
             _join(module.graph, group)
@@ -145,12 +145,12 @@ def _is_copy(node: fx.Node) -> bool:
 
 
 def takes_strides(node: fx.Node) -> bool:
-    """Whether all views of a node's result can be made of a part of wider rows too."""
+    """Whether all views of a node's result also work on a part of wider rows."""
     return all(op_name(view) in _ANY_STRIDES for view in _views(node))
 
 
 def allow_strides(node: fx.Node) -> None:
-    """Prepare the views of a node's result for that: a ``view`` may have to be a copy."""
+    """Prepare the views of a node's result for wider rows: a ``view`` may need to copy."""
     for view in _views(node):
         if view.target is _ATEN.view.default:
             view.target = _ATEN.reshape.default
@@ -193,7 +193,7 @@ def _join(graph: fx.Graph, members: list[fx.Node]) -> None:
 def _joined_bias(
     graph: fx.Graph, weight: fx.Node, biases: list[Any], sizes: list[int]
 ) -> fx.Node | None:
-    """Return the biases side by side, zeros where there is none; None if there is none at all."""
+    """Return the biases side by side, zeros for a missing one; None if all are missing."""
     if all(bias is None for bias in biases):
         return None
     parts = [

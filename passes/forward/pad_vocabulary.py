@@ -1,10 +1,10 @@
-"""Let large linears have a multiple of eight outputs, as a Tensor Core wants it.
+"""Give large linears a multiple of eight outputs, because a Tensor Core needs it.
 
 Vocabularies come in all sizes: GPT-2's has 50,257 tokens, BERT's 30,522. With rows of zeros behind
 the weight the matmul has aligned rows, and the surplus columns of its result are sliced off. The
-zeros lie in the arena, in the room behind the weight (`mpcompile.step.arena.Arena`), from where
-`passes.lay_out_copies` lets the step read them: nothing is padded by copying in a step. Their
-gradient is not kept, so they stay zeros.
+zeros are in the arena, in the room behind the weight (`mpcompile.step.arena.Arena`).
+`passes.lay_out_copies` lets the step read them from there, so no step copies in order to pad. The
+gradient of the zeros is not kept, so they stay zeros.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class PadVocabulary:
     """Pad 16-bit linears whose trained weight has room for the zeros behind it.
 
     Attributes:
-        positions: per placeholder of a trained weight where it lies.
-        least: the numbers that the result of a linear has at least.
+        positions: per placeholder of a trained weight its position in an arena.
+        least: the fewest numbers in the result of a linear that is padded.
 
     Example:
         >>> positions = {"p_model_weight": ArenaPosition("arena0", 24, True)}
@@ -51,7 +51,7 @@ class PadVocabulary:
     least: int = 1 << 20
 
     def __call__(self, module: fx.GraphModule) -> int:
-        """Rewrite a forward graph in which casts stand; return the number of linears padded."""
+        """Rewrite a forward graph that has its casts; return the number of linears padded."""
         found = [node for node in module.graph.nodes if self.pads(node)]
         for node in found:
             _pad(module.graph, node)
