@@ -52,8 +52,8 @@ class InsertOnnxCasts:
     def __call__(self, model: ir.Model) -> int:
         """Insert the casts and write the new dtypes; return how many nodes and tensors changed.
 
-        A cast is in the graph of the tensor that it converts, right before its first reader. Inputs,
-        outputs and weights keep their names.
+        A cast is in the graph of the tensor that it converts, right before its first reader.
+        Inputs, outputs and weights keep their names.
         """
         work = _Insertion(self.plan, self.flow, self.nest, model)
         return work.run()
