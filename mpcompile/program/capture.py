@@ -29,12 +29,12 @@ from mpcompile.torch_private.ops import op_name
 from mpcompile.torch_private.tracing import DataDependent
 from mpcompile.torch_private.versions import warn_if_untried
 
-# With the separator: torchvision and torch_geometric are a user's own choice, and begin alike.
+# With the separator, because torchvision and torch_geometric count as the user's own packages.
 _FOREIGN = tuple(f"{files(package)}{os.sep}" for package in ("torch", "mpcompile"))
 
 
 class InputKind(Enum):
-    """What an input of the forward graph is."""
+    """The kind of an input of the forward graph."""
 
     PARAMETER = "parameter"
     BUFFER = "buffer"
@@ -42,7 +42,7 @@ class InputKind(Enum):
 
     @property
     def fixed(self) -> Fixed:
-        """What the planner knows it as."""
+        """The planner's name for this kind."""
         return _FIXED[self]
 
 
@@ -79,9 +79,9 @@ class Forward:
             loss function returns beside the loss, then the loss.
         inputs: its placeholders in order, a tied weight once.
         written: names of the buffers that the forward pass updates.
-        returns: what the loss function returns if that is more than the loss; without a loss
-            function what the model returns.
-        batch_size: what stands in its shapes for the size of a batch; None: that of the example.
+        returns: the results of the loss function if there are more than the loss; without a loss
+            function the results of the model.
+        batch_size: the open size of a batch in its shapes; None: it is the example's.
     """
 
     module: fx.GraphModule
@@ -91,7 +91,7 @@ class Forward:
     batch_size: BatchSize | None = None
 
     def constants(self) -> dict[str, torch.Tensor]:
-        """Return, per placeholder, the buffers that forward never writes."""
+        """Return, by placeholder, the buffers that forward never writes."""
         return {
             item.node: item.tensor
             for item in self.inputs
@@ -120,9 +120,9 @@ def capture(workload: Workload, open_dims: tuple[bool, ...] = ()) -> Forward:
             `mpcompile.program.open_capture`.
 
     Raises:
-        BadInput: the program itself fails on the example batch, or its loss is not a 0-d FP32
-            tensor or a pair of one and anything.
-        CannotCapture: it runs, but not as one graph.
+        BadInput: the program itself fails on the example batch, or its loss is neither a 0-d FP32
+            tensor nor a pair of one and anything.
+        CannotCapture: the program runs, but not as one graph.
     """
     warn_if_untried()
     for position, value in enumerate(workload.batch):
@@ -146,8 +146,8 @@ def capture(workload: Workload, open_dims: tuple[bool, ...] = ()) -> Forward:
 def export(
     module: torch.nn.Module, workload: Workload, open_dims: tuple[bool, ...] = ()
 ) -> torch.export.ExportedProgram:
-    """Run `torch.export` and turn what it raises into one sentence."""
-    # A tensor that stands twice in the batch would become one input.
+    """Run `torch.export` and turn its exception into one sentence."""
+    # A tensor that is twice in the batch would become one input.
     batch = tuple(value.clone() for value in workload.batch)
     try:
         with _quiet():
@@ -159,11 +159,11 @@ def export(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's own warnings and logged tracebacks off the screen; errors are ours to say."""
+    """Hide torch's own warnings and logged tracebacks; mpcompile reports the error itself."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        # torch prints the graph it has so far when it meets a data-dependent branch.
+        # torch prints its unfinished graph at a data-dependent branch.
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
@@ -221,7 +221,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def user_position(error: BaseException) -> str | None:
-    """Return ``file:line`` of the deepest frame that is neither torch's nor ours, or None."""
+    """Return ``file:line`` of the deepest frame outside torch and mpcompile, or None."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -231,7 +231,7 @@ def user_position(error: BaseException) -> str | None:
 
 
 def _returns(program: torch.export.ExportedProgram, workload: Workload) -> ReturnedTree | None:
-    """Return what a program returns; check the loss, which alone needs no nest."""
+    """Return the tree of a program's results, None if it is the loss alone; check the loss."""
     outputs = program.graph.output_node().args[0]
     assert isinstance(outputs, list | tuple)
     defined_at = definition(workload.loss) or workload.origin
@@ -262,7 +262,7 @@ def _returns(program: torch.export.ExportedProgram, workload: Workload) -> Retur
 
 
 def _refuse_hidden_writes(graph: fx.Graph, workload: Workload) -> None:
-    """Refuse an instance norm that updates statistics: its schema does not say that it does."""
+    """Refuse an instance norm that updates statistics: its schema does not declare this write."""
     for node in graph.nodes:
         if op_name(node) == "instance_norm" and isinstance(node.args[3], fx.Node) and node.args[5]:
             where = source_position(node)
@@ -274,7 +274,7 @@ def _refuse_hidden_writes(graph: fx.Graph, workload: Workload) -> None:
 
 
 def _place_loss(module: fx.GraphModule, workload: Workload) -> None:
-    """Give ops of the loss function, whose frames torch leaves out, the line of its definition."""
+    """Give ops of the loss function the line of its definition: torch leaves out its frames."""
     file, _, line = (definition(workload.loss) or "").rpartition(":")
     for node in module.graph.nodes:
         if file and node.op == "call_function" and not str(source_position(node)):
@@ -291,9 +291,9 @@ def definition(function: Callable[..., Any] | None) -> str | None:
 def _inputs(
     program: torch.export.ExportedProgram, module: fx.GraphModule, workload: Workload
 ) -> tuple[Input, ...]:
-    """Name the placeholders; a parameter that stands under two names keeps its first."""
+    """Name the placeholders; a parameter with two names keeps the first one."""
     signature = program.graph_signature
-    # Each of these is made anew when it is asked for.
+    # Read once, because each access builds the dictionary again.
     parameters, buffers = signature.inputs_to_parameters, signature.inputs_to_buffers
     constants = signature.inputs_to_lifted_tensor_constants
     tensors: dict[str, torch.Tensor] = dict(workload.model.named_parameters(remove_duplicate=False))
@@ -328,7 +328,7 @@ def _inputs(
 
 
 def source_position(node: fx.Node) -> Where:
-    """Return the module and the user's source line a node came from."""
+    """Return the module and the user's source line that a node comes from."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values()]
     module = paths[-1].removeprefix("model").removeprefix(".") if paths else ""
@@ -336,5 +336,5 @@ def source_position(node: fx.Node) -> Where:
 
 
 def is_foreign(path: str) -> bool:
-    """Whether a file is torch's or ours."""
+    """Whether a file belongs to torch or mpcompile."""
     return path.startswith((*_FOREIGN, "<"))

@@ -34,9 +34,9 @@ def dataflow(
 
     Args:
         module: FP32 graph with ``meta["val"]`` on every node.
-        fixed: placeholder name to what it is.
+        fixed: placeholder name to its kind.
         policy: gives each op its wish.
-        unfit: per node why FP16 cannot hold what it computes with.
+        unfit: per node why FP16 cannot hold a number that it computes with.
     """
     nest = nest_of(module)
     ids = nest.nodes
@@ -84,7 +84,7 @@ def _computes(node: fx.Node, nest: Nest) -> bool:
 
 
 def _position(node: fx.Node, calling: fx.Node | None) -> Where:
-    """Return a node's place; inside a graph without source lines that of the calling node."""
+    """Return a node's source position, or the caller's if its graph has no source lines."""
     where, caller = (
         source_position(node),
         source_position(calling) if calling is not None else Where(),
@@ -93,7 +93,7 @@ def _position(node: fx.Node, calling: fx.Node | None) -> Where:
 
 
 def _resolve(nest: Nest, fixed: Mapping[str, Fixed], policy: Policy) -> Resolution:
-    """Return what the policy says of each op and each border; warn of overrides that match none."""
+    """Return the wish for each op and border; warn of overrides that match none."""
     rules = {**TORCH_RULES, **{op_name(node): border_rule(op_name(node)) for node in nest.borders}}
 
     def rows() -> Iterator[Row]:
@@ -162,6 +162,6 @@ def _op(node: fx.Node, ids: dict[fx.Node, str], told: tuple[Rule, Wish, str]) ->
 
 
 def _results(node: fx.Node) -> list[fx.Node]:
-    """Return the nodes that stand for an op's FP32 results."""
+    """Return the nodes that hold an op's FP32 results."""
     single = isinstance(node.meta.get("val"), torch.Tensor)
     return [item for item in ([node] if single else node.users) if is_full(item)]

@@ -1,4 +1,4 @@
-"""One text form for graphs: what a person reads and what golden tests compare."""
+"""The text form of graphs, for people and for golden tests."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def _dtype_text(dtype: torch.dtype) -> str:
 
 
 def graph_text(graph: fx.Graph, positions: bool = False) -> str:
-    """Write a graph, a line a node: name, type, op and arguments.
+    """Write a graph, one line per node: name, type, op and arguments.
 
-    The graphs inside it that its nodes call follow, each under its name.
+    The inner graphs follow, each under its name.
 
     Args:
         graph: any FX graph whose nodes carry ``meta["val"]``.

@@ -1,7 +1,7 @@
 """Capture a program so that it runs for batches of every size: dimension 0 becomes a symbol.
 
-The graph has the ops and the names of the one that is captured for the example's size, and between
-them nodes that compute sizes. So a plan, an override or a checkpoint of one fits the other.
+The graph has the same ops and names as the one that is captured for the example's size, and between
+them nodes that compute sizes. So a plan, an override or a checkpoint of one graph fits the other.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ _ADVICE = "write it for any size, with x.shape[0] and not len(x), or leave out d
 
 
 class _Foreign(Container[str]):
-    """All files that are not the user's."""
+    """The set of all files that are not the user's."""
 
     def __contains__(self, path: object) -> bool:
         return is_foreign(str(path))
 
 
 def capture_open(workload: Workload, open_dims: tuple[bool, ...]) -> Forward:
-    """Capture ``loss(model, *batch)`` for batches of every size from `LEAST` on.
+    """Capture ``loss(model, *batch)`` for batches of every size of at least `LEAST`.
 
     Args:
         workload: the program.
         open_dims: per tensor of the batch whether its dimension 0 has the size that is left open,
-            unless the program says otherwise.
+            unless the program fixes it.
 
     Raises:
-        BadInput: see `capture`; or the example batch is too small to tell.
+        BadInput: see `capture`; or the example batch has no size that can be open.
         CannotCapture: see `capture`; or the program is not the same for every size.
     """
     plain = capture(workload)
@@ -89,13 +89,13 @@ def capture_open(workload: Workload, open_dims: tuple[bool, ...]) -> Forward:
 
 
 def check_open(forward: Forward, workload: Workload) -> None:
-    """Refuse a program of which a later stage has found that its batch size is not open.
+    """Refuse a program if a later stage found that its batch size is not open.
 
     Raises:
-        CannotCapture: it is not.
+        CannotCapture: the batch size is not open.
     """
     fixed = forward.batch_size.fixed_by() if forward.batch_size else None
-    if fixed is not None:  # by no line of the user's
+    if fixed is not None:  # no line of the user fixes it
         where = definition(workload.loss) or workload.origin
         raise _refusal(replace(fixed, where=None), where)
 
@@ -104,8 +104,8 @@ class WatchedInterpreter(fx.Interpreter):
     """Runs a forward graph on fake tensors; refuses an op that needs to know the batch size.
 
     Args:
-        forward: the graph; if its batch size is not open, nothing is watched.
-        origin: the user's place for error messages.
+        forward: the graph; if its batch size is not open, no op is checked.
+        origin: the user's source position for error messages.
     """
 
     def __init__(self, forward: Forward, origin: str | None) -> None:
@@ -114,7 +114,7 @@ class WatchedInterpreter(fx.Interpreter):
         self._guards = len(self._size.environment.guards) if self._size else 0
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run a node, and look whether torch has noted something new about sizes."""
+        """Run a node, and check whether torch has added a guard on sizes."""
         if self._size is None:
             return super().run_node(n)
         where = source_position(n)
@@ -122,7 +122,9 @@ class WatchedInterpreter(fx.Interpreter):
         try:
             result = super().run_node(n)
         except RuntimeError as error:
-            if draws(n) or op_name(n) in MODES:  # it would draw twice, or become another program
+            if (
+                draws(n) or op_name(n) in MODES
+            ):  # a second run would draw again, or be another program
                 raise needs_size(op_name(n), position) from error
             with python_dispatcher():
                 result = super().run_node(n)
@@ -134,7 +136,7 @@ class WatchedInterpreter(fx.Interpreter):
 
 
 def needs_size(what: str, where: str | None) -> CannotCapture:
-    """Return the refusal of a program that torch differentiates for known sizes only."""
+    """Return the error for a program that torch differentiates for known sizes only."""
     return CannotCapture(
         f"{_WHAT}: torch must know it to differentiate {what}", where, "leave out dynamic=True"
     )
@@ -146,9 +148,9 @@ def _refusal(fixed: SizeLimit, where: str | None) -> CannotCapture:
 
 
 def _say_output_sizes(graph: fx.Graph) -> None:
-    """Give interpolations the size of their result, which torch else works out from known sizes.
+    """Give interpolations their result size, which torch otherwise computes from fixed sizes.
 
-    What ``aten::upsample_nearest2d.vec`` does is to work out that size and call the default.
+    ``aten::upsample_nearest2d.vec`` computes that size and calls the default overload.
     """
     for node in graph.nodes:
         name = op_name(node)
@@ -161,9 +163,9 @@ def _say_output_sizes(graph: fx.Graph) -> None:
 
 
 def _named_like(module: fx.GraphModule, like: fx.GraphModule) -> fx.GraphModule:
-    """Return a graph whose nodes have the names of another's, those between them names of sizes.
+    """Return a graph with the node names of another; nodes that compute sizes get ``size_0``.
 
-    A graph of other ops keeps its names.
+    A graph with other ops keeps its names.
     """
     _drop_whole_slices(module.graph, like.graph)
     _say_output_sizes(module.graph)
@@ -180,7 +182,7 @@ def _named_like(module: fx.GraphModule, like: fx.GraphModule) -> fx.GraphModule:
 
 
 def _drop_whole_slices(graph: fx.Graph, like: fx.Graph) -> None:
-    """Remove slices of all rows, which ``x[:, 1:]`` makes where their number is a symbol."""
+    """Remove slices of all rows, which ``x[:, 1:]`` adds if their number is a symbol."""
     if any(map(_is_whole_slice, like.nodes)):
         return
     for node in list(filter(_is_whole_slice, graph.nodes)):

@@ -1,4 +1,4 @@
-"""What to compile, and reading it from the user's file, which is code and is executed."""
+"""The program to compile, read from the user's file; the file is code and is executed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Workload:
     """A training program.
 
     Attributes:
-        model: the module to train, in the mode (train or eval) it shall be captured in.
+        model: the module to train, in the mode (train or eval) in which it must be captured.
         batch: an example batch; its shapes are those of every step.
         loss: ``loss(model, *batch)`` returns a 0-d FP32 tensor, or ``(loss, anything)``; None:
-            only the forward graph of ``model(*batch)`` is of interest.
-        optimizer: over the model's parameters; None goes with no loss.
-        data: batches, an epoch an iteration; needed by ``mpcompile run`` only.
-        origin: ``file:line`` where it was defined, for error messages; None if no place is known.
+            only the forward graph of ``model(*batch)`` is compiled.
+        optimizer: over the model's parameters; None if there is no loss.
+        data: batches, one epoch per iteration; only ``mpcompile run`` needs it.
+        origin: ``file:line`` of its definition, for error messages; None if unknown.
     """
 
     model: torch.nn.Module
@@ -66,7 +66,7 @@ class Workload:
 
 
 def position_in_file(error: BaseException, file: str) -> str:
-    """Return ``file:line`` of the deepest frame of a traceback that lies in the user's file."""
+    """Return ``file:line`` of the deepest frame of a traceback in the user's file."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
     return f"{file}:{frames[-1].lineno}" if frames else file
 
@@ -107,7 +107,7 @@ def load(source: str) -> Workload:
 def load_function(source: str) -> Callable[..., Any]:
     """Read a function from ``file.py:name`` or ``package.module:name``.
 
-    A file that has been loaded already, such as that of the workload, is not run again.
+    A file that was loaded before, such as that of the workload, is not run again.
 
     Raises:
         BadInput: there is no such file, module or function, or it raises while it is loaded.
@@ -141,13 +141,13 @@ def load_function(source: str) -> Callable[..., Any]:
 
 
 def source_name(source: str) -> str:
-    """Return what files made from a program are called by."""
+    """Return the name that output files of a program begin with."""
     path = Path(source)
     return path.stem if path.suffix == ".py" else source.partition(":")[0].rpartition(".")[2]
 
 
 def module_at(path: Path) -> ModuleType:
-    """Run a Python file as `load` does: what lies beside it can be imported.
+    """Run a Python file as `load` does: it can import modules from its own folder.
 
     Raises:
         BadInput: it is not a Python file.
@@ -157,7 +157,7 @@ def module_at(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise BadInput("this is not a Python file", str(path), "give the path of a .py file")
     module = importlib.util.module_from_spec(spec)
-    # Registered, so that dataclasses and pickling inside the file find their module.
+    # Registered, because dataclasses and pickling inside the file look up their module.
     sys.modules[name] = module
     # The folder of the file comes first, as it does with `python model.py`.
     if sys.path[0] != str(path.parent):
@@ -171,7 +171,7 @@ def _module_name(path: Path) -> str:
 
 
 def _run(file: str, action: Callable[[], Any]) -> Any:
-    """Run the user's code; whatever it raises becomes one sentence with the user's line."""
+    """Run the user's code; turn its exception into one sentence with the user's line."""
     try:
         return action()
     except CompileError as error:  # from Workload(...) itself
