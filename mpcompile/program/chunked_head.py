@@ -5,11 +5,11 @@ minus one-hot, times a factor that backward supplies. So forward already compute
 input, weight and bias without that factor. No tensor of the logits' size is kept, and nothing is
 computed twice.
 
-The gradient of the logits is stored in 16 bits times `SHIFT`. Forward divides out only the part of
-a mean's divisor that is not a power of two. So small probabilities stay above the smallest FP16
+The gradient of the logits is stored in 16 bits times `SHIFT`. Forward divides out only the part
+of a mean's divisor that is not a power of two. So small probabilities stay above the smallest FP16
 number, and the factor of backward causes no rounding. The gradient is at most `SHIFT`, so a row of
-the input's gradient stays below ``2 * SHIFT`` times the largest weight. The weight's gradient, a sum
-over all rows, is computed in FP32: it cannot overflow where the loss scale has no effect.
+the input's gradient stays below ``2 * SHIFT`` times the largest weight. The weight's gradient, a
+sum over all rows, is computed in FP32: it cannot overflow where the loss scale has no effect.
 """
 
 from __future__ import annotations

@@ -122,9 +122,7 @@ class WatchedInterpreter(fx.Interpreter):
         try:
             result = super().run_node(n)
         except RuntimeError as error:
-            if (
-                draws(n) or op_name(n) in MODES
-            ):  # a second run would draw again, or be another program
+            if draws(n) or op_name(n) in MODES:  # a second run would draw again or differ
                 raise needs_size(op_name(n), position) from error
             with python_dispatcher():
                 result = super().run_node(n)

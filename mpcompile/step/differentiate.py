@@ -27,15 +27,14 @@ def differentiate(
 
     Its results are the loss, one FP32 gradient per trained parameter (``grad.NAME``), the next
     value of each buffer that the forward pass writes (``next.NAME``) and the tensors that the loss
-    function returns beside the loss (``aux.0``). Casts are differentiated
-    like any other op, so backward inherits the precision of forward. Nodes of backward have
-    the mark `BACKWARD`; those of both have in `PLANNED` the id of the op or cast of the plan they
-    come from.
+    function returns beside the loss (``aux.0``). Casts are differentiated like any other op, so
+    backward inherits the precision of forward. Nodes of backward have the mark `BACKWARD`. The mark
+    `PLANNED` of all nodes is the id of the op or cast of the plan that they come from.
 
     Args:
         forward: the forward graph, casts inserted.
         trained: names of the parameters to differentiate with respect to.
-        origin: the user's place for error messages.
+        origin: the user's source position for error messages.
 
     Raises:
         BadInput: the loss does not reach a trained parameter, or its gradient would be sparse.
@@ -54,7 +53,7 @@ def differentiate(
         with torch.enable_grad():
             run = WatchedInterpreter(forward, origin).run
             *others, loss = run(*state, enable_io_processing=False)
-        # The next op recorded is the seed: everything from there on is backward.
+        # The next recorded op is the seed: it and all later nodes are backward.
         seed = torch.ones_like(loss)
         with torch.enable_grad():
             gradients = torch.autograd.grad(
@@ -128,7 +127,7 @@ def _refuse_sparse(module: fx.GraphModule, origin: str | None) -> None:
 
 
 def _refuse_inside(module: fx.GraphModule, origin: str | None) -> None:
-    """Refuse what torch would differentiate wrongly inside control flow."""
+    """Refuse ops that torch would differentiate wrongly inside control flow."""
     for graph in all_graphs(module):
         for node in graph.graph.nodes:
             kind = op_name(node)
@@ -169,7 +168,7 @@ def _refuse_unreached(
 
 
 def _plain_casts(graph: fx.Graph) -> None:
-    """Reduce a conversion that changes the dtype only to the form that the passes know."""
+    """Turn a conversion that changes only the dtype into the form that the passes know."""
     for node in graph.nodes:
         if op_name(node) == "_to_copy" and "dtype" in node.kwargs:
             before, after = node.all_input_nodes[0].meta["val"], node.meta["val"]
@@ -179,10 +178,10 @@ def _plain_casts(graph: fx.Graph) -> None:
 
 
 def _draw_in_memory_order(graph: fx.Graph) -> None:
-    """Let a dropout mask of a permuted tensor be drawn in the order of its memory.
+    """Draw the dropout mask of a permuted tensor in the order of its memory.
 
-    ``bernoulli_`` fills a tensor as it lies in memory, its functional twin by its indices; for the
-    same seed the mask shall be that of eager PyTorch.
+    ``bernoulli_`` fills a tensor in memory order, its functional twin in index order. For the same
+    seed the mask must be that of eager PyTorch.
     """
     for node in graph.nodes:
         if op_name(node) != "bernoulli" or not isinstance(node.args[0], fx.Node):

@@ -1,6 +1,6 @@
 """Sizes that depend on an open batch size, as nodes of a recorded graph.
 
-A function that runs on fake tensors with symbols in their shapes hands `torch.SymInt` to its ops.
+A function that runs on fake tensors with symbols in their shapes passes `torch.SymInt` to its ops.
 In the graph each is a size of an input, or arithmetic on such sizes, right behind the inputs.
 """
 
@@ -21,7 +21,7 @@ class RecordedSizes:
     """Makes the nodes, each once.
 
     Args:
-        graph: has its placeholders and nothing else.
+        graph: must have only its placeholders.
         inputs: per placeholder its fake tensor.
     """
 
@@ -36,7 +36,7 @@ class RecordedSizes:
         self._made: dict[Any, fx.Node] = {}
 
     def node_of(self, size: torch.SymInt | torch.SymFloat) -> fx.Node | float:
-        """Return the node of a size; a size that is a number after all is that number."""
+        """Return the node of a size, or the number if the size is known."""
         expression = size.node.expr
         if expression.is_number:
             return int(expression) if isinstance(size, torch.SymInt) else float(expression)

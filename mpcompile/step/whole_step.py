@@ -17,7 +17,7 @@ _INNER = (Role.GRADIENT, Role.PACKED, Role.UPDATED, Role.LOSS, Role.AUXILIARY, R
 
 
 def whole_step(step: StepGraph) -> fx.GraphModule:
-    """Return a step's graphs as one: of one that accumulates, the last micro-batch and the update.
+    """Return a step's graphs as one; with accumulation, the last micro-batch and the update.
 
     Its inputs are the state slots (parameters as arenas), the hyper-parameters and the batch; its
     results are the loss and the next value of each state slot that changes.
@@ -50,14 +50,14 @@ def whole_step(step: StepGraph) -> fx.GraphModule:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Where a slot lies: the slot whose memory it is, and its first element; None: all of it."""
+    """The memory of a slot: the slot that owns it, and the first element; None: all of it."""
 
     memory: str
     start: int | None
 
 
 def _pieces(step: StepGraph) -> dict[str, _Piece]:
-    """Return where each trained weight and each working copy lies."""
+    """Return the memory of each trained weight and each working copy."""
     pieces: dict[str, _Piece] = {}
     for arena in step.arenas:
         masters = "whole" if f"{arena.name}.whole" in step.slots else "master"
