@@ -8,7 +8,7 @@
 #
 # Why it matters: the caller may write to x in place. In eager PyTorch x + 0 keeps its value, compiled it changes with x.
 #
-# Guess before trying: 2.13 never returns the input; 2.14 does for integers alone, as -0.0 + 0 is 0.0.
+# Guess after a first look at integers in 2.14: 2.13 never returns the input; 2.14 does for integers alone, as -0.0 + 0 is 0.0.
 # Found: 2.14 does it for floating-point numbers too, and 2.13 does it already where a tensor of zeros is added.
 set -euo pipefail
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from mpcompile.errors import BadInput, did_you_mean
 
@@ -31,6 +32,32 @@ def read_document(path: Path, name: str, advice: str) -> bytes:
     if size > _LARGEST:
         raise BadInput(f"{size:,} bytes are too many for a {name}", str(path), advice)
     return path.read_bytes()
+
+
+@cache
+def format_of(kind: Any) -> TypeAdapter[Any]:
+    """Return the reader and schema of a class of documents, which is made on first use."""
+    return TypeAdapter(kind)
+
+
+def read_json(kind: type[T], text: str | bytes, refusal: str, where: str | None, advice: str) -> T:
+    """Return an untrusted JSON document as an object.
+
+    Args:
+        kind: a dataclass whose types say what the document may hold.
+        text: the document.
+        refusal: what is said before the reason, such as ``this is no view``.
+        where: the file.
+        advice: what the user can do.
+
+    Raises:
+        BadInput: the document does not fit the class.
+    """
+    try:
+        document: T = format_of(kind).validate_json(text)  # type: ignore[arg-type] # has a hash
+    except ValidationError as error:
+        raise BadInput(f"{refusal}: {sentence(error)}", where, advice) from error
+    return document
 
 
 def without_head(file: Any, kind: type[T]) -> T:

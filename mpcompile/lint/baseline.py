@@ -10,16 +10,14 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from mpcompile.errors import BadInput
 from mpcompile.lint.finding import Finding
-from mpcompile.validation import read_document, sentence
+from mpcompile.validation import read_document, read_json
 
 _AGAIN = "write it again with --write-baseline"
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -92,10 +90,7 @@ def baseline_of(findings: Sequence[Finding]) -> Baseline:
 def read_baseline(path: Path) -> Baseline:
     """Read an untrusted baseline file; raise BadInput if it holds no baseline."""
     text = read_document(path, "baseline", "write one with --write-baseline")
-    try:
-        return _format().validate_json(text)
-    except ValidationError as error:
-        raise BadInput(f"this is no baseline: {sentence(error)}", str(path), _AGAIN) from error
+    return read_json(Baseline, text, "this is no baseline", str(path), _AGAIN)
 
 
 def compare_with_baseline(findings: Sequence[Finding], baseline: Baseline) -> BaselineComparison:
@@ -110,8 +105,3 @@ def compare_with_baseline(findings: Sequence[Finding], baseline: Baseline) -> Ba
         else:
             new.append(finding)
     return BaselineComparison(tuple(new), len(findings) - len(new), left.total(), compared=True)
-
-
-@cache
-def _format() -> TypeAdapter[Baseline]:
-    return TypeAdapter(Baseline)

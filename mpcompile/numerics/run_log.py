@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from mpcompile.errors import BadInput
-from mpcompile.validation import read_document, sentence
+from mpcompile.validation import format_of, read_document, sentence
 
 _AGAIN = "write it again with `mpcompile run`"
 _LENIENT = ConfigDict(extra="ignore", strict=True)
@@ -76,11 +75,6 @@ class RunRow:
         return json.dumps(row | {"loss": self.loss}) + "\n"
 
 
-@cache
-def _format() -> TypeAdapter[Any]:
-    return TypeAdapter(RunRow)
-
-
 def read_run_log(path: Path) -> tuple[RunRow, ...]:
     """Read the log of a run, which is not trusted, and which a run may still write.
 
@@ -95,7 +89,7 @@ def read_run_log(path: Path) -> tuple[RunRow, ...]:
         if not line.strip():
             continue
         try:
-            rows.append(_format().validate_json(line))
+            rows.append(format_of(RunRow).validate_json(line))
         except ValidationError as error:
             if number == len(lines):
                 break

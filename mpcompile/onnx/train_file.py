@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 
-from mpcompile.errors import BadInput
-from mpcompile.validation import read_document, sentence, without_head
+from mpcompile.validation import read_document, read_json, without_head
 
 VERSION = 1
 _AGAIN = "write it again with `mpcompile export`"
@@ -113,11 +111,7 @@ class TrainFile:
         Raises:
             BadInput: it does not describe a training step.
         """
-        try:
-            file = _format().validate_json(text)
-        except ValidationError as error:
-            what = f"this does not describe a training step: {sentence(error)}"
-            raise BadInput(what, where, _AGAIN) from error
+        file = read_json(_File, text, "this does not describe a training step", where, _AGAIN)
         return without_head(file, TrainFile)
 
 
@@ -126,11 +120,6 @@ class _File(TrainFile):
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     version: Literal[1]
-
-
-@cache
-def _format() -> TypeAdapter[Any]:
-    return TypeAdapter(_File)
 
 
 def read_train_file(path: Path) -> TrainFile:

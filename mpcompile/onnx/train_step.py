@@ -296,7 +296,7 @@ def _open(
         raise
     except Exception as error:
         what = f"ONNX Runtime cannot run the step on {device} ({_one_line(error)})"
-        raise BadInput(what, str(path), "") from error
+        raise BadInput(what, str(path)) from error
     if device == "cuda" and _CUDA not in session.get_providers():
         raise BadInput(
             "ONNX Runtime finds no CUDA device here", str(path), "install onnxruntime-gpu and CUDA"

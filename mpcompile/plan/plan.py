@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, ValidationError
 from pydantic import Field as Limits
 
 from mpcompile.errors import BadInput
 from mpcompile.plan.dataflow import Where
 from mpcompile.plan.fingerprint import Graph
 from mpcompile.precision import Precision
-from mpcompile.validation import read_document, sentence, short, without_head
+from mpcompile.validation import format_of, read_document, sentence, short, without_head
 
 VERSION = 2
 _AGAIN = "write it again with `mpcompile model.py`"
@@ -120,7 +119,7 @@ class Plan:
                 that it describes.
         """
         try:
-            file = _format().validate_json(text)
+            file = format_of(PlanFile).validate_json(text)
         except ValidationError as error:
             raise _refusal(error, where) from error
         if file.fingerprint != file.graph.fingerprint:
@@ -145,17 +144,12 @@ class PlanFile(Plan):
 
 def schema() -> dict[str, Any]:
     """Return the JSON schema of `plan.json`."""
-    return _format().json_schema()
+    return format_of(PlanFile).json_schema()
 
 
 def read_plan(path: Path) -> Plan:
     """Read a plan from a file; raises BadInput if it is none, see `Plan.from_json`."""
     return Plan.from_json(read_document(path, "plan.json", _AGAIN), str(path))
-
-
-@cache
-def _format() -> TypeAdapter[PlanFile]:
-    return TypeAdapter(PlanFile)
 
 
 def _refusal(error: ValidationError, where: str | None) -> BadInput:

@@ -7,16 +7,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 
-from mpcompile.errors import BadInput
 from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.fingerprint import Graph
-from mpcompile.validation import read_document, sentence, without_head
+from mpcompile.validation import read_document, read_json, without_head
 
 VERSION = 2
 NORMAL, SMALLEST = -14, -24
@@ -141,11 +139,7 @@ class Ranges:
         Raises:
             BadInput: the text is no such document, or it contradicts itself.
         """
-        try:
-            file = _format().validate_json(text)
-        except ValidationError as error:
-            what = f"these are no ranges: {sentence(error)}"
-            raise BadInput(what, where, _AGAIN) from error
+        file = read_json(_File, text, "these are no ranges", where, _AGAIN)
         return without_head(file, Ranges)
 
 
@@ -154,11 +148,6 @@ class _File(Ranges):
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     version: Literal[2]
-
-
-@cache
-def _format() -> TypeAdapter[Any]:
-    return TypeAdapter(_File)
 
 
 def read_ranges(path: Path) -> Ranges:

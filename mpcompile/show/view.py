@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 
 from mpcompile.errors import BadInput
 from mpcompile.plan.dataflow import Where
-from mpcompile.validation import read_document, sentence, without_head
+from mpcompile.validation import read_document, read_json, without_head
 
 VERSION = 1
 VIEW, PLAN, BEFORE = "view.json", "plan.json", "view.before.json"
@@ -129,10 +129,7 @@ class View:
         Raises:
             BadInput: it is not a view of this version, or its nodes do not fit together.
         """
-        try:
-            file = _format().validate_json(text)
-        except ValidationError as error:
-            raise BadInput(f"this is no view: {sentence(error)}", where, _AGAIN) from error
+        file = read_json(_File, text, "this is no view", where, _AGAIN)
         view: View = without_head(file, View)
         if len(view.by_id) != len(view.nodes):
             raise BadInput("two nodes of the view have one id", where, _AGAIN)
@@ -147,11 +144,6 @@ class _File(View):
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     version: Literal[1]
-
-
-@cache
-def _format() -> TypeAdapter[Any]:
-    return TypeAdapter(_File)
 
 
 def read_view(path: Path) -> View:

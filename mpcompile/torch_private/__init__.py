@@ -24,6 +24,5 @@ except (ImportError, AttributeError) as error:
         raise
     raise BadInput(
         f"torch {torch.__version__} lacks what mpcompile needs of it ({error})",
-        "",
-        f"install torch {range_tried()}",
+        fix=f"install torch {range_tried()}",
     ) from error

@@ -14,7 +14,6 @@ import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -27,7 +26,7 @@ from mpcompile.artifacts import flush
 from mpcompile.errors import BadInput
 from mpcompile.plan.plan import Plan
 from mpcompile.step.loss_scale import LossScale
-from mpcompile.validation import sentence, without_head
+from mpcompile.validation import format_of, sentence, without_head
 
 STATE, CHECKPOINT, PLAN, MANIFEST = (
     "state.safetensors",
@@ -203,7 +202,7 @@ def read_checkpoint(folder: Path, largest: int) -> Opened:
         BadInput: the checkpoint is not complete, or differs from what was written.
     """
     text = _read(folder / MANIFEST, _LARGEST_MANIFEST)
-    manifest = _parse(_manifest_format(), text, folder / MANIFEST, "the manifest of a checkpoint")
+    manifest = _parse(format_of(_Manifest), text, folder / MANIFEST, "the manifest of a checkpoint")
     texts = {}
     for name in (STATE, CHECKPOINT, PLAN):
         path = folder / name
@@ -220,7 +219,7 @@ def read_checkpoint(folder: Path, largest: int) -> Opened:
         if found != wanted:
             raise BadInput("its SHA-256 is not that in the manifest", str(path), _ADVICE)
     path = folder / CHECKPOINT
-    file = _parse(_checkpoint_format(), texts[CHECKPOINT], path, "a checkpoint")
+    file = _parse(format_of(_CheckpointFile), texts[CHECKPOINT], path, "a checkpoint")
     return Opened(
         folder, without_head(file, Checkpoint), Plan.from_json(texts[PLAN], str(folder / PLAN))
     )
@@ -282,13 +281,3 @@ def _sum(path: Path) -> _Sum:
 
 def _sum_of(text: bytes) -> _Sum:
     return _Sum(len(text), hashlib.sha256(text).hexdigest())
-
-
-@cache
-def _manifest_format() -> TypeAdapter[Any]:
-    return TypeAdapter(_Manifest)
-
-
-@cache
-def _checkpoint_format() -> TypeAdapter[Any]:
-    return TypeAdapter(_CheckpointFile)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 
-from mpcompile.errors import BadInput
-from mpcompile.validation import read_document, sentence
+from mpcompile.validation import read_document, read_json
 
 _AGAIN = "write it again with `mpcompile check`"
 _LENIENT = ConfigDict(extra="ignore", strict=True)
@@ -66,11 +64,6 @@ class Check:
     nodes: Mapping[str, CheckedNode]
 
 
-@cache
-def _format() -> TypeAdapter[Any]:
-    return TypeAdapter(_File)
-
-
 def read_check(path: Path) -> Check:
     """Read the untrusted file of a check; unknown fields are ignored.
 
@@ -78,8 +71,5 @@ def read_check(path: Path) -> Check:
         BadInput: the file is not such a document.
     """
     text = read_document(path, "check.json", _AGAIN)
-    try:
-        file = _format().validate_json(text)
-    except ValidationError as error:
-        raise BadInput(f"this is no check: {sentence(error)}", str(path), _AGAIN) from error
+    file = read_json(_File, text, "this is no check", str(path), _AGAIN)
     return Check(file.reference, {row.id: row for row in file.rows})
