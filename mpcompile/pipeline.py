@@ -28,7 +28,7 @@ from mpcompile.plan.plan import Plan
 from mpcompile.plan.policy import Level, Policy
 from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
-from mpcompile.program.batch_size import open_places
+from mpcompile.program.batch_size import find_open_dims
 from mpcompile.program.capture import Forward, capture
 from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.describe import dataflow
@@ -44,7 +44,7 @@ from mpcompile.step.loop import Loop
 from mpcompile.step.loss_scale import LossScale
 from mpcompile.step.processes import DataParallel
 from mpcompile.step.transformed import Choices, Transformed
-from mpcompile.step.update_of_program import join, places_of, update_of
+from mpcompile.step.update_of_program import arena_positions, join, update_of
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.tracing import trace_artifact
 from mpcompile.train.same_start import check_same_step, spread
@@ -129,11 +129,12 @@ def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainSt
     modes = modes_of(workload.model)
 
     def for_batch(
-        batch: tuple[torch.Tensor, ...], places: tuple[bool, ...]
+        batch: tuple[torch.Tensor, ...], open_dims: tuple[bool, ...]
     ) -> tuple[Forward, StepGraph]:
         with in_modes(modes):
             made = transform(
-                replace(workload, batch=batch), choices.for_another_batch(transformed.plan, places)
+                replace(workload, batch=batch),
+                choices.for_another_batch(transformed.plan, open_dims),
             )
         assert made.step is not None
         return made.forward, made.step
@@ -188,8 +189,8 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
 
 
 def _captured(workload: Workload, dynamic: bool | tuple[bool, ...]) -> Forward:
-    places = open_places(workload.batch) if dynamic is True else dynamic
-    return capture_open(workload, places) if places else capture(workload)
+    open_dims = find_open_dims(workload.batch) if dynamic is True else dynamic
+    return capture_open(workload, open_dims) if open_dims else capture(workload)
 
 
 def _planned(flow: Dataflow, choices: Choices) -> Plan:
@@ -207,7 +208,7 @@ def _with_step(made: Transformed, optimizer: torch.optim.Optimizer) -> Transform
     trained, update = update_of(workload, optimizer, forward, choices.loop.parallel)
     # The user is shown the graph of composite ops; autograd gets a copy.
     prepared = replace(forward, module=copy_graph(forward.module))
-    passes = matmul_passes(places_of(forward, update), choices.without)
+    passes = matmul_passes(arena_positions(forward, update), choices.without)
     changes = made.changes | run_passes(prepared.module, passes, _lint, _mark_module)
     changes |= run_passes(prepared.module, BEFORE_AUTOGRAD, _lint)
     gradient, slots = differentiate(prepared, trained, workload.origin)

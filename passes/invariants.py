@@ -1,7 +1,7 @@
-"""What holds of a step graph from which pass on: the marks, dtypes and roles passes may rely on.
+"""Facts that are true of a step graph after each pass: its marks, dtypes and roles.
 
-`INVARIANTS` is the table. A row holds as soon as the pass that it names has run, or from the start,
-until the pass that ends it has run. `StepGraph.check` says what holds always: graphs and slots fit.
+`INVARIANTS` is the table. A row is true after the pass that it names has run, or from the start,
+until the pass that ends it has run. `StepGraph.check` checks that graphs and slots always fit.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from mpcompile.step.slots import Role
 from mpcompile.torch_private.ops import op_name
 
 Faults = Iterator[str]
-"""What a check yields: each thing that is not as the row says, nothing if all is well."""
+"""The results of a check: a text per violation of the row; none if the row is true."""
 
 
 class BrokenInvariant(Exception):
-    """A pass has left a step graph that the passes behind it cannot work on: a defect of ours."""
+    """A pass has left a step graph that later passes cannot work on: a defect of mpcompile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ class Invariant:
     """A row of the table.
 
     Attributes:
-        since: the pass after which it holds; "" from the start.
-        until: the pass after which it need not hold any more; "" to the end.
-        says: what holds.
-        faults: yields what does not.
+        since: the pass after which the row is true; "" from the start.
+        until: the pass after which it need not be true; "" to the end.
+        says: the fact, as a sentence.
+        faults: yields the violations.
     """
 
     since: str
@@ -66,7 +66,7 @@ class Invariant:
 _FLOATS = (torch.float32, *NARROW)
 _DTYPES: dict[Role, tuple[torch.dtype, ...]] = {
     Role.MASTER: (torch.float32,),
-    Role.WORKING: _FLOATS,  # FP32 only where an arena in slices is put together
+    Role.WORKING: _FLOATS,  # FP32 only where the slices of an arena are gathered
     Role.SHARED: NARROW,
     Role.HYPER: (torch.float64,),
     Role.SCALE: (torch.float32,),
@@ -131,7 +131,7 @@ def _unpacked(step: StepGraph) -> Faults:
 
 
 def _packed(step: StepGraph) -> Faults:
-    """Look at shapes too: before `reduce_packed` a packed gradient may be of all slices."""
+    """Check shapes too: before `reduce_packed` a packed gradient may cover all slices."""
     found = {PACKED[node]: node for node in _with(step.update.graph, PACKED)}
     if sorted(found) != sorted(arena.name for arena in step.arenas):
         yield f"marks on {found}"
@@ -288,7 +288,7 @@ INVARIANTS = (
     Invariant("gather_slices", "", "working copies of slices are GATHERED", _whole),
     Invariant("drop_dead", "", "every node is read, and every input but the batch", _alive),
 )
-"""Everything that passes on the step graph may rely on, in the order of the passes."""
+"""All facts that passes of the step graph may rely on, in the order of the passes."""
 
 
 def check_after(step: StepGraph, finished: Collection[str] = ()) -> None:
@@ -296,11 +296,11 @@ def check_after(step: StepGraph, finished: Collection[str] = ()) -> None:
 
     Args:
         step: the graph.
-        finished: names of the passes that have run, those before it was a step graph left out.
+        finished: names of the passes that have run on the step graph.
 
     Raises:
         CompileError: graphs and slots do not fit.
-        BrokenInvariant: a row of `INVARIANTS` does not hold.
+        BrokenInvariant: a row of `INVARIANTS` is not true.
     """
     step.check()
     for row in INVARIANTS:

@@ -33,14 +33,14 @@ from mpcompile.passes.step.pack_gradients import pack_gradients
 from mpcompile.passes.step.report_outcome import report_outcome
 from mpcompile.passes.step.scale_loss import ScaleLoss
 from mpcompile.plan.plan import Plan
-from mpcompile.step.arena import Place
+from mpcompile.step.arena import ArenaPosition
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.loop import PLAIN, Loop
 from mpcompile.step.loss_scale import LossScale
 
 
 def forward_passes(plan: Plan) -> tuple[Pass[fx.GraphModule], ...]:
-    """Return what runs on the forward graph; nothing if the plan has no cast."""
+    """Return the passes of the forward graph; none if the plan has no cast."""
     if not plan.casts:
         return ()
     return (
@@ -54,54 +54,54 @@ OPTIONAL = ("join_matmuls", "pad_vocabulary", "chunk_head")
 
 
 def matmul_passes(
-    places: Mapping[str, Place], without: Collection[str] = ()
+    positions: Mapping[str, ArenaPosition], without: Collection[str] = ()
 ) -> tuple[Pass[fx.GraphModule], ...]:
-    """Return what gives the Tensor Core matmuls of the shapes it likes; runs when casts stand.
+    """Return the passes that give matmuls the shapes a Tensor Core is fast for; casts come first.
 
     Args:
-        places: per placeholder of a trained weight in a flat arena, where it lies.
+        positions: per placeholder of a trained weight in a flat arena, its position.
         without: the names of passes to leave out.
     """
     order = (
-        JoinMatmuls(places),
-        PadVocabulary(places),  # what was joined is left as it is
+        JoinMatmuls(positions),
+        PadVocabulary(positions),  # leaves joined weights as they are
         ChunkHead(),  # takes padded heads too
     )
     return tuple(rewrite for rewrite in order if pass_name(rewrite) not in without)
 
 
 BEFORE_AUTOGRAD: tuple[Pass[fx.GraphModule], ...] = (
-    KeepCudnnRnn(),  # knows no precision, so it comes when the casts stand
+    KeepCudnnRnn(),  # knows no precision, so it runs after the casts are inserted
 )
-"""What turns a forward graph into one that can be differentiated on fake tensors."""
+"""The passes that make a forward graph differentiable on fake tensors."""
 
 GRADIENT: tuple[Pass[fx.GraphModule], ...] = (
     clean_casts,  # autograd casts again what forward has cast already
-    save_narrow,  # before recompute_casts, which then widens what is stored
+    save_narrow,  # before recompute_casts, which then widens the stored copies
     recompute_casts,
     clean_casts,  # two recomputed casts of one tensor become one
 )
-"""What runs on the gradient graph, before state is bound to it."""
+"""The passes of the gradient graph; they run before state is bound to it."""
 
 
 def training_passes(scale: LossScale, loop: Loop = PLAIN) -> tuple[Pass[StepGraph], ...]:
-    """Return what runs on the step graph."""
+    """Return the passes of the step graph."""
     return (
-        hoist_weight_casts,  # decides which weights have a working copy, so which lie first
+        hoist_weight_casts,  # decides which weights have a working copy and come first in an arena
         hoist_read_casts,
         lay_out_copies,  # moves weights within the arenas
-        ReduceInBackward(loop),  # in the gradient graph, each gradient for itself
+        ReduceInBackward(loop),  # in the gradient graph, before gradients are packed
         pack_gradients,  # in the order of the arenas
-        AccumulateGradients(loop, scale),  # what is packed
-        ReducePacked(loop),  # once an update
+        AccumulateGradients(loop, scale),  # adds packed gradients
+        ReducePacked(loop),  # once per update
         AverageBuffers(loop),
         ScaleLoss(scale),  # unscales the packed FP32 gradients
-        ClipGradients(loop),  # what is unscaled
-        GateUpdate(scale),  # looks at them unscaled and unclipped; gates what was written above
-        ShareNorms(loop),  # what clipping and the gate look at
+        ClipGradients(loop),  # clips unscaled gradients
+        GateUpdate(scale),  # checks unscaled, unclipped gradients; gates the writes above
+        ShareNorms(loop),  # the norms that clipping and the gate read
         AdjustScale(scale),  # its own writes are not gated
         count_steps,
         report_outcome,
-        GatherSlices(loop),  # what is gated
+        GatherSlices(loop),  # gathers gated masters and copies
         drop_dead,
     )

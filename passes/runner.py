@@ -39,10 +39,10 @@ def run_passes(
         graph: rewritten in place.
         passes: the order.
         check: raises on an invalid graph; called once, after the last pass.
-        mark: notes on what a pass has made that it was this pass; called after each with its name,
-            and once before the first with no name.
-        between: raises if what the next pass relies on does not hold; called after each pass with
-            the names of those that have run. Tests give `mpcompile.passes.invariants.check_after`.
+        mark: notes on each new node which pass has made it; called after each pass with its name,
+            and once before the first pass with no name.
+        between: raises if a fact that the next pass relies on is not true; called after each pass
+            with the names of the passes so far. Tests: `mpcompile.passes.invariants.check_after`.
     """
     changes: dict[str, int] = {}
     if mark is not None:

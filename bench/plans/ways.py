@@ -15,7 +15,7 @@ from mpcompile.pipeline import describe
 from mpcompile.plan.given import decide
 from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
-from mpcompile.program.capture import Forward, Kind, capture
+from mpcompile.program.capture import Forward, InputKind, capture
 from mpcompile.program.marks import SLOT
 from mpcompile.program.workload import Workload
 from mpcompile.step.differentiate import differentiate
@@ -36,7 +36,7 @@ def gradients(workload: Workload, makers: Mapping[str, Maker]) -> dict[str, Grad
     """
     assert workload.optimizer is not None
     forward = capture(workload)
-    named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
+    named = {id(i.tensor): i.name for i in forward.inputs if i.kind is InputKind.PARAMETER}
     groups = trained_parameters(workload.optimizer, named, workload.origin)
     trained = [name for group in groups for name in group]
     return {

@@ -100,7 +100,7 @@ class _Reader:
             name,
             "constant" if node.op_type == "Constant" else node.op_type,
             row,
-            place_of(node),
+            source_position(node),
             reads,
             shape_of(node.outputs[0]) if node.outputs else (),
             computes,
@@ -170,7 +170,7 @@ def _bound(node: ir.Node) -> float | None:
     return float(tensor.numpy().reshape(-1)[0]) if tensor is not None and single else None
 
 
-def place_of(node: ir.Node) -> Where:
+def source_position(node: ir.Node) -> Where:
     """Return the module and the source line that an exporter wrote into a node."""
     file, line = "", 0
     for text in (node.metadata_props.get(_TRACE) or "").splitlines():

@@ -24,12 +24,12 @@ from mpcompile.plan.plan import Decision, Plan
 from mpcompile.plan.policy import Policy
 from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
-from mpcompile.program.capture import Forward, Kind, capture, place_of
+from mpcompile.program.capture import Forward, InputKind, capture, source_position
 from mpcompile.program.control_flow import Nest, nest_of
 from mpcompile.program.node_tensors import shape_of
 from mpcompile.program.unfit_constants import UnfitConstant, is_unfit, unfit_causes, unfit_constants
 from mpcompile.program.workload import Workload, load
-from mpcompile.step.update_of_program import places_of, update_of
+from mpcompile.step.update_of_program import arena_positions, update_of
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.ops import number_arguments, op_name
 
@@ -38,7 +38,7 @@ _DTYPES = {
     torch.bfloat16: Precision.BF16,
     torch.float32: Precision.FP32,
 }
-_SOURCES = {Kind.PARAMETER: "parameter", Kind.BUFFER: "buffer", Kind.BATCH: "batch"}
+_SOURCES = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.BATCH: "batch"}
 _MADE = frozenset(("constant", "random"))
 _CLAMPS = frozenset(("clamp", "clip", "clamp_min", "clamp_max", "hardtanh"))
 _PAD = "pad_vocabulary"
@@ -135,7 +135,7 @@ class _Reader:
             name,
             "constant" if made and constant is None else kind,
             row,
-            self.ops[name].where if name in self.ops else place_of(node),
+            self.ops[name].where if name in self.ops else source_position(node),
             tuple(ids[item] for item in found.reads if item in ids),
             shape_of(value) if value is not None else (),
             computes,
@@ -223,7 +223,7 @@ def _padded(workload: Workload, forward: Forward, plan: Plan) -> frozenset[str]:
     cast = replace(forward, module=copy_graph(forward.module))
     run_passes(cast.module, forward_passes(plan), lambda module: module.graph.lint())
     _, update = update_of(workload, workload.optimizer, cast)
-    rewrite = PadVocabulary(places_of(cast, update))
+    rewrite = PadVocabulary(arena_positions(cast, update))
     return frozenset(node.name for node in cast.module.graph.nodes if rewrite.pads(node))
 
 

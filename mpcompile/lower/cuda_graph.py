@@ -1,9 +1,9 @@
-"""One launch a step: the whole training step captured as a CUDA graph, then replayed.
+"""One launch per step: the whole training step captured as a CUDA graph, then replayed.
 
 A step reads nothing back from the device, and its state stays where it is, so gradient and update
-graph fit into one CUDA graph (``torch.cuda.CUDAGraph``). What changes from step to step stands in
-tensors that the graph reads: the batch in copies of its own, learning rates, scale and counters in
-the step's state, random numbers in the generator, whose offset each replay advances.
+graph fit into one CUDA graph (``torch.cuda.CUDAGraph``). Values that change between steps are in
+tensors that the graph reads: the batch in its own copies; learning rates, scale and counters in the
+step's state; random numbers in the generator, whose offset each replay advances.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mpcompile.step.collectives import is_collective
 from mpcompile.torch_private.ops import op_name
 
 WARM_UP = 3
-"""Steps before the capture: kernels are compiled, chosen and loaded in them."""
+"""The number of steps before the capture, in which kernels are compiled, chosen and loaded."""
 
 _WAITING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
@@ -31,7 +31,7 @@ _log = logging.getLogger("mpcompile")
 
 
 def obstacle(*graphs: fx.Graph) -> str:
-    """Say what in the graphs cannot be captured, as the host must wait for it; "" if nothing."""
+    """Return why the graphs cannot be captured: the host must wait for a node; "" if they can."""
     for graph in graphs:
         for node in graph.nodes:
             tags = getattr(node.target, "tags", ())
@@ -39,22 +39,22 @@ def obstacle(*graphs: fx.Graph) -> str:
                 return f"{op_name(node)} talks to other processes"
             if any(tag in tags for tag in _WAITING) or is_control_flow(node):
                 where = WHERE.get(node)
-                place = f" at {where.at}" if where and where.at else ""
-                return f"{op_name(node)}{place} decides on the host"
+                at = f" at {where.at}" if where and where.at else ""
+                return f"{op_name(node)}{at} decides on the host"
     return ""
 
 
 class CapturedStep:
     """A training step that is replayed as one CUDA graph after `WARM_UP` plain steps.
 
-    A capture runs nothing, so a step that cannot be captured loses nothing: it runs as it did
-    before, which is said once in the log ``mpcompile``.
+    A capture runs no kernel, so a step that cannot be captured loses nothing: it runs as before,
+    and the log ``mpcompile`` says so once.
 
     Args:
-        run: one step: takes the batch, returns the loss and what stands beside it; all else it
-            reads and writes stays in place.
-        obstacle: why it shall not be captured, or "".
-        shapes: of the batches that are replayed, where a step takes others too; they run plainly.
+        run: one step: takes the batch, returns the loss and the tensors beside it; all other
+            tensors that it reads and writes stay in place.
+        obstacle: why it must not be captured, or "".
+        shapes: shapes of the batches that are replayed; batches of other shapes run plainly.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class CapturedStep:
             self._run_plainly(obstacle)
 
     def __call__(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Run one step; its results are tensors of their own."""
+        """Run one step; its results share no memory with the graph."""
         if self._shapes is not None and [value.shape for value in batch] != self._shapes:
             return self._run(batch)
         if self._plain or self._left:
@@ -87,7 +87,7 @@ class CapturedStep:
         return [value.clone() for value in self._results]
 
     def forget(self) -> None:
-        """Capture again at the next call: what the graph reads has moved."""
+        """Capture again at the next call, because the tensors that the graph reads have moved."""
         self._graph = None
 
     def _capture(self, batch: Sequence[torch.Tensor]) -> None:
@@ -98,11 +98,11 @@ class CapturedStep:
         graph: Any = cuda.CUDAGraph()
         self._batch = [value.clone() for value in batch]
         try:
-            # Other threads (a data loader that pins memory) may go on meanwhile.
+            # Other threads (a data loader that pins memory) may run meanwhile.
             with cuda.graph(graph, capture_error_mode="thread_local"):
                 self._results = self._run(self._batch)
         except RuntimeError as error:
-            # A capture that broke off leaves its stream current and the generator recording.
+            # A failed capture leaves its stream current and the generator recording.
             cuda.set_stream(stream)
             generator.graphsafe_set_state(drawn)
             self._batch = []

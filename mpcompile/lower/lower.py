@@ -34,7 +34,7 @@ class Lowered:
     Attributes:
         gradient: takes the tensors of `gradient_inputs`, returns those of `gradient_results`.
         update: takes the tensors of `update_inputs`, writes state in place, returns nothing.
-        accumulate: takes those of `accumulate_inputs` and does the same; None if there is no such
+        accumulate: takes the tensors of `accumulate_inputs` and does the same; None without such a
             graph.
         gradient_inputs: slot names in order.
         gradient_results: slot names in order; the loss is first.
@@ -60,11 +60,11 @@ def default_backend(device: torch.device) -> Backend:
 
 @dataclass(frozen=True, slots=True)
 class Lowering:
-    """How a step graph is made to run.
+    """The choices for running a step graph.
 
     Attributes:
-        backend: ``"interpreter"``, ``"inductor"``, or None: by the device.
-        memory_budget: of inductor's activations, see `mpcompile.lower.recompute.Recomputing`.
+        backend: ``"interpreter"``, ``"inductor"``, or None: the device's default.
+        memory_budget: for inductor's activations, see `mpcompile.lower.recompute.Recomputing`.
         cuda_graph: with inductor on CUDA, replay the whole step as one CUDA graph.
         options: of ``torch._inductor.config``.
     """
@@ -75,7 +75,7 @@ class Lowering:
     options: Mapping[str, Any] | None = None
 
     def backend_on(self, device: torch.device) -> Backend:
-        """Return the backend: the one that was asked for, or the device's own."""
+        """Return the requested backend, or the device's default."""
         return self.backend or default_backend(device)
 
 
@@ -83,14 +83,14 @@ def lower(step: StepGraph, device: torch.device, lowering: Lowering) -> Lowered:
     """Lower a step graph; the step graph itself stays as it is.
 
     ``interpreter`` on a device without Tensor Cores computes in pseudo FP16
-    (`mpcompile.passes.lowering.emulate_half`) and keeps for backward what the graph says.
-    ``inductor`` compiles both graphs at the first call, forward and backward of the gradient graph
-    apart (`mpcompile.lower.recompute`); a gradient graph with an open batch size at once.
+    (`mpcompile.passes.lowering.emulate_half`) and keeps the tensors for backward that the graph
+    keeps. ``inductor`` compiles both graphs at the first call, forward and backward of the gradient
+    graph apart (`mpcompile.lower.recompute`). With an open batch size it compiles at once.
 
     Args:
-        step: what to lower.
-        device: of the model.
-        lowering: by which backend, and how.
+        step: the step graph.
+        device: the device of the model.
+        lowering: the backend and its options.
 
     Raises:
         BadInput: there is no such backend, budget or option.
@@ -113,7 +113,7 @@ def lower(step: StepGraph, device: torch.device, lowering: Lowering) -> Lowered:
         _refuse_unknown_sizes(gradient.graph)
         separate_operands(gradient.graph)
     if backend == "interpreter" and device.type == "cpu":
-        emulate_half(gradient)  # what the optimizer does in 16 bits, as Muon, is its own
+        emulate_half(gradient)  # 16-bit arithmetic of the optimizer itself (Muon) stays
     gradient.graph.lint()
     gradient.recompile()
     inputs = tuple(placeholders(gradient.graph))
@@ -150,7 +150,7 @@ def _lower_writes(
     device: torch.device,
     options: Mapping[str, Any] | None,
 ) -> tuple[fx.Graph, Callable[..., Any]]:
-    """Lower a graph whose results are state, which it then writes in place."""
+    """Lower a graph whose results are state; it then writes them in place."""
     module = copy_graph(module)
     if backend == "inductor" or device.type != "cpu":
         numbers_to_tensors(module)
@@ -167,10 +167,10 @@ def _lower_writes(
 
 @contextmanager
 def full_accumulation() -> Iterator[None]:
-    """Let cuBLAS add up 16-bit matmuls in FP32 to the end (paper 3.3).
+    """Let cuBLAS accumulate 16-bit matmuls fully in FP32 (paper 3.3).
 
-    Left alone it may join the parts of a long sum in 16 bits. The setting is the process's, so it
-    is put back.
+    By default it may join the parts of a long sum in 16 bits. The setting belongs to the process,
+    so it is restored.
     """
     cublas = torch.backends.cuda.matmul
     names = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
@@ -188,7 +188,7 @@ def separate_operands(graph: fx.Graph) -> None:
     """Give branches and loops copies of the weights they read.
 
     Weights share the memory of their arena, and torch traces no op that calls graphs on tensors
-    that share memory. The interpreter asks for no such thing.
+    that share memory. The interpreter does not need this.
     """
     for node in graph.nodes:
         if is_control_flow(node):
@@ -210,19 +210,19 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 def _refuse_unknown_sizes(graph: fx.Graph) -> None:
-    """Refuse what inductor cannot compile, as it must know the size of all that is kept."""
+    """Refuse graphs that inductor cannot compile, because it must know the size of kept tensors."""
     advice = "choose backend='interpreter'"
     for node in graph.nodes:
         name, where = op_name(node), WHERE.get(node)
-        place = where.at if where else None
+        position = where.at if where else None
         if is_control_flow(node) and name == "while_loop_stack_output":
             what = "the gradient of a while loop"
             raise CannotCapture(
-                f"inductor cannot compile {what}", place, f"{advice}, or a scan of fixed length"
+                f"inductor cannot compile {what}", position, f"{advice}, or a scan of fixed length"
             )
         if name == "mkldnn_rnn_layer_backward":
             what = "the gradient of an FP32 LSTM on a CPU"
-            raise CannotCapture(f"inductor cannot compile {what}", place, advice)
+            raise CannotCapture(f"inductor cannot compile {what}", position, advice)
 
 
 def write_in_place(step: StepGraph, update: fx.GraphModule) -> None:
@@ -244,18 +244,20 @@ def write_in_place(step: StepGraph, update: fx.GraphModule) -> None:
 
 
 class _Compiled:
-    """An update that inductor compiles at its first call, on the tensors it is called with."""
+    """An update that inductor compiles at its first call, for the tensors of that call."""
 
     def __init__(self, update: fx.GraphModule, options: Mapping[str, Any] | None) -> None:
         self._options = options
         self._numbers, self._rest = split_numbers(update)
-        places = {node.name: k for k, node in enumerate(update.graph.find_nodes(op="placeholder"))}
-        self._read = [places[n.name] for n in self._numbers.graph.find_nodes(op="placeholder")]
+        positions = {
+            node.name: k for k, node in enumerate(update.graph.find_nodes(op="placeholder"))
+        }
+        self._read = [positions[n.name] for n in self._numbers.graph.find_nodes(op="placeholder")]
         self._own = OwnMemory()
         self._code: tuple[Code, Code] | None = None
 
     def __call__(self, *inputs: torch.Tensor) -> None:
-        read = [inputs[place] for place in self._read]
+        read = [inputs[position] for position in self._read]
         if self._code is None:
             options = self._options
             first: Code = _nothing
@@ -269,5 +271,5 @@ class _Compiled:
 
 
 def _nothing(_: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Stand for a graph without numbers."""
+    """Return nothing, for a graph without numbers."""
     return []

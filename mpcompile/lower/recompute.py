@@ -1,8 +1,8 @@
-"""Let backward compute again what is cheap: the gradient graph in two halves, cut by torch.
+"""Let backward compute cheap tensors again: the gradient graph in two halves, cut by torch.
 
-Given as one graph, forward and backward reach inductor as a graph for inference: nobody chooses
-what is kept between them, and inductor fuses copies that only backward reads into kernels of
-forward, where they stay alive. So the graph is handed over as a function with its
+As one graph, forward and backward reach inductor as a graph for inference: no step chooses the
+tensors that are kept between them, and inductor fuses copies that only backward reads into kernels
+of forward, where they stay alive. So the graph is passed as a function with its
 derivative. AOTAutograd traces both halves into the joint graph, torch's
 `min_cut_rematerialization_partition` chooses what to keep, and inductor compiles the halves as in
 any training program: saved tensors in the layout their readers want, each freed at its last use.
@@ -39,12 +39,12 @@ class Halves:
 
     Attributes:
         forward: takes the inputs; returns the results that do not depend on the seed, the loss
-            first, then all that `backward` reads besides the inputs.
-        backward: takes that, the inputs and the seed; returns the gradients.
-        early: places of forward's results among the results of the gradient graph.
-        late: places of the gradients.
+            first, then all other tensors that `backward` reads besides the inputs.
+        backward: takes these tensors, the inputs and the seed; returns the gradients.
+        early: indices of forward's results among the results of the gradient graph.
+        late: indices of the gradients among these results.
         like: per gradient a fake tensor.
-        scale: place of the seed among the inputs; None: the seed is 1.
+        scale: index of the seed among the inputs; None: the seed is 1.
         constants: tensors that the graph holds; they follow the inputs.
     """
 
@@ -62,10 +62,10 @@ class Cut:
     """A gradient graph after the cut, in the ops that inductor compiles.
 
     Attributes:
-        forward: returns its results, then what is kept for backward.
-        backward: computes again what is neither kept nor an input.
-        results: number of forward's results before those that are kept.
-        seconds: that the cut took.
+        forward: returns its results, then the tensors that are kept for backward.
+        backward: computes again the tensors that are neither kept nor inputs.
+        results: number of forward's results before the kept tensors.
+        seconds: time of the cut.
     """
 
     forward: fx.GraphModule
@@ -75,14 +75,14 @@ class Cut:
 
     @property
     def saved_bytes(self) -> int:
-        """Bytes alive between the halves that forward made."""
+        """Bytes made by forward that are alive between the halves."""
         return result_bytes(self.forward.graph, self.results)
 
 
 def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
     """Split a gradient graph at its seed, which becomes an input; the graph stays as it is.
 
-    Backward is what depends on the seed, wherever it stands: all else is the cut's to place.
+    Backward is every node that depends on the seed; the cut assigns all other nodes.
 
     Args:
         gradient: its seed has the mark `BACKWARD_SEED` or is the loss scale.
@@ -101,9 +101,9 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
             late.add(node)
     names: tuple[str, ...] = SLOTS[output]
     results: list[fx.Node] = list(output.args[0])  # type: ignore[arg-type]
-    gradients = [place for place, name in enumerate(names) if slots[name].role is Role.GRADIENT]
-    others = [place for place in range(len(names)) if place not in gradients]
-    made = [results[place] for place in gradients]
+    gradients = [index for index, name in enumerate(names) if slots[name].role is Role.GRADIENT]
+    others = [index for index in range(len(names)) if index not in gradients]
+    made = [results[index] for index in gradients]
     carried = [
         node
         for node in graph.nodes
@@ -112,10 +112,10 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
         if node in made or late.intersection(node.users)
     ]
     early = [node for node in graph.nodes if node not in late and node.op != "output"]
-    # Branches of control flow stand in both, and sizes that are reckoned from an open batch size.
+    # Branches of control flow are in both, and so are sizes computed from an open batch size.
     named = [node for node in graph.nodes if node.op == "get_attr" or is_size(node)]
     return Halves(
-        _part(module, inputs, early, [*(results[place] for place in others), *carried]),
+        _part(module, inputs, early, [*(results[index] for index in others), *carried]),
         _part(module, [*carried, *inputs, seed], [*named, *late], made),
         tuple(others),
         tuple(gradients),
@@ -126,7 +126,7 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
 
 
 def _take_constants(module: fx.GraphModule) -> tuple[torch.Tensor, ...]:
-    """Make the tensors that a graph holds inputs of it, behind the others."""
+    """Turn the tensors that a graph holds into inputs, behind the other inputs."""
     found = []
     last = module.graph.find_nodes(op="placeholder")[-1]
     for node in module.graph.find_nodes(op="get_attr"):
@@ -142,7 +142,7 @@ def _take_constants(module: fx.GraphModule) -> tuple[torch.Tensor, ...]:
 
 
 def _take_seed(graph: fx.Graph, scale: fx.Node | None) -> fx.Node:
-    """Let backward start from an input of its own."""
+    """Let backward start from its own input."""
     old = scale or next(node for node in graph.nodes if node in BACKWARD_SEED)
     last = graph.find_nodes(op="placeholder")[-1]
     with graph.inserting_after(last):
@@ -172,7 +172,7 @@ def _part(
 
 
 class _Derivative(torch.autograd.Function):
-    """What AOTAutograd traces: `Halves` as a function whose derivative is known.
+    """The function that AOTAutograd traces: `Halves` with a known derivative.
 
     The gradients are those of stand-ins, which come first: a weight's own gradient need not have
     the dtype of the copy that forward reads.
@@ -209,7 +209,7 @@ class _Function(torch.nn.Module):
     def called(self, inputs: int) -> fx.GraphModule:
         """Return a call of it as a graph."""
         graph = fx.Graph()
-        values = tuple(graph.placeholder(f"input{place}") for place in range(inputs))
+        values = tuple(graph.placeholder(f"input{index}") for index in range(inputs))
         made = graph.call_module("function", values)
         results = range(len(self.halves.early))
         graph.output(tuple(graph.call_function(operator.getitem, (made, k)) for k in results))
@@ -220,10 +220,10 @@ def choose(joint: fx.GraphModule, results: int, memory_budget: float) -> Cut:
     """Let torch cut a joint graph; every input is free to keep.
 
     Random numbers are marked to be kept: under a budget torch would also draw them again. The
-    budget is reckoned from the bytes of all inputs: those that nobody reads shall have none.
+    budget is computed from the bytes of all inputs, so inputs without a reader must have none.
 
     Args:
-        joint: as AOTAutograd hands it to a partitioner; changed.
+        joint: as AOTAutograd passes it to a partitioner; changed in place.
         results: number of forward's results.
         memory_budget: as for `Recomputing`.
     """
@@ -232,7 +232,7 @@ def choose(joint: fx.GraphModule, results: int, memory_budget: float) -> Cut:
         if draws(node):
             node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
     inputs = joint.graph.find_nodes(op="placeholder")
-    static = [place for place, node in enumerate(inputs) if not node.name.startswith("tangents")]
+    static = [index for index, node in enumerate(inputs) if not node.name.startswith("tangents")]
     unread = {node.name: node.meta["val"] for node in inputs if not node.users}
     for node in inputs:
         if node.name in unread:
@@ -247,7 +247,7 @@ def choose(joint: fx.GraphModule, results: int, memory_budget: float) -> Cut:
 
 
 def cut(gradient: fx.GraphModule, slots: dict[str, Slot], memory_budget: float = 1.0) -> Cut:
-    """Return what the compiled halves would be, without making code; no tensor needs values.
+    """Return the halves that would be compiled, without making code; no tensor needs values.
 
     Args:
         gradient: as for `split`.
@@ -264,11 +264,11 @@ class _Code:
     """The two halves, ready to run.
 
     Attributes:
-        cut: what was compiled.
-        forward: its code.
-        backward: its code.
+        cut: the compiled graphs.
+        forward: the code of forward.
+        backward: the code of backward.
         stand_ins: forward's first inputs, which it does not read.
-        carried: places among forward's results of backward's inputs, but for the last, the seed.
+        carried: indices of backward's inputs among forward's results, without the last, the seed.
     """
 
     cut: Cut
@@ -283,8 +283,8 @@ class _Code:
         """Return forward's results and the gradients."""
         made = list(self.forward([*self.stand_ins, *values]))
         early = made[: self.cut.results]
-        inputs = [made[place] for place in self.carried]
-        made.clear()  # what backward has read is freed
+        inputs = [made[index] for index in self.carried]
+        made.clear()  # frees the tensors that backward has read
         inputs.append(seed)
         return early, list(self.backward(inputs))
 
@@ -292,16 +292,16 @@ class _Code:
 class Recomputing:
     """A gradient graph that inductor compiles in two halves, for its inputs of the first call.
 
-    If a batch size is open it compiles at once: what it then says of sizes holds for every call.
-    No input may ask for a gradient.
+    If a batch size is open it compiles at once, so that its guards on sizes apply to every call.
+    No input may require a gradient.
 
     Args:
         gradient: its seed has the mark `BACKWARD_SEED` or is the loss scale.
         slots: of the step, by name.
-        memory_budget: in (0, 1]: ``torch._functorch.config.activation_memory_budget``. At 1, what
-            fuses into kernels of backward is computed again; below, more, up to matmuls, until the
-            tensors kept need that part of the bytes that they need at 1.
-        options: of inductor.
+        memory_budget: in (0, 1]: ``torch._functorch.config.activation_memory_budget``. At 1, ops
+            that fuse into kernels of backward are computed again; below 1 more ops, up to matmuls,
+            until the kept tensors need only this part of their bytes at 1.
+        options: options of inductor.
         run_as_traced: run the nodes of both halves one by one instead of compiling them.
     """
 
@@ -325,11 +325,11 @@ class Recomputing:
 
     @property
     def cut(self) -> Cut | None:
-        """What was compiled, after the first call."""
+        """The compiled graphs, after the first call."""
         return self._code.cut if self._code else None
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Return the gradient graph's results, in its order, none in the memory of an input."""
+        """Return the gradient graph's results in order; none shares memory with an input."""
         halves = self._halves
         values = [*inputs, *halves.constants]
         code = self._code or self._prepare(values)
@@ -337,7 +337,7 @@ class Recomputing:
         early, late = code(values, seed)
         results = dict(zip(halves.early, early, strict=True))
         results |= zip(halves.late, late, strict=False)  # then Nones, for inputs without gradient
-        return self._own([results[place] for place in range(len(results))], values)
+        return self._own([results[index] for index in range(len(results))], values)
 
     def _prepare(self, values: Sequence[torch.Tensor]) -> _Code:
         """Compile for inputs like these."""
@@ -394,7 +394,7 @@ def _compile(
         function, inputs, partition, options=options, run_as_traced=run_as_traced
     )
     results: Any = forward.output_node().args[0]
-    places = {node.name: place for place, node in enumerate(results) if node is not None}
+    indices = {node.name: index for index, node in enumerate(results) if node is not None}
     *kept, seed = [node.name for node in backward.find_nodes(op="placeholder")]
     assert seed.startswith("tangents")
-    return _Code(cuts[0], forth, back, stand_ins, [places[name] for name in kept])
+    return _Code(cuts[0], forth, back, stand_ins, [indices[name] for name in kept])

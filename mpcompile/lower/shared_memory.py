@@ -1,6 +1,6 @@
-"""Results of compiled code that lie in the memory of what the code reads.
+"""Results of compiled code that share memory with its inputs.
 
-Inductor may return an input itself where a result equals it: from torch 2.14 on for ``x + 0``, in
+Inductor may return an input itself if a result equals it: from torch 2.14 on for ``x + 0``, in
 2.13 for the sum with a tensor of zeros. State is written in place, so such a result would
 change with the state after it was returned, and inductor merges example inputs that share memory
 and are written to into one.
@@ -14,41 +14,41 @@ import torch
 
 
 class OwnMemory:
-    """Copies those results of compiled code that lie in the memory of what it has read.
+    """Copies the results of compiled code that share memory with its inputs.
 
-    Compiled code does the same at every call, so it looks at the first call alone.
+    Compiled code does the same at every call, so only the first call is examined.
     """
 
     def __init__(self) -> None:
-        self._places: tuple[int, ...] | None = None
+        self._shared: tuple[int, ...] | None = None
 
     def __call__(
         self, results: Sequence[torch.Tensor], inputs: Iterable[torch.Tensor]
     ) -> list[torch.Tensor]:
-        """Return the results of a call, none in the memory of its inputs.
+        """Return the results of a call; none shares memory with its inputs.
 
         Args:
             results: tensors, and Nones for what has no value.
             inputs: what the code was called with.
         """
-        if self._places is None:
-            self._places = shared_places(results, inputs)
+        if self._shared is None:
+            self._shared = shared_results(results, inputs)
         own = list(results)
-        for place in self._places:
-            own[place] = own[place].clone()
+        for index in self._shared:
+            own[index] = own[index].clone()
         return own
 
 
-def shared_places(results: Sequence[object], inputs: Iterable[torch.Tensor]) -> tuple[int, ...]:
-    """Return the places of the results that lie in the memory of an input.
+def shared_results(results: Sequence[object], inputs: Iterable[torch.Tensor]) -> tuple[int, ...]:
+    """Return the indices of the results that share memory with an input.
 
     Args:
         results: tensors, and Nones for what has no value.
         inputs: what the code was called with.
     """
-    memory = {value.untyped_storage().data_ptr() for value in inputs} - {0}  # 0: no memory at all
+    memory = {value.untyped_storage().data_ptr() for value in inputs} - {0}  # 0: no memory
     return tuple(
-        place
-        for place, value in enumerate(results)
+        index
+        for index, value in enumerate(results)
         if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() in memory
     )

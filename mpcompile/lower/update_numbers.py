@@ -1,8 +1,8 @@
-"""Numbers of the update apart from its arithmetic on weights.
+"""Split the numbers of the update from its arithmetic on weights.
 
 ``lr / (1 - beta ** step)`` is the same for each weight, and FP64. Inductor would write a chain of
 0-d tensors into every kernel that reads its end, and compute it again for each element: with Adam
-two powers in FP64. So these ops become a graph of their own, which runs first; the update reads its
+two powers in FP64. So these ops become their own graph, which runs first; the update reads its
 results.
 """
 
@@ -16,10 +16,10 @@ from mpcompile.torch_private.ops import draws, is_view, mutated_inputs
 
 
 def split_numbers(update: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Return the graph of an update's numbers, and the update that reads what that returns.
+    """Return the graph of an update's numbers, and the update that reads its results.
 
-    A number is a 0-d tensor computed from inputs and other numbers alone: a learning rate over a
-    bias correction is one, the finite flag is not, as it is reduced from the gradients.
+    A number is a 0-d tensor computed only from inputs and other numbers. A learning rate over a
+    bias correction is one; the finite flag is not, because it is reduced from the gradients.
 
     Args:
         update: its in-place writes come last; not changed.
@@ -31,7 +31,7 @@ def split_numbers(update: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModul
     rest = copy_graph(update)
     graph = rest.graph
     numbers = _numbers(graph)
-    # No input may lie in another's memory: a view of an input is made on both sides.
+    # No input may share memory with another, so both sides make views of inputs themselves.
     own = [node for node in graph.nodes if node in numbers and is_view(node)]
     inner = numbers.difference(own)
     read = [node for node in graph.nodes if node in inner and not inner.issuperset(node.users)]

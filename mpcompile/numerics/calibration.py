@@ -17,7 +17,7 @@ from torch import fx
 from mpcompile.errors import BadInput
 from mpcompile.plan.policy import FULL_PRECISION
 from mpcompile.plan.ranges import Range, Ranges, tensors_of
-from mpcompile.program.capture import Forward, Input, Kind, capture
+from mpcompile.program.capture import Forward, Input, InputKind, capture
 from mpcompile.program.describe import dataflow
 from mpcompile.program.node_tensors import is_full
 from mpcompile.program.workload import Workload
@@ -58,7 +58,7 @@ def measure_ranges(workload: Workload, forward: Forward, batches: int) -> Ranges
     tally = _Tally()
     data = [workload.batch] if workload.data is None else workload.data
     state = {item.node: item.tensor.detach() for item in forward.inputs}
-    buffers = {item.name: item.node for item in forward.inputs if item.kind is Kind.BUFFER}
+    buffers = {item.name: item.node for item in forward.inputs if item.kind is InputKind.BUFFER}
     done = 0
     with same_random_numbers(item.tensor.device for item in forward.inputs):
         for batch in islice(data, batches):
@@ -181,7 +181,7 @@ def batch_by_node(
     Raises:
         BadInput: the tensors have other shapes or dtypes than the example.
     """
-    inputs = [item for item in forward.inputs if item.kind is Kind.BATCH]
+    inputs = [item for item in forward.inputs if item.kind is InputKind.BATCH]
     _check(values, inputs, workload)
     return {
         item.node: value.to(item.tensor.device) for item, value in zip(inputs, values, strict=True)

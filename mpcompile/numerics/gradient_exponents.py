@@ -17,7 +17,7 @@ from mpcompile.plan.dataflow import Where
 from mpcompile.plan.plan import Plan
 from mpcompile.plan.ranges import HIGHEST, NORMAL, Range, Ranges
 from mpcompile.precision import Precision
-from mpcompile.program.capture import Forward, Kind, place_of
+from mpcompile.program.capture import Forward, InputKind, source_position
 from mpcompile.torch_private.ops import is_view
 
 HEADROOM_BITS = 2
@@ -158,12 +158,12 @@ def underflows(forward: Forward, ranges: Ranges, scale: float = 1.0) -> tuple[Un
         ]
         began_here = readers and not any(reader.name in everything for reader in readers)
         if gradient.tensor in everything and began_here:
-            found.append(Underflow(gradient, readers[0].name, place_of(readers[0])))
+            found.append(Underflow(gradient, readers[0].name, source_position(readers[0])))
     return tuple(found)
 
 
 def _all(forward: Forward, ranges: Ranges) -> list[Gradient]:
-    names = {item.node: item.name for item in forward.inputs if item.kind is Kind.PARAMETER}
+    names = {item.node: item.name for item in forward.inputs if item.kind is InputKind.PARAMETER}
     found = []
     for node in forward.module.graph.nodes:
         if node.name not in ranges.gradients or _shows(node):
@@ -184,8 +184,10 @@ def _shows(node: fx.Node) -> bool:
 
 def _source_position(node: fx.Node) -> Where:
     if node.op == "call_function":
-        return place_of(node)
-    return next((place_of(user) for user in node.users if user.op == "call_function"), Where())
+        return source_position(node)
+    return next(
+        (source_position(user) for user in node.users if user.op == "call_function"), Where()
+    )
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:

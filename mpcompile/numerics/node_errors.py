@@ -13,7 +13,7 @@ from mpcompile.numerics.lockstep import Moment, Seen, lockstep, moment
 from mpcompile.numerics.naming import kept_in_full, made_by
 from mpcompile.plan.dataflow import Where
 from mpcompile.precision import Precision
-from mpcompile.program.capture import Forward, place_of
+from mpcompile.program.capture import Forward, source_position
 from mpcompile.program.graph_text import type_text
 from mpcompile.program.marks import BACKWARD, WHERE
 from mpcompile.step.graph import results
@@ -152,7 +152,7 @@ def _row(seen: Seen, peer: torch.Tensor | None) -> NodeError:
         keep=kept_in_full(node),
         stage="backward" if node in BACKWARD else "forward",
         type=type_text(ours),
-        where=WHERE.get(node) or place_of(node),
+        where=WHERE.get(node) or source_position(node),
         error=inf if bad else relative_error(ours, seen.exact),
         own=relative_error(ours, seen.own),
         full=relative_error(seen.full, seen.exact),

@@ -15,7 +15,7 @@ from mpcompile.numerics.lockstep import Moment, Seen, lockstep
 from mpcompile.numerics.naming import kept_in_full, made_by
 from mpcompile.passes.step.scale_loss import SCALE
 from mpcompile.plan.dataflow import Where
-from mpcompile.program.capture import place_of
+from mpcompile.program.capture import source_position
 from mpcompile.program.graph_text import type_text
 from mpcompile.program.marks import BACKWARD, WHERE
 from mpcompile.step.graph import results
@@ -201,7 +201,7 @@ def _cause(
 
 def _where(node: fx.Node) -> Where:
     where = WHERE.get(node)
-    return where if isinstance(where, Where) else place_of(node)
+    return where if isinstance(where, Where) else source_position(node)
 
 
 def _operands(seen: Seen) -> Iterator[Operand]:

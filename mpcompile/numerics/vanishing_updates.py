@@ -16,7 +16,7 @@ from torch import fx
 
 from mpcompile.errors import BadInput
 from mpcompile.numerics.calibration import batch_by_node, same_random_numbers
-from mpcompile.program.capture import Forward, Kind
+from mpcompile.program.capture import Forward, InputKind
 from mpcompile.program.workload import Workload
 from mpcompile.step.optimizer_start import optimizer_around
 from mpcompile.step.update import trained_parameters
@@ -70,9 +70,9 @@ def vanishing_updates(
         raise BadInput(f"the number of steps is {steps}", fix="give at least 1")
     state = {item.node: item.tensor.detach().clone() for item in forward.inputs}
     weights = {
-        item.name: state[item.node] for item in forward.inputs if item.kind is Kind.PARAMETER
+        item.name: state[item.node] for item in forward.inputs if item.kind is InputKind.PARAMETER
     }
-    buffers = {item.name: item.node for item in forward.inputs if item.kind is Kind.BUFFER}
+    buffers = {item.name: item.node for item in forward.inputs if item.kind is InputKind.BUFFER}
     optimizer = _copy(workload.optimizer, workload, forward, weights)
     trained = [weight for group in optimizer.param_groups for weight in group["params"]]
     names = {id(weight): name for name, weight in weights.items()}
@@ -123,7 +123,9 @@ def _copy(
     weights: dict[str, torch.Tensor],
 ) -> torch.optim.Optimizer:
     """Return the user's optimizer over copies of its parameters, state and options."""
-    known = {id(item.tensor): item.name for item in forward.inputs if item.kind is Kind.PARAMETER}
+    known = {
+        id(item.tensor): item.name for item in forward.inputs if item.kind is InputKind.PARAMETER
+    }
     groups: list[dict[str, Any]] = []
     state: defaultdict[Any, Any] = defaultdict(dict)
     members = trained_parameters(optimizer, known, workload.origin)

@@ -1,7 +1,7 @@
 """Who decided about an op: the policy's rules by themselves, an override, or a person in a plan.
 
-A plan file holds no other trace of it than the reason of the decision, a sentence for people. So
-how such a sentence begins is stated once, here, for those who write it and for who reads it back.
+A plan file records the author only in the reason of a decision, a sentence for people. So the
+beginning of this sentence is defined once, here, for the code that writes it or reads it back.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from enum import Enum
 
 
 class Author(Enum):
-    """A person who decided against or beside the rules; the value begins the reason."""
+    """The way in which a person decided instead of the rules; the value begins the reason."""
 
     OVERRIDE = "the policy's"
     PLAN = "set in the plan"
@@ -20,5 +20,5 @@ class Author(Enum):
 
 
 def author_of(reason: str) -> Author | None:
-    """Return who gave a decision's reason; None: the rules and the planner did."""
+    """Return the author of a decision's reason; None for the rules and the planner."""
     return next((author for author in Author if reason.startswith(author.value)), None)

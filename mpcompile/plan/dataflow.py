@@ -1,4 +1,4 @@
-"""The neutral graph: all the planner ever sees, free of torch and ONNX."""
+"""The neutral graph: the planner's only input, without torch or ONNX objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mpcompile.plan.op_table import Wish
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A place in the user's program; empty strings and 0 mean unknown."""
+    """A position in the user's program; empty strings and 0 mean unknown."""
 
     module: str = ""
     file: str = ""
@@ -33,21 +33,21 @@ class Op:
         id: the node's name; unique in its graph.
         kind: the op's name, for people.
         rule: the row of the op table.
-        wish: what its result shall be, overrides applied.
-        inside: it computes in FP32 whatever its inputs are stored in.
-        streams: a fusing backend makes a loop of it, which converts what it reads and writes in
-            registers; else it is a library call that finds its inputs in memory.
+        wish: the precision its result should have, overrides applied.
+        inside: it computes in FP32 in whatever precision its inputs are stored.
+        streams: a fusing backend compiles it to a loop, which converts inputs and results in
+            registers; otherwise it is a library call that reads its inputs from memory.
         reason: why it has this wish.
         reads: ids of the floating-point tensors it reads.
         writes: ids of the floating-point tensors it writes.
-        keeps: those of them that its backward needs.
-        full_reads: those of its inputs that it reads in FP32 whatever its own precision.
-        gathers: it finds by index what it reads, which therefore lies in memory in some precision.
+        keeps: the tensors of `reads` and `writes` that its backward needs.
+        full_reads: the inputs that it reads in FP32 in either precision of its own.
+        gathers: it reads its input by index, so that input is in memory in some precision.
         view: its results share memory with its inputs if both have the same precision. A view
-            that does not stream is the border of a graph inside: all its tensors are one value.
-        unfit: why FP16 cannot hold what it computes with or makes, or "".
-        overridden: the user has said what it shall be.
-        where: its place in the user's program.
+            that does not stream is the border of an inner graph: all its tensors are one value.
+        unfit: why FP16 cannot hold a number that it computes with or makes, or "".
+        overridden: the user has set its precision.
+        where: its position in the user's program.
     """
 
     id: str
@@ -69,7 +69,7 @@ class Op:
 
 
 class Fixed(Enum):
-    """Why a tensor exists in FP32 whatever is planned; the value is how a report names it."""
+    """Why a tensor exists in FP32 under every plan; the value is its name in a report."""
 
     PARAMETER = "a parameter"
     BUFFER = "a buffer"
@@ -84,10 +84,10 @@ class Tensor:
 
     Attributes:
         id: the node's name; unique in its graph.
-        elements: how many numbers it holds; inside a loop or a branch, over all the times that
-            runs (`mpcompile.program.control_flow`).
+        elements: how many numbers it holds; inside a loop or a branch, summed over all its runs
+            (`mpcompile.program.control_flow`).
         fixed: why it exists in FP32 anyway; None if an op decides.
-        output: it leaves the graph and must be FP32 there.
+        output: the graph returns it, and it must be FP32 there.
         fits: it was measured, and FP16 holds all its numbers with all their digits.
     """
 

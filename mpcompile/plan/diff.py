@@ -1,4 +1,4 @@
-"""What changed between two plans, in words."""
+"""The differences between two plans, in words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mpcompile.plan.plan import Cast, Decision, Plan
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An op that the second plan decides otherwise; None where a plan has no decision on it."""
+    """An op that two plans decide differently; None if a plan has no decision about it."""
 
     op: str
     old: Decision | None
@@ -20,15 +20,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class PlanDiff:
-    """What differs between two plans; reasons and source lines alone are no difference.
+    """The differences between two plans; other reasons or source lines alone do not count.
 
     Attributes:
-        graph: in words, what differs between the graphs they are for.
+        graph: the differences between the graphs of the plans, in words.
         precision: the 16-bit formats of both, if they differ.
-        decisions: the ops decided otherwise, in graph order.
+        decisions: the ops that are decided differently, in graph order.
         added: casts that only the second has.
         removed: casts that only the first has.
-        rewired: casts of both with other readers or another source, first and second version.
+        rewired: casts in both plans with other readers or another source: first and second.
         cost: bytes by the planner's model, first and second.
         cast_bytes: bytes moved if no cast is fused, first and second.
     """
@@ -49,7 +49,7 @@ class PlanDiff:
         return not (changed or self.added or self.removed or self.rewired)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready dictionary but for precisions, whose value is their name."""
+        """Return a dictionary ready for JSON, except precisions, whose value is their name."""
         return {"same": self.same, **asdict(self)}
 
 
@@ -95,7 +95,7 @@ def _wired(cast: Cast) -> tuple[object, ...]:
 
 
 def in_words(diff: PlanDiff) -> list[str]:
-    """Return one line a difference; one line that says so if there is none."""
+    """Return one line per difference, or one line that says that there is none."""
     if diff.same:
         return ["the plans are the same"]
     lines = [f"graph: {sentence}" for sentence in diff.graph]
@@ -114,15 +114,15 @@ def _change(change: Change) -> str:
     old, new = change.old, change.new
     if new is None:
         return f"{change.op}: no longer decided"
-    place = f" ({new.where})" if str(new.where) else ""
+    position = f" ({new.where})" if str(new.where) else ""
     if old is None:
-        return f"{change.op}{place}: new, {_state(new)}, because {new.reason}"
+        return f"{change.op}{position}: new, {_state(new)}, because {new.reason}"
     before = f" (before: {old.reason})" if old.reason not in new.reason else ""
-    return f"{change.op}{place}: {_between(old, new)}, because {new.reason}{before}"
+    return f"{change.op}{position}: {_between(old, new)}, because {new.reason}{before}"
 
 
 def _between(old: Decision, new: Decision) -> str:
-    """Return ``f16 -> f32``, or both precisions of both where what it computes in differs alone."""
+    """Return ``f16 -> f32``, or all precisions if only those of the arithmetic differ."""
     if old.kind != new.kind:
         return f"{old.kind} {_state(old)} -> {new.kind} {_state(new)}"
     if old.stores is new.stores:

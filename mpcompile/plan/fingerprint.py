@@ -1,4 +1,4 @@
-"""What a plan was made for: the shape of a graph, whether another is the same, and if not, why."""
+"""The shape of the graph that a plan is for, and the differences to another graph."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class GraphOp:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """The shape of a graph: what must be the same for a plan to fit.
+    """The shape of a graph: a plan fits only a graph of the same shape.
 
     Attributes:
-        ops: per op id what it is.
+        ops: per op id its name, inputs and results.
         elements: per tensor id how many numbers it holds.
     """
 
@@ -50,13 +50,13 @@ def graph_of(flow: Dataflow) -> Graph:
 
 
 def differences(old: Graph, new: Graph, old_name: str, new_name: str) -> tuple[str, ...]:
-    """Say in words what differs between two graphs; nothing if they are the same.
+    """Return the differences between two graphs in words; empty if they are the same.
 
     Args:
         old: a graph.
         new: another.
-        old_name: what a reader calls the first, such as ``the plan``.
-        new_name: what a reader calls the second, such as ``this program``.
+        old_name: a name for the first, such as ``the plan``.
+        new_name: a name for the second, such as ``this program``.
     """
     both = [op for op in old.ops if op in new.ops]
     kinds = [op for op in both if old.ops[op].kind != new.ops[op].kind]

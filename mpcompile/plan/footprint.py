@@ -1,4 +1,4 @@
-"""What a graph writes to memory, and who loads it in which precision: the planner's objective.
+"""The tensors a graph writes to memory, and the ops that load them: the planner's objective.
 
 ``docs/planner.md`` derives it. Everything here is independent of how the minimum is found.
 """
@@ -13,11 +13,11 @@ from mpcompile.plan.dataflow import Dataflow, Op, Tensor
 
 
 class Cost(NamedTuple):
-    """What a plan costs; plans compare by bytes, then by casts.
+    """The cost of a plan; plans compare by bytes, then by casts.
 
     Attributes:
-        bytes: written to memory in forward, plus those kept for backward once more.
-        casts: tensors converted to another precision than they are stored in.
+        bytes: bytes written to memory in forward, plus the bytes kept for backward.
+        casts: tensors converted to a precision in which they are not stored.
     """
 
     bytes: int
@@ -29,18 +29,18 @@ class Footprint:
     """How one tensor uses memory. ``s`` is the precision its writer stores.
 
     Attributes:
-        tensor: which.
+        tensor: the tensor.
         writer: the op that writes it; None for a fixed tensor, whose ``s`` is FP32.
         readers: the ops that read it, in graph order.
-        written: it is stored in ``s`` whoever reads it, at the cost of its bytes.
-        present: it is in memory in ``s`` anyway: written, fixed, or a view of what is.
+        written: it is stored in ``s`` for every set of readers, and its bytes count.
+        present: it is in memory in ``s`` anyway: written, fixed, or a view of such a tensor.
         loads: ops that need it in memory in their own precision.
         reads: ops that read it in their own precision, from memory or in registers.
-        kept: ops whose own precision is the one in which backward keeps it; the writer stands for
-            those that keep it as it is stored.
-        wide: it must exist in FP32: it leaves the graph, or an op reads it so in any case.
-        rounded: it enters or leaves an inner graph and is widened there; among equal plans it
-            rather does so in FP32.
+        kept: ops in whose own precision backward keeps it; the writer is listed for the ops that
+            keep it as it is stored.
+        wide: it must exist in FP32: the graph returns it, or an op always reads it in FP32.
+        rounded: it enters or leaves an inner graph and is widened there; of equal plans, the one
+            that passes it in FP32 is better.
     """
 
     tensor: Tensor
@@ -76,7 +76,7 @@ def footprints(flow: Dataflow) -> tuple[Footprint, ...]:
 
 
 class _Graph:
-    """Who writes and who reads each tensor."""
+    """The writer and the readers of each tensor."""
 
     def __init__(self, flow: Dataflow) -> None:
         self.tensors = {tensor.id: tensor for tensor in flow.tensors}
@@ -109,10 +109,10 @@ class _Graph:
         return found
 
     def is_fused(self, name: str) -> bool:
-        """Whether a tensor never reaches memory, as one kernel makes and reads it.
+        """Whether a tensor never reaches memory, because one kernel makes and reads it.
 
-        That is so if its writer streams and, views looked through, one op reads it, which streams,
-        does not find it by index and does not keep it.
+        This is true if its writer streams and, behind any views, one op reads it. That op must
+        stream, must not read it by index and must not keep it.
         """
         writer = self.writer[name]
         if not writer.streams or writer.view or name in writer.keeps:
@@ -129,7 +129,7 @@ class _Graph:
 
 
 def is_border(op: Op) -> bool:
-    """Whether an op is the border of an inner graph: a view in memory, no part of any kernel."""
+    """Whether an op is the border of an inner graph: a view in memory, not part of a kernel."""
     return op.view and not op.streams
 
 
@@ -152,7 +152,7 @@ def _footprint(
     reads = [op for op in readers if not is_neutral(op, name)]
     loads = [op for op in reads if not op.streams or op.view or name in op.keeps]
     kept = keepers.get(name, []) if writer is not None else []
-    # A kernel that makes loops writes just the copies that are loaded, if all readers load copies.
+    # A kernel of loops writes only the copies that are loaded, if all readers load copies.
     copies_only = bool(readers) and loads == readers and writer not in kept
     view = writer is not None and writer.view
     written = writer is not None and not (view or name in fused or (writer.streams and copies_only))
@@ -171,7 +171,7 @@ def _footprint(
 
 
 def cost(rows: tuple[Footprint, ...], half: frozenset[str]) -> Cost:
-    """Return what an assignment costs, term by term as ``docs/planner.md`` states them.
+    """Return the cost of an assignment, term by term as in ``docs/planner.md``.
 
     Args:
         rows: `footprints` of a graph.

@@ -1,7 +1,7 @@
-"""Decide by a plan that is given, such as a file that a person has edited.
+"""Decide by a given plan, such as a file that a person has edited.
 
-Of such a plan only the decisions count: each pins its op, and the planner makes casts, storage and
-cost anew. So whatever stands in the file, every reader finds the precision it needs.
+Only the decisions of the given plan count: each pins its op, and the planner computes casts,
+storage and cost again. So every reader gets the precision it needs, whatever the file contains.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _INSIDE = {rule.name: rule.inside for rule in TABLE}
 def decide(
     flow: Dataflow, precision: Precision, given: Plan | None = None, ranges: Ranges | None = None
 ) -> Plan:
-    """Return the plan for a graph, complete with what it was made for.
+    """Return the plan for a graph, with the shape of that graph.
 
     Args:
         flow: the neutral graph, with the policy's wishes.
         precision: the policy's 16-bit format.
-        given: a plan whose decisions hold before the policy; ops it says nothing about are left to
-            the policy. Its precision holds too.
-        ranges: what was measured; see `apply_ranges`.
+        given: a plan whose decisions and precision override the policy; the policy decides ops
+            that it does not mention.
+        ranges: measured ranges; see `apply_ranges`.
 
     Raises:
         BadInput: the given plan is of another graph, or contradicts itself.
@@ -51,9 +51,9 @@ def decide(
 
 
 def for_other_shapes(plan: Plan, flow: Dataflow) -> Plan:
-    """Return a program's plan as one of the same program with a batch of other shapes.
+    """Return a program's plan adapted to a batch of other shapes.
 
-    Decisions about ops that it has not there are left out.
+    Decisions about ops that are missing there are left out.
     """
     graph = graph_of(flow)
     same = {op for op, what in graph.ops.items() if plan.graph.ops.get(op) == what and what.writes}
@@ -85,10 +85,10 @@ def _pinned(flow: Dataflow, given: Plan, own: Plan) -> Dataflow:
 
 
 def _pin(op: Op, decision: Decision, own: Decision, precision: Precision) -> Op:
-    """Return the op as the decision wants it.
+    """Return the op with the wish of the decision.
 
-    What it stores decides. What it computes in follows, but for an op that can compute in FP32 and
-    store 16 bits (*inside*), which may be asked to compute in 16 bits too.
+    The stored precision decides, and the precision of the arithmetic follows. Only an op that can
+    compute in FP32 and store 16 bits (*inside*) can also be told to compute in 16 bits.
     """
     if decision.stores not in (precision, Precision.FP32):
         raise BadInput(
@@ -98,7 +98,7 @@ def _pin(op: Op, decision: Decision, own: Decision, precision: Precision) -> Op:
             f"choose {precision.value} or float32",
         )
     narrow = decision.stores is not Precision.FP32
-    if narrow and not op.reads and op.rule in _INSIDE:  # a weight of an ONNX file is in no row
+    if narrow and not op.reads and op.rule in _INSIDE:  # a weight of an ONNX file has no row
         raise BadInput(
             f"{op.id} stores {decision.stores.value}, but it is made in FP32, not computed from "
             "anything",
@@ -115,7 +115,7 @@ def _pin(op: Op, decision: Decision, own: Decision, precision: Precision) -> Op:
 
 
 def _reason(decision: Decision, own: Decision) -> str:
-    """Return the decision's reason, unless it is still that of what an editor has changed."""
+    """Return the decision's reason, or a new one if a person changed only the precision."""
     if decision.stores is own.stores or decision.reason != own.reason:
         return decision.reason
     return f"{Author.PLAN}; the policy alone stores {own.stores.short}: {own.reason}"

@@ -1,8 +1,8 @@
-"""Keep in FP32 what follows an op whose result can leave FP16's range, until something bounds it.
+"""Keep ops in FP32 behind one whose result can leave FP16's range, until an op bounds it.
 
 ``x.pow(2).mean(-1) + eps`` is a square in FP32, and a mean and a sum that could take either
-precision: in FP16 they would overflow where the square did not. Under autocast type promotion has
-the same effect.
+precision: in FP16 they would overflow although the square did not. Type promotion under autocast
+has the same effect.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ GROWING: frozenset[str] = frozenset(
         "linear algebra",
     )
 )
-"""Rows whose results can be too large for FP16 though their inputs are not."""
+"""Rows whose results can be too large for FP16 even if their inputs are not."""
 
 LINEAR: frozenset[str] = frozenset(
     "softplus logsumexp special_logsumexp logaddexp logaddexp2 log_sigmoid log_sigmoid_forward "
     "Softplus ReduceLogSumExp".split()
 )
-"""Ops of such rows that are too large for FP16 only if what they read is."""
+"""Ops of these rows whose results are too large for FP16 only if their inputs are."""
 
 BOUNDED: frozenset[str] = frozenset(
     "layer_norm native_layer_norm group_norm native_group_norm rms_norm _fused_rms_norm batch_norm "
@@ -46,7 +46,7 @@ BOUNDED: frozenset[str] = frozenset(
     "RMSNormalization SimplifiedLayerNormalization MeanVarianceNormalization Softmax Hardmax Sin "
     "Cos Tanh Atan Acos Asin Asinh Acosh Log Erf Sigmoid HardSigmoid Softsign Sign".split()
 )
-"""Ops whose result is small whatever they read, torch and ONNX names."""
+"""Ops whose result is small for every input, torch and ONNX names."""
 
 
 _TENSOR_CORE = frozenset(
@@ -58,12 +58,12 @@ _INSIDE = frozenset(rule.name for rule in TABLE if rule.inside)
 
 
 def contain_growth(flow: Dataflow, precision: Precision) -> Dataflow:
-    """Return the graph with FP32 for free ops that read what has grown.
+    """Return the graph with FP32 for free ops that read a tensor that has grown.
 
-    Growth starts at an op of a row in `GROWING`, or that holds a constant FP16 cannot. It ends at
+    Growth starts at an op of a row in `GROWING`, or at a constant that FP16 cannot hold. It ends at
     an op in `BOUNDED`, at a Tensor-Core op that computes in 16 bits, at a tensor that was measured
-    to fit, and where the user has said what an op shall be. A bounded op that adds up in FP32 what
-    it is given in 16 bits is given FP32. BF16 has the range of FP32, so nothing changes.
+    to fit, and at an op whose precision the user has set. A bounded op that would sum 16-bit inputs
+    in FP32 gets FP32 inputs. BF16 has the range of FP32, so nothing changes.
 
     Args:
         flow: the neutral graph.
@@ -74,14 +74,14 @@ def contain_growth(flow: Dataflow, precision: Precision) -> Dataflow:
     fits = {tensor.id for tensor in flow.tensors if tensor.fits}
     grown: dict[str, Op] = {}
     known = -1
-    while len(grown) > known:  # a loop's body hands on what has grown to its own next round
+    while len(grown) > known:  # the body of a loop passes grown tensors to its next round
         known = len(grown)
         flow = Dataflow(tuple(_contained(op, grown, fits) for op in flow.ops), flow.tensors)
     return flow
 
 
 def _contained(op: Op, grown: dict[str, Op], fits: set[str]) -> Op:
-    """Return an op as growth leaves it, and note which of its results have grown and why."""
+    """Return an op after growth; note which of its results have grown and why."""
     source = next((grown[name] for name in op.reads if name in grown), None)
     if op.unfit and op.wish is not Wish.FULL and not op.overridden:
         op = replace(op, wish=Wish.FULL, reason=op.unfit)
@@ -91,7 +91,7 @@ def _contained(op: Op, grown: dict[str, Op], fits: set[str]) -> Op:
         source = op
     elif op.overridden or op.kind in BOUNDED:
         if source is not None and op.wish is Wish.FREE and op.rule in _INSIDE and not op.inside:
-            # It would add up in FP32 what it reads in 16 bits, and that may be infinite.
+            # It would sum 16-bit inputs in FP32, and those may be infinite.
             op = replace(op, wish=Wish.FULL, reason=_follows(source))
         source = None
     elif source is not None and op.wish is Wish.FREE:

@@ -1,4 +1,4 @@
-"""Let measured ranges decide: keep in FP32 what comes near overflow, release what does not."""
+"""Let measured ranges decide: FP32 for tensors near overflow, a free choice for others."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from mpcompile.precision import Precision
 RELEASABLE: frozenset[str] = frozenset(
     ("range grows", "special function", "sum", "scatter sum", "vector norm", "variance")
 )
-"""Rows that write FP32 because of the range alone; losses and solvers lose digits in 16 bits."""
+"""Rows that write FP32 only because of the range; losses and solvers lose digits in 16 bits."""
 
 
 class MeasuredOverflow(UserWarning):
-    """A tensor is in FP16 as the user said, though it was measured to be too large for it."""
+    """A tensor is in FP16 because the user said so, but measurements say it is too large."""
 
 
 def apply_ranges(flow: Dataflow, ranges: Ranges, precision: Precision) -> Dataflow:
     """Return the graph with the wishes that measurements decide.
 
-    A tensor that came nearer to overflow than the margin stays in FP32: so does the op that writes
-    it, and each op that would read it in 16 bits, Tensor-Core ops among them. What the user has
-    said stands, see `overruled`. Infinities do not count: FP16 has them too, and a mask is full of
-    them.
+    A tensor that came nearer to overflow than the margin stays in FP32. So does the op that writes
+    it, and each op that would read it in 16 bits, including Tensor-Core ops. An override of the
+    user stays, see `overruled`. Infinities do not count: FP16 has them too, and masks hold many.
 
-    With ``release`` an op whose result can grow, but was measured to lie between the smallest
-    normal 16-bit number and the margin, may be stored in 16 bits; a loss never is. What follows a
-    tensor that lay there is no longer taken to have grown.
+    With ``release`` an op whose result can grow may be stored in 16 bits if the result was measured
+    between the smallest normal 16-bit number and the margin; a loss never is. Growth then ends at
+    this tensor.
 
     Raises:
         BadInput: the ranges were measured on another program.
@@ -54,7 +53,7 @@ def apply_ranges(flow: Dataflow, ranges: Ranges, precision: Precision) -> Datafl
         large = next((name for name in tensors if sizes.get(name, 0.0) > limit), None)
         if large is not None and op.wish is not Wish.FULL and not op.overridden:
             reason = _too_large(large, ranges)
-            # Nobody measured what an op in a branch makes; what came in large may leave so.
+            # Results of an op in a branch are not measured; a large input may stay large.
             unmeasured = "" if sizes.keys() >= set(op.writes) else reason
             op = replace(op, wish=Wish.FULL, reason=reason, unfit=op.unfit or unmeasured)
         elif _grew(op) and fits.issuperset(op.writes) and any(elements[n] > 1 for n in op.writes):
@@ -67,9 +66,9 @@ def apply_ranges(flow: Dataflow, ranges: Ranges, precision: Precision) -> Datafl
 
 
 def overruled(plan: Plan, ranges: Ranges) -> tuple[str, ...]:
-    """Return a sentence per tensor that a plan has in FP16 though it was measured to be too large.
+    """Return a sentence per tensor in FP16 that was measured to be too large for it.
 
-    There is none unless an override of the policy or a given plan wants it so.
+    There is one only if an override of the policy or a given plan asks for FP16.
     """
     return tuple(
         f"{name} is in FP16 as you said, but {_too_large(name, ranges)}"
@@ -99,6 +98,6 @@ def _reads_narrow(op: Op, name: str) -> bool:
 
 
 def _grew(op: Op) -> bool:
-    """Whether an op writes FP32 only because its result could grow, and a loop can round it."""
+    """Whether an op writes FP32 only because its result can grow, and a loop can round it."""
     from_table = op.wish is Wish.FULL and op.inside and not (op.overridden or op.unfit)
     return from_table and op.rule in RELEASABLE and op.streams and bool(op.reads and op.writes)

@@ -11,15 +11,15 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 _LARGEST = 2**30 - 1
-"""SciPy adds two numbers of this size in 32 bits."""
+"""The largest capacity: SciPy adds two numbers of this size in 32 bits."""
 
 Integers = NDArray[np.int64]
 
 
 def source_side(network: nx.DiGraph, source: Hashable, sink: Hashable) -> set[Hashable]:
-    """Return the source's side of a minimum cut; of several cuts the one with the largest side.
+    """Return the source's side of a minimum cut; of several cuts, the largest such side.
 
-    That side is the same for every maximum flow: the nodes from which the sink cannot be reached
+    This side is the same for every maximum flow: the nodes from which the sink cannot be reached
     in the residual network. So it does not depend on the order of nodes and edges.
 
     Args:
@@ -58,11 +58,11 @@ def _with_reverse_edges(tails: Integers, heads: Integers, sizes: Integers, count
 
 
 def _residual(capacity: csr_array, source: int, sink: int) -> csr_array:
-    """Return what a maximum flow leaves of each capacity.
+    """Return the rest of each capacity after a maximum flow.
 
-    By scaling: a maximum flow of the capacities' leading bits, times a power of two, is a flow of
-    the capacities with so many bits more, and lacks less than that power an edge. What is missing
-    fits 32 bits again, where a capacity larger than all that is missing may be cut down to it.
+    The method is scaling. A maximum flow of the leading bits of the capacities, times a power of
+    two, is a flow of the capacities with that many more bits. It lacks less than this power per
+    edge. The missing flow fits 32 bits again, if each capacity is limited to it.
     """
     edges = max(1, len(capacity.data))
     step = (_LARGEST // edges).bit_length() - 1

@@ -1,8 +1,8 @@
-"""What an op needs before the policy's wish counts: FP32, by an ordered table of conditions.
+"""Conditions under which an op needs FP32 before the policy's wish counts: an ordered table.
 
-A describer knows facts that no policy knows: a single number saves nothing, a kernel is missing.
-Its table holds one `Need` a line. The first line that applies decides, so the order of the lines is
-part of the rules.
+A describer knows facts that a policy does not know: a single number saves nothing, a kernel is
+missing. Its table holds one `Need` per line. The first line that applies decides, so the order of
+the lines is part of the rules.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from mpcompile.plan.op_table import Rule, Wish
 Facts = TypeVar("Facts")
 
 FREE = frozenset((Wish.FREE,))
-"""The need decides where the policy leaves the choice to the planner."""
+"""The need decides if the policy leaves the choice to the planner."""
 
 NARROW = frozenset((Wish.FREE, Wish.HALF))
 """The need also holds against a wish for 16 bits, such as an override."""
 
 ANY = frozenset(Wish)
-"""The need also gives its own reason where the policy wants FP32 anyway."""
+"""The need also gives its own reason if the policy wants FP32 anyway."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need(Generic[Facts]):
-    """One line: an op of which a condition is true stays in FP32.
+    """One line: an op stays in FP32 if a condition is true of it.
 
     Attributes:
-        over: the policy's wishes that it comes before.
-        when: the condition, on what a describer knows of the op.
-        reason: the sentence that a report prints, or what makes it from the facts.
-        row: the row of the op table that is meant then; None: the op's own.
+        over: the policy's wishes that it overrides.
+        when: the condition, on the facts that a describer knows about the op.
+        reason: the sentence that a report prints, or a function that makes it from the facts.
+        row: the row of the op table that the op then has; None: its own.
     """
 
     over: frozenset[Wish]
@@ -48,9 +48,9 @@ def settled(
     """Return an op's row of the op table, its wish and the reason.
 
     Args:
-        facts: what the describer knows of the op.
-        told: what the policy says.
-        needs: the table; its first line that applies decides, and the policy if none does.
+        facts: the facts that the describer knows about the op.
+        told: row, wish and reason by the policy.
+        needs: the table; its first line that applies decides, or the policy if no line applies.
     """
     rule, wish, _ = told
     for need in needs:

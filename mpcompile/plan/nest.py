@@ -1,4 +1,4 @@
-"""What graphs inside a graph have in common, whether a torch program or an ONNX file holds them.
+"""Names for graphs inside a graph, in a torch program and in an ONNX file alike.
 
 A branch or a loop is a node that calls inner graphs. `mpcompile.program.control_flow` finds them in
 a torch graph and `mpcompile.onnx_graph.nest` in an ONNX graph. Both use the names defined here, and
@@ -17,31 +17,31 @@ Graph = TypeVar("Graph")
 Node = TypeVar("Node")
 
 UNKNOWN_ROUNDS = Fraction(10)
-"""Nobody knows how often such a loop runs; what matters is that its inside runs more than once."""
+"""Assumed runs of a loop of unknown length; it only matters that there is more than one."""
 
 BRANCH_ROUNDS = Fraction(1, 2)
-"""A branch runs, or the other one does."""
+"""Runs of a branch: either this branch runs or the other one."""
 
 
 class BorderKind(Enum):
-    """What a value is that crosses the border of an inner graph; the value is part of its id."""
+    """The kind of a value that crosses the border of an inner graph; its text is part of the id."""
 
     CARRY = "carry"
     """The state of a loop."""
     OPERAND = "operand"
-    """A value that all inner graphs see."""
+    """A value that all inner graphs read."""
     SLICE = "slice"
-    """A row of what a loop goes over."""
+    """A row of a tensor that a loop iterates over."""
     RESULT = "result"
-    """What a branch returns."""
+    """A result of a branch."""
     STACK = "stack"
-    """What a loop collects row by row."""
+    """A tensor that a loop collects row by row."""
     CROSSING = "crossing"
-    """What enters or leaves a graph that an unknown op calls."""
+    """A value that enters or leaves a graph that an unknown op calls."""
 
     @property
     def shares_memory(self) -> bool:
-        """Whether the value is stored once under all its names, as long as all have one dtype."""
+        """Whether the value is stored once under all its names, if all have one dtype."""
         return self not in (BorderKind.STACK, BorderKind.CROSSING)
 
 
@@ -50,11 +50,11 @@ class Inner(Generic[Graph, Node]):
     """The whole graph, or a graph inside it.
 
     Attributes:
-        graph: it.
-        prefix: of the ids of what it holds; the whole graph's is empty.
-        caller: the node that calls it, the first of them if there are several; None for the whole
+        graph: the graph.
+        prefix: prefix of the ids of its nodes; empty for the whole graph.
+        caller: the node that calls it, the first one if there are several; None for the whole
             graph.
-        rounds: how often a run of the whole graph runs it; a branch counts half.
+        rounds: how often one run of the whole graph runs it; a branch counts half.
     """
 
     graph: Graph
@@ -66,7 +66,7 @@ class Inner(Generic[Graph, Node]):
 def visited(
     inners: Iterable[Inner[Graph, Node]], nodes_of: Callable[[Graph], Iterable[Node]]
 ) -> Iterator[tuple[Node, Inner[Graph, Node]]]:
-    """Yield every node with its graph; what a node calls follows it.
+    """Yield every node with its graph; the nodes of a called graph follow the caller.
 
     Args:
         inners: the whole graph and those inside it.
@@ -79,7 +79,7 @@ def visited(
     def inside(caller: Node | None) -> Iterator[tuple[Node, Inner[Graph, Node]]]:
         return ((node, inner) for inner in called.get(caller, ()) for node in nodes_of(inner.graph))
 
-    # Not recursive: a file may nest graphs deeper than Python may call.
+    # Not recursive: a file may nest graphs deeper than Python's recursion limit.
     pending = [inside(None)]
     while pending:
         found = next(pending[-1], None)

@@ -1,8 +1,8 @@
-"""The op table: which precision each op computes and stores in, torch and ONNX names side by side.
+"""The op table: the precision in which each op computes and stores, with torch and ONNX names.
 
-A row speaks about the floating-point tensors of the op only. Integers, booleans, FP64 and complex
-tensors are never touched: indices and masks are never cast. An op that stands in no row stays in
-FP32. ``docs/op-classes.md`` says the same in words.
+A row is only about the floating-point tensors of the op. Integers, booleans, FP64 and complex
+tensors are never changed: indices and masks are never cast. An op that is in no row stays in FP32.
+``docs/op-classes.md`` says the same in words.
 
 Sources: Micikevicius et al., arXiv 1710.03740, section 3.3 (``paper 3.3``); the op lists of
 ``torch.amp``; torch's registry, autograd and inductor, against which the tests check every row.
@@ -69,14 +69,13 @@ class Rule:
         name: the name of a family of ops, used in reports and policies; rows may share it.
         torch: ATen op names without namespace and overload, separated by blanks.
         onnx: ONNX op types, separated by blanks.
-        precision_class: what its ops compute in, read and write.
+        precision_class: the precision in which its ops compute, read and write.
         saves: the FP32 tensors that autograd keeps for backward: ``"in"``, ``"out"``, ``"in out"``
-            or ``""``. Where overloads differ, what any of them keeps.
-        streams: inductor makes a loop of it and can put into that loop what makes its inputs. False
-            for library calls, for reads by index and for what must lie in memory.
+            or ``""``. If overloads differ, all tensors that any of them keeps.
+        streams: inductor compiles it to a loop and can fuse the producers of its inputs into that
+            loop. False for library calls, reads by index and tensors that must be in memory.
         why: the reason, as a report prints it.
-        full_arguments: names of arguments that stay FP32 whatever the others are stored in,
-            separated by blanks.
+        full_arguments: names of arguments that always stay FP32, separated by blanks.
     """
 
     name: str
@@ -90,17 +89,17 @@ class Rule:
 
     @property
     def wish(self) -> Wish:
-        """What its result should be."""
+        """The precision its result should have."""
         return _WISH[self.precision_class]
 
     @property
     def inside(self) -> bool:
-        """Whether the arithmetic is FP32 whatever the inputs are stored in."""
+        """Whether the arithmetic is FP32 for inputs of every precision."""
         return _INSIDE[self.precision_class]
 
     @property
     def gathers(self) -> bool:
-        """Whether it is a loop that finds by index what it reads."""
+        """Whether it is a loop that reads by index."""
         return self.name in ("embedding", "indexing")
 
 
@@ -111,7 +110,7 @@ def _rows(
     *rows: tuple[str, bool, str, str],
     full: str = "",
 ) -> tuple[Rule, ...]:
-    """Return the rows of a family, each given as (saves, streams, torch, onnx)."""
+    """Return the rows of a family; each argument is (saves, streams, torch, onnx)."""
     return tuple(
         Rule(name, torch, onnx, precision_class, saves, streams, why, full)
         for saves, streams, torch, onnx in rows
@@ -388,4 +387,4 @@ ONNX_RULES: Mapping[str, Rule] = _by_name("onnx")
 """ONNX op type to its row."""
 
 UNKNOWN = Rule("unknown", "", "", _UNTOUCHABLE, "in out", False, "no row of the op table names it")
-"""What an op gets that stands in no row: ``rule is UNKNOWN``."""
+"""The rule of an op that is in no row: ``rule is UNKNOWN``."""

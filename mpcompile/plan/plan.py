@@ -24,7 +24,7 @@ Count = Annotated[int, Limits(ge=0)]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What became of one op.
+    """The decision about one op.
 
     Attributes:
         op: the op's id.
@@ -34,7 +34,7 @@ class Decision:
             with FP32 accumulation).
         stores: the precision its results are stored in.
         reason: why.
-        where: its place in the user's program.
+        where: its position in the user's program.
     """
 
     op: str
@@ -52,8 +52,8 @@ class Cast:
 
     Attributes:
         id: name of the copy, e.g. ``x.f16``.
-        tensor: the tensor it is a copy of.
-        source: what it reads: the tensor itself or another cast's id.
+        tensor: the tensor that it copies.
+        source: the id that it reads: the tensor itself or another cast.
         to: its precision.
         readers: ids of the ops that read the copy, in graph order.
         elements: how many numbers it converts.
@@ -70,7 +70,7 @@ class Cast:
 
     @property
     def bytes(self) -> int:
-        """Bytes moved when the cast is a kernel of its own: 2 on one side, 4 on the other."""
+        """Bytes moved if the cast is its own kernel: 2 on one side, 4 on the other."""
         return 6 * self.elements
 
 
@@ -84,7 +84,7 @@ class Plan:
         storage: per tensor the precisions it is stored in, narrow first.
         casts: in graph order of the tensors they copy.
         cost: bytes materialised by the planner's model (``docs/planner.md``).
-        graph: what it was made for; empty until the plan of a program is complete.
+        graph: the shape of its graph; empty until the plan of a program is complete.
     """
 
     precision: Precision
@@ -108,15 +108,15 @@ class Plan:
 
     @staticmethod
     def from_json(text: str | bytes, where: str | None = None) -> Plan:
-        """Read a plan that may come from anyone.
+        """Read a plan from an untrusted source.
 
         Args:
             text: the document.
             where: its file, for error messages.
 
         Raises:
-            BadInput: it is not a plan of this version, or its fingerprint is of another graph than
-                the one it describes.
+            BadInput: it is not a plan of this version, or its fingerprint does not match the graph
+                that it describes.
         """
         try:
             file = format_of(PlanFile).validate_json(text)
@@ -153,7 +153,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def _refusal(error: ValidationError, where: str | None) -> BadInput:
-    """Name the version if that is what is wrong: then nothing else is worth a word."""
+    """Return the error for a bad plan; a wrong version is the only problem that is named."""
     for problem in error.errors(include_url=False):
         if problem["loc"] == ("version",) and problem["type"] != "missing":
             what = f"this plan is of version {short(problem['input'])}"

@@ -75,7 +75,7 @@ def make_plan(flow: Dataflow, precision: Precision) -> Plan:
 def plan_of(
     flow: Dataflow, rows: tuple[Footprint, ...], half: frozenset[str], precision: Precision
 ) -> Plan:
-    """Return the plan that an assignment is: its decisions, casts and cost.
+    """Return the plan of an assignment: its decisions, casts and cost.
 
     Args:
         flow: the neutral graph.
@@ -94,9 +94,9 @@ def plan_of(
 
 
 def cheapest(flow: Dataflow, rows: tuple[Footprint, ...]) -> frozenset[str]:
-    """Return the ids of the ops that store 16 bits in a cheapest plan.
+    """Return the ids of the ops that store 16 bits in the cheapest plan.
 
-    Of several cheapest plans it is the one with the most such ops, whatever the order of the rows.
+    Of several cheapest plans, the one with the most such ops is taken, for every order of the rows.
 
     Args:
         flow: the neutral graph.
@@ -114,8 +114,8 @@ def network_of(flow: Dataflow, rows: tuple[Footprint, ...]) -> nx.DiGraph:
     """Return the network whose minimum cut is the cheapest plan.
 
     An op with a choice is a node ``("op", id)``, on the source's side if it stores 16 bits; an op
-    without one is the source or the sink itself. A copy of a tensor that exists as soon as one op
-    of several wants it is a node of its own. An edge without ``capacity`` is infinite.
+    without one is the source or the sink itself. A copy of a tensor that exists as soon as one of
+    several ops wants it has its own node. An edge without ``capacity`` is infinite.
 
     Args:
         flow: the neutral graph.
@@ -212,7 +212,7 @@ def _decision(op: Op, half: frozenset[str], precision: Precision) -> Decision:
 
 @dataclass(frozen=True, slots=True)
 class _Reads:
-    """Who reads a tensor in which precision."""
+    """The readers of a tensor by precision."""
 
     narrow: tuple[str, ...]
     wide: tuple[str, ...]
@@ -256,7 +256,7 @@ def _copies(
         if reads.narrow:
             casts.append(cast(tensor.id, precision, reads.narrow, _why_narrow(tensor)))
     else:
-        # Computed in FP32, stored in 16 bits: whoever can, reads what is stored.
+        # Computed in FP32, stored in 16 bits: every reader that can takes the stored copy.
         down = cast(tensor.id, precision, reads.narrow, "stored in 16 bits, computed in FP32")
         if reads.wide or not reads.inside:
             casts.extend([down] if reads.narrow else [])

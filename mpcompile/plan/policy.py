@@ -1,9 +1,9 @@
-"""Which op may run in which precision, and who said so: a level, and overrides of it.
+"""Which op may run in which precision, and why: a level, and overrides of it.
 
-The more specific wins. An override that names a node beats one that names a module path, which
-beats an op name, a row of the op table, ``*``, and the level, in that order. Of two of one kind an
-exact name beats wildcards, and of two wildcards (or two module paths) the one with more literal
-characters wins. What then is still a tie must agree, or it is refused.
+The more specific one wins. An override that names a node beats one that names a module path, which
+beats an op name, a row of the op table, ``*``, and the level, in that order. Of two overrides of
+one kind an exact name beats wildcards, and of two wildcards (or two module paths) the one with more
+literal characters wins. Overrides that still tie must agree, or they are refused.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Level(Enum):
     """Nothing changes."""
 
 
-class Kind(IntEnum):
-    """What part of an op an override matched, least specific first."""
+class OverrideKind(IntEnum):
+    """The part of an op that an override matched, least specific first."""
 
     EVERYTHING = 0
     ROW = 1
@@ -47,10 +47,12 @@ class Kind(IntEnum):
     NODE = 4
 
 
-_PREFIXES = {kind.name.lower(): kind for kind in Kind if kind is not Kind.EVERYTHING}
-# Without a prefix a name that fits several parts is taken for the widest that a person means by
-# it: the first gelu of a graph is also the node "gelu", but "gelu" means all of them.
-_TRIED = (Kind.MODULE, Kind.OP, Kind.ROW, Kind.NODE)
+_PREFIXES = {
+    kind.name.lower(): kind for kind in OverrideKind if kind is not OverrideKind.EVERYTHING
+}
+# A name without a prefix that fits several parts means the widest part: the first gelu of a graph
+# is also the node "gelu", but "gelu" means all of them.
+_TRIED = (OverrideKind.MODULE, OverrideKind.OP, OverrideKind.ROW, OverrideKind.NODE)
 
 
 class UnmatchedOverride(UserWarning):
@@ -98,7 +100,7 @@ class Policy:
                     f"use {kind.__name__}.X with X of {names}",
                 )
         if Level.FP32 is self.level or Precision.FP32 is self.precision:
-            # One policy, however it was asked for.
+            # Both ways to ask for FP32 give one policy.
             object.__setattr__(self, "level", Level.FP32)
             object.__setattr__(self, "precision", Precision.FP32)
         for name in ("full", "half", "free"):
@@ -139,11 +141,11 @@ FULL_PRECISION = Policy(level=Level.FP32)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One op, as a policy sees it.
+    """The facts about one op that a policy uses.
 
     Attributes:
         node: the node's name in its graph.
-        op: the op's name as the op table spells it.
+        op: the op's name as in the op table.
         module: dotted path of the module that called it, or ``""``.
         residual: it adds two activations of one size.
     """
@@ -156,10 +158,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What a policy says about every op of a graph.
+    """The wishes of a policy for every op of a graph.
 
     Attributes:
-        wishes: per node its row of the op table, what it shall be, and why.
+        wishes: per node its row of the op table, its wish, and the reason.
         overridden: the nodes that an override names.
         unmatched: a sentence per override that matches no op.
     """
@@ -175,7 +177,7 @@ class Resolution:
 
 
 def resolve(policy: Policy, rules: Mapping[str, Rule], rows: Iterable[Row]) -> Resolution:
-    """Return what each op shall be, and which overrides match none.
+    """Return the wish of each op, and the overrides that match no op.
 
     Args:
         policy: a level and overrides.
@@ -183,7 +185,7 @@ def resolve(policy: Policy, rules: Mapping[str, Rule], rows: Iterable[Row]) -> R
         rows: the ops of one graph.
 
     Raises:
-        BadInput: two overrides that differ match one op, and neither is more specific.
+        BadInput: two different overrides match one op, and neither is more specific.
     """
     rows = tuple(rows)
     if policy.changes_nothing:
@@ -212,34 +214,39 @@ def resolve(policy: Policy, rules: Mapping[str, Rule], rows: Iterable[Row]) -> R
 
 
 def names_node(pattern: str, row: Row, rule: str) -> bool:
-    """Whether a pattern is the very name of an op's node, so that none is more specific.
+    """Whether a pattern is exactly the name of an op's node, so that none is more specific.
 
     Args:
-        pattern: of an override.
+        pattern: the pattern of an override.
         row: the op.
         rule: its row of the op table.
     """
     found = _match(pattern, row, rule)
-    return found is not None and found[:2] == (Kind.NODE, True)
+    return found is not None and found[:2] == (OverrideKind.NODE, True)
 
 
 def _rule(rules: Mapping[str, Rule], row: Row) -> Rule:
     return rules.get(row.op, UNKNOWN)
 
 
-_Specificity = tuple[Kind, bool, int]
+_Specificity = tuple[OverrideKind, bool, int]
 
 
 def _match(pattern: str, row: Row, rule: str) -> _Specificity | None:
     """Return how specifically a pattern names an op, or None if it does not."""
     prefix, _, text = pattern.rpartition(":")
     literals = len(_WILDCARD.sub("", text))
-    names = {Kind.MODULE: row.module, Kind.OP: row.op, Kind.ROW: rule, Kind.NODE: row.node}
+    names = {
+        OverrideKind.MODULE: row.module,
+        OverrideKind.OP: row.op,
+        OverrideKind.ROW: rule,
+        OverrideKind.NODE: row.node,
+    }
     for kind in (_PREFIXES[prefix],) if prefix else _TRIED:
-        below = kind is Kind.MODULE and fnmatchcase(names[kind], f"{text}.*")
+        below = kind is OverrideKind.MODULE and fnmatchcase(names[kind], f"{text}.*")
         if below or fnmatchcase(names[kind], text):
             everything = not literals and not prefix
-            return Kind.EVERYTHING if everything else kind, names[kind] == text, literals
+            return OverrideKind.EVERYTHING if everything else kind, names[kind] == text, literals
     return None
 
 

@@ -1,4 +1,4 @@
-"""What tensors hold: magnitudes and exponents measured on real batches, forward and backward."""
+"""Magnitudes and exponents of tensors, measured on real batches, forward and backward."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What one tensor held, over all batches.
+    """The numbers of one tensor, over all batches.
 
     Attributes:
-        largest_finite: the largest magnitude but for infinities.
-        count: how many numbers were looked at.
+        largest_finite: the largest magnitude without infinities.
+        count: how many numbers were measured.
         zeros: how many of them were zero.
         nonfinite: how many of them were infinite or not a number.
-        exponents: per exponent e that occurred, in ascending order, how many magnitudes lay in
+        exponents: per exponent e that occurred, in ascending order, how many magnitudes were in
             ``[2**e, 2**(e + 1))``.
     """
 
@@ -70,7 +70,7 @@ class Range:
     def share_below(self, exponent: float) -> float:
         """Return the share of the numbers other than zero that were less than ``2**exponent``.
 
-        An exponent between two integers counts as the lower.
+        An exponent between two integers counts as the lower one.
         """
         others = self.count - self.zeros
         below = sum(count for known, count in self.exponents if known < math.floor(exponent))
@@ -78,7 +78,7 @@ class Range:
 
     @property
     def share_below_normal(self) -> float:
-        """The share of the numbers other than zero that FP16 holds with fewer digits or not."""
+        """The share of the nonzero numbers that FP16 holds with fewer digits or not at all."""
         return self.share_below(NORMAL)
 
     @property
@@ -91,7 +91,7 @@ class Range:
         return self.share_below(SMALLEST - math.log2(scale))
 
     def joined(self, other: Range) -> Range:
-        """Return the range of what both have measured."""
+        """Return the range of both measurements together."""
         exponents = Counter(dict(self.exponents))
         exponents.update(dict(other.exponents))
         return Range(
@@ -109,16 +109,16 @@ def _exponent(magnitude: float) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """What the tensors of one program held, and how the planner shall read it.
+    """The ranges of the tensors of one program, and how the planner must use them.
 
     Attributes:
-        fingerprint: of the tensors that were measured, see `tensors_of`.
+        fingerprint: fingerprint of the measured tensors, see `tensors_of`.
         batches: how many batches were run.
-        values: per tensor of the forward graph what it held.
-        gradients: per tensor what the gradient of the unscaled loss with respect to it held.
+        values: per tensor of the forward graph its range.
+        gradients: per tensor the range of the gradient of the unscaled loss with respect to it.
         margin_bits: a tensor is kept in FP32 if it came closer to the largest 16-bit number than
             a factor of ``2**margin_bits``.
-        release: whether ops whose results can grow may be stored in 16 bits where they did not.
+        release: whether ops whose results can grow but did not may be stored in 16 bits.
     """
 
     fingerprint: str
@@ -134,7 +134,7 @@ class Ranges:
 
     @staticmethod
     def from_json(text: str | bytes, where: str | None = None) -> Ranges:
-        """Read ranges that may come from anyone.
+        """Read ranges from an untrusted source.
 
         Raises:
             BadInput: the text is no such document, or it contradicts itself.
@@ -158,6 +158,6 @@ def read_ranges(path: Path) -> Ranges:
 def tensors_of(flow: Dataflow) -> str:
     """Return the fingerprint of a graph's tensors: their names and sizes.
 
-    A name says which op of its kind made a tensor. What the policy says of ops does not show.
+    A name says which op of its kind made a tensor. The policy has no effect on it.
     """
     return Graph(elements={tensor.id: tensor.elements for tensor in flow.tensors}).fingerprint

@@ -1,4 +1,4 @@
-"""Describe to the planner what crosses the borders of graphs inside a graph."""
+"""Describe to the planner the values that cross the borders of inner graphs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STRICTEST = (Wish.FULL, Wish.HALF, Wish.FREE)
 
 
 def border_rule(name: str) -> Rule:
-    """Return the row of the op table for what crosses the borders of an op's inner graphs."""
+    """Return the row of the op table for values that cross the borders of an op's inner graphs."""
     why = "it crosses the border of a graph"
     return Rule("control flow", name, "", PrecisionClass.TRANSPARENT, "", False, why)
 
@@ -37,11 +37,11 @@ def border_rule(name: str) -> Rule:
 def border_row(
     border: Border, ids: dict[fx.Node, str], rounds: Fraction, resolution: Resolution, where: Where
 ) -> tuple[Op, tuple[Tensor, ...]] | None:
-    """Describe a border to the planner, if it is a border of FP32 tensors.
+    """Describe a border to the planner, if its tensors are FP32.
 
-    It is an op that takes either precision, which all its names then have: it reads what comes in
-    and writes what goes on. It shares the memory of what it reads; only what a loop collects is
-    written anew.
+    The border becomes an op that takes either precision, which all its names then have: it reads
+    the value that comes in and writes the value that goes on. It shares the memory of its input;
+    only the tensor that a loop collects is written again.
 
     Args:
         border: one value.
@@ -49,20 +49,20 @@ def border_row(
         rounds: how often its caller runs.
         resolution: the policy may pin it, by the caller's op name or by one of the border's ids;
             of several callers the one with the strictest need decides.
-        where: its caller's place.
+        where: the caller's source position.
 
     Returns:
-        The row, and a tensor for each result of the caller that nobody takes.
+        The row, and a tensor for each result of the caller that no node reads.
     """
     name = op_name(border.caller)
-    values = [call.meta["val"][place] for call, place in border.results]
+    values = [call.meta["val"][index] for call, index in border.results]
     values += [node.meta.get("val") for node in border.inputs]
     if not values or not all(is_full_tensor(value) for value in values):
         return None
     unread = tuple(
-        Tensor(f"{ids[call]}/{place}", ceil(count_of(call.meta["val"][place]) * rounds))
-        for call, place in border.results
-        if not items_of(call, place)
+        Tensor(f"{ids[call]}/{index}", ceil(count_of(call.meta["val"][index]) * rounds))
+        for call, index in border.results
+        if not items_of(call, index)
     )
     said = [resolution.wishes[id] for id in border.ids]
     rule, wish, reason = min(said, key=lambda each: _STRICTEST.index(each[1]))

@@ -22,19 +22,19 @@ from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.plan.dataflow import Fixed, Where
 from mpcompile.program.batch_size import BatchSize, dynamic_shapes
 from mpcompile.program.functional import make_functional
-from mpcompile.program.returned import Nest, loss_last, nest_of_results, stands_alone
+from mpcompile.program.returned import ReturnedTree, loss_last, stands_alone, tree_of_results
 from mpcompile.program.stack_lines import users_line
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.ops import op_name
 from mpcompile.torch_private.tracing import DataDependent
 from mpcompile.torch_private.versions import warn_if_untried
 
-# With the separator: torchvision and torch_geometric are a user's own choice, and begin alike.
+# With the separator, because torchvision and torch_geometric count as the user's own packages.
 _FOREIGN = tuple(f"{files(package)}{os.sep}" for package in ("torch", "mpcompile"))
 
 
-class Kind(Enum):
-    """What an input of the forward graph is."""
+class InputKind(Enum):
+    """The kind of an input of the forward graph."""
 
     PARAMETER = "parameter"
     BUFFER = "buffer"
@@ -42,14 +42,14 @@ class Kind(Enum):
 
     @property
     def fixed(self) -> Fixed:
-        """What the planner knows it as."""
+        """The planner's name for this kind."""
         return _FIXED[self]
 
 
 _FIXED = {
-    Kind.PARAMETER: Fixed.PARAMETER,
-    Kind.BUFFER: Fixed.BUFFER,
-    Kind.BATCH: Fixed.BATCH,
+    InputKind.PARAMETER: Fixed.PARAMETER,
+    InputKind.BUFFER: Fixed.BUFFER,
+    InputKind.BATCH: Fixed.BATCH,
 }
 
 
@@ -65,7 +65,7 @@ class Input:
     """
 
     node: str
-    kind: Kind
+    kind: InputKind
     name: str
     tensor: torch.Tensor
 
@@ -79,23 +79,23 @@ class Forward:
             loss function returns beside the loss, then the loss.
         inputs: its placeholders in order, a tied weight once.
         written: names of the buffers that the forward pass updates.
-        returns: what the loss function returns if that is more than the loss; without a loss
-            function what the model returns.
-        batch_size: what stands in its shapes for the size of a batch; None: that of the example.
+        returns: the results of the loss function if there are more than the loss; without a loss
+            function the results of the model.
+        batch_size: the open size of a batch in its shapes; None: it is the example's.
     """
 
     module: fx.GraphModule
     inputs: tuple[Input, ...]
     written: tuple[str, ...]
-    returns: Nest | None = None
+    returns: ReturnedTree | None = None
     batch_size: BatchSize | None = None
 
     def constants(self) -> dict[str, torch.Tensor]:
-        """Return, per placeholder, the buffers that forward never writes."""
+        """Return, by placeholder, the buffers that forward never writes."""
         return {
             item.node: item.tensor
             for item in self.inputs
-            if item.kind is Kind.BUFFER and item.name not in self.written
+            if item.kind is InputKind.BUFFER and item.name not in self.written
         }
 
 
@@ -111,18 +111,18 @@ class _Program(torch.nn.Module):
         return self.model(*batch) if self._loss is None else self._loss(self.model, *batch)
 
 
-def capture(workload: Workload, open_places: tuple[bool, ...] = ()) -> Forward:
+def capture(workload: Workload, open_dims: tuple[bool, ...] = ()) -> Forward:
     """Capture ``loss(model, *batch)`` with `torch.export`, or ``model(*batch)`` without a loss.
 
     Args:
         workload: the program.
-        open_places: per tensor of the batch whether its dimension 0 becomes a symbol; see
+        open_dims: per tensor of the batch whether its dimension 0 becomes a symbol; see
             `mpcompile.program.open_capture`.
 
     Raises:
-        BadInput: the program itself fails on the example batch, or its loss is not a 0-d FP32
-            tensor or a pair of one and anything.
-        CannotCapture: it runs, but not as one graph.
+        BadInput: the program itself fails on the example batch, or its loss is neither a 0-d FP32
+            tensor nor a pair of one and anything.
+        CannotCapture: the program runs, but not as one graph.
     """
     warn_if_untried()
     for position, value in enumerate(workload.batch):
@@ -132,7 +132,7 @@ def capture(workload: Workload, open_places: tuple[bool, ...] = ()) -> Forward:
                 workload.origin,
                 "make the batch a flat tuple of tensors",
             )
-    program = export(_Program(workload), workload, open_places)
+    program = export(_Program(workload), workload, open_dims)
     returns = _returns(program, workload)
     _refuse_hidden_writes(program.graph, workload)
     program, module, written = make_functional(program)
@@ -144,14 +144,14 @@ def capture(workload: Workload, open_places: tuple[bool, ...] = ()) -> Forward:
 
 
 def export(
-    module: torch.nn.Module, workload: Workload, open_places: tuple[bool, ...] = ()
+    module: torch.nn.Module, workload: Workload, open_dims: tuple[bool, ...] = ()
 ) -> torch.export.ExportedProgram:
-    """Run `torch.export` and turn what it raises into one sentence."""
-    # A tensor that stands twice in the batch would become one input.
+    """Run `torch.export` and turn its exception into one sentence."""
+    # A tensor that is twice in the batch would become one input.
     batch = tuple(value.clone() for value in workload.batch)
     try:
         with _quiet():
-            shapes = dynamic_shapes(open_places) if open_places else None
+            shapes = dynamic_shapes(open_dims) if open_dims else None
             return torch.export.export(module, batch, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise _refusal(error, module, batch, workload) from error
@@ -159,11 +159,11 @@ def export(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's own warnings and logged tracebacks off the screen; errors are ours to say."""
+    """Hide torch's own warnings and logged tracebacks; mpcompile reports the error itself."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        # torch prints the graph it has so far when it meets a data-dependent branch.
+        # torch prints its unfinished graph at a data-dependent branch.
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
@@ -183,13 +183,13 @@ def _refusal(
             return BadInput(
                 f"the program raises {type(eager).__name__} on the example batch of shapes "
                 f"{shapes}: {_first_line(eager)}",
-                user_place(eager) or workload.origin,
+                user_position(eager) or workload.origin,
                 "give a batch that loss(model, *batch) accepts",
             )
     if _reads_packed_sequence(error):
         return CannotCapture(
             "a recurrent layer reads a packed sequence, whose shape depends on the batch",
-            user_place(error) or workload.origin,
+            user_position(error) or workload.origin,
             "give it the padded tensor, and leave the padding out of the loss",
         )
     return CannotCapture(
@@ -199,7 +199,7 @@ def _refusal(
             if isinstance(error, DataDependent)
             else f"{type(error).__name__}: {_first_line(error)}"
         ),
-        user_place(error) or workload.origin,
+        user_position(error) or workload.origin,
         "use torch.where or torch.cond instead of if, and no .item() in the model"
         if isinstance(error, DataDependent)
         else "express this line in other operations",
@@ -220,8 +220,8 @@ def _first_line(error: BaseException) -> str:
     return lines[0].rstrip(".")[:300] if lines else "no message"
 
 
-def user_place(error: BaseException) -> str | None:
-    """Return ``file:line`` of the deepest frame that is neither torch's nor ours, or None."""
+def user_position(error: BaseException) -> str | None:
+    """Return ``file:line`` of the deepest frame outside torch and mpcompile, or None."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -230,42 +230,42 @@ def user_place(error: BaseException) -> str | None:
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
 
 
-def _returns(program: torch.export.ExportedProgram, workload: Workload) -> Nest | None:
-    """Return what a program returns; check the loss, which alone needs no nest."""
+def _returns(program: torch.export.ExportedProgram, workload: Workload) -> ReturnedTree | None:
+    """Return the tree of a program's results, None if it is the loss alone; check the loss."""
     outputs = program.graph.output_node().args[0]
     assert isinstance(outputs, list | tuple)
-    place = definition(workload.loss) or workload.origin
+    defined_at = definition(workload.loss) or workload.origin
     users = [
         item
         for item, spec in zip(outputs, program.graph_signature.output_specs, strict=True)
         if spec.kind.name == "USER_OUTPUT"
     ]
-    found = nest_of_results(program.call_spec.out_spec, users)
+    found = tree_of_results(program.call_spec.out_spec, users)
     if workload.loss is None:
         return found
     advice = "return one 0-d FP32 tensor, or a pair of it and anything"
     try:
         alone = stands_alone(found)
     except ValueError as error:
-        raise BadInput(f"the loss returns {error}", place, advice) from None
+        raise BadInput(f"the loss returns {error}", defined_at, advice) from None
     value = users[0].meta.get("val") if isinstance(users[0], fx.Node) else None
     if not isinstance(value, torch.Tensor):
-        raise BadInput("the loss is no tensor", place, advice)
+        raise BadInput("the loss is no tensor", defined_at, advice)
     if value.dim() != 0 or value.dtype is not torch.float32:
         raise BadInput(
             f"the loss is a {str(value.dtype).removeprefix('torch.')} tensor of shape "
             f"{list(value.shape)}",
-            place,
+            defined_at,
             "reduce it to one FP32 number, for example with .mean()",
         )
     return None if alone else found
 
 
 def _refuse_hidden_writes(graph: fx.Graph, workload: Workload) -> None:
-    """Refuse an instance norm that updates statistics: its schema does not say that it does."""
+    """Refuse an instance norm that updates statistics: its schema does not declare this write."""
     for node in graph.nodes:
         if op_name(node) == "instance_norm" and isinstance(node.args[3], fx.Node) and node.args[5]:
-            where = place_of(node)
+            where = source_position(node)
             raise CannotCapture(
                 f"the instance norm {where.module} updates running statistics",
                 where.at or workload.origin,
@@ -274,10 +274,10 @@ def _refuse_hidden_writes(graph: fx.Graph, workload: Workload) -> None:
 
 
 def _place_loss(module: fx.GraphModule, workload: Workload) -> None:
-    """Give ops of the loss function, whose frames torch leaves out, the line of its definition."""
+    """Give ops of the loss function the line of its definition: torch leaves out its frames."""
     file, _, line = (definition(workload.loss) or "").rpartition(":")
     for node in module.graph.nodes:
-        if file and node.op == "call_function" and not str(place_of(node)):
+        if file and node.op == "call_function" and not str(source_position(node)):
             trace = node.meta.get("stack_trace") or ""
             node.meta["stack_trace"] = f'{trace}\n  File "{file}", line {line}, in loss'
 
@@ -291,9 +291,9 @@ def definition(function: Callable[..., Any] | None) -> str | None:
 def _inputs(
     program: torch.export.ExportedProgram, module: fx.GraphModule, workload: Workload
 ) -> tuple[Input, ...]:
-    """Name the placeholders; a parameter that stands under two names keeps its first."""
+    """Name the placeholders; a parameter with two names keeps the first one."""
     signature = program.graph_signature
-    # Each of these is made anew when it is asked for.
+    # Read once, because each access builds the dictionary again.
     parameters, buffers = signature.inputs_to_parameters, signature.inputs_to_buffers
     constants = signature.inputs_to_lifted_tensor_constants
     tensors: dict[str, torch.Tensor] = dict(workload.model.named_parameters(remove_duplicate=False))
@@ -303,14 +303,14 @@ def _inputs(
     position = 0
     for node in list(module.graph.find_nodes(op="placeholder")):
         if node.name in parameters:
-            kind, name = Kind.PARAMETER, parameters[node.name]
+            kind, name = InputKind.PARAMETER, parameters[node.name]
         elif node.name in buffers:
-            kind, name = Kind.BUFFER, buffers[node.name]
+            kind, name = InputKind.BUFFER, buffers[node.name]
         elif node.name in constants:
-            kind, name = Kind.BUFFER, constants[node.name]
+            kind, name = InputKind.BUFFER, constants[node.name]
         else:
             inputs.append(
-                Input(node.name, Kind.BATCH, f"batch.{position}", workload.batch[position])
+                Input(node.name, InputKind.BATCH, f"batch.{position}", workload.batch[position])
             )
             position += 1
             continue
@@ -327,8 +327,8 @@ def _inputs(
     return tuple(inputs)
 
 
-def place_of(node: fx.Node) -> Where:
-    """Return the module and the user's source line a node came from."""
+def source_position(node: fx.Node) -> Where:
+    """Return the module and the user's source line that a node comes from."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values()]
     module = paths[-1].removeprefix("model").removeprefix(".") if paths else ""
@@ -336,5 +336,5 @@ def place_of(node: fx.Node) -> Where:
 
 
 def is_foreign(path: str) -> bool:
-    """Whether a file is torch's or ours."""
+    """Whether a file belongs to torch or mpcompile."""
     return path.startswith((*_FOREIGN, "<"))

@@ -1,4 +1,4 @@
-"""Which nodes of a graph are casts, and what they read."""
+"""The casts of a graph, and the nodes that they read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CAST = torch.ops.aten._to_copy.default
 
 
 def is_cast(node: object) -> bool:
-    """Whether the node converts its dtype and does nothing else."""
+    """Whether the node only converts the dtype of its input."""
     return isinstance(node, fx.Node) and node.target is CAST and set(node.kwargs) == {"dtype"}
 
 
@@ -26,7 +26,7 @@ def widens(node: object) -> bool:
 
 
 def source_of(cast: fx.Node) -> fx.Node:
-    """Return what a cast reads."""
+    """Return the node that a cast reads."""
     source = cast.args[0]
     assert isinstance(source, fx.Node)
     return source

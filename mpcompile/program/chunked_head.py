@@ -1,15 +1,15 @@
 """The loss of a language model without its logits: a linear and a cross entropy, chunk by chunk.
 
-The logits of a chunk of rows are made, read and forgotten. Their gradient is known as soon as they
-are (softmax minus one-hot, times a number that backward brings), so forward computes at once what
-backward needs: the gradients of input, weight and bias but for that number. Nothing of the size of
-the logits is kept, and nothing is computed twice.
+The logits of a chunk of rows are computed, read and freed. Their gradient is known at once: softmax
+minus one-hot, times a factor that backward supplies. So forward already computes the gradients of
+input, weight and bias without that factor. No tensor of the logits' size is kept, and nothing is
+computed twice.
 
-The gradient of the logits is stored in 16 bits times `SHIFT`, and of a mean's divisor only that
-part is divided out which is no power of two: so small probabilities stay above the smallest FP16
-number, and what backward multiplies by rounds nothing. It is at most `SHIFT`, so a row of the
-input's gradient stays below ``2 * SHIFT`` times the largest weight. The weight's gradient, a sum
-over all rows, is made and added up in FP32: it cannot overflow out of the loss scale's reach.
+The gradient of the logits is stored in 16 bits times `SHIFT`. Forward divides out only the part
+of a mean's divisor that is not a power of two. So small probabilities stay above the smallest FP16
+number, and the factor of backward causes no rounding. The gradient is at most `SHIFT`, so a row of
+the input's gradient stays below ``2 * SHIFT`` times the largest weight. The weight's gradient, a
+sum over all rows, is computed in FP32: it cannot overflow where the loss scale has no effect.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 SHIFT = 64.0
-"""Power of two by which the stored gradient of the logits is larger than softmax minus one-hot."""
+"""Power of two: the stored gradient of the logits is this times softmax minus one-hot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ def chunked_head(
         weight: ``[columns, features]``, 16 bits.
         bias: ``[columns]``, 16 bits, or None.
         target: int64 ``[N]``.
-        classes: columns of the logits that count; more may be there for the matmul's sake.
+        classes: columns of the logits that count; padding of the matmul may add more columns.
         rows: the most rows of a chunk.
-        ignored: the class index of rows that count nothing.
+        ignored: the class index of rows that do not count.
         mean: whether the loss is a mean over the rows that count, or their sum.
 
     Returns:
@@ -71,7 +71,7 @@ class _ChunkedHead(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, head: _Head
     ) -> Tensor:
         needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        # FP32 at once: of chunks that read ten bytes in common inductor makes one kernel.
+        # FP32 at once: inductor joins chunks that share ten bytes of input into one kernel.
         count = (target != head.ignored).sum(dtype=torch.float32)
         shift, power = SHIFT * torch.ones_like(count), torch.ones_like(count)
         if head.mean:
@@ -118,7 +118,7 @@ def _chunk(logits: Tensor, target: Tensor, head: _Head, shift: Tensor) -> tuple[
 
 
 def wide_product(left: Tensor, right: Tensor) -> Tensor:
-    """Return a product of 16-bit matrices in FP32, as a Tensor Core has it before it rounds."""
+    """Return a product of 16-bit matrices in FP32, as a Tensor Core computes it before rounding."""
     if left.is_cuda and torch.version.hip is None:
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()

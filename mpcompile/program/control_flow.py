@@ -1,4 +1,4 @@
-"""Control flow in a graph: the graphs inside it, how often they run, what crosses their borders.
+"""Control flow in a graph: its inner graphs, how often they run, which values cross borders.
 
 `torch.cond`, `while_loop`, `scan` and `map` are nodes that call inner graphs. A value that enters
 such a graph, is carried from one round of a loop to the next, or leaves it, has several names: an
@@ -28,9 +28,9 @@ class _Call:
 
     Attributes:
         graphs: positions of the inner graphs among its arguments.
-        returning: those of them whose results are the op's.
-        inputs: what the inner graphs take, in order: a kind, the position of a list of arguments.
-        collects: what becomes of results that are no carry.
+        returning: the positions of those graphs whose results are the op's results.
+        inputs: the inner graphs' inputs, in order: a kind, the position of a list of arguments.
+        collects: the kind of results that are no carry.
     """
 
     graphs: tuple[int, ...]
@@ -61,7 +61,7 @@ _CALLS = {
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A place where a value is read: ``reader.args[argument][element]``."""
+    """The position where a value is read: ``reader.args[argument][element]``."""
 
     reader: fx.Node
     argument: int
@@ -69,11 +69,11 @@ class Use:
 
     @property
     def value(self) -> object:
-        """What is read there."""
+        """The value that is read."""
         return self.reader.args[self.argument][self.element]  # type: ignore[index]
 
     def replace(self, value: fx.Node) -> None:
-        """Let something else be read there."""
+        """Let the reader read another value."""
         values = self.reader.args[self.argument]
         assert isinstance(values, list | tuple)
         changed = [*values[: self.element], value, *values[self.element + 1 :]]
@@ -86,9 +86,9 @@ class Border:
 
     Attributes:
         ids: the calling node's id, the kind and a number (``scan/carry_0``), once per caller.
-        kind: what crosses there.
-        caller: the node that calls the inner graph; the first of them if a graph is shared.
-        reads: where it comes from: arguments of the caller, results of inner graphs.
+        kind: the kind of the value.
+        caller: the node that calls the inner graph; the first one if a graph is shared.
+        reads: its sources: arguments of the caller, results of inner graphs.
         inputs: the inner graphs' inputs that it becomes.
         results: callers and positions among their results.
     """
@@ -107,18 +107,18 @@ class Border:
 
     @property
     def writes(self) -> tuple[fx.Node, ...]:
-        """The nodes that stand for it: inputs of inner graphs, items of the callers' results."""
+        """The nodes that hold it: inputs of inner graphs, items of the callers' results."""
         return (*self.inputs, *(item for call, k in self.results for item in items_of(call, k)))
 
 
 @dataclass(frozen=True, slots=True)
 class Nest:
-    """A graph and the graphs inside it, each once however many callers it has.
+    """A graph and the graphs inside it, each once for any number of callers.
 
     Attributes:
         inners: the graphs, each behind a graph that calls it.
         nodes: per node its id, which is unique among all graphs.
-        borders: what crosses between graphs, per node that calls graphs; where several nodes call
+        borders: the values that cross borders, per node that calls graphs; if several nodes call
             one graph, the first of them has the borders.
     """
 
@@ -127,7 +127,7 @@ class Nest:
     borders: dict[fx.Node, tuple[Border, ...]]
 
     def visited(self) -> Iterator[tuple[fx.Node, Inner[fx.GraphModule, fx.Node]]]:
-        """Yield every node with its graph; what a node calls follows it."""
+        """Yield every node with its graph; the nodes of a called graph follow the caller."""
         return visited(self.inners, lambda module: module.graph.nodes)
 
 
@@ -141,7 +141,7 @@ def _is_item(node: fx.Node) -> bool:
 
 
 def inner_graphs(module: fx.GraphModule) -> Iterator[fx.GraphModule]:
-    """Yield every graph module that nodes of a graph name, not those inside them."""
+    """Yield every graph module that nodes of a graph name, without the graphs inside them."""
     for node in module.graph.find_nodes(op="get_attr"):
         inner = getattr(module, str(node.target), None)
         if isinstance(inner, fx.GraphModule):
@@ -154,7 +154,7 @@ def is_control_flow(node: fx.Node) -> bool:
 
 
 def called_graphs(node: fx.Node, module: fx.GraphModule) -> list[fx.GraphModule]:
-    """Return the graphs that a branch or a loop calls; of other nodes none."""
+    """Return the graphs that a branch or a loop calls; none for another node."""
     if not is_control_flow(node):
         return []
     found = [_inner(item, module) for item in node.all_input_nodes if item.op == "get_attr"]
@@ -162,7 +162,7 @@ def called_graphs(node: fx.Node, module: fx.GraphModule) -> list[fx.GraphModule]
 
 
 def all_graphs(module: fx.GraphModule) -> list[fx.GraphModule]:
-    """Return a graph and all graphs inside it, whatever calls them, each once, callers first."""
+    """Return a graph and all graphs inside it, for every caller, each once, callers first."""
     found = {id(module): module}
     for inner in inner_graphs(module):
         for graph in all_graphs(inner):
@@ -173,31 +173,31 @@ def all_graphs(module: fx.GraphModule) -> list[fx.GraphModule]:
 def with_graphs(op: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return a call's arguments with functions among them traced to graphs.
 
-    Functionalization passes wrapped functions on.
+    Functionalization passes such functions wrapped.
     """
     call = _CALLS.get(getattr(op, "__name__", ""))
-    if call is None or all(isinstance(args[place], fx.GraphModule) for place in call.graphs):
+    if call is None or all(isinstance(args[index], fx.GraphModule) for index in call.graphs):
         return args
     inputs: list[Any] = []
-    for kind, place in call.inputs:
+    for kind, index in call.inputs:
         inputs += (
-            [value.select(0, 0) for value in args[place]]
+            [value.select(0, 0) for value in args[index]]
             if kind == BorderKind.SLICE
-            else args[place]
+            else args[index]
         )
     return tuple(
         traced(value, inputs)
-        if place in call.graphs and not isinstance(value, fx.GraphModule)
+        if index in call.graphs and not isinstance(value, fx.GraphModule)
         else value
-        for place, value in enumerate(args)
+        for index, value in enumerate(args)
     )
 
 
 def nest_of(module: fx.GraphModule) -> Nest:
     """Find the graphs inside a graph that a plan may change.
 
-    An op that calls inner graphs in a way not known here is left as it is, and so is all that
-    shares a graph with it.
+    An op that calls inner graphs in an unknown way is left as it is, and so is every op that shares
+    a graph with it.
     """
     untouched = _untouched(module)
     prefixes = {module: ""}
@@ -243,7 +243,7 @@ def nest_of(module: fx.GraphModule) -> Nest:
 
 
 def _is_call(node: fx.Node, module: fx.GraphModule) -> bool:
-    """Whether a node calls inner graphs in a way that is known here."""
+    """Whether a node calls inner graphs in a known way."""
     call = _CALLS[op_name(node)] if is_control_flow(node) else None
     if call is None or node.kwargs or len(node.args) <= max(p for _, p in call.inputs):
         return False
@@ -288,7 +288,7 @@ def _returned(module: fx.GraphModule) -> tuple[object, ...]:
 
 
 def _untouched(module: fx.GraphModule) -> set[fx.Node]:
-    """Return the calls of graphs that must stay as they are: an unknown call shares them."""
+    """Return the calls of graphs that must not change, because an unknown call shares them."""
     reasons: nx.DiGraph = nx.DiGraph()
     reasons.add_node("unknown")
     for graph in all_graphs(module):
@@ -328,7 +328,7 @@ def _all_rounds(calls: list[tuple[str, str, Fraction]]) -> dict[str, Fraction]:
 
 
 def _borders(id: str, node: fx.Node, graphs: dict[int, fx.GraphModule]) -> Iterator[Border]:
-    """Yield what crosses the borders of one call."""
+    """Yield the borders of one call."""
     call = _CALLS[op_name(node)]
     inputs = list(zip(*(_placeholders(graph) for graph in graphs.values()), strict=True))
     outputs = [graphs[position].graph.output_node() for position in call.returning]
@@ -336,14 +336,14 @@ def _borders(id: str, node: fx.Node, graphs: dict[int, fx.GraphModule]) -> Itera
     for kind, position in call.inputs:
         given = node.args[position]
         assert isinstance(given, list | tuple)
-        for place in range(len(given)):
-            reads, results = [Use(node, position, place)], []
+        for index in range(len(given)):
+            reads, results = [Use(node, position, index)], []
             if kind == BorderKind.CARRY:
-                reads += [Use(output, 0, place) for output in outputs]
-                results = [(node, place)]
+                reads += [Use(output, 0, index) for output in outputs]
+                results = [(node, index)]
                 carried += 1
             yield Border(
-                (f"{id}/{kind.value}_{place}",),
+                (f"{id}/{kind.value}_{index}",),
                 kind,
                 node,
                 tuple(reads),
@@ -351,14 +351,14 @@ def _borders(id: str, node: fx.Node, graphs: dict[int, fx.GraphModule]) -> Itera
                 tuple(results),
             )
             slot += 1
-    for place in range(carried, len(node.meta["val"])):
+    for index in range(carried, len(node.meta["val"])):
         yield Border(
-            (f"{id}/{call.collects.value}_{place}",),
+            (f"{id}/{call.collects.value}_{index}",),
             call.collects,
             node,
-            tuple(Use(output, 0, place) for output in outputs),
+            tuple(Use(output, 0, index) for output in outputs),
             (),
-            ((node, place),),
+            ((node, index),),
         )
 
 

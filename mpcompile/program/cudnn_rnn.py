@@ -1,11 +1,11 @@
 """Recurrent layers on CUDA as one differentiable op: ``mpcompile::cudnn_rnn``.
 
-PyTorch's own ``aten::_cudnn_rnn`` cannot be differentiated on fake tensors: how large cuDNN's
-reserve is (what forward keeps for backward), cuDNN alone knows, and so its fake result is not what
-backward needs. This op hides the size: see `cudnn_rnn`. The alternative, torch's decomposition of
-an LSTM, is dozens of nodes a time step.
+PyTorch's own ``aten::_cudnn_rnn`` cannot be differentiated on fake tensors. Only cuDNN knows the
+size of its reserve (the data that forward keeps for backward), so the fake result has another size
+than backward needs. This op hides the size: see `cudnn_rnn`. The alternative, torch's
+decomposition of an LSTM, has dozens of nodes per time step.
 
-Costs beside ``torch.nn.LSTM``: the weights, which lie in the step's arenas, are packed for cuDNN
+Costs beside ``torch.nn.LSTM``: the weights, which are in the step's arenas, are packed for cuDNN
 once in forward and once in backward, and their gradients are copied out of one buffer.
 """
 
@@ -33,7 +33,7 @@ _RESULTS = "Tensor output, Tensor reserve, Tensor? d_output, Tensor? d_hy, Tenso
     "mpcompile::cudnn_rnn",
     mutates_args=(),
     schema=f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)",
-    # Not random, but two calls must not be made one: backward writes to the reserve.
+    # Not random, but two calls must not be merged: backward writes to the reserve.
     tags=(torch.Tag.nondeterministic_seeded,),
 )
 def cudnn_rnn(
@@ -49,9 +49,9 @@ def cudnn_rnn(
     """Run recurrent layers without dropout through cuDNN.
 
     Args:
-        input: ``[T, N, features]``, or ``[N, T, features]`` with `batch_first`; FP16, BF16, FP32 or
-            FP64, and the other tensors likewise.
-        weights: per layer and direction the tensors ``torch.nn.LSTM`` has, in its order.
+        input: ``[T, N, features]``, or ``[N, T, features]`` with `batch_first`; all tensors are
+            FP16, BF16, FP32 or FP64.
+        weights: per layer and direction the tensors of ``torch.nn.LSTM``, in its order.
         hx: the first state, ``[layers * directions, N, outputs]``.
         cx: the first cells, ``[layers * directions, N, cells]``; None unless it is an LSTM.
         mode: see `MODES`.
@@ -61,9 +61,9 @@ def cudnn_rnn(
 
     Returns:
         The output ``[T, N, directions * outputs]`` (or batch first), the last state, the last cells
-        (``[0]`` unless it is an LSTM), and a uint8 ``[1]`` that stands for the reserve: a view of
-        its first byte, through whose storage backward finds the rest. It works once, and only while
-        it is passed on as it is, not copied.
+        (``[0]`` unless it is an LSTM), and a uint8 ``[1]`` for the reserve: a view of its first
+        byte, through whose storage backward finds the rest. Backward can use it once, and only if
+        it was not copied.
     """
     output, hy, cy, reserve, _ = _ATEN._cudnn_rnn(
         input,
@@ -121,12 +121,12 @@ def cudnn_rnn_backward(
     """Differentiate one call of `cudnn_rnn`, once.
 
     Args:
-        output: what forward returned.
-        reserve: what forward returned.
-        d_output: gradient of the output; None for zeros, as the next two.
+        output: the output of forward.
+        reserve: the reserve of forward.
+        d_output: gradient of the output; None means zeros, also for the next two.
         d_hy: gradient of the last state.
         d_cy: gradient of the last cells.
-        input: this and all that follow: what forward was given.
+        input: this and all following arguments are those of forward.
         weights: see `cudnn_rnn`.
         hx: see `cudnn_rnn`.
         cx: see `cudnn_rnn`.
@@ -141,7 +141,7 @@ def cudnn_rnn_backward(
     whole = reserve.as_strided((reserve.untyped_storage().nbytes(),), (1,), 0)
     if whole.numel() == 1:
         raise RuntimeError("the reserve of mpcompile::cudnn_rnn was copied on its way to backward")
-    if batch_first:  # cuDNN takes it as it comes: time-major in memory, which forward made it
+    if batch_first:  # cuDNN needs the memory order of forward, which is time-major
         output = output.transpose(0, 1).contiguous().transpose(0, 1)
     d_input, d_hx, d_cx, d_weights = _ATEN._cudnn_rnn_backward(
         input,
@@ -158,7 +158,7 @@ def cudnn_rnn_backward(
         whole,
         [True, True, cx is not None, True],
     )
-    # The weights' gradients are parts of one buffer; an op's results must not share memory.
+    # The gradients are parts of one buffer, but an op's results must not share memory.
     copies = [part.clone(memory_format=torch.contiguous_format) for part in d_weights]
     return [d_input, d_hx, *([] if cx is None else [d_cx]), *copies]
 
@@ -213,7 +213,7 @@ def _per_layer(weights: Sequence[torch.Tensor], layers: int, bidirectional: bool
 
 
 def _sizes(weights: Sequence[torch.Tensor], hx: torch.Tensor, mode: int) -> tuple[int, int]:
-    """Return the number of cells, and of outputs if they are a projection of the cells, else 0."""
+    """Return the number of cells, and of projected outputs (0 without a projection)."""
     cells = weights[0].shape[0] // _GATES[mode]
     return cells, hx.shape[2] if hx.shape[2] != cells else 0
 
@@ -226,7 +226,7 @@ def _options(
     batch_first: bool,
     bidirectional: bool,
 ) -> tuple[Any, ...]:
-    """Return the arguments that both ATen ops take: training, no dropout, nothing packed."""
+    """Return the arguments that both ATen ops take: training, no dropout, no packed batch."""
     sizes = _sizes(weights, hx, mode)
     return (mode, *sizes, layers, batch_first, 0.0, True, bidirectional, [], None)
 
@@ -242,7 +242,7 @@ def _packed(
 ) -> torch.Tensor:
     """Return the weights in the one buffer that cuDNN reads.
 
-    The op also makes views of that buffer of the tensors it is given, so it is given aliases.
+    The op turns its input tensors into views of that buffer, so it gets aliases.
     """
     aliases = [
         weight.new_empty(0).set_(
@@ -264,7 +264,7 @@ def _packed(
 
 
 def _time_major(like: torch.Tensor, features: int, batch_first: bool) -> torch.Tensor:
-    """Return an empty tensor of another number of features, in the memory order of cuDNN."""
+    """Return an empty tensor with another number of features, in the memory order of cuDNN."""
     first, second, _ = like.shape
     if batch_first:
         return like.new_empty((second, first, features)).transpose(0, 1)

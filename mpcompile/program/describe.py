@@ -17,7 +17,7 @@ from mpcompile.plan.op_table import TORCH_RULES, Rule, Wish
 from mpcompile.plan.policy import Policy, Resolution, Row, resolve
 from mpcompile.plan.weight_terms import keep_weight_terms
 from mpcompile.program.border_rows import border_row, border_rule
-from mpcompile.program.capture import place_of
+from mpcompile.program.capture import source_position
 from mpcompile.program.control_flow import Nest, nest_of
 from mpcompile.program.needs import NEEDS, Facts
 from mpcompile.program.node_tensors import count_of, is_full, is_size
@@ -34,9 +34,9 @@ def dataflow(
 
     Args:
         module: FP32 graph with ``meta["val"]`` on every node.
-        fixed: placeholder name to what it is.
+        fixed: placeholder name to its kind.
         policy: gives each op its wish.
-        unfit: per node why FP16 cannot hold what it computes with.
+        unfit: per node why FP16 cannot hold a number that it computes with.
     """
     nest = nest_of(module)
     ids = nest.nodes
@@ -48,7 +48,7 @@ def dataflow(
 
     for node, inner in nest.visited():
         for border in nest.borders.get(node, ()):
-            if row := border_row(border, ids, inner.rounds, resolution, place_of(node)):
+            if row := border_row(border, ids, inner.rounds, resolution, source_position(node)):
                 ops.append(row[0])
                 tensors.extend(row[1])
         if _computes(node, nest):
@@ -58,7 +58,7 @@ def dataflow(
                     op,
                     overridden=op.id in resolution.overridden,
                     unfit=unfit.get(op.id, ""),
-                    where=_place(node, inner.caller),
+                    where=_position(node, inner.caller),
                 )
             )
             fixed.update(
@@ -83,23 +83,26 @@ def _computes(node: fx.Node, nest: Nest) -> bool:
     return called and not is_size(node) and node not in nest.borders
 
 
-def _place(node: fx.Node, calling: fx.Node | None) -> Where:
-    """Return a node's place; inside a graph without source lines that of the calling node."""
-    where, caller = place_of(node), place_of(calling) if calling is not None else Where()
+def _position(node: fx.Node, calling: fx.Node | None) -> Where:
+    """Return a node's source position, or the caller's if its graph has no source lines."""
+    where, caller = (
+        source_position(node),
+        source_position(calling) if calling is not None else Where(),
+    )
     return where if where.file else replace(caller, module=where.module or caller.module)
 
 
 def _resolve(nest: Nest, fixed: Mapping[str, Fixed], policy: Policy) -> Resolution:
-    """Return what the policy says of each op and each border; warn of overrides that match none."""
+    """Return the wish for each op and border; warn of overrides that match none."""
     rules = {**TORCH_RULES, **{op_name(node): border_rule(op_name(node)) for node in nest.borders}}
 
     def rows() -> Iterator[Row]:
         for node, inner in nest.visited():
             for border in nest.borders.get(node, ()):
                 for name in border.ids:
-                    yield Row(name, op_name(node), place_of(node).module)
+                    yield Row(name, op_name(node), source_position(node).module)
             if _computes(node, nest):
-                module = _place(node, inner.caller).module
+                module = _position(node, inner.caller).module
                 yield Row(nest.nodes[node], op_name(node), module, _is_residual(node, fixed))
 
     resolution = resolve(policy, rules, rows())
@@ -159,6 +162,6 @@ def _op(node: fx.Node, ids: dict[fx.Node, str], told: tuple[Rule, Wish, str]) ->
 
 
 def _results(node: fx.Node) -> list[fx.Node]:
-    """Return the nodes that stand for an op's FP32 results."""
+    """Return the nodes that hold an op's FP32 results."""
     single = isinstance(node.meta.get("val"), torch.Tensor)
     return [item for item in ([node] if single else node.users) if is_full(item)]

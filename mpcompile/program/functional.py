@@ -20,11 +20,10 @@ def make_functional(
     """Return a program, its graph without mutation, and the names of the buffers it updates.
 
     The next values of those buffers are the graph's first results, in the order of the names. The
-    program's signature speaks of the graph's inputs.
+    program's signature describes the graph's inputs.
 
-    An in-place op becomes its functional twin, and what read the tensor later reads the result.
-    Where views make that unsafe, torch's own functionalization does it, at the price of a second
-    trace.
+    An in-place op becomes its functional twin, and later readers of the tensor read the result. If
+    views make that unsafe, torch's own functionalization does it, at the cost of a second trace.
     """
     graph = program.graph
     buffers = program.graph_signature.inputs_to_buffers
@@ -56,7 +55,7 @@ def make_functional(
 
 
 def _safe(node: fx.Node, buffers: dict[str, str]) -> bool:
-    """Whether the node writes to nothing, or to something of which there is no view."""
+    """Whether the node writes to no tensor, or only to tensors without views."""
     return all(
         functional_overload(node) is not None
         and not is_view(target)
@@ -80,7 +79,7 @@ def _functional_norm(graph: fx.Graph, norm: fx.Node) -> list[tuple[fx.Node, fx.N
         whole = graph.call_function(
             _ATEN._native_batch_norm_legit_functional.default, norm.args[:8]
         )
-        parts = [graph.call_function(operator.getitem, (whole, place)) for place in (0, 3, 4)]
+        parts = [graph.call_function(operator.getitem, (whole, index)) for index in (0, 3, 4)]
     statistics = mean.meta["val"]
     whole.meta = {**norm.meta, "val": (value, *[statistics] * 4)}
     for part, tensor in zip(parts, (value, statistics, statistics), strict=True):
@@ -90,7 +89,7 @@ def _functional_norm(graph: fx.Graph, norm: fx.Node) -> list[tuple[fx.Node, fx.N
 
 
 def _replace_later(old: fx.Node, new: fx.Node, since: fx.Node, order: dict[fx.Node, int]) -> None:
-    """Let what reads `old` after a point of the graph read `new` instead."""
+    """Let the readers of `old` after a point of the graph read `new` instead."""
     later = {user for user in old.users if order.get(user, -1) > order[since]}
     old.replace_all_uses_with(new, delete_user_cb=later.__contains__)
 

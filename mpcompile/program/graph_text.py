@@ -1,4 +1,4 @@
-"""One text form for graphs: what a person reads and what golden tests compare."""
+"""The text form of graphs, for people and for golden tests."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ def _dtype_text(dtype: torch.dtype) -> str:
     return _SHORT.get(name, name)
 
 
-def graph_text(graph: fx.Graph, places: bool = False) -> str:
-    """Write a graph, a line a node: name, type, op and arguments.
+def graph_text(graph: fx.Graph, positions: bool = False) -> str:
+    """Write a graph, one line per node: name, type, op and arguments.
 
-    The graphs inside it that its nodes call follow, each under its name.
+    The inner graphs follow, each under its name.
 
     Args:
         graph: any FX graph whose nodes carry ``meta["val"]``.
-        places: whether to add the module path and source line of each node's mark `WHERE`.
+        positions: whether to add the module path and source line of each node's mark `WHERE`.
     """
-    return "\n".join(_parts(graph, "", places, set()))
+    return "\n".join(_parts(graph, "", positions, set()))
 
 
 def _parts(
-    graph: fx.Graph, prefix: str, places: bool, written: set[fx.GraphModule]
+    graph: fx.Graph, prefix: str, positions: bool, written: set[fx.GraphModule]
 ) -> Iterator[str]:
-    yield _one_graph(graph, places)
+    yield _one_graph(graph, positions)
     for node in graph.find_nodes(op="get_attr"):
         inner = getattr(graph.owning_module, str(node.target), None)
         if isinstance(inner, fx.GraphModule) and inner not in written:
             written.add(inner)
             yield f"\n{prefix}{node.target}"
-            yield from _parts(inner.graph, f"{prefix}{node.target}.", places, written)
+            yield from _parts(inner.graph, f"{prefix}{node.target}.", positions, written)
 
 
-def _one_graph(graph: fx.Graph, places: bool) -> str:
+def _one_graph(graph: fx.Graph, positions: bool) -> str:
     rows: list[tuple[str, str, str, str]] = []
     for node in graph.nodes:
         if node.op == "output":
@@ -75,8 +75,8 @@ def _one_graph(graph: fx.Graph, places: bool) -> str:
             if node.op == "placeholder"
             else " ".join([op_name(node), *_arguments(node)])
         )
-        place = str(WHERE.get(node, "")) if places else ""
-        rows.append((node.name, type_text(node.meta.get("val")), what, place))
+        position = str(WHERE.get(node, "")) if positions else ""
+        rows.append((node.name, type_text(node.meta.get("val")), what, position))
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip()

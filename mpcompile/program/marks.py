@@ -1,17 +1,17 @@
-"""What modules write on the nodes of a graph for others: every key of ours in ``node.meta``.
+"""Marks that modules write on nodes for others: every key of mpcompile in ``node.meta``.
 
 A mark is read and written like a dictionary whose keys are nodes::
 
     PACKED[node] = "arena0"
     arenas = [PACKED[node] for node in graph.nodes if node in PACKED]
 
-Each mark names the modules that write it and those that read it; a test compares both lists with
-the source, and checks that no other module uses one of our keys by its text. In no list are
-`mpcompile.passes.invariants`, which checks what passes leave, and what copies a whole ``meta``
-(``new.meta = dict(old.meta)``), and so all marks.
+Each mark names the modules that write it and those that read it. A test compares both lists with
+the source, and checks that no other module uses one of these keys by its text. The lists leave out
+`mpcompile.passes.invariants`, which checks the marks, and code that copies a whole ``meta``
+(``new.meta = dict(old.meta)``) and so all marks.
 
-torch has keys of its own in the same dictionary. Those that we use are in `TORCH`; they are used as
-torch's documents use them, without a mark.
+torch has its own keys in the same dictionary. `TORCH` lists those that mpcompile uses, without a
+mark, as in torch's documents.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Mark(Generic[T]):
     Attributes:
         key: the text under which torch keeps the value.
         writers: modules that set or remove it, without ``mpcompile.``.
-        readers: modules that ask for it.
+        readers: modules that read it.
     """
 
     key: str
@@ -75,7 +75,7 @@ class Mark(Generic[T]):
             new.meta[self.key] = old.meta.pop(self.key)
 
 
-# What a node stands for.
+# The slot of a node.
 
 SLOT: Mark[str] = Mark(
     "slot",
@@ -125,7 +125,7 @@ SLOTS: Mark[tuple[str, ...]] = Mark(
 )
 """On an output node of a step's graphs: the names of the slots of all results."""
 
-# Where a node comes from.
+# The origin of a node.
 
 WHERE: Mark[Where] = Mark(
     "where",
@@ -142,7 +142,7 @@ WHERE: Mark[Where] = Mark(
         "speed.least_time",
     ),
 )
-"""On a node of the gradient graph: the module and the line of the user's it comes from."""
+"""On a node of the gradient graph: the user's module and source line that it comes from."""
 
 PLANNED: Mark[str] = Mark(
     "planned",
@@ -160,7 +160,7 @@ PLANNED: Mark[str] = Mark(
         "step.record",
     ),
 )
-"""The id of the op or cast of the plan that a node of the gradient graph is for."""
+"""On a node of the gradient graph: the id of its op or cast in the plan."""
 
 MADE_BY: Mark[str] = Mark(
     "pass",
@@ -174,7 +174,7 @@ MADE_BY: Mark[str] = Mark(
         "step.record",
     ),
 )
-"""The name of the pass that has made the node; "" if none has."""
+"""On each node: the name of the pass that has made it; "" if none has."""
 
 BACKWARD: Mark[Literal[True]] = Mark(
     "backward",
@@ -220,9 +220,9 @@ EMULATES: Mark[str] = Mark(
         "search.subgraph",
     ),
 )
-"""In a graph of emulated 16 bits: the node before emulation whose value the node has, or ""."""
+"""In a graph of emulated 16 bits: the original node whose value the node has, or ""."""
 
-# What passes on the step graph tell each other; all on nodes of the update graph.
+# Notes of passes on the step graph for later passes; all on nodes of the update graph.
 
 PACKED: Mark[str] = Mark(
     "packed",
@@ -240,7 +240,7 @@ PACKED: Mark[str] = Mark(
         "passes.step.scale_loss",
     ),
 )
-"""On the FP32 gradient of an arena as the passes so far have left it: the arena's name."""
+"""On the current FP32 gradient of an arena, after the passes so far: the arena's name."""
 
 CLIPPED: Mark[Literal[True]] = Mark(
     "clipped",
@@ -298,14 +298,14 @@ GATHERED: Mark[str] = Mark(
     writers=("passes.processes.gather_slices",),
     readers=("passes.processes.gather_slices",),
 )
-"""On what is put together from the processes' slices of an arena: the arena's name."""
+"""On a tensor gathered from the processes' slices of an arena: the arena's name."""
 
 SHARED_NORM: Mark[Literal[True]] = Mark(
     "shared",
     writers=("passes.processes.share_norms",),
     readers=("passes.processes.share_norms",),
 )
-"""On a norm that is one of all processes' slices."""
+"""On a norm over the slices of all processes."""
 
 MARKS: tuple[Mark[object], ...] = (
     SLOT, SLOTS, WHERE, PLANNED, MADE_BY, BACKWARD, BACKWARD_SEED, EMULATES,
@@ -321,4 +321,4 @@ TORCH = {
     "grapharg": "on placeholders of a graph of Dynamo: where the value comes from",
     "recompute": "of AOTAutograd's partitioner: what is kept for backward",
 }
-"""torch's own keys that we use."""
+"""torch's own keys that mpcompile uses."""

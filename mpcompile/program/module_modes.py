@@ -22,7 +22,7 @@ def evaluation_modes(model: torch.nn.Module) -> dict[torch.nn.Module, bool]:
 
 @contextmanager
 def in_modes(modes: Modes) -> Iterator[None]:
-    """Put modules in these modes for a while."""
+    """Put modules in these modes inside a ``with`` block."""
     before = {module: module.training for module in modes}
     try:
         for module, training in modes.items():

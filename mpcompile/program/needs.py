@@ -1,4 +1,4 @@
-"""What ops of a torch graph need whatever the policy says, in tables: the first line counts."""
+"""Needs of torch ops that come before the policy, in tables: the first line that applies counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SINGLE = "a single number: nothing to save in 16 bits"
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the table of needs looks at.
+    """The facts about an op that the table of needs uses.
 
     Attributes:
         reads: ids of the tensors that the op reads.
@@ -35,16 +35,16 @@ NEEDS: tuple[Need[Facts], ...] = (
     Need(FREE, lambda op: bool(op.writes) and op.largest <= 1, SINGLE),
     # A loop would convert in registers; such a call would add a cast for each tensor.
     Need(FREE, lambda op: op.library_call, "a library call that computes and writes FP32"),
-    # Last, as it is the most general: where a line before it applies too, that one says more.
+    # Last, because it is the most general: an earlier line that applies says more.
     Need(
         NARROW,
         lambda op: bool(op.writes) and not op.reads,
         "made in FP32, not computed from anything",
     ),
 )
-"""What an op needs before the policy's wish counts."""
+"""The needs of an op that come before the policy's wish."""
 
 BORDER_NEEDS: tuple[Need[Sequence[Any]], ...] = (
     Need(FREE, lambda values: max(map(count_of, values)) <= 1, SINGLE),
 )
-"""What a border's values need before the policy's wish counts; the facts are all its tensors."""
+"""The needs of a border that come before the policy's wish; the facts are its tensors."""

@@ -1,4 +1,4 @@
-"""The tensors that nodes of a graph stand for: which a plan may change, how large they are."""
+"""The tensors of a graph's nodes: which ones a plan may change, and their sizes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def is_size(node: fx.Node) -> bool:
 def count_of(value: torch.Tensor) -> int:
     """Return how many numbers a tensor holds.
 
-    A dynamic dimension counts as it is in the example; one that data decides counts as 1.
+    A dynamic dimension has its size in the example; one that depends on data counts as 1.
     """
     return prod(known_size(size) for size in value.shape)
 
@@ -41,7 +41,7 @@ def shape_of(value: torch.Tensor) -> tuple[int, ...]:
 
 
 def known_size(size: int | torch.SymInt) -> int:
-    """Return a size as a number; that of a dynamic dimension as in `count_of`."""
+    """Return a size as a number; for a dynamic dimension as in `count_of`."""
     if isinstance(size, int):
         return size
     return int(size.node.hint) if size.node.has_hint() else 1

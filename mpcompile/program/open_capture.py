@@ -1,7 +1,7 @@
 """Capture a program so that it runs for batches of every size: dimension 0 becomes a symbol.
 
-The graph has the ops and the names of the one that is captured for the example's size, and between
-them nodes that compute sizes. So a plan, an override or a checkpoint of one fits the other.
+The graph has the same ops and names as the one that is captured for the example's size, and between
+them nodes that compute sizes. So a plan, an override or a checkpoint of one graph fits the other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.program.batch_size import LEAST, SizeLimit, find_size, size_of
-from mpcompile.program.capture import Forward, Kind, capture, definition, is_foreign, place_of
+from mpcompile.program.capture import (
+    Forward,
+    InputKind,
+    capture,
+    definition,
+    is_foreign,
+    source_position,
+)
 from mpcompile.program.cudnn_rnn import MODES
 from mpcompile.program.node_tensors import is_size
 from mpcompile.program.workload import Workload
@@ -30,26 +37,26 @@ _ADVICE = "write it for any size, with x.shape[0] and not len(x), or leave out d
 
 
 class _Foreign(Container[str]):
-    """All files that are not the user's."""
+    """The set of all files that are not the user's."""
 
     def __contains__(self, path: object) -> bool:
         return is_foreign(str(path))
 
 
-def capture_open(workload: Workload, places: tuple[bool, ...]) -> Forward:
-    """Capture ``loss(model, *batch)`` for batches of every size from `LEAST` on.
+def capture_open(workload: Workload, open_dims: tuple[bool, ...]) -> Forward:
+    """Capture ``loss(model, *batch)`` for batches of every size of at least `LEAST`.
 
     Args:
         workload: the program.
-        places: per tensor of the batch whether its dimension 0 has the size that is left open,
-            unless the program says otherwise.
+        open_dims: per tensor of the batch whether its dimension 0 has the size that is left open,
+            unless the program fixes it.
 
     Raises:
-        BadInput: see `capture`; or the example batch is too small to tell.
+        BadInput: see `capture`; or the example batch has no size that can be open.
         CannotCapture: see `capture`; or the program is not the same for every size.
     """
     plain = capture(workload)
-    if size_of(workload.batch, places) is None:
+    if size_of(workload.batch, open_dims) is None:
         raise BadInput(
             "the example batch has no size to leave open",
             workload.origin,
@@ -57,13 +64,15 @@ def capture_open(workload: Workload, places: tuple[bool, ...]) -> Forward:
         )
     try:
         with guards_named_by(_Foreign()):
-            forward = capture(workload, places)
+            forward = capture(workload, open_dims)
             module = _named_like(forward.module, plain.module)
             nodes = {node.name: node for node in module.graph.find_nodes(op="placeholder")}
             fakes = [
-                nodes[item.node].meta["val"] for item in forward.inputs if item.kind is Kind.BATCH
+                nodes[item.node].meta["val"]
+                for item in forward.inputs
+                if item.kind is InputKind.BATCH
             ]
-            size = find_size(fakes, places)
+            size = find_size(fakes, open_dims)
     except CompileError as error:
         raise CannotCapture(f"{_WHAT}: {error.what}", error.where, _ADVICE) from error
     where = definition(workload.loss) or workload.origin
@@ -80,13 +89,13 @@ def capture_open(workload: Workload, places: tuple[bool, ...]) -> Forward:
 
 
 def check_open(forward: Forward, workload: Workload) -> None:
-    """Refuse a program of which a later stage has found that its batch size is not open.
+    """Refuse a program if a later stage found that its batch size is not open.
 
     Raises:
-        CannotCapture: it is not.
+        CannotCapture: the batch size is not open.
     """
     fixed = forward.batch_size.fixed_by() if forward.batch_size else None
-    if fixed is not None:  # by no line of the user's
+    if fixed is not None:  # no line of the user fixes it
         where = definition(workload.loss) or workload.origin
         raise _refusal(replace(fixed, where=None), where)
 
@@ -95,8 +104,8 @@ class WatchedInterpreter(fx.Interpreter):
     """Runs a forward graph on fake tensors; refuses an op that needs to know the batch size.
 
     Args:
-        forward: the graph; if its batch size is not open, nothing is watched.
-        origin: the user's place for error messages.
+        forward: the graph; if its batch size is not open, no op is checked.
+        origin: the user's source position for error messages.
     """
 
     def __init__(self, forward: Forward, origin: str | None) -> None:
@@ -105,27 +114,27 @@ class WatchedInterpreter(fx.Interpreter):
         self._guards = len(self._size.environment.guards) if self._size else 0
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run a node, and look whether torch has noted something new about sizes."""
+        """Run a node, and check whether torch has added a guard on sizes."""
         if self._size is None:
             return super().run_node(n)
-        where = place_of(n)
-        place = where.at or self._origin
+        where = source_position(n)
+        position = where.at or self._origin
         try:
             result = super().run_node(n)
         except RuntimeError as error:
-            if draws(n) or op_name(n) in MODES:  # it would draw twice, or become another program
-                raise needs_size(op_name(n), place) from error
+            if draws(n) or op_name(n) in MODES:  # a second run would draw again or differ
+                raise needs_size(op_name(n), position) from error
             with python_dispatcher():
                 result = super().run_node(n)
         if len(self._size.environment.guards) > self._guards:
             self._guards = len(self._size.environment.guards)
             if self._size.fixed_by() is not None:
-                raise needs_size(op_name(n), place)
+                raise needs_size(op_name(n), position)
         return result
 
 
 def needs_size(what: str, where: str | None) -> CannotCapture:
-    """Return the refusal of a program that torch differentiates for known sizes only."""
+    """Return the error for a program that torch differentiates for known sizes only."""
     return CannotCapture(
         f"{_WHAT}: torch must know it to differentiate {what}", where, "leave out dynamic=True"
     )
@@ -137,9 +146,9 @@ def _refusal(fixed: SizeLimit, where: str | None) -> CannotCapture:
 
 
 def _say_output_sizes(graph: fx.Graph) -> None:
-    """Give interpolations the size of their result, which torch else works out from known sizes.
+    """Give interpolations their result size, which torch otherwise computes from fixed sizes.
 
-    What ``aten::upsample_nearest2d.vec`` does is to work out that size and call the default.
+    ``aten::upsample_nearest2d.vec`` computes that size and calls the default overload.
     """
     for node in graph.nodes:
         name = op_name(node)
@@ -152,9 +161,9 @@ def _say_output_sizes(graph: fx.Graph) -> None:
 
 
 def _named_like(module: fx.GraphModule, like: fx.GraphModule) -> fx.GraphModule:
-    """Return a graph whose nodes have the names of another's, those between them names of sizes.
+    """Return a graph with the node names of another; nodes that compute sizes get ``size_0``.
 
-    A graph of other ops keeps its names.
+    A graph with other ops keeps its names.
     """
     _drop_whole_slices(module.graph, like.graph)
     _say_output_sizes(module.graph)
@@ -163,15 +172,15 @@ def _named_like(module: fx.GraphModule, like: fx.GraphModule) -> fx.GraphModule:
     theirs = list(like.graph.nodes)
     if [op_name(node) for node in mine] != [op_name(node) for node in theirs]:
         return module
-    for place, node in enumerate(numbers):
-        node.name = f"size_{place}"
+    for position, node in enumerate(numbers):
+        node.name = f"size_{position}"
     for node, other in zip(mine, theirs, strict=True):
         node.name = other.name
     return copy_graph(module)
 
 
 def _drop_whole_slices(graph: fx.Graph, like: fx.Graph) -> None:
-    """Remove slices of all rows, which ``x[:, 1:]`` makes where their number is a symbol."""
+    """Remove slices of all rows, which ``x[:, 1:]`` adds if their number is a symbol."""
     if any(map(_is_whole_slice, like.nodes)):
         return
     for node in list(filter(_is_whole_slice, graph.nodes)):

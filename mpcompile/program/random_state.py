@@ -1,4 +1,4 @@
-"""The state of random numbers: to draw once more what has been drawn, or always the same."""
+"""The state of random generators, to draw the same numbers again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RandomState:
 
 
 def random_state(device: torch.device) -> RandomState:
-    """Return the state now; nothing waits for the device."""
+    """Return the current state without waiting for the device."""
     if device.type != "cuda":
         return RandomState(torch.get_rng_state())
     index = torch.cuda.current_device() if device.index is None else device.index
@@ -42,7 +42,7 @@ def random_state(device: torch.device) -> RandomState:
 
 @contextmanager
 def drawn_again(state: RandomState) -> Iterator[None]:
-    """Draw inside what was drawn after a state was taken; leave the generators as they were."""
+    """Draw again the numbers that followed a state; restore the generators afterwards."""
     devices = [] if state.device is None else [state.device]
     with torch.random.fork_rng(devices=devices):
         torch.set_rng_state(state.cpu)
@@ -65,7 +65,7 @@ def every_state(device: torch.device) -> dict[str, Any]:
         device: whose generator is saved beside the CPU's.
 
     Raises:
-        BadInput: NumPy's global generator is not the Mersenne Twister that it is unless replaced.
+        BadInput: NumPy's global generator was replaced and is not a Mersenne Twister.
     """
     now = random_state(device)
     numpy = np.random.get_state(legacy=False)
@@ -93,14 +93,14 @@ def every_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_every_state(state: Any, device: torch.device) -> None:
-    """Draw from now on what was drawn after `every_state`.
+    """Set all generators, so that they draw again the numbers that followed `every_state`.
 
     Args:
-        state: what it returned; may come from anyone.
+        state: the result of `every_state`; may come from an untrusted source.
         device: whose generator is set beside the CPU's, if both runs have one.
 
     Raises:
-        BadInput: it is no such state; some generators may be set already.
+        BadInput: it is no such state; some generators may already be set.
     """
     try:
         numpy, python = state["numpy"], state["python"]
@@ -118,7 +118,7 @@ def set_every_state(state: Any, device: torch.device) -> None:
 
 
 def _words_of(generator: Any) -> list[int]:
-    """Return the words of a Mersenne Twister whose numbers are in their ranges."""
+    """Return the words of a Mersenne Twister; check that its numbers are in their ranges."""
     words = generator["words"].tolist()
     position = generator["position"]
     if len(words) != _WORDS or not all(0 <= word < 1 << 32 for word in words):

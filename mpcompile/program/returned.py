@@ -1,4 +1,4 @@
-"""What a captured function returns: tensors and constants in a nest, which graphs know not of."""
+"""The results of a captured function: a tree of tensors and constants, which no graph holds."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from torch import fx
 from mpcompile.torch_private.tracing import unflatten
 
 PREFIX = "aux."
-"""Of the slots of tensors that a loss returns beside the loss: ``aux.0``."""
+"""Prefix of the slots of tensors that a loss function returns beside the loss: ``aux.0``."""
 
 
 TENSOR = object()
-"""Stands for a tensor among the leaves of a `Nest`."""
+"""A tensor among the leaves of a `ReturnedTree`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Nest:
-    """A nest of tensors and constants, as `torch.export` flattens it.
+class ReturnedTree:
+    """A tree of tensors and constants, as `torch.export` flattens it.
 
     Attributes:
-        structure: of the nest.
-        leaves: what is in it; a constant itself, `TENSOR` for a tensor.
+        structure: the structure that `torch.export` recorded.
+        leaves: its leaves: a constant itself, `TENSOR` for a tensor.
     """
 
     structure: Any
     leaves: tuple[Any, ...]
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> Any:
-        """Return the nest around these tensors."""
+        """Return the tree with these tensors as leaves."""
         given = iter(tensors)
         leaves = [next(given) if leaf is TENSOR else leaf for leaf in self.leaves]
         return unflatten(leaves, self.structure)
 
 
-def nest_of_results(structure: Any, outputs: Sequence[Any]) -> Nest:
-    """Return the nest that an exported program's own outputs make."""
+def tree_of_results(structure: Any, outputs: Sequence[Any]) -> ReturnedTree:
+    """Return the tree of an exported program's own outputs."""
     leaves = tuple(TENSOR if isinstance(item, fx.Node) else item for item in outputs)
-    return Nest(structure, leaves)
+    return ReturnedTree(structure, leaves)
 
 
-def stands_alone(found: Nest) -> bool:
-    """Whether a loss function returns the loss and nothing beside it.
+def stands_alone(found: ReturnedTree) -> bool:
+    """Whether a loss function returns only the loss.
 
     Raises:
         ValueError: it returns neither ``loss`` nor ``(loss, anything)``.
@@ -63,7 +63,7 @@ def loss_last(graph: fx.Graph, written: int) -> None:
     """Put a graph's results in order: written buffers, tensors beside the loss, the loss.
 
     Args:
-        graph: its results are the written buffers, the loss and what stands beside it.
+        graph: its results are the written buffers, the loss and the tensors beside it.
         written: how many buffers it writes.
     """
     output = graph.output_node()

@@ -1,4 +1,4 @@
-"""The user's line in a stack trace that a graph carries as text, and how its file is named."""
+"""The user's line in the text of a stack trace of a graph, and the name of its file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 @cache
 def users_line(stack: str, is_foreign: Callable[[str], bool]) -> tuple[str, int]:
-    """Return file and line of the deepest frame of the user's own; ``("", 0)`` without one.
+    """Return file and line of the deepest frame in the user's code; ``("", 0)`` without one.
 
     Args:
         stack: lines such as ``File "model.py", line 3, in forward``, outermost first.
-        is_foreign: says of a file that it is not the user's.
+        is_foreign: whether a file is not the user's.
     """
     file, line = "", 0
     for text in stack.splitlines():
@@ -28,5 +28,5 @@ def users_line(stack: str, is_foreign: Callable[[str], bool]) -> tuple[str, int]
 
 
 def relative(file: str) -> str:
-    """Return a path as it is seen from the working folder, if it lies below that."""
+    """Return a path relative to the working folder, if it is inside that folder."""
     return file.removeprefix(f"{Path.cwd()}{os.sep}")

@@ -1,4 +1,4 @@
-"""Numbers in a program that FP16 cannot hold: found with no data, each with its fix."""
+"""Numbers in a program that FP16 cannot hold: found without data, each with its fix."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from mpcompile.plan.dataflow import Where
 from mpcompile.plan.growth import BOUNDED
 from mpcompile.plan.op_table import TORCH_RULES, UNKNOWN, PrecisionClass, Rule
 from mpcompile.precision import Precision
-from mpcompile.program.capture import place_of
+from mpcompile.program.capture import source_position
 from mpcompile.program.control_flow import nest_of
 from mpcompile.program.node_tensors import is_full
 from mpcompile.torch_private.ops import arguments_of, number_arguments, op_name
 
 _LARGEST = 65504.0
 _SMALLEST = 2.0**-25
-"""Half of the smallest FP16 number: what is not above it rounds to zero."""
+"""Half of the smallest FP16 number: numbers not above it round to zero."""
 
-# A bound that no FP16 number passes does nothing.
+# A bound outside the range of FP16 has no effect.
 _UPPER = frozenset(
     {("clamp", "max"), ("clip", "max"), ("clamp_max", "max"), ("hardtanh", "max_val")}
 )
 _LOWER = frozenset(
     {("clamp", "min"), ("clip", "min"), ("clamp_min", "min"), ("hardtanh", "min_val")}
 )
-# Declared like a dropout's probability, and yet numbers that the result may hold.
+# Declared like a dropout's probability, but the result may hold these numbers.
 _VALUES = {"pad": ("value",), "nan_to_num": ("nan", "posinf", "neginf")}
-# What a very negative number does not come through.
+# Ops whose result does not keep a very negative input.
 _DROPS_NEGATIVE = frozenset(
     "exp exp2 expm1 special_expm1 max amax maximum relu elu celu selu gelu silu mish softplus "
     "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices adaptive_max_pool1d "
@@ -46,10 +46,10 @@ class UnfitConstant:
     Attributes:
         op: the node that uses it.
         kind: the op's name.
-        value: the constant; of a buffer the one of the largest magnitude.
-        what: what would become of it.
-        fix: what to write instead.
-        where: its place in the user's program.
+        value: the constant; for a buffer, its number of the largest magnitude.
+        what: the effect of FP16 on it, as a sentence.
+        fix: the code to write instead.
+        where: its position in the user's program.
         buffer: the placeholder of the buffer that holds it, or "".
     """
 
@@ -70,9 +70,9 @@ def unfit_constants(
 ) -> tuple[UnfitConstant, ...]:
     """Return the constants of a forward graph that do not fit, in graph order.
 
-    An op has one at most, the first. BF16 has the range of FP32, so nothing is unfit for it. An
-    infinite constant is meant as one. Graphs inside the graph are searched too, but not for buffers
-    that they are given.
+    An op has at most one, the first. BF16 has the range of FP32, so every constant fits it. An
+    infinite constant is intended and fits. Inner graphs are searched too, but not for buffers that
+    they get as inputs.
 
     Args:
         module: an FP32 graph with ``meta["val"]`` on its nodes.
@@ -91,17 +91,17 @@ def unfit_constants(
             used += [(unfit[i.name], i.name) for i in node.all_input_nodes if i.name in unfit]
         if used:
             what, fix = _sentence(*used[0])
-            kind, where = op_name(node), place_of(node)
+            kind, where = op_name(node), source_position(node)
             found.append(UnfitConstant(op, kind, used[0][0], what, fix, where, used[0][1]))
     return tuple(found)
 
 
 def unfit_reasons(module: fx.GraphModule, constants: tuple[UnfitConstant, ...]) -> dict[str, str]:
-    """Return per op why it must not compute in 16 bits: its constant, or one that comes to it.
+    """Return per op why it must not compute in 16 bits: its constant, or one that reaches it.
 
     Args:
         module: the graph.
-        constants: found in it.
+        constants: the constants found in it.
     """
     return {
         op: str(constant)
@@ -114,15 +114,15 @@ def unfit_reasons(module: fx.GraphModule, constants: tuple[UnfitConstant, ...]) 
 def unfit_causes(
     module: fx.GraphModule, constants: tuple[UnfitConstant, ...]
 ) -> dict[str, UnfitConstant]:
-    """Return per op that must not compute in 16 bits its constant, or the one that comes to it.
+    """Return the constant of each op that must not compute in 16 bits, or the one that reaches it.
 
-    A Tensor-Core op that reads what a constant beyond FP16's range has gone into would read
-    infinities. The mask of an attention op is an exception: there negative infinity means what the
-    number did.
+    A Tensor-Core op would read infinities if its input depends on a constant beyond FP16's range.
+    The mask of an attention op is an exception: there negative infinity means the same as the
+    number.
 
     Args:
         module: the graph.
-        constants: found in it.
+        constants: the constants found in it.
     """
     held = {item.op: item for item in constants}
     buffers = {item.buffer: item for item in constants if abs(item.value) > _LARGEST}
@@ -175,8 +175,8 @@ def _computes_in_fp32(node: fx.Node) -> bool:
 def _numbers(node: fx.Node) -> list[float]:
     """Return the numbers among an op's operands that FP16 cannot hold.
 
-    A Tensor Core takes its factors in FP32. A comparison with a number beyond FP16's range comes
-    out the same, one with a number too small for it does not.
+    A Tensor Core takes its factors in FP32. A comparison with a number beyond FP16's range has the
+    same result; a comparison with a number too small for FP16 has not.
     """
     kind, rule = op_name(node), _rule(node)
     compares = rule.name == "comparison" and any(is_full(item) for item in node.all_input_nodes)
@@ -193,7 +193,7 @@ def _numbers(node: fx.Node) -> list[float]:
 
 
 def is_unfit(value: float) -> bool:
-    """Whether FP16 has no number near a finite one but infinity or zero."""
+    """Whether a finite number becomes infinity or zero in FP16."""
     return isfinite(value) and (abs(value) > _LARGEST or 0 < abs(value) <= _SMALLEST)
 
 

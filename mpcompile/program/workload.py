@@ -1,4 +1,4 @@
-"""What to compile, and reading it from the user's file, which is code and is executed."""
+"""The program to compile, read from the user's file; the file is code and is executed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Workload:
     """A training program.
 
     Attributes:
-        model: the module to train, in the mode (train or eval) it shall be captured in.
+        model: the module to train, in the mode (train or eval) in which it must be captured.
         batch: an example batch; its shapes are those of every step.
         loss: ``loss(model, *batch)`` returns a 0-d FP32 tensor, or ``(loss, anything)``; None:
-            only the forward graph of ``model(*batch)`` is of interest.
-        optimizer: over the model's parameters; None goes with no loss.
-        data: batches, an epoch an iteration; needed by ``mpcompile run`` only.
-        origin: ``file:line`` where it was defined, for error messages; None if no place is known.
+            only the forward graph of ``model(*batch)`` is compiled.
+        optimizer: over the model's parameters; None if there is no loss.
+        data: batches, one epoch per iteration; only ``mpcompile run`` needs it.
+        origin: ``file:line`` of its definition, for error messages; None if unknown.
     """
 
     model: torch.nn.Module
@@ -65,8 +65,8 @@ class Workload:
             )
 
 
-def user_place(error: BaseException, file: str) -> str:
-    """Return ``file:line`` of the deepest frame of a traceback that lies in the user's file."""
+def position_in_file(error: BaseException, file: str) -> str:
+    """Return ``file:line`` of the deepest frame of a traceback in the user's file."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
     return f"{file}:{frames[-1].lineno}" if frames else file
 
@@ -107,33 +107,33 @@ def load(source: str) -> Workload:
 def load_function(source: str) -> Callable[..., Any]:
     """Read a function from ``file.py:name`` or ``package.module:name``.
 
-    A file that has been loaded already, such as that of the workload, is not run again.
+    A file that was loaded before, such as that of the workload, is not run again.
 
     Raises:
         BadInput: there is no such file, module or function, or it raises while it is loaded.
     """
-    place, _, name = source.rpartition(":")
-    path = Path(place)
-    if not place or not name:
+    holder, _, name = source.rpartition(":")
+    path = Path(holder)
+    if not holder or not name:
         raise BadInput(
             f"{source!r} names no function", fix="write file.py:function or module:function"
         )
     if path.suffix == ".py":
         if not path.is_file():
-            raise BadInput("there is no such file", place, "check the path")
+            raise BadInput("there is no such file", holder, "check the path")
         file = str(path.resolve())
         loaded = sys.modules.get(_module_name(path))
         same = loaded is not None and loaded.__file__ == file
         module = loaded if same else _run(file, lambda: module_at(path.resolve()))
     else:
         try:
-            found = importlib.util.find_spec(place)
+            found = importlib.util.find_spec(holder)
         except (ImportError, ValueError):
             found = None
         if found is None:
-            raise BadInput(f"there is no module {place!r}", fix="give the path of a .py file")
-        file = found.origin or place
-        module = _run(file, lambda: importlib.import_module(place))
+            raise BadInput(f"there is no module {holder!r}", fix="give the path of a .py file")
+        file = found.origin or holder
+        module = _run(file, lambda: importlib.import_module(holder))
     function = getattr(module, name, None)
     if not callable(function):
         raise BadInput(f"it defines no function {name}", file, "check the name")
@@ -141,13 +141,13 @@ def load_function(source: str) -> Callable[..., Any]:
 
 
 def source_name(source: str) -> str:
-    """Return what files made from a program are called by."""
+    """Return the name that output files of a program begin with."""
     path = Path(source)
     return path.stem if path.suffix == ".py" else source.partition(":")[0].rpartition(".")[2]
 
 
 def module_at(path: Path) -> ModuleType:
-    """Run a Python file as `load` does: what lies beside it can be imported.
+    """Run a Python file as `load` does: it can import modules from its own folder.
 
     Raises:
         BadInput: it is not a Python file.
@@ -157,7 +157,7 @@ def module_at(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise BadInput("this is not a Python file", str(path), "give the path of a .py file")
     module = importlib.util.module_from_spec(spec)
-    # Registered, so that dataclasses and pickling inside the file find their module.
+    # Registered, because dataclasses and pickling inside the file look up their module.
     sys.modules[name] = module
     # The folder of the file comes first, as it does with `python model.py`.
     if sys.path[0] != str(path.parent):
@@ -171,11 +171,11 @@ def _module_name(path: Path) -> str:
 
 
 def _run(file: str, action: Callable[[], Any]) -> Any:
-    """Run the user's code; whatever it raises becomes one sentence with the user's line."""
+    """Run the user's code; turn its exception into one sentence with the user's line."""
     try:
         return action()
     except CompileError as error:  # from Workload(...) itself
-        error.where = error.where or user_place(error, file)
+        error.where = error.where or position_in_file(error, file)
         raise
     except SyntaxError as error:
         raise BadInput(
@@ -184,7 +184,7 @@ def _run(file: str, action: Callable[[], Any]) -> Any:
     except (Exception, SystemExit) as error:
         raise BadInput(
             f"the file raised {type(error).__name__} while loading: {_one_line(error)}",
-            user_place(error, file),
+            position_in_file(error, file),
             "run it with python to see the whole traceback",
         ) from error
 

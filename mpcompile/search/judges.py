@@ -13,7 +13,7 @@ from mpcompile.numerics.node_errors import NodeError, check
 from mpcompile.numerics.warm_up import Batches, settled_step
 from mpcompile.pipeline import to_step
 from mpcompile.program.capture import definition
-from mpcompile.program.workload import user_place
+from mpcompile.program.workload import position_in_file
 from mpcompile.step.graph import results
 from mpcompile.step.slots import Role
 from mpcompile.step.transformed import Transformed
@@ -123,7 +123,7 @@ def score(
     except Exception as error:
         raise BadInput(
             f"the function raised {type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            user_place(error, where.rpartition(":")[0]) if where else None,
+            position_in_file(error, where.rpartition(":")[0]) if where else None,
             "make it function(step, workload), which returns a number",
         ) from error
     try:

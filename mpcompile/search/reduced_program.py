@@ -23,7 +23,7 @@ from torch import fx
 from mpcompile.errors import printable
 from mpcompile.numerics.lockstep import EXACT, FULL, is_float, told
 from mpcompile.plan.dataflow import Where
-from mpcompile.program.capture import place_of
+from mpcompile.program.capture import source_position
 from mpcompile.program.casts import CAST
 from mpcompile.program.graph_text import type_text
 from mpcompile.program.marks import EMULATES, WHERE
@@ -270,7 +270,7 @@ def _dtype(value: object) -> torch.dtype | None:
 
 
 def _where(node: fx.Node) -> Where:
-    where: Where = WHERE.get(node) or place_of(node)
+    where: Where = WHERE.get(node) or source_position(node)
     return where
 
 

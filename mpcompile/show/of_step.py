@@ -14,7 +14,7 @@ from mpcompile.passes.runner import about
 from mpcompile.plan.dataflow import Where
 from mpcompile.plan.plan import Cast, Decision
 from mpcompile.precision import Precision
-from mpcompile.program.capture import place_of
+from mpcompile.program.capture import source_position
 from mpcompile.program.casts import is_cast, source_of, widens
 from mpcompile.program.graph_text import type_text
 from mpcompile.program.marks import BACKWARD, MADE_BY, PLANNED, SLOT, SLOTS, WHERE
@@ -203,7 +203,7 @@ def _where(node: fx.Node, slot: str, roles: Mapping[str, str]) -> Where:
         weight = roles.get(slot) in ("master", "working", "buffer", "constant", "shared")
         return Where(slot.removesuffix(".working").rpartition(".")[0] if weight else "")
     where = WHERE.get(node)
-    return where if isinstance(where, Where) else place_of(node)
+    return where if isinstance(where, Where) else source_position(node)
 
 
 def _formats(node: fx.Node, role: NodeRole) -> tuple[str, set[str], set[str]]:

@@ -1,4 +1,4 @@
-"""Trained parameters side by side in one buffer: what is where, and views of it."""
+"""Trained parameters side by side in one buffer: their offsets, and views of the buffer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from math import prod
 import torch
 
 ALIGNMENT = 32
-"""Elements to which each parameter starts in its arena: 64 bytes of FP16, 128 of FP32."""
+"""Each parameter starts at a multiple of so many elements: 64 bytes of FP16, 128 of FP32."""
 
 
 TILE = 8
-"""Outputs of a 16-bit matmul come in multiples of this, or its rows are not aligned to 16 bytes."""
+"""A 16-bit matmul needs a multiple of so many outputs for rows aligned to 16 bytes."""
 
 
 _MANY_ROWS = 1024
@@ -21,20 +21,21 @@ _MANY_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """Parameters that lie in one flat buffer and are updated together.
+    """Parameters that are stored in one flat buffer and are updated together.
 
-    A parameter of an optimizer that is not elementwise has an arena of its own and keeps its
-    shape there.
+    A parameter of an optimizer that is not elementwise has its own arena and keeps its shape
+    there.
 
     Attributes:
         name: ``arena0``; its slots are ``arena0.master``, ``arena0.working``, ``arena0.exp_avg``.
         group: index of the optimizer's parameter group.
-        parameters: names in the order in which they lie.
+        parameters: names in the order of their offsets.
         shapes: their shapes.
         flat: whether it is one dimension with each parameter aligned to `ALIGNMENT`. Behind a
             matrix of more than 1024 rows there is room for rows up to a multiple of `TILE`.
-        zeros: whether the update leaves gaps zero as they are.
-        ranks: processes of which each holds a slice of the masters and of their state, all as long.
+        zeros: whether the update keeps gaps zero.
+        ranks: number of processes; each holds a slice of the masters and their state, all of one
+            length.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Arena:
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """First element of each parameter, and the end of the arena."""
+        """The first element of each parameter, and the end of the arena."""
         ends = list(accumulate(_length(s) if self.flat else prod(s) for s in self.shapes))
         if self.ranks > 1:
             ends[-1] = _up(ends[-1], ALIGNMENT * self.ranks)
@@ -55,15 +56,15 @@ class Arena:
 
     @property
     def length(self) -> int:
-        """Elements of the masters of all processes."""
+        """The number of elements of the masters of all processes."""
         return self.offsets[-1]
 
     def offset_of(self, parameter: str) -> int:
-        """First element of a parameter."""
+        """Return the first element of a parameter."""
         return self.offsets[self.parameters.index(parameter)]
 
     def gaps(self) -> dict[str, int]:
-        """Elements behind each parameter that are nobody's."""
+        """Return the number of unused elements behind each parameter."""
         lengths = (end - start for start, end in pairwise(self.offsets))
         return {
             name: length - prod(shape)
@@ -72,7 +73,7 @@ class Arena:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the master buffer, which of a sharded arena is one slice."""
+        """The shape of the master buffer; of a sharded arena, one slice."""
         return (self.length // self.ranks,) if self.flat else self.shapes[0]
 
 
@@ -99,13 +100,13 @@ def arena_views(arena: Arena, buffer: torch.Tensor) -> list[torch.Tensor]:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a trained weight lies.
+class ArenaPosition:
+    """The position of a trained weight in an arena.
 
     Attributes:
         arena: the name of its flat arena.
-        room: elements of the gap behind it.
-        zeros: whether they are zeros.
+        room: number of elements of the gap behind it.
+        zeros: whether the gap holds zeros.
     """
 
     arena: str

@@ -1,7 +1,7 @@
 """Operations between processes as nodes of a graph.
 
-They are torch's functional collectives. The first node starts one, a second waits for it, and what
-stands between them overlaps with it.
+They are torch's functional collectives. The first node starts one, and a second waits for it. The
+nodes between them overlap with it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def is_collective(node: fx.Node) -> bool:
 
 
 def drop_collectives(graph: fx.Graph) -> None:
-    """Let a gradient graph average nothing: a process can then run it by itself."""
+    """Remove the collectives of a gradient graph, so that one process can run it alone."""
     for node in list(graph.nodes):
         if is_collective(node):
             node.replace_all_uses_with(node.args[0])
@@ -32,12 +32,12 @@ def drop_collectives(graph: fx.Graph) -> None:
 def started(graph: fx.Graph, node: fx.Node, parallel: DataParallel) -> fx.Node:
     """Start to add up a tensor over the processes; the result is for `finished`.
 
-    In 16 bits each process divides its own first, so that the sum cannot leave their range unless
-    the mean does. If the update is sharded, each process gets its own slice of the sum, else all.
+    In 16 bits each process divides its tensor first, so that the sum overflows only if the mean
+    does. If the update is sharded, each process gets its own slice of the sum, otherwise all of it.
 
     Args:
-        graph: where, at its insertion point.
-        node: of 16 bits or FP32.
+        graph: gets the nodes at its insertion point.
+        node: a tensor of 16 bits or FP32.
         parallel: the processes.
     """
     ranks, name = parallel.ranks, parallel.name

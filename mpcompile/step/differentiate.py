@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture, CompileError
-from mpcompile.program.capture import Forward, Kind, place_of
+from mpcompile.program.capture import Forward, InputKind, source_position
 from mpcompile.program.control_flow import all_graphs, called_graphs, is_control_flow
 from mpcompile.program.marks import BACKWARD, BACKWARD_SEED, PLANNED, SLOT, SLOTS, WHERE
 from mpcompile.program.open_capture import WatchedInterpreter, needs_size
@@ -27,15 +27,14 @@ def differentiate(
 
     Its results are the loss, one FP32 gradient per trained parameter (``grad.NAME``), the next
     value of each buffer that the forward pass writes (``next.NAME``) and the tensors that the loss
-    function returns beside the loss (``aux.0``). Casts are differentiated
-    like any other op, so backward inherits the precision of forward. Nodes of backward have
-    the mark `BACKWARD`; those of both have in `PLANNED` the id of the op or cast of the plan they
-    come from.
+    function returns beside the loss (``aux.0``). Casts are differentiated like any other op, so
+    backward inherits the precision of forward. Nodes of backward have the mark `BACKWARD`. The mark
+    `PLANNED` of all nodes is the id of the op or cast of the plan that they come from.
 
     Args:
         forward: the forward graph, casts inserted.
         trained: names of the parameters to differentiate with respect to.
-        origin: the user's place for error messages.
+        origin: the user's source position for error messages.
 
     Raises:
         BadInput: the loss does not reach a trained parameter, or its gradient would be sparse.
@@ -54,7 +53,7 @@ def differentiate(
         with torch.enable_grad():
             run = WatchedInterpreter(forward, origin).run
             *others, loss = run(*state, enable_io_processing=False)
-        # The next op recorded is the seed: everything from there on is backward.
+        # The next recorded op is the seed: it and all later nodes are backward.
         seed = torch.ones_like(loss)
         with torch.enable_grad():
             gradients = torch.autograd.grad(
@@ -93,7 +92,7 @@ def differentiate(
     made = [("loss", Role.LOSS), *((f"grad.{name}", Role.GRADIENT) for name in trained)]
     made += [(f"next.{name}", Role.UPDATED) for name in forward.written]
     beside = len(module.graph.output_node().args[0]) - 1 - len(forward.written)  # type: ignore[arg-type]
-    made += [(f"{PREFIX}{place}", Role.AUXILIARY) for place in range(beside)]
+    made += [(f"{PREFIX}{index}", Role.AUXILIARY) for index in range(beside)]
     _plain_casts(graph)
     _draw_in_memory_order(graph)
     _name_results(graph, made, slots)
@@ -102,10 +101,10 @@ def differentiate(
     return traced, slots
 
 
-def _role(kind: Kind, trained: bool) -> Role:
-    if kind is Kind.PARAMETER:
+def _role(kind: InputKind, trained: bool) -> Role:
+    if kind is InputKind.PARAMETER:
         return Role.MASTER if trained else Role.CONSTANT
-    return Role.BUFFER if kind is Kind.BUFFER else Role.BATCH
+    return Role.BUFFER if kind is InputKind.BUFFER else Role.BATCH
 
 
 def _slot(name: str, role: Role, node: fx.Node) -> Slot:
@@ -118,17 +117,17 @@ _SPARSE_ARGUMENT = {"embedding": 4, "embedding_bag": 5}
 
 def _refuse_sparse(module: fx.GraphModule, origin: str | None) -> None:
     for node in module.graph.nodes:
-        place = _SPARSE_ARGUMENT.get(op_name(node), len(node.args))
-        if node.args[place : place + 1] == (True,):
+        index = _SPARSE_ARGUMENT.get(op_name(node), len(node.args))
+        if node.args[index : index + 1] == (True,):
             raise BadInput(
-                f"the embedding {place_of(node).module or node.name} makes sparse gradients",
+                f"the embedding {source_position(node).module or node.name} makes sparse gradients",
                 _line(node, origin),
                 "create it with sparse=False",
             )
 
 
 def _refuse_inside(module: fx.GraphModule, origin: str | None) -> None:
-    """Refuse what torch would differentiate wrongly inside control flow."""
+    """Refuse ops that torch would differentiate wrongly inside control flow."""
     for graph in all_graphs(module):
         for node in graph.graph.nodes:
             kind = op_name(node)
@@ -150,7 +149,7 @@ def _refuse_inside(module: fx.GraphModule, origin: str | None) -> None:
 
 
 def _line(node: fx.Node, origin: str | None) -> str | None:
-    where = place_of(node)
+    where = source_position(node)
     return where.at or origin
 
 
@@ -169,7 +168,7 @@ def _refuse_unreached(
 
 
 def _plain_casts(graph: fx.Graph) -> None:
-    """Reduce a conversion that changes the dtype only to the form that the passes know."""
+    """Turn a conversion that changes only the dtype into the form that the passes know."""
     for node in graph.nodes:
         if op_name(node) == "_to_copy" and "dtype" in node.kwargs:
             before, after = node.all_input_nodes[0].meta["val"], node.meta["val"]
@@ -179,10 +178,10 @@ def _plain_casts(graph: fx.Graph) -> None:
 
 
 def _draw_in_memory_order(graph: fx.Graph) -> None:
-    """Let a dropout mask of a permuted tensor be drawn in the order of its memory.
+    """Draw the dropout mask of a permuted tensor in the order of its memory.
 
-    ``bernoulli_`` fills a tensor as it lies in memory, its functional twin by its indices; for the
-    same seed the mask shall be that of eager PyTorch.
+    ``bernoulli_`` fills a tensor in memory order, its functional twin in index order. For the same
+    seed the mask must be that of eager PyTorch.
     """
     for node in graph.nodes:
         if op_name(node) != "bernoulli" or not isinstance(node.args[0], fx.Node):
@@ -227,4 +226,4 @@ def _mark_backward(graph: fx.Graph) -> None:
             BACKWARD[node] = True
     for node in graph.nodes:
         if node.op == "call_function":
-            WHERE[node] = place_of(node)
+            WHERE[node] = source_position(node)

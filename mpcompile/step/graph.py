@@ -28,21 +28,21 @@ class StepGraph:
     results as `SLOTS`. The update graph's results are the next values of state slots; the gradient
     graph's are the loss, gradients and updated buffers.
 
-    Where an update gathers several micro-batches, a third graph runs after each gradient graph. Its
+    If an update gathers several micro-batches, a third graph runs after each gradient graph. Its
     results are next values of state too.
 
     Attributes:
         gradient: forward and backward.
         update: optimizer, loss scale, counters.
         slots: every slot by name.
-        arenas: where the trained parameters lie.
+        arenas: the buffers of the trained parameters.
         working: names of the parameters that have a 16-bit working copy.
         joined: per slot that is a view of several working copies, or of one and zeros behind it,
             the weights in their order.
-        options: the value that each of the optimizer's options had when it was traced, by slot.
-        guards: comparisons of options that the update graph rests on.
-        accumulation: adds the gradients of a micro-batch to those before it; None: each gradient
-            graph is followed by an update.
+        options: the value of each of the optimizer's options during the trace, by slot.
+        guards: comparisons of options that must have the same result for the update graph.
+        accumulation: adds the gradients of a micro-batch to those before it; None: an update
+            follows each gradient graph.
     """
 
     gradient: fx.GraphModule
@@ -63,7 +63,7 @@ class StepGraph:
         return {**found, "update": self.update.graph}
 
     def arena_of(self, parameter: str) -> Arena:
-        """Return the arena a trained parameter lies in."""
+        """Return the arena of a trained parameter."""
         return next(arena for arena in self.arenas if parameter in arena.parameters)
 
     def members(self, name: str) -> tuple[str, ...]:
@@ -73,8 +73,8 @@ class StepGraph:
     def check(self) -> None:
         """Raise Defect if the graphs and the slots do not fit together.
 
-        This holds before and after every pass. What holds from one pass on is in the table of
-        `mpcompile.passes.invariants`.
+        They must fit before and after every pass. `mpcompile.passes.invariants` has a table of the
+        facts that are true after a certain pass.
         """
         for name, graph in self.graphs().items():
             graph.lint()
@@ -139,7 +139,7 @@ def results(graph: fx.Graph) -> dict[str, fx.Node]:
 
 
 def set_results(graph: fx.Graph, values: dict[str, fx.Node]) -> None:
-    """Make these the graph's results."""
+    """Make these nodes the graph's results."""
     output = graph.output_node()
     output.args = (tuple(values.values()),)
     SLOTS[output] = tuple(values)
@@ -149,8 +149,8 @@ def add_input(graph: fx.Graph, slot: Slot, like: fx.Node) -> fx.Node:
     """Add a placeholder for a slot behind the existing ones.
 
     Args:
-        graph: where.
-        slot: what it stands for; the caller enters it into the step.
+        graph: gets the placeholder.
+        slot: the slot of the placeholder; the caller adds it to the step.
         like: a node whose fake tensor gives mode and device.
     """
     return add_inputs(graph, [slot], like)[0]

@@ -1,4 +1,4 @@
-"""How much memory a graph needs: which tensors are alive when."""
+"""The memory that a graph needs: which tensors are alive at each node."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Peak:
     """The moment of a graph at which most bytes are alive.
 
     Attributes:
-        bytes: of all tensors the graph makes; its inputs are not counted.
-        node: the node that is then computed.
+        bytes: bytes of all tensors that the graph makes; its inputs do not count.
+        node: the node that is computed at this moment.
     """
 
     bytes: int
@@ -68,12 +68,12 @@ def alive_bytes(graph: fx.Graph) -> dict[fx.Node, int]:
 
 
 def saved_bytes(graph: fx.Graph) -> int:
-    """Return the bytes forward makes and backward reads: the tensors saved for backward."""
+    """Return the bytes that forward makes and backward reads: the tensors saved for backward."""
     return sum(tensor_bytes(node.meta.get("val")) for node in saved_tensors(graph))
 
 
 def saved_tensors(graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes of forward in whose memory lies what backward reads."""
+    """Return the nodes of forward whose memory backward reads."""
     bases = storages(graph)
     saved: set[fx.Node] = set()
     for node in graph.nodes:
@@ -90,8 +90,8 @@ def result_bytes(graph: fx.Graph, first: int = 0) -> int:
     """Return the bytes that a graph makes and returns, each memory once.
 
     Args:
-        graph: its inputs are not counted.
-        first: place of the first result that is.
+        graph: its inputs do not count.
+        first: index of the first result that counts.
     """
     bases = storages(graph)
     results = graph.output_node().args[0]
@@ -101,10 +101,9 @@ def result_bytes(graph: fx.Graph, first: int = 0) -> int:
 
 
 def storages(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """Return for each node the node whose memory its result lies in.
+    """Return for each node the node whose memory holds its result.
 
-    The parts of a split are views of what was split; the items of other ops are memory of their
-    own.
+    The parts of a split are views of its input; the items of other ops have their own memory.
     """
     base: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
@@ -118,7 +117,7 @@ def storages(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
 
 
 def state_bytes(step: StepGraph) -> int:
-    """Return the bytes that live from step to step: masters, 16-bit copies, optimizer, buffers."""
+    """Return the bytes kept from step to step: masters, 16-bit copies, optimizer, buffers."""
     views = {name for arena in step.arenas for name in arena.parameters}
     views |= {f"{name}.working" for name in views} | set(step.joined)
     return sum(

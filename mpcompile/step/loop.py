@@ -1,4 +1,4 @@
-"""What a training loop does between backward and the optimizer: gather gradients, or clip them."""
+"""The work of a training loop between backward and the optimizer: gather and clip gradients."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mpcompile.step.processes import DataParallel
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """What becomes of the unscaled FP32 gradients before the optimizer reads them.
+    """The changes to the unscaled FP32 gradients before the optimizer reads them.
 
     Attributes:
         max_grad_norm: as ``torch.nn.utils.clip_grad_norm_`` with the 2-norm; None: no clipping.
         max_grad_value: as ``torch.nn.utils.clip_grad_value_``; None: no clipping.
-        accumulate: micro-batches an update; the optimizer reads the mean of their gradients.
-        parallel: the processes over whose gradients it is a mean, too; None: this one alone.
+        accumulate: micro-batches per update; the optimizer reads the mean of their gradients.
+        parallel: the processes over which gradients are averaged too; None: only this one.
 
     Raises:
         BadInput: a number out of its range, or both ways of clipping.

@@ -9,7 +9,7 @@ from mpcompile.errors import BadInput
 
 @dataclass(frozen=True, slots=True)
 class LossScale:
-    """How gradients are kept in the range of FP16. Its state lives in the graph.
+    """The rule that keeps gradients in the range of FP16. Its state is in the graph.
 
     A step whose unscaled gradients hold an Inf or NaN is skipped: no weight, optimizer state, step
     counter or batch-norm statistic changes. A dynamic scale is then multiplied by `backoff`; after
@@ -21,7 +21,7 @@ class LossScale:
         growth: factor after `interval` clean steps; 1 for a static scale.
         backoff: factor after a skipped step; 1 for a static scale.
         interval: clean steps between growths.
-        floor: smallest scale; may lie below 1.
+        floor: smallest scale; may be below 1.
         ceiling: largest scale.
         gated: whether a non-finite gradient skips the step.
 
@@ -68,7 +68,7 @@ class LossScale:
 
     @staticmethod
     def static(scale: float) -> LossScale:
-        """One scale for ever; a non-finite gradient still skips the step."""
+        """A scale that never changes; a non-finite gradient still skips the step."""
         return LossScale(
             scale, growth=1.0, backoff=1.0, floor=min(scale, 1.0), ceiling=max(scale, 2.0**24)
         )

@@ -1,4 +1,4 @@
-"""Options of an optimizer: which are inputs of the compiled step, and handing them over."""
+"""Options of an optimizer: which are inputs of the compiled step, and how they reach it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from mpcompile.errors import BadInput
 from mpcompile.step.recorded_number import Guard
 
 KERNELS = ("foreach", "fused", "capturable", "differentiable")
-"""Options that pick one of PyTorch's own kernels; the step has its own."""
+"""Options that choose one of PyTorch's own kernels; the step has its own kernels."""
 
 
 def parts(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the options of a group by name, each part of a tuple apart: ``betas.0``.
+    """Yield the options of a group by name, each part of a tuple separately: ``betas.0``.
 
-    A whole number beside a float is one: ``(1e-6, 50)``.
+    A whole number beside a float counts as a float: ``(1e-6, 50)``.
     """
     for key, value in options.items():
         if key == "params" or key in KERNELS:
             continue
         if isinstance(value, tuple | list):
             floats = any(isinstance(item, float) for item in value)
-            for place, item in enumerate(value):
-                yield f"{key}.{place}", float(item) if floats and type(item) is int else item
+            for index, item in enumerate(value):
+                yield f"{key}.{index}", float(item) if floats and type(item) is int else item
         else:
             yield key, value
 
@@ -33,8 +33,8 @@ def parts(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def is_input(name: str, value: Any) -> bool:
     """Whether an option is an input of the step.
 
-    Floats and tensors are. A whole number may be a count, and what is 0 is most often not computed
-    at all, so these are constants; a learning rate may start at 0.
+    Floats and tensors are inputs. A whole number may be a count, and for an option of 0 most
+    optimizers skip the arithmetic, so these are constants; but a learning rate may start at 0.
     """
     if isinstance(value, torch.Tensor):
         return value.numel() == 1
@@ -44,7 +44,7 @@ def is_input(name: str, value: Any) -> bool:
 
 
 def replaced(options: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a group's options with others in the place of some, named as in `parts`."""
+    """Return a group's options with some values replaced, named as in `parts`."""
 
     def of(key: str, value: Any) -> Any:
         if isinstance(value, tuple | list) and key != "params":
@@ -58,8 +58,8 @@ class OptionInputs:
     """Writes the optimizer's options into the slots of a step when they change.
 
     Args:
-        optimizer: the user's, with the options that its step was traced with.
-        guards: comparisons of options by which the trace decided.
+        optimizer: the user's, with the options of the trace.
+        guards: comparisons of options that decided branches of the trace.
         state: the step's tensors by slot name; an option is ``group0.lr``.
     """
 
@@ -77,10 +77,10 @@ class OptionInputs:
         self._tensors: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def hand_over(self) -> None:
-        """Take over what has changed since the last step; no value is read from a device.
+        """Copy the options that changed since the last step; no value is read from a device.
 
         Raises:
-            BadInput: a constant of the step has changed, or a branch would go another way.
+            BadInput: a constant of the step has changed, or a branch would have another result.
         """
         groups = self._optimizer.param_groups
         if len(groups) != len(self._traced):
@@ -120,7 +120,7 @@ class OptionInputs:
         ]
 
     def _check(self, index: int, name: str, before: Any, now: Mapping[str, Any]) -> None:
-        """Raise BadInput if an option has a value that the graph does not hold for."""
+        """Raise BadInput if an option has a value for which the graph is wrong."""
         full = f"group{index}.{name}"
         value = now.get(full)
         if value is before:
@@ -145,7 +145,7 @@ class OptionInputs:
 
 
 def _differs(options: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
-    """Whether an option is another than it was; a tensor counts by what it is, not by its value."""
+    """Whether an option has changed; tensors are compared by identity, not by value."""
     if not seen:
         return True
     for key, value in seen.items():

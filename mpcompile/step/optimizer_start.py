@@ -1,4 +1,4 @@
-"""What an optimizer does in its first step, found by running ``step()`` on small parameters."""
+"""The first step of an optimizer, found by running ``step()`` on small parameters."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Start:
 
     Attributes:
         state: small tensors, whose first element fills the whole state.
-        alike: whether a first step from that state is like any other, whatever the options are.
-            Otherwise ``step()`` has to fill an empty state itself.
+        alike: whether a first step from this state is like every other step, for all options.
+            Otherwise ``step()`` must fill an empty state itself.
     """
 
     state: State
@@ -35,7 +35,7 @@ class Start:
 class StepFails(Exception):
     """The optimizer's own ``step()`` raises on plain tensors of the shapes that it was given.
 
-    Only that call is inside the ``try``, and nothing records it, so this is never an error of ours.
+    Only that call is inside the ``try``, and nothing records it, so the error is never mpcompile's.
     The optimizer's error is the cause.
     """
 
@@ -56,9 +56,9 @@ class _Recorded(dict[str, Any]):
 def optimizer_around(
     optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], state: Mapping[Any, Any]
 ) -> torch.optim.Optimizer:
-    """Return the user's optimizer around other parameters and state.
+    """Return a copy of the user's optimizer with other parameters and state.
 
-    Step it with ``type(it).step(it)``: a schedule may have put another ``step`` on the user's own.
+    Step it with ``type(it).step(it)``: a schedule may have replaced ``step`` on the user's object.
     """
     shell: torch.optim.Optimizer = object.__new__(type(optimizer))
     shell.__dict__.update(optimizer.__dict__)
@@ -68,20 +68,20 @@ def optimizer_around(
 
 
 def group_of(optimizer: torch.optim.Optimizer, arena: Arena, **changes: Any) -> dict[str, Any]:
-    """Return the options of an arena's group, without those that pick a special kernel."""
+    """Return the options of an arena's group, without those that choose a special kernel."""
     group = {**optimizer.param_groups[arena.group]}
     group |= {option: False for option in KERNELS if option in group}
     return {**group, **changes}
 
 
 def start_of(optimizer: torch.optim.Optimizer, arena: Arena) -> Start:
-    """Return what the optimizer's state holds before the first step.
+    """Return the optimizer's state before the first step.
 
-    Found by letting ``step()`` fill an empty state on a small parameter (the parameter's own shape
-    where it matters) and noting the first value of each entry.
+    ``step()`` fills an empty state on a small parameter (of the parameter's own shape if that
+    matters), and the first value of each entry is recorded.
 
     Raises:
-        StepFails: ``step()`` does not take such a parameter: Muon refuses a flat one.
+        StepFails: ``step()`` does not accept this parameter: Muon refuses a flat one.
     """
     try:
         state = _first_state(optimizer, arena, {})
@@ -102,7 +102,7 @@ def start_of(optimizer: torch.optim.Optimizer, arena: Arena) -> Start:
     fixed = all(torch.equal(value, other[key]) for key, value in state.items())
     kept = {key: value.clone() for key, value in state.items()}
     [empty], [full] = _run(optimizer, arena, [{}]), _run(optimizer, arena, [kept])
-    if arena.flat:  # what reshapes a parameter may take one length and not another one
+    if arena.flat:  # a ``step()`` that reshapes may accept one length and refuse another
         _run(optimizer, arena, [{}], length=3 * ALIGNMENT)
     return Start(state, fixed and torch.equal(empty, full))
 
@@ -125,7 +125,7 @@ def _first_state(
     made: Mapping[str, Any],
     options: Mapping[str, Any] | None = None,
 ) -> State:
-    """Run one step on zeros, from a state like one that there is; return each first value."""
+    """Run one step on zeros, from a state like a given one; return each first value."""
     shape = _shape(arena)
     zeros = torch.zeros(shape)
     zeros.grad = torch.zeros(shape)
@@ -150,15 +150,15 @@ def _run(
     generator = torch.Generator().manual_seed(0)
     shape = _shape(arena, length)
     weight, *gradients = (torch.randn(shape, generator=generator) for _ in range(3))
-    parameters = [weight * (1 + place) for place in range(len(states))]
+    parameters = [weight * (1 + index) for index in range(len(states))]
     shell = optimizer_around(
         optimizer,
         [group_of(optimizer, arena, params=parameters)],
         defaultdict(dict, dict(zip(parameters, states, strict=True))),
     )
     for gradient in gradients:
-        for place, parameter in enumerate(parameters):
-            parameter.grad = gradient * (1 - place / 2)
+        for index, parameter in enumerate(parameters):
+            parameter.grad = gradient * (1 - index / 2)
         _plain_step(shell)
     return parameters
 
@@ -171,7 +171,7 @@ def state_shape(arena: Arena, first: torch.Tensor) -> tuple[int, ...]:
 
 
 def has_begun(states: Iterable[Mapping[str, Any]], first: Mapping[str, torch.Tensor]) -> bool:
-    """Whether one of some parameters' states is another than before the first step."""
+    """Whether one of the parameters' states differs from the one before the first step."""
     return any(
         bool((state[key] != value.flatten()[0].to(state[key].device)).any())
         for state in states
@@ -181,7 +181,7 @@ def has_begun(states: Iterable[Mapping[str, Any]], first: Mapping[str, torch.Ten
 
 
 def acts_alone(optimizer: torch.optim.Optimizer, arena: Arena) -> bool:
-    """Whether a parameter goes the same way beside another one: two steps are run both ways."""
+    """Whether another parameter in the group changes nothing: two steps are run both ways."""
     state = start_of(optimizer, arena).state
     copies = [{key: value.clone() for key, value in state.items()} for _ in range(3)]
     [alone] = _run(optimizer, arena, copies[:1])
@@ -189,7 +189,7 @@ def acts_alone(optimizer: torch.optim.Optimizer, arena: Arena) -> bool:
 
 
 def keeps_zeros(optimizer: torch.optim.Optimizer, arena: Arena, initial: State) -> bool:
-    """Whether weights of 0 with a state and gradients of 0 stay 0: two steps are run on some."""
+    """Whether weights of 0 with state and gradients of 0 stay 0: two steps are run to test it."""
     zeros = torch.zeros(ALIGNMENT)
     state = {
         key: torch.zeros(ALIGNMENT, dtype=value.dtype) if value.dim() else value.clone()

@@ -1,4 +1,4 @@
-"""One training step on many processes, each with a batch of its own (`torch.distributed`)."""
+"""One training step on many processes, each with its own batch (`torch.distributed`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mpcompile.errors import BadInput, LostProcess
 from mpcompile.precision import Precision
 
 _LOST = ("gloo", "nccl error", "connection closed by peer", "connection reset by peer")
-"""What errors of a lost connection say that are of no class of their own."""
+"""Texts in errors of a lost connection that have no class of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,9 @@ class DataParallel:
 
     Attributes:
         ranks: how many processes.
-        rank: which of them this is.
-        found: returns the process group. A group that something still holds when Python ends may
-            take the process down with it (seen with gloo in torch 2.13).
+        rank: the index of this process.
+        found: returns the process group. A group that is still referenced when Python ends may
+            crash the process (seen with gloo in torch 2.13).
         shard: each process keeps and updates its own slice of masters and optimizer state
             (ZeRO stage 1, arXiv 1910.02054 section 5.1).
         reduce: the precision in which gradients travel and are added up.
@@ -55,7 +55,7 @@ class DataParallel:
         return getattr(torch, self.reduce.value)  # type: ignore[no-any-return]
 
     def in_update(self, accumulate: int) -> bool:
-        """Whether gradients are averaged in the update, for so many micro-batches each."""
+        """Whether gradients are averaged in the update, for this many micro-batches per update."""
         return self.shard or accumulate > 1
 
 
@@ -68,19 +68,19 @@ def data_parallel(
 ) -> DataParallel:
     """Describe how the processes that `torch.distributed` has joined share a step.
 
-    Each process calls the step with rows of its own; the update reads the mean of their gradients,
-    so that equal batches and a mean as loss make the step of one process on all rows.
+    Each process calls the step with its own rows, and the update reads the mean of their gradients.
+    With batches of one size and a mean as loss, this is the step of one process on all rows.
 
     Args:
         shard: each process keeps and updates its own slice of masters and optimizer state. For
             optimizers that work element by element.
-        reduce: ``"float16"`` halves what is sent: each gradient is divided by the number of
-            processes before it is rounded, so that the sum overflows no sooner than its terms.
-        bucket_bytes: bytes of gradients that travel together, while backward goes on.
+        reduce: ``"float16"`` halves the bytes that are sent: each gradient is divided by the number
+            of processes before it is rounded, so that the sum overflows no sooner than its terms.
+        bucket_bytes: bytes of gradients that travel together, while backward runs.
         group: a process group; default: all processes.
 
     Raises:
-        BadInput: no process group is there yet, or an argument is wrong.
+        BadInput: there is no process group yet, or an argument is wrong.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         raise BadInput(
@@ -106,13 +106,13 @@ def data_parallel(
 
 
 def meeting_place(device: torch.device, parallel: DataParallel) -> torch.device:
-    """Return where a tensor of a device has to lie for the group to exchange it."""
+    """Return the device on which the group can exchange a tensor of this device."""
     backends = str(distributed.get_backend_config(parallel.group))
     return device if f"{device.type}:" in backends else torch.device("cuda")
 
 
 def lost(error: RuntimeError) -> LostProcess | None:
-    """Return what to raise for an error of a collective operation; None for any other error."""
+    """Return the exception for an error of a collective operation; None for any other error."""
     text = str(error)
     backend = isinstance(error, distributed.DistError)
     if not backend and not any(word in text.lower() for word in _LOST):
@@ -147,7 +147,7 @@ def all_say(value: Any, parallel: DataParallel | None) -> list[Any]:
 
 
 def largest(number: int, parallel: DataParallel | None) -> int:
-    """Return the largest of all processes' numbers."""
+    """Return the largest of the numbers of all processes."""
     if parallel is None:
         return number
     device = meeting_place(torch.device("cpu"), parallel)

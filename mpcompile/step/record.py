@@ -1,8 +1,8 @@
-"""Record the ATen ops a function makes on fake tensors, as an FX graph.
+"""Record the ATen ops that a function calls on fake tensors, as an FX graph.
 
-`make_fx` does the same for any program, with proxies around each tensor; that is slower, and most
-of what happens before lowering is recording. What it can and this cannot: tensors that come from
-nowhere, and branches on symbolic shapes.
+`make_fx` does the same for any program, with proxies around each tensor. It is slower, and most of
+the time before lowering is recording. Only `make_fx` supports tensors that are not inputs, and
+branches on symbolic shapes.
 
 A number that the function reads from a tensor (``.item()``) stays a number: arithmetic on it is
 recorded as Python operators.
@@ -50,19 +50,19 @@ def record(
     mode: FakeTensorMode,
     numbers: Numbers | None = None,
 ) -> fx.GraphModule:
-    """Run a function once and return what it did as a graph without mutation.
+    """Run a function once and return its ops as a graph without mutation.
 
     Autograd inside the function is recorded too. Each node carries its fake result in
     ``meta["val"]``; ``stack_trace``, ``nn_module_stack``, ``planned`` and ``pass`` of a graph that
-    the function interprets are kept, and nodes of backward get those of the forward op they are
-    derived from.
+    the function interprets are kept, and nodes of backward get those of the forward op that they
+    come from.
 
     Args:
-        function: takes the inputs flat, returns a flat tuple of tensors. A tensor that it changes
-            in place must be one it made itself.
+        function: takes the inputs flat, returns a flat tuple of tensors. It may change
+            only tensors in place that it made itself.
         inputs: fake tensors.
-        mode: theirs.
-        numbers: what is known of the numbers that the function reads from tensors.
+        mode: the mode of the inputs.
+        numbers: handles the numbers that the function reads from tensors.
 
     Raises:
         CannotCapture: the function uses a tensor that is neither an input nor made by it.
@@ -70,7 +70,7 @@ def record(
     numbers = numbers or Numbers()
     module = _record(function, inputs, mode, numbers)
     if any(mutated_inputs(node) or _is_fused_dropout(node) for node in module.graph.nodes):
-        # Functionalization wraps each tensor, so it is paid for only where it is needed.
+        # Functionalization wraps each tensor, so it is used only if it is needed.
         module = _record(functionalized(function), inputs, mode, numbers)
     return module
 
@@ -83,10 +83,10 @@ def _record(
 ) -> fx.GraphModule:
     graph = fx.Graph()
     recorder = _Recorder(graph, numbers)
-    places = {graph.placeholder(f"arg{place}"): value for place, value in enumerate(inputs)}
-    for node, value in places.items():
+    arguments = {graph.placeholder(f"arg{index}"): value for index, value in enumerate(inputs)}
+    for node, value in arguments.items():
         recorder.note(value, node)
-    recorder.sizes = RecordedSizes(graph, places)
+    recorder.sizes = RecordedSizes(graph, arguments)
     with mode, recorder, keep_node_meta():
         results = function(*inputs)
     graph.output(tuple(recorder.node_of(value) for value in results))
@@ -94,7 +94,7 @@ def _record(
 
 
 def _is_fused_dropout(node: fx.Node) -> bool:
-    """Whether torch chose, for a dispatch mode's sake, a dropout that a CPU alone would not use.
+    """Whether torch chose a dropout, because of a dispatch mode, that it would not use on a CPU.
 
     It draws other numbers than eager PyTorch; under functionalization torch chooses as in eager.
     """
@@ -119,7 +119,7 @@ class _Recorder(DispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._graph = graph
         self._numbers = numbers
-        # The tensor is kept so that its id stays its own.
+        # The tensor is kept so that no other tensor gets its id.
         self._nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         self._origins = Origins()
         self.constants = torch.nn.Module()
@@ -153,7 +153,7 @@ class _Recorder(DispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         del types
-        if func is torch.ops.prim.device.default:  # asked several times an op
+        if func is torch.ops.prim.device.default:  # called several times per op
             return device_of(args[0])
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -163,7 +163,7 @@ class _Recorder(DispatchMode):
             return func(*args, **kwargs)
         if getattr(func, "overloadpacket", func).__name__ not in TAKE_TENSORS:
             args, kwargs = fx.node.map_aggregate((args, kwargs), _constant)
-        # No shape depends on a number, so the fake result is that of any other number.
+        # No shape depends on a number, so the fake result is the same for every number.
         result = func(*fx.node.map_aggregate(args, _plain), **fx.node.map_aggregate(kwargs, _plain))
         values = result if isinstance(result, list | tuple) else (result,)
         if not any(isinstance(value, torch.Tensor) for value in values):
@@ -204,7 +204,7 @@ class _Recorder(DispatchMode):
     def _is_foreign(self, arguments: tuple[Any, ...]) -> bool:
         """Whether an op reads tensors, but none of the recorded program's.
 
-        To differentiate a loop, torch makes some of its own while it looks at the loop's body.
+        To differentiate a loop, torch makes its own tensors while it inspects the loop's body.
         """
         tensors: list[torch.Tensor] = []
         fx.node.map_aggregate(
@@ -213,7 +213,7 @@ class _Recorder(DispatchMode):
         return bool(tensors) and all(is_fake(t) and id(t) not in self._nodes for t in tensors)
 
     def _graph_inside(self, graph: fx.GraphModule) -> fx.Node:
-        """Return a node that names a graph which an op such as ``cond`` calls; a copy of it."""
+        """Return a node that names a copy of a graph that an op such as ``cond`` calls."""
         name = f"graph_{len(list(self.constants.children()))}"
         self.constants.add_module(name, copy_graph(graph))
         return self._graph.get_attr(name)
@@ -231,13 +231,13 @@ class _Recorder(DispatchMode):
 
 
 class Origins:
-    """Where ops come from, asked while each runs: of backward, the forward op behind it."""
+    """The origin of the op that runs now: for an op of backward, the forward op behind it."""
 
     def __init__(self) -> None:
         self._meta: dict[int, dict[str, Any]] = {}
 
     def now(self) -> dict[str, Any]:
-        """Return what a node of the op now running carries of the interpreted graph's."""
+        """Return the marks of the interpreted graph for a node of the op that runs now."""
         number, backward = autograd_number()
         if backward:
             return {**self._meta.get(number, {}), BACKWARD.key: True}

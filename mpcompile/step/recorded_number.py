@@ -1,6 +1,6 @@
 """Python numbers whose arithmetic is recorded in a graph.
 
-What torch asks of the object behind a `torch.SymFloat` is not public. Checked on the versions of
+The interface of the object behind a `torch.SymFloat` is not public. Checked on the versions of
 `mpcompile.torch_private.versions`.
 """
 
@@ -23,20 +23,20 @@ from mpcompile.torch_private.tracing import DataDependent
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 
-# Each doubles the sides that are computed.
+# Each branch doubles the number of sides that are computed.
 _MOST_BRANCHES = 6
 
 TAKE_TENSORS = frozenset(
     ["add", "sub", "mul", "div", "addcmul", "addcdiv", "lerp", "pow", "clamp", "full", "full_like",
      "scalar_tensor", "eq", "ne", "lt", "le", "gt", "ge"]
 )  # fmt: skip
-"""Ops whose number may as well be a 0-d tensor (`mpcompile.passes.lowering.numbers_to_tensors`)."""
+"""Ops whose number may also be a 0-d tensor (`mpcompile.passes.lowering.numbers_to_tensors`)."""
 
 
 def truediv(left: float, right: float) -> float:
-    """Divide as IEEE 754 says, and as an accelerator does: by zero too.
+    """Divide as in IEEE 754 and on an accelerator, also by zero.
 
-    Both sides of a branch are computed, so arithmetic must not fail where it does not count.
+    Both sides of a branch are computed, so arithmetic must not fail on the side that is unused.
     """
     try:
         return left / right
@@ -47,7 +47,7 @@ def truediv(left: float, right: float) -> float:
 
 
 def power(base: float, exponent: float) -> float:
-    """Return a power as IEEE 754 says: NaN for a root of a negative number."""
+    """Return a power as in IEEE 754: NaN for a root of a negative number."""
     try:
         result = base**exponent
     except (ZeroDivisionError, OverflowError):
@@ -67,7 +67,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """Arithmetic on options of an optimizer, as its ``step()`` writes it.
+    """Arithmetic on options of an optimizer, as in its ``step()``.
 
     Attributes:
         target: a Python operator.
@@ -78,7 +78,7 @@ class Formula:
     operands: tuple[Known, ...]
 
     def options(self) -> frozenset[str]:
-        """Return the names of the options it reads."""
+        """Return the names of the options that it reads."""
         names = frozenset(item for item in self.operands if isinstance(item, str))
         return names.union(*(i.options() for i in self.operands if isinstance(i, Formula)))
 
@@ -99,22 +99,22 @@ class Guard:
 
     Attributes:
         condition: the comparison.
-        answer: how it came out.
+        answer: its result.
     """
 
     condition: Formula
     answer: bool
 
     def holds(self, options: Mapping[str, float]) -> bool:
-        """Whether it comes out the same with other options."""
+        """Whether it has the same result with other options."""
         return bool(evaluate(self.condition, options)) is self.answer
 
 
 class Numbers:
-    """What is known of the numbers of one recording, and how branches on them go.
+    """The known numbers of one recording, and the results of branches on them.
 
-    A branch on options alone goes as their present values say, and leaves a guard. Of a branch on
-    a number that was read from a tensor both sides are recorded (`explore`).
+    The present values of options decide a branch that depends on options alone, and add a guard.
+    For a branch on a number that was read from a tensor, both sides are recorded (`explore`).
 
     Attributes:
         guards: the branches on options.
@@ -131,12 +131,12 @@ class Numbers:
         return torch.SymFloat(_Number(self, number.node.graph, number.node.value, name))
 
     def explore(self, run: Callable[[], Tensors], answers: tuple[bool, ...] = ()) -> Tensors:
-        """Run a function once for each way its branches can go; select between the results.
+        """Run a function once for each path through its branches; select between the results.
 
         Args:
-            run: does the same each time but for its branches; its results have the same names and
-                shapes on all sides.
-            answers: how the first branches go.
+            run: does the same each time, except at its branches; its results have the same names
+                and shapes on all sides.
+            answers: the results of the first branches.
 
         Raises:
             DataDependent: there are too many branches.
@@ -148,10 +148,10 @@ class Numbers:
             self._path = None
         if len(path.asked) > _MOST_BRANCHES:
             raise DataDependent("many comparisons of numbers read from tensors")
-        for place in reversed(range(len(answers), len(path.asked))):
-            other = self.explore(run, (*answers, *[True] * (place - len(answers)), False))
+        for index in reversed(range(len(answers), len(path.asked))):
+            other = self.explore(run, (*answers, *[True] * (index - len(answers)), False))
             device = next(iter(results.values())).device
-            chosen = tensor_of(path.asked[place], torch.float32, device) > 0
+            chosen = tensor_of(path.asked[index], torch.float32, device) > 0
             results = {k: torch.where(chosen, value, other[k]) for k, value in results.items()}
         return results
 
@@ -166,7 +166,7 @@ class Numbers:
         return self._path.answer(condition.as_number())
 
     def constant(self, number: _Number) -> float:
-        """Return the value of a number where Python needs one."""
+        """Return the value of a number if Python needs it."""
         if number.known is None:
             raise DataDependent("a number read from a tensor")
         value = float(evaluate(number.known, self._options))
@@ -175,20 +175,20 @@ class Numbers:
 
 
 class _Path:
-    """One way through the branches: how the first go; beyond these, as if true."""
+    """One path through the branches: the results of the first ones; all later ones are true."""
 
     def __init__(self, answers: tuple[bool, ...]) -> None:
         self.answers = answers
         self.asked: list[torch.SymFloat] = []
 
     def answer(self, condition: torch.SymFloat) -> bool:
-        place = len(self.asked)
+        index = len(self.asked)
         self.asked.append(condition)
-        return self.answers[place] if place < len(self.answers) else True
+        return self.answers[index] if index < len(self.answers) else True
 
 
 class _Number:
-    """What a `torch.SymFloat` delegates to: arithmetic on it makes nodes of a graph.
+    """The object behind a `torch.SymFloat`: arithmetic on it makes nodes of a graph.
 
     torch calls the methods of such an object by the names of Python's operators and of a few of its
     own. `torch.fx.experimental.sym_node.SymNode` answers with sympy expressions, whose order of
@@ -244,7 +244,7 @@ def _formula(target: Callable[..., Any], *operands: _Number) -> Formula | None:
 
 
 class _Comparison:
-    """What a `torch.SymBool` delegates to."""
+    """The object behind a `torch.SymBool`."""
 
     def __init__(self, target: Callable[..., Any], left: _Number, right: _Number) -> None:
         self.target = target
@@ -261,7 +261,7 @@ class _Comparison:
     is_float = is_constant = is_int
 
     def expect_true(self, file: str, line: int) -> bool:
-        """Let ``torch._check(number >= 0)`` of torch's own power pass."""
+        """Accept the ``torch._check(number >= 0)`` in torch's own power."""
         del file, line
         return True
 
@@ -278,7 +278,7 @@ class _Comparison:
 
 
 def truth_of(numbers: Numbers, graph: fx.Graph, node: fx.Node) -> torch.SymBool:
-    """Return a node's result, a bool, as a Python bool; to ask for its value is a branch."""
+    """Return a node's bool result as a Python bool; reading its value is a branch."""
     number = _Number(numbers, graph, node, None)
     return torch.SymBool(_Comparison(operator.ne, number, number.wrap_float(0.0)))
 
@@ -314,18 +314,18 @@ def tensor_of(number: torch.SymFloat, dtype: torch.dtype | None, device: Any) ->
 def python_takes_numbers(kind: type) -> Iterator[None]:
     """Let ``min``, ``max`` and ``torch.as_tensor`` in the code of a class take recorded numbers.
 
-    Python's own compare and then choose, which would be a branch; ``torch.as_tensor`` wants a
-    value. The modules of the class and its bases get a ``min`` and a ``max`` for the time.
+    Python's own functions compare and then choose, which would be a branch; ``torch.as_tensor``
+    needs a value. For this time the modules of the class and its bases get a ``min`` and a ``max``.
     """
     modules = {sys.modules[base.__module__] for base in kind.__mro__ if base is not object}
-    places = [(m, f) for m in modules for f in (max, min) if f.__name__ not in vars(m)]
-    for module, extreme in places:
+    patched = [(m, f) for m in modules for f in (max, min) if f.__name__ not in vars(m)]
+    for module, extreme in patched:
         setattr(module, extreme.__name__, _on_numbers(extreme))
     try:
         with _TensorsOfNumbers():
             yield
     finally:
-        for module, extreme in places:
+        for module, extreme in patched:
             delattr(module, extreme.__name__)
 
 

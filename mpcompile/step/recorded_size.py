@@ -1,6 +1,6 @@
 """Sizes that depend on an open batch size, as nodes of a recorded graph.
 
-A function that runs on fake tensors with symbols in their shapes hands `torch.SymInt` to its ops.
+A function that runs on fake tensors with symbols in their shapes passes `torch.SymInt` to its ops.
 In the graph each is a size of an input, or arithmetic on such sizes, right behind the inputs.
 """
 
@@ -21,22 +21,22 @@ class RecordedSizes:
     """Makes the nodes, each once.
 
     Args:
-        graph: has its placeholders and nothing else.
+        graph: must have only its placeholders.
         inputs: per placeholder its fake tensor.
     """
 
     def __init__(self, graph: fx.Graph, inputs: Mapping[fx.Node, torch.Tensor]) -> None:
         self._graph = graph
         self._last = next(reversed(list(inputs)), None)
-        self._places: dict[Any, tuple[fx.Node, int]] = {}
+        self._dimensions: dict[Any, tuple[fx.Node, int]] = {}
         for node, value in inputs.items():
-            for place, size in enumerate(value.shape):
+            for dimension, size in enumerate(value.shape):
                 if isinstance(size, torch.SymInt):
-                    self._places.setdefault(size.node.expr, (node, place))
+                    self._dimensions.setdefault(size.node.expr, (node, dimension))
         self._made: dict[Any, fx.Node] = {}
 
     def node_of(self, size: torch.SymInt | torch.SymFloat) -> fx.Node | float:
-        """Return the node of a size; a size that is a number after all is that number."""
+        """Return the node of a size, or the number if the size is known."""
         expression = size.node.expr
         if expression.is_number:
             return int(expression) if isinstance(size, torch.SymInt) else float(expression)
@@ -59,9 +59,9 @@ class RecordedSizes:
         if symbol not in self._made:
             assert self._last is not None
             with self._graph.inserting_before(self._last.next):
-                node = self._graph.call_function(_SIZE, self._places[symbol])
-            like, place = self._places[symbol]
-            node.meta["val"] = like.meta["val"].shape[place]
+                node = self._graph.call_function(_SIZE, self._dimensions[symbol])
+            like, dimension = self._dimensions[symbol]
+            node.meta["val"] = like.meta["val"].shape[dimension]
             self._made[symbol] = self._last = node
         return self._made[symbol]
 

@@ -1,4 +1,4 @@
-"""Masters and optimizer state in slices, one a process."""
+"""Masters and optimizer state in slices, one per process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mpcompile.step.processes import DataParallel
 
 
 def own_slice(arena: Arena, whole: torch.Tensor, parallel: DataParallel | None) -> torch.Tensor:
-    """Return what this process holds of a buffer laid out like an arena: a view."""
+    """Return this process's slice of a buffer with the layout of an arena, as a view."""
     if arena.ranks == 1:
         return whole
     assert parallel is not None
@@ -18,7 +18,7 @@ def own_slice(arena: Arena, whole: torch.Tensor, parallel: DataParallel | None) 
 
 
 def absent(parameter: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return what stands for a weight of which this process holds a slice: NaN, without memory."""
+    """Return the stand-in for a weight that is held in slices: NaN, without memory."""
     nan = torch.full((), float("nan"), dtype=parameter.dtype, device=device)
     return nan.expand(parameter.shape)
 

@@ -1,4 +1,4 @@
-"""What goes into the graphs of a step and comes out: slots, each with a role."""
+"""The inputs and results of the graphs of a step: slots, each with a role."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mpcompile.program.graph_text import type_text
 
 
 class Role(Enum):
-    """What a slot is for."""
+    """The purpose of a slot."""
 
     BATCH = "batch"
     MASTER = "master"
     """An FP32 weight: the parameter itself."""
     WORKING = "working"
-    """The 16-bit copy of a master that forward and backward read, or an arena put together."""
+    """The 16-bit copy of a master that forward and backward read, or a gathered arena."""
     BUFFER = "buffer"
     CONSTANT = "constant"
     """A parameter that the step only reads."""
@@ -31,9 +31,9 @@ class Role(Enum):
     """Clean steps since the scale last changed."""
     COUNTER = "counter"
     PENDING = "pending"
-    """What an update over several micro-batches keeps between them."""
+    """A tensor that an update over several micro-batches keeps between them."""
     REPORT = "report"
-    """What a step tells its caller: written by the update graph and never read."""
+    """A report to the caller: written by the update graph and never read."""
     GRADIENT = "gradient"
     """Passed from the gradient graph to the update graph."""
     PACKED = "packed"
@@ -47,7 +47,7 @@ class Role(Enum):
 
 STATE = (Role.MASTER, Role.WORKING, Role.BUFFER, Role.OPTIMIZER, Role.SCALE, Role.TRACKER,
          Role.COUNTER, Role.PENDING, Role.REPORT)  # fmt: skip
-"""Roles whose slots live from one step to the next and are written by the update graph."""
+"""Roles whose slots are kept from one step to the next and written by the update graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Slot:
 
     Attributes:
         name: unique in the step.
-        role: what it is for.
+        role: its purpose.
         shape: its shape.
         dtype: its dtype.
     """

@@ -1,4 +1,4 @@
-"""What becomes of a workload before it is lowered, and by which choices."""
+"""The stages of a workload before it is lowered, and the user's choices for them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from mpcompile.step.loss_scale import LossScale
 
 @dataclass(frozen=True)
 class Choices:
-    """How a workload is transformed, as the caller wants it.
+    """The caller's choices for the transformation of a workload.
 
     Attributes:
         policy: which op may run in which precision.
-        plan: decisions that hold before the policy.
-        like: the plan of the same program with another batch shape, whose decisions hold; None
+        plan: decisions that override the policy.
+        like: the plan of the same program with another batch shape, whose decisions are used; None
             for the first shape.
         ranges: measured ranges that decide, or None.
         loss_scale: None: dynamic with FP16, none otherwise.
@@ -58,30 +58,30 @@ class Choices:
             return self.loss_scale
         return LossScale() if self.precision is Precision.FP16 else LossScale.none()
 
-    def for_another_batch(self, plan: Plan, places: tuple[bool, ...]) -> Choices:
+    def for_another_batch(self, plan: Plan, open_dims: tuple[bool, ...]) -> Choices:
         """Return the choices for a batch of another shape, which follow the first one's plan.
 
         Args:
             plan: of the first shape.
-            places: per tensor of the batch whether it has the size that is left open.
+            open_dims: per tensor of the batch whether it has the size that is left open.
         """
         return replace(
-            self, plan=None, like=plan, ranges=None, loss_scale=self.scale, dynamic=places
+            self, plan=None, like=plan, ranges=None, loss_scale=self.scale, dynamic=open_dims
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transformed:
-    """Everything before lowering.
+    """The results of all stages before lowering.
 
     Attributes:
-        workload: what came in.
-        choices: how it was transformed.
+        workload: the workload.
+        choices: the caller's choices.
         forward: the forward graph, casts inserted.
-        flow: the forward graph as the planner saw it.
+        flow: the forward graph as the planner's input.
         plan: the decisions.
         unfit: constants of the program that the 16-bit format cannot hold.
-        changes: per pass how many changes it made.
+        changes: per pass the number of its changes.
         step: the step graph; None for a workload without a loss.
         initial: per arena the optimizer state before the first step.
     """

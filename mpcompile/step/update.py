@@ -51,8 +51,8 @@ class Update:
             owns an element of it; the graph computes one and writes it to all.
         slots: its slots.
         arenas: where the parameters lie.
-        initial: per arena the value each state tensor starts with: a 0-d tensor, which fills the
-            state tensor whatever its shape.
+        initial: per arena the start value of each state tensor: a 0-d tensor, which fills a state
+            tensor of any shape.
         options: the value of each option that is an input, by slot.
         guards: comparisons of options by which ``step()`` decided in Python.
     """
@@ -68,12 +68,12 @@ class Update:
 def trained_parameters(
     optimizer: torch.optim.Optimizer, names: Mapping[int, str], origin: str | None
 ) -> list[list[str]]:
-    """Return, per parameter group, the names of the parameters the optimizer trains.
+    """Return, per parameter group, the names of the parameters that the optimizer trains.
 
     Args:
         optimizer: the user's.
         names: ``id(parameter)`` to its name in the captured graph.
-        origin: the user's place for error messages.
+        origin: the user's source position for error messages.
 
     Raises:
         BadInput: the optimizer needs a closure or sparse gradients, or holds a parameter that is
@@ -132,23 +132,23 @@ def trace_update(
     """Trace ``optimizer.step()``.
 
     An elementwise optimizer sees a parameter group as one flat parameter, or as two: weights that
-    get a working copy lie apart from the others. One kernel then reads and writes all of an arena;
-    a working copy of a part of it would be another pass over the masters. Whether an optimizer is
-    elementwise is read off the traced graph. Any other is traced a parameter at a time, and so is
-    one whose own ``step()`` refuses flat parameters. An error of any other kind is raised: a defect
-    in the tracing of flat arenas would otherwise only make the update slow.
+    get a working copy are stored apart from the others. One kernel then reads and writes all of an
+    arena; a working copy of a part of it would need another pass over the masters. The traced graph
+    shows whether an optimizer is elementwise. All others are traced one parameter at a time, and so
+    is one whose own ``step()`` refuses flat parameters. An error of any other kind is raised, so
+    that a defect in the tracing of flat arenas does not only make the update slow.
 
     Args:
-        optimizer: the user's; neither it nor its parameters are touched.
+        optimizer: the user's; neither it nor its parameters are changed.
         groups: names of the trained parameters per group (`trained_parameters`).
-        cast: names of those that the gradient graph casts to 16 bits.
+        cast: names of the parameters that the gradient graph casts to 16 bits.
         shapes: their shapes.
         device: where the update runs.
-        origin: the user's place for error messages.
-        ranks: processes of which each updates a slice of each flat arena.
+        origin: the user's source position for error messages.
+        ranks: number of processes; each updates a slice of each flat arena.
 
     Raises:
-        CannotCapture: ``step()`` depends on values in a way a graph cannot express, or it fails.
+        CannotCapture: ``step()`` fails, or depends on values in a way that a graph cannot express.
     """
     parts = [
         (index, [name for name in names if (name in cast) is narrow])
@@ -215,14 +215,14 @@ def _trace(
 
 @dataclass(frozen=True)
 class _Trace:
-    """What is traced.
+    """The subject of a trace.
 
     Attributes:
         optimizer: the user's.
         arenas: its parameters.
         starts: the state's start per arena.
         device: where the update runs.
-        apart: whether ``step()`` is called an arena at a time, both sides of its branches recorded.
+        apart: whether ``step()`` is called once per arena and both sides of branches are recorded.
     """
 
     optimizer: torch.optim.Optimizer
@@ -263,7 +263,7 @@ class _Trace:
         }
 
     def numbers(self, given: Mapping[str, torch.Tensor], known: Numbers) -> dict[str, Any]:
-        """Return the options as the traced ``step()`` gets them: numbers, or tensors of theirs."""
+        """Return the options that the traced ``step()`` gets: numbers, or tensors for them."""
         found: dict[str, Any] = {}
         for name, value in self.options().items():
             if isinstance(value, torch.Tensor):
@@ -341,7 +341,7 @@ def _record(trace: _Trace) -> Update:
     for node, slot in zip(list(graph.find_nodes(op="placeholder")), reads, strict=True):
         rename(node, slot.name)
         SLOT[node] = slot.name
-    for node in list(graph.nodes):  # the clones that kept the trace from writing its inputs
+    for node in list(graph.nodes):  # the clones that protected the inputs of the trace from writes
         source = node.args[0] if node.args else None
         if op_name(node) == "clone" and isinstance(source, fx.Node) and source.op == "placeholder":
             node.replace_all_uses_with(source)
@@ -362,7 +362,7 @@ def _record(trace: _Trace) -> Update:
 
 
 def _join_sides(graph: fx.Graph) -> None:
-    """Let what the sides of a branch have in common be computed once."""
+    """Compute ops that the sides of a branch share only once."""
     seen: dict[tuple[object, str, str], fx.Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function":
@@ -377,9 +377,9 @@ def _join_sides(graph: fx.Graph) -> None:
 
 
 def _elementwise(update: Update) -> bool:
-    """Whether no element of a flat arena meets another one in the update graph."""
+    """Whether no op of the update graph combines two elements of a flat arena."""
     lengths = {math.prod(arena.shape) for arena in update.arenas}
-    # Where a per-parameter number is taken from its vector and written back.
+    # Ops that read a per-parameter number from its vector and write it back.
     ends = {*update.module.graph.find_nodes(op="placeholder")}
     ends |= {
         item for node in results(update.module.graph).values() for item in node.all_input_nodes

@@ -1,4 +1,4 @@
-"""The optimizer's update for one program: which weights it trains, and where they are stored."""
+"""The optimizer's update for one program: the weights it trains, and their storage."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 from torch import fx
 
 from mpcompile.errors import BadInput
-from mpcompile.program.capture import Forward, Kind
+from mpcompile.program.capture import Forward, InputKind
 from mpcompile.program.casts import is_cast
 from mpcompile.program.workload import Workload
-from mpcompile.step.arena import Place
+from mpcompile.step.arena import ArenaPosition
 from mpcompile.step.graph import StepGraph, add_inputs, results, set_results
 from mpcompile.step.processes import DataParallel
 from mpcompile.step.slots import Role, Slot
@@ -22,12 +22,12 @@ def update_of(
     forward: Forward,
     parallel: DataParallel | None = None,
 ) -> tuple[list[str], Update]:
-    """Trace the optimizer's step for a forward graph in which casts stand.
+    """Trace the optimizer's step for a forward graph that has its casts.
 
     Returns:
         The names of the trained parameters, and the update.
     """
-    named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
+    named = {id(i.tensor): i.name for i in forward.inputs if i.kind is InputKind.PARAMETER}
     groups = trained_parameters(optimizer, named, workload.origin)
     shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
     device = next(iter(workload.model.parameters())).device
@@ -47,8 +47,8 @@ def update_of(
 def weights_cast(forward: Forward, *, alone: bool = False) -> set[str]:
     """Return the names of the parameters that will have a working copy if they are trained.
 
-    With ``alone``, only those that nothing reads in FP32, whose masters can be in slices: not a
-    weight without dimensions, which could not show that it is (`mpcompile.step.slices.is_absent`).
+    With ``alone``, only those that no op reads in FP32: their masters can be in slices. A weight
+    without dimensions is left out, because `mpcompile.step.slices.is_absent` cannot recognise it.
     """
     every = all if alone else any
     nodes = {node.name: node for node in forward.module.graph.find_nodes(op="placeholder")}
@@ -59,11 +59,11 @@ def weights_cast(forward: Forward, *, alone: bool = False) -> set[str]:
     }
 
 
-def places_of(forward: Forward, update: Update) -> dict[str, Place]:
-    """Return, per placeholder of a trained weight in a flat arena, where it lies."""
+def arena_positions(forward: Forward, update: Update) -> dict[str, ArenaPosition]:
+    """Return the position of each trained weight in a flat arena, by placeholder."""
     nodes = {item.name: item.node for item in forward.inputs}
     return {
-        nodes[name]: Place(arena.name, gap, arena.zeros)
+        nodes[name]: ArenaPosition(arena.name, gap, arena.zeros)
         for arena in update.arenas
         if arena.flat
         for name, gap in arena.gaps().items()

@@ -17,13 +17,13 @@ _INNER = (Role.GRADIENT, Role.PACKED, Role.UPDATED, Role.LOSS, Role.AUXILIARY, R
 
 
 def whole_step(step: StepGraph) -> fx.GraphModule:
-    """Return a step's graphs as one: of one that accumulates, the last micro-batch and the update.
+    """Return a step's graphs as one; with accumulation, the last micro-batch and the update.
 
     Its inputs are the state slots (parameters as arenas), the hyper-parameters and the batch; its
     results are the loss and the next value of each state slot that changes.
     """
     graph = fx.Graph()
-    lies = _places(step)
+    lies = _pieces(step)
     outer: dict[str, fx.Node] = {}
     graphs = list(step.graphs().values())
     for part in graphs:
@@ -50,32 +50,32 @@ def whole_step(step: StepGraph) -> fx.GraphModule:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Where a slot lies: the slot whose memory it is, and its first element; None: all of it."""
+    """The memory of a slot: the slot that owns it, and the first element; None: all of it."""
 
     memory: str
     start: int | None
 
 
-def _places(step: StepGraph) -> dict[str, _Piece]:
-    """Return where each trained weight and each working copy lies."""
-    places: dict[str, _Piece] = {}
+def _pieces(step: StepGraph) -> dict[str, _Piece]:
+    """Return the memory of each trained weight and each working copy."""
+    pieces: dict[str, _Piece] = {}
     for arena in step.arenas:
         masters = "whole" if f"{arena.name}.whole" in step.slots else "master"
         for suffix, memory in (("", masters), (".working", "working")):
             for name, start in zip(arena.parameters, arena.offsets, strict=False):
                 piece = _Piece(f"{arena.name}.{memory}", start if arena.flat else None)
-                places[f"{name}{suffix}"] = piece
-    joined = {name: places[f"{first}.working"] for name, (first, *_) in step.joined.items()}
-    return places | joined
+                pieces[f"{name}{suffix}"] = piece
+    joined = {name: pieces[f"{first}.working"] for name, (first, *_) in step.joined.items()}
+    return pieces | joined
 
 
-def _view(graph: fx.Graph, slot: Slot, place: _Piece | None, outer: dict[str, fx.Node]) -> fx.Node:
+def _view(graph: fx.Graph, slot: Slot, found: _Piece | None, outer: dict[str, fx.Node]) -> fx.Node:
     """Return a gradient graph's input as a view of its arena, or as it is."""
-    if place is None:
+    if found is None:
         return outer[slot.name]
-    whole = outer[place.memory]
-    if place.start is None:
+    whole = outer[found.memory]
+    if found.start is None:
         return whole
-    end = place.start + prod(slot.shape)
-    piece = call(graph, torch.ops.aten.slice.Tensor, whole, 0, place.start, end)
+    end = found.start + prod(slot.shape)
+    piece = call(graph, torch.ops.aten.slice.Tensor, whole, 0, found.start, end)
     return call(graph, torch.ops.aten.view.default, piece, list(slot.shape))

@@ -1,9 +1,9 @@
-"""Every touch of torch that is not public API, each with what it is needed for.
+"""All uses of torch that are not public API, each with its purpose.
 
 In come graphs, tensors and functions; out come what only private names of torch can make of them.
 Checked on the versions of `versions`. Nothing outside this room imports from a torch package or
 reads a torch attribute whose name starts with an underscore, or from ``torch.fx.experimental``.
-`inductor` imports what takes seconds inside its functions.
+`inductor` imports slow modules inside its functions.
 
 A torch outside the range may lack one of these names: then the import of this room ends in a
 `BadInput` that says so.

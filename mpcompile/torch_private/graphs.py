@@ -14,7 +14,7 @@ from mpcompile.torch_private.tensors import fake_mode
 
 
 def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
-    """Return the mode that a captured graph's ``meta["val"]`` tensors belong to."""
+    """Return the fake mode of a captured graph's ``meta["val"]`` tensors."""
     for node in graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, FakeTensor):
@@ -23,7 +23,7 @@ def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
 
 
 def drop_profiler_nodes(graph: fx.Graph) -> int:
-    """Remove what ``Optimizer.step`` leaves in a trace for the profiler."""
+    """Remove the nodes that ``Optimizer.step`` leaves in a trace for the profiler."""
     dead = [
         node
         for node in graph.nodes
@@ -35,13 +35,13 @@ def drop_profiler_nodes(graph: fx.Graph) -> int:
 
 
 def module_of(graph: fx.Graph, *owners: torch.nn.Module) -> fx.GraphModule:
-    """Return a module around a graph whose Python code is generated when it is first called.
+    """Return a module around a graph; its Python code is generated at the first call.
 
-    Most graphs are rewritten many times and called never.
+    Most graphs are rewritten many times and never called.
 
     Args:
         graph: the graph.
-        owners: modules that hold what its ``get_attr`` nodes name.
+        owners: modules that hold the attributes of its ``get_attr`` nodes.
     """
     held: dict[str, Any] = {}
     for node in graph.find_nodes(op="get_attr"):
@@ -53,7 +53,7 @@ def module_of(graph: fx.Graph, *owners: torch.nn.Module) -> fx.GraphModule:
 def copy_graph(module: fx.GraphModule) -> fx.GraphModule:
     """Copy a graph, and the graphs inside it, with the names of their nodes.
 
-    `Graph.graph_copy` alone may change names. A graph that stands twice inside stays one graph.
+    `Graph.graph_copy` alone may change names. An inner graph with two callers stays one graph.
     """
     return _copy(module, {})
 
@@ -82,7 +82,7 @@ def new_program(
 ) -> torch.export.ExportedProgram:
     """Return the same exported program around another graph with the same inputs and outputs.
 
-    The signature names nodes; where another node now is an output, it names that one.
+    The signature names nodes; if another node is now an output, it names that node.
     """
     signature = copy.deepcopy(program.graph_signature)
     returned = module.graph.output_node().args[0]

@@ -1,7 +1,7 @@
-"""Every touch of inductor, Dynamo and AOTAutograd, each with what it is needed for.
+"""All uses of inductor, Dynamo and AOTAutograd, each with its purpose.
 
-Checked on the versions of `mpcompile.torch_private.versions`. Importing them takes seconds, hence
-inside the functions.
+Checked on the versions of `mpcompile.torch_private.versions`. Their imports take seconds, so they
+are inside the functions.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ def compiled(
 ) -> list[tuple[fx.Graph, Code]]:
     """Compile a graph with inductor as `torch.compile` does below Dynamo.
 
-    Shapes are fixed, but for symbols in those of fake inputs.
+    Shapes are fixed, except symbols in the shapes of fake inputs.
 
     Returns each graph that was compiled, in the ops that inductor compiles, and its code: one for
     a graph without derivative; forward and backward for a function that has one. The code stands
-    alone: guards, autograd and the handling of views, which AOTAutograd puts around it, have no
-    work to do here. Code comes from torch's cache on disk where that has it.
+    alone: guards, autograd and the handling of views, which AOTAutograd adds around it, are not
+    needed here. Code comes from torch's cache on disk if it is there.
 
     Args:
         module: returns a tuple of tensors; not to be used again.
         inputs: examples; fake ones if the result is not called.
-        partition: of a function with a derivative: takes the joint graph in inductor's ops and the
-            number of forward's results; returns forward, which also returns what it keeps, and
-            backward.
-        options: of ``torch._inductor.config``, over those of this function.
-        run_as_traced: let the graphs run node by node instead.
+        partition: for a function with a derivative: takes the joint graph in inductor's ops and
+            the number of forward's results; returns forward, which also returns the tensors that it
+            keeps, and backward.
+        options: of ``torch._inductor.config``; they override those of this function.
+        run_as_traced: run the graphs node by node instead of compiling them.
     """
     from torch._functorch._aot_autograd.utils import make_boxed_func
     from torch._inductor import config
@@ -66,7 +66,7 @@ def compiled(
     def code(part: fx.GraphModule, *given: Any, **options: Any) -> Any:
         graph = copy_graph(part).graph  # inductor renames nodes
         plain = make_boxed_func(part.forward) if run_as_traced else None
-        with config.patch(custom_partitioner_fn=None):  # its work is done; it has no cache key
+        with config.patch(custom_partitioner_fn=None):  # it has run; it has no cache key
             made.append((graph, plain or compile_fx_inner(part, *given, **options)))
         return made[-1][1]
 
@@ -78,7 +78,7 @@ def compiled(
     is_open = any(isinstance(size, torch.SymInt) for item in inputs for size in item.shape)
     mode = given or FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     settings = {
-        # Its key is a graph's text, which does not show what a module called in it does.
+        # Its key is a graph's text, which does not show the code of a called module.
         "enable_autograd_cache": False,
         "force_non_lazy_backward_lowering": True,
     }
@@ -105,7 +105,7 @@ def _partitioner(partition: Partition) -> Any:
             return partition(gm, options["num_fwd_outputs"])
 
         def uuid(self) -> str:
-            return "mpcompile"  # what is compiled and cached are the halves themselves
+            return "mpcompile"  # only the halves themselves are compiled and cached
 
     return Partitioner()
 
@@ -115,11 +115,11 @@ def min_cut(
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Cut a joint graph, which it changes, by torch's partitioner.
 
-    Inputs are named ``primals`` and ``tangents``; those in the places `static` are free to keep.
+    Inputs are named ``primals`` and ``tangents``; those at the indices `static` are free to keep.
     """
     from torch._functorch.partitioners import min_cut_rematerialization_partition
 
-    # torch merges equal calls, but for random ops that it knows by name.
+    # torch merges equal calls, except random ops that it knows by name.
     own = [n for n in joint.graph.nodes if str(n.target).startswith("mpcompile.")]
     merge = not any(map(draws, own))
     with torch._functorch.config.patch(activation_memory_budget=memory_budget, cse=merge):
@@ -153,9 +153,9 @@ def compile_under_autograd(
     """Compile a graph as ``torch.compile`` does: differentiable, guarded by Dynamo.
 
     Args:
-        dynamo: what Dynamo made; it knows which inputs keep their place in memory.
-        module: what shall run in its stead, with the same inputs; None: what Dynamo made.
-        inputs: what Dynamo gave its backend.
+        dynamo: Dynamo's graph; it knows which inputs keep their address in memory.
+        module: the graph to run instead, with the same inputs; None: Dynamo's graph.
+        inputs: the example inputs that Dynamo passed to its backend.
     """
     from torch._inductor.compile_fx import compile_fx
 
@@ -163,8 +163,8 @@ def compile_under_autograd(
         module = dynamo
     module.meta.update(dynamo.meta)
     module._param_name_to_source = dynamo._param_name_to_source
-    places = module.graph.find_nodes(op="placeholder")
-    for new, old in zip(places, dynamo.graph.find_nodes(op="placeholder"), strict=True):
+    placeholders = module.graph.find_nodes(op="placeholder")
+    for new, old in zip(placeholders, dynamo.graph.find_nodes(op="placeholder"), strict=True):
         new.meta.update(old.meta)
         if hasattr(old, "_dynamo_source"):
             new._dynamo_source = old._dynamo_source

@@ -1,4 +1,4 @@
-"""What torch's op registry knows of a node's op: names, arguments, tags."""
+"""Facts about a node's op from torch's op registry: names, arguments, tags."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def arguments_of(node: fx.Node) -> dict[str, fx.Node]:
 
 
 def given(node: fx.Node) -> dict[str, Any]:
-    """Return an op's arguments by name, those that are not given by their defaults."""
+    """Return an op's arguments by name; missing ones get their default values."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]
     named = {argument.name: argument.default_value for argument in schema}
     return named | dict(zip(named, node.args, strict=False)) | dict(node.kwargs)
@@ -57,12 +57,12 @@ def given(node: fx.Node) -> dict[str, Any]:
 def number_arguments(node: fx.Node, values: Collection[str] = ()) -> dict[str, float]:
     """Return the Python numbers that an op takes as operands, by the names its schema gives them.
 
-    Such an argument is declared a number, or a tensor for which a number may stand; sizes,
-    dimensions and options are declared otherwise.
+    The schema declares such an argument as a number, or as a tensor that a number can replace.
+    Sizes, dimensions and options have other types.
 
     Args:
         node: a call.
-        values: names of arguments that are operands though they are declared as options are.
+        values: names of arguments that are operands although they are declared like options.
     """
     if not hasattr(node.target, "_schema"):
         return {}
@@ -76,7 +76,7 @@ def number_arguments(node: fx.Node, values: Collection[str] = ()) -> dict[str, f
 
 
 def mutated_inputs(node: fx.Node) -> list[fx.Node]:
-    """Return the graph nodes whose tensors the node's schema says it writes to."""
+    """Return the graph nodes whose tensors the node writes to, by its schema."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or node.op != "call_function":
         return []

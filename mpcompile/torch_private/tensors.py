@@ -1,4 +1,4 @@
-"""Fake tensors, and what torch keeps beside the values of a tensor."""
+"""Fake tensors, and data that torch stores beside the values of a tensor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fake_like(
 
 
 def fake_with(value: torch.Tensor, others: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return a tensor as a fake one of these sizes if others are fake, in their mode."""
+    """Return a tensor as a fake one of fixed sizes, in the mode of others, if one is fake."""
     modes = [other.fake_mode for other in others if isinstance(other, FakeTensor)]
     if not modes or isinstance(value, FakeTensor):
         return value
@@ -40,14 +40,14 @@ def device_of(value: torch.Tensor) -> torch.device:
 
 
 def with_dtype(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return a fake tensor like another, but for its dtype."""
+    """Return a fake tensor like another with this dtype."""
     assert isinstance(value, FakeTensor)
     like = torch.empty_strided(value.shape, value.stride(), dtype=dtype, device="meta")
     return FakeTensor(value.fake_mode, like, value.device)
 
 
 def cast_to(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return what ``value.to(dtype)`` is of a fake tensor, without asking its mode's cache."""
+    """Return ``value.to(dtype)`` of a fake tensor, without the cache of its mode."""
     assert isinstance(value, FakeTensor)
     if value._has_symbolic_sizes_strides:
         return value.to(dtype)

@@ -1,4 +1,4 @@
-"""Recording what a program does: dispatch modes, autograd, sizes that are symbols."""
+"""Private tools to record a program: dispatch modes, autograd, sizes that are symbols."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DispatchMode(TorchDispatchMode):
 
 
 DataDependent: type[Exception] = symbolic_shapes.GuardOnDataDependentSymNode
-"""What tracing raises when Python control flow asks for a tensor's value."""
+"""The exception of a trace when Python control flow reads a tensor's value."""
 
 
 def keep_node_meta() -> AbstractContextManager[Any]:
@@ -37,7 +37,7 @@ def keep_node_meta() -> AbstractContextManager[Any]:
 
 
 def traced(function: Callable[..., Any], inputs: Sequence[Any]) -> fx.GraphModule:
-    """Return what a function does to fake tensors as a graph, unseen by the modes around it.
+    """Trace a function on fake tensors to a graph, hidden from the modes around it.
 
     torch does the same with the functions that its own autograd gives to control-flow ops.
     """
@@ -49,7 +49,7 @@ def functionalized(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function with in-place ops replaced by functional ones, below autograd.
 
     The C++ half of functionalization: a dispatch mode around it sees functional ops on plain
-    tensors. Below the Python half only torch's own modes can sit.
+    tensors. Only torch's own modes can be below the Python half.
     """
 
     def wrapped(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -77,43 +77,43 @@ def autograd_number() -> tuple[int, bool]:
 
 
 def trace_artifact(name: str, text: Callable[[], str]) -> None:
-    """Put a text into the structured log that ``TORCH_TRACE`` asks for, which ``tlparse`` shows.
+    """Write a text to the structured log of ``TORCH_TRACE``, which ``tlparse`` shows.
 
     Args:
-        name: of its file there.
-        text: asked for only if there is such a log.
+        name: the name of its file there.
+        text: called only if there is such a log.
     """
     encoding = "json" if name.endswith(".json") else "string"
     trace_structured_artifact(name, encoding, text)
 
 
 def note_step(optimizer: torch.optim.Optimizer) -> None:
-    """Let learning-rate schedulers know that the optimizer has stepped; they warn otherwise.
+    """Mark that the optimizer has stepped; otherwise learning-rate schedulers warn.
 
-    The mark is the one that the wrapper sets which a scheduler puts around ``optimizer.step``.
+    A scheduler wraps ``optimizer.step``, and that wrapper sets the same mark.
     """
     optimizer._opt_called = True  # type: ignore[attr-defined]
 
 
 def uncompile(module: torch.nn.Module) -> None:
-    """Undo ``module.compile()``, for which torch has no word."""
+    """Undo ``module.compile()``, for which torch has no function."""
     module._compiled_call_impl = None
 
 
 def unflatten(leaves: list[Any], structure: Any) -> Any:
-    """Return a nest of a structure that `torch.export` has noted, around other leaves."""
+    """Return a tree of a structure that `torch.export` has recorded, with other leaves."""
     return tree_unflatten(leaves, structure)
 
 
 def python_dispatcher() -> AbstractContextManager[Any]:
-    """Let kernels written in Python go first: some in C++ take no symbol for a size."""
+    """Prefer kernels written in Python: some in C++ accept no symbol for a size."""
     manager: AbstractContextManager[Any] = enable_python_dispatcher()
     return manager
 
 
 @contextmanager
 def guards_named_by(foreign: Container[str]) -> Iterator[None]:
-    """Let each guard on a size name the line that asked for it: the first in no file of these."""
+    """Name in each guard on a size the line that needs it: the first frame outside these files."""
     asked = "uninteresting_files"
     before = getattr(symbolic_shapes, asked)
     setattr(symbolic_shapes, asked, lambda: foreign)

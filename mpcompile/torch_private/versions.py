@@ -1,7 +1,7 @@
-"""The versions of torch that this package was tried on: the one place that names them.
+"""The versions of torch that this package was tried on; only this module names them.
 
-Private parts of torch change between versions. A version outside the range may work; who uses one
-hears of it once, before anything of it is used.
+Private parts of torch change between versions. A version outside the range may work; its user is
+warned once, before it is used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def release(version: str) -> tuple[int, int]:
 
 
 def is_tried(version: str) -> bool:
-    """Whether a version lies in the range that was tried; its last number does not count."""
+    """Whether a version is in the range that was tried; its last number does not count."""
     return release(TRIED[0]) <= release(version) <= release(TRIED[-1])
 
 
@@ -36,7 +36,7 @@ def range_tried() -> str:
 
 
 def warn_if_untried() -> None:
-    """Issue an `UntriedTorch` if this torch is outside the range, once a process."""
+    """Issue an `UntriedTorch` if this torch is outside the range, once per process."""
     global _warned
     if _warned or is_tried(torch.__version__):
         return

@@ -13,7 +13,7 @@ import torch
 from mpcompile.errors import BadInput
 from mpcompile.lower.cuda_graph import CapturedStep, Step
 from mpcompile.program.batch_size import BatchSize, size_of
-from mpcompile.program.returned import Nest
+from mpcompile.program.returned import ReturnedTree
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.slots import Role
 from mpcompile.train.bound_graphs import BoundGradient
@@ -37,7 +37,7 @@ class BatchGraph:
 
     step: StepGraph
     gradient: BoundGradient
-    returns: Nest | None
+    returns: ReturnedTree | None
     size: BatchSize | None
     run: Step
 
@@ -60,7 +60,7 @@ class BatchGraphs:
     ) -> None:
         self._slots = [slot for slot in first.step.slots.values() if slot.role is Role.BATCH]
         self._devices = [value.device for value in batch]
-        self._is_open = first.size.places if first.size else ()
+        self._is_open = first.size.open_dims if first.size else ()
         self._graphs: dict[_Shapes, list[BatchGraph]] = {}
         _, key = self._size_and_key(batch)
         self._graphs[key] = [first]
@@ -86,7 +86,7 @@ class BatchGraphs:
             if graph.size is None or size is None or graph.size.admits(size):
                 return graph
         made = self._another(tuple(batch), () if size is None else self._is_open)
-        if made.size is not None and made.size.places != self._is_open:
+        if made.size is not None and made.size.open_dims != self._is_open:
             raise BadInput(
                 "for this shape the program fixes a size that the example batch leaves open",
                 fix="compile another step for this shape",

@@ -16,12 +16,12 @@ from mpcompile.passes.order import forward_passes
 from mpcompile.passes.runner import run_passes
 from mpcompile.plan.given import decide
 from mpcompile.plan.policy import Policy
-from mpcompile.program.capture import Forward, Kind, capture
+from mpcompile.program.capture import Forward, InputKind, capture
 from mpcompile.program.casts import is_cast
 from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.describe import dataflow
 from mpcompile.program.module_modes import evaluation_modes, in_modes
-from mpcompile.program.returned import Nest
+from mpcompile.program.returned import ReturnedTree
 from mpcompile.program.unfit_constants import unfit_constants, unfit_reasons
 from mpcompile.program.workload import Workload
 from mpcompile.step.slices import is_absent
@@ -77,7 +77,7 @@ class MixedForward:
         buffers = {
             item.node: item.tensor
             for item in forward.inputs
-            if item.kind is Kind.BUFFER and item.name not in forward.written
+            if item.kind is InputKind.BUFFER and item.name not in forward.written
         }
         unfit = unfit_constants(forward.module, buffers, precision)
         fixed = {item.node: item.kind.fixed for item in forward.inputs}
@@ -90,7 +90,7 @@ class MixedForward:
         module, nest = forward.module, forward.returns
         assert nest is not None
         copied = read_working_copies(forward, working)
-        given = [None if item.kind is Kind.BATCH else item.tensor for item in forward.inputs]
+        given = [None if item.kind is InputKind.BATCH else item.tensor for item in forward.inputs]
         output = module.graph.output_node()
         values = output.args[0]
         assert isinstance(values, list | tuple)
@@ -152,7 +152,7 @@ def _bound(
     run: Callable[..., Any],
     held: Sequence[torch.Tensor | None],
     copied: Sequence[int],
-    nest: Nest,
+    nest: ReturnedTree,
 ) -> _Run:
     open_inputs = [index for index, value in enumerate(held) if value is None]
 

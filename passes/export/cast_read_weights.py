@@ -1,4 +1,4 @@
-"""Cast the weights that a step only reads within it, where its graph leaves without the others."""
+"""Cast a read-only weight inside the step, if the graph is exported without the weight's copy."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mpcompile.step.slots import Role, Slot
 
 @dataclass(frozen=True)
 class CastReadWeights:
-    """Let a graph read weights in the place of their shared copies.
+    """Let a graph read weights instead of their shared copies.
 
-    What leaves holds each weight that it does not train once, as it is.
+    An exported graph holds each weight that it does not train once, in FP32.
 
     Attributes:
         slots: of the step, by name.

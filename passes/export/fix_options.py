@@ -1,4 +1,4 @@
-"""Make constants of an optimizer's options, where a graph leaves without the optimizer."""
+"""Make constants of an optimizer's options in a graph that is exported without the optimizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class FixOptions:
     """Put the options' values into a graph; learning rates stay inputs.
 
     Attributes:
-        step: whose options.
+        step: the step whose options become constants.
 
     Example:
         >>> def momentum(weights, lr):
@@ -64,7 +64,7 @@ def is_fixed(slot: Slot) -> bool:
 
 
 def _put(graph: fx.Graph, number: fx.Node, value: float) -> None:
-    """Replace a number by its value, and numbers computed from nothing else by theirs."""
+    """Replace a number by its value, and each number computed from it alone by its own value."""
     for user in list(number.users):
         user.args = fx.map_arg(user.args, lambda item: value if item is number else item)
         user.kwargs = fx.map_arg(user.kwargs, lambda item: value if item is number else item)

@@ -30,14 +30,14 @@ class ChunkHead:
     """Replace large heads.
 
     A head is a 16-bit linear, then views that keep its rows whole, slices of rows and casts, then a
-    ``cross_entropy_loss`` of class indices, reduced, without weights and label smoothing; nothing
-    else may read what lies between. The gradient of the weight is added up in FP32, which costs
-    a read and a write of it for each chunk. So a chunk has at least that many bytes, and a head is
-    left alone if logits and their gradient would need less than those sums and two chunks, or if
+    ``cross_entropy_loss`` of class indices, reduced, without weights and label smoothing. No other
+    node may read the tensors between. The gradient of the weight is added up in FP32, which costs
+    a read and a write of it for each chunk. So a chunk has at least that many bytes. A head is
+    left alone if logits and their gradient need fewer bytes than those sums and two chunks, or if
     the number of rows is open.
 
     Attributes:
-        least: the bytes of 16-bit logits from which on a head is replaced.
+        least: the fewest bytes of 16-bit logits for which a head is replaced.
         chunk: the bytes that the 16-bit logits of a chunk should have.
 
     Example:
@@ -60,7 +60,7 @@ class ChunkHead:
     chunk: int = 64 << 20
 
     def __call__(self, module: fx.GraphModule) -> int:
-        """Rewrite a forward graph in which casts stand; return the number of heads replaced."""
+        """Rewrite a forward graph that has its casts; return the number of heads replaced."""
         found = 0
         for loss in module.graph.find_nodes(
             op="call_function", target=_ATEN.cross_entropy_loss.default
@@ -75,7 +75,7 @@ class ChunkHead:
     def _rows(self, path: list[fx.Node]) -> int:
         """Return the rows of a chunk, or 0 if chunks are not worth it."""
         count = path[-1].meta["val"].shape[0]
-        if isinstance(count, torch.SymInt):  # chunks are counted while the graph is made
+        if isinstance(count, torch.SymInt):  # the number of chunks must be known now
             return 0
         columns = path[0].meta["val"].shape[-1]
         features = path[0].args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
@@ -90,7 +90,7 @@ class ChunkHead:
 
 
 def _path(loss: fx.Node) -> list[fx.Node]:
-    """Return the nodes from a head's linear to what its loss reads, or [] if it is no head."""
+    """Return the nodes from a head's linear to its logits, or [] if this is not a head."""
     options = given(loss)
     reduced = options["reduction"] in _REDUCTIONS
     if options["weight"] is not None or options["label_smoothing"] or not reduced:
@@ -111,7 +111,7 @@ def _path(loss: fx.Node) -> list[fx.Node]:
 
 
 def _keeps_rows(node: fx.Node) -> bool:
-    """Whether the node gives rows that its input has, each as it is."""
+    """Whether the node returns rows of its input unchanged."""
     name, rank = op_name(node), node.meta["val"].dim()
     if name in _SHAPES:
         source = node.all_input_nodes[0].meta["val"]
@@ -122,7 +122,7 @@ def _keeps_rows(node: fx.Node) -> bool:
 
 
 def _is_part_of_rows(node: fx.Node) -> bool:
-    """Whether the node gives the first columns of a linear: those of a padded one that count."""
+    """Whether the node returns the first columns of a linear: the real ones of a padded linear."""
     return (
         op_name(node) == "slice"
         and op_name(node.all_input_nodes[0]) == "linear"

@@ -20,7 +20,7 @@ _FILLS = ("zeros", "ones", "full")
 
 
 def clean_casts(module: fx.GraphModule) -> int:
-    """Clean up until nothing is left to do; return the number of casts removed or moved.
+    """Clean up until no rule applies; return the number of casts removed or moved.
 
     Example:
         >>> def program(x):
@@ -80,7 +80,7 @@ def _share(cast: fx.Node) -> fx.Node | None:
 
 
 def _share_through_view(cast: fx.Node) -> fx.Node | None:
-    """``cast(view(x))`` becomes ``view(cast(x))`` where ``cast(x)`` is there already."""
+    """``cast(view(x))`` becomes ``view(cast(x))`` if ``cast(x)`` exists."""
     view = source_of(cast)
     if not _looks(view):
         return None
@@ -104,9 +104,9 @@ def _cancel(cast: fx.Node) -> fx.Node | None:
 
 
 def _fill(cast: fx.Node) -> fx.Node | None:
-    """A constant made in FP32 and cast is made in 16 bits instead.
+    """Make a constant in 16 bits that was made in FP32 and then cast.
 
-    torch refuses to make what the cast would turn into an infinity.
+    torch refuses to make a number that the cast would turn into an infinity.
     """
     source = source_of(cast)
     if op_name(source) not in _FILLS or len(source.users) != 1:
@@ -121,7 +121,7 @@ def _fill(cast: fx.Node) -> fx.Node | None:
 
 
 def _looks(node: fx.Node) -> bool:
-    """Whether the node shows one tensor of its own dtype, from the same place, in another way."""
+    """Whether the node is a view of one tensor of the same dtype on the same device."""
     if not is_view(node) or len(node.all_input_nodes) != 1:
         return False
     shown, value = node.all_input_nodes[0].meta["val"], node.meta["val"]
@@ -134,7 +134,7 @@ def _looks(node: fx.Node) -> bool:
 
 
 def _again(view: fx.Node, source: fx.Node, before: fx.Node) -> fx.Node:
-    """Repeat a view on another source; what asks for the dtype that a tensor has is not needed."""
+    """Repeat a view on another source; a conversion to the dtype it already has is left out."""
     if op_name(view) == "to":
         return source
     with before.graph.inserting_before(before):

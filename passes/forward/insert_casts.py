@@ -21,7 +21,7 @@ class InsertCasts:
     """Apply a plan to a forward graph.
 
     Attributes:
-        plan: made from this very graph; its casts name the graph's nodes.
+        plan: must be made from this graph; its casts name the graph's nodes.
 
     Example:
         >>> module = forward(nn.Linear(8, 8, bias=False), f32(2, 8), casts=False)
@@ -40,9 +40,8 @@ class InsertCasts:
     def __call__(self, module: fx.GraphModule) -> int:
         """Insert the casts and note the new dtypes; return how many casts there are.
 
-        A cast stands in the graph of the tensor it converts, right before its first reader, so
-        that the copy lives no longer than needed. A graph to which the plan has been
-        applied is left alone.
+        A cast is in the graph of the tensor that it converts, right before its first reader, so
+        that the copy lives no longer than needed. A graph that has the plan's casts is left alone.
         """
         nest = nest_of(module)
         nodes = {name: node for node, name in nest.nodes.items()}
@@ -64,12 +63,12 @@ class InsertCasts:
         for cast in self.plan.casts:
             after[cast.source].append(cast)
         for cast in self.plan.casts:
-            source, tensor = nodes[_place(cast, cast.source)], nodes[cast.tensor]
+            source, tensor = nodes[_node_id(cast, cast.source)], nodes[cast.tensor]
             readers = uses(tensor, cast.readers)
             chained = [use for other in after[cast.id] for use in uses(tensor, other.readers)]
             first = min(map(_node, readers + chained), key=order.__getitem__)
             dtype = getattr(torch, cast.to.value)
-            prefix, _, name = _place(cast, cast.id).rpartition(".")
+            prefix, _, name = _node_id(cast, cast.id).rpartition(".")
             with first.graph.inserting_before(first):
                 node = first.graph.create_node(
                     "call_function", CAST, (source,), {"dtype": dtype}, name=name
@@ -88,7 +87,7 @@ class InsertCasts:
         return len(self.plan.casts)
 
     def _note_dtypes(self, nodes: dict[str, fx.Node], borders: dict[str, Border]) -> bool:
-        """Let the results of ops that compute in 16 bits be 16 bits; return whether any was not."""
+        """Give the results of 16-bit ops a 16-bit dtype; return whether any dtype changed."""
         changed = False
         for decision in self.plan.decisions:
             known = decision.op in nodes or decision.op in borders
@@ -98,9 +97,9 @@ class InsertCasts:
             if decision.op in borders:
                 border = borders[decision.op]
                 results = list(border.writes)
-                for caller, place in border.results:
+                for caller, index in border.results:
                     values = list(caller.meta["val"])
-                    values[place] = with_dtype(values[place], dtype)
+                    values[index] = with_dtype(values[index], dtype)
                     caller.meta["val"] = type(caller.meta["val"])(values)
             else:
                 node = nodes[decision.op]
@@ -112,7 +111,7 @@ class InsertCasts:
         return changed
 
 
-def _place(cast: Cast, name: str) -> str:
+def _node_id(cast: Cast, name: str) -> str:
     """Return the id of the node that is a cast, or the tensor's own, in the tensor's graph."""
     return cast.tensor + name.removeprefix(cast.tensor).replace(".", "_")
 

@@ -1,9 +1,9 @@
-"""Let linears that read the same input be one matmul: query, key and value, or the gates of an MLP.
+"""Join linears that read the same input: query, key and value, or the gates of an MLP.
 
 One large matmul reads its input once and sums that input's gradient in FP32, within the matmul,
 instead of adding 16-bit tensors. The weights are joined by a ``cat`` of their 16-bit copies, which
-`passes.lay_out_copies` turns into a view of the arena: joining costs nothing in a step. Each
-weight's gradient is a slice of one.
+`passes.lay_out_copies` turns into a view of the arena: joining costs nothing in a step. The
+gradient of each weight is a slice of the joint gradient.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import fx
 from mpcompile.plan.op_table import TORCH_RULES, Wish
 from mpcompile.program.casts import is_cast, source_of
 from mpcompile.program.node_tensors import NARROW
-from mpcompile.step.arena import TILE, Place
+from mpcompile.step.arena import TILE, ArenaPosition
 from mpcompile.step.graph import call
 from mpcompile.torch_private.ops import given, is_view, op_name
 
@@ -29,7 +29,7 @@ _ANY_STRIDES = frozenset(
     "reshape view transpose permute t flatten unflatten unsqueeze squeeze slice select chunk split "
     "split_with_sizes unbind expand contiguous alias detach narrow".split()
 )
-"""Views that are made of a part of a row as of a whole one, if a ``view`` becomes a ``reshape``."""
+"""Views that also work on a part of a row, if a ``view`` becomes a ``reshape``."""
 
 
 @dataclass
@@ -49,13 +49,13 @@ class _Group:
 class JoinMatmuls:
     """Join 16-bit linears.
 
-    A linear is joined with an earlier one of the same input unless a Tensor-Core op stands between
-    them that depends on the earlier one: results needed so far apart had better not live as long
-    as each other. Nothing is joined whose weight has another reader, is not trained, or would not
-    lie next to the others without a gap, and nothing that would leave another's rows unaligned.
+    A linear is joined with an earlier one of the same input, unless a Tensor-Core op between them
+    depends on the earlier one: then the two results are needed far apart and should not live
+    equally long. A linear is not joined if its weight has another reader, is not trained, or
+    cannot be next to the others without a gap, or if it would make the rows of another unaligned.
 
     Attributes:
-        places: per placeholder of a trained weight where it lies.
+        positions: per placeholder of a trained weight its position in an arena.
 
     Example:
         >>> class Two(nn.Module):
@@ -66,8 +66,8 @@ class JoinMatmuls:
         ...         return self.q(x), self.k(x)
         ...
         >>> names = ("p_model_q_weight", "p_model_k_weight")
-        >>> places = dict.fromkeys(names, Place("arena0", 0, True))
-        >>> before_and_after(JoinMatmuls(places), forward(Two(), f32(2, 8)))
+        >>> positions = dict.fromkeys(names, ArenaPosition("arena0", 0, True))
+        >>> before_and_after(JoinMatmuls(positions), forward(Two(), f32(2, 8)))
         - linear  f16[2,8]  linear batch_0_f16 p_model_q_weight_f16
         - linear_1  f16[2,8]  linear batch_0_f16 p_model_k_weight_f16
         + cat_default  f16[16,8]  cat [p_model_q_weight_f16,p_model_k_weight_f16]
@@ -81,10 +81,10 @@ class JoinMatmuls:
         + linear_1_f32  f32[2,8]  _to_copy getitem_1 dtype=f32
     """
 
-    places: Mapping[str, Place]
+    positions: Mapping[str, ArenaPosition]
 
     def __call__(self, module: fx.GraphModule) -> int:
-        """Rewrite a forward graph in which casts stand; return the number of linears joined."""
+        """Rewrite a forward graph that has its casts; return the number of linears joined."""
         joined = 0
         for group in self._groups(module.graph):
             _join(module.graph, group)
@@ -103,7 +103,7 @@ class JoinMatmuls:
                         del pending[key]
             weight = self._weight(node)
             if weight is not None:
-                key = (node.args[0], self.places[weight.name].arena, node.meta["val"].dtype)
+                key = (node.args[0], self.positions[weight.name].arena, node.meta["val"].dtype)
                 if key not in pending:
                     found.append(pending.setdefault(key, _Group([])))
                 pending[key].members.append(node)
@@ -119,11 +119,11 @@ class JoinMatmuls:
             return None
         weight = source_of(copy)
         fits = (
-            weight.name in self.places
+            weight.name in self.positions
             and len(weight.users) == len(copy.users) == 1
             and copy.meta["val"].dim() == 2
             and copy.meta["val"].shape[0] % TILE == 0
-            and self.places[weight.name].room == 0
+            and self.positions[weight.name].room == 0
             and takes_strides(node)
         )
         return weight if fits else None
@@ -145,12 +145,12 @@ def _is_copy(node: fx.Node) -> bool:
 
 
 def takes_strides(node: fx.Node) -> bool:
-    """Whether all views of a node's result can be made of a part of wider rows too."""
+    """Whether all views of a node's result also work on a part of wider rows."""
     return all(op_name(view) in _ANY_STRIDES for view in _views(node))
 
 
 def allow_strides(node: fx.Node) -> None:
-    """Prepare the views of a node's result for that: a ``view`` may have to be a copy."""
+    """Prepare the views of a node's result for wider rows: a ``view`` may need to copy."""
     for view in _views(node):
         if view.target is _ATEN.view.default:
             view.target = _ATEN.reshape.default
@@ -178,7 +178,7 @@ def _join(graph: fx.Graph, members: list[fx.Node]) -> None:
         whole = call(graph, _LINEAR, first.args[0], weight, bias)
         parts = call(graph, _ATEN.split_with_sizes.default, whole, sizes, -1)
         items = [
-            graph.call_function(operator.getitem, (parts, place)) for place in range(len(sizes))
+            graph.call_function(operator.getitem, (parts, index)) for index in range(len(sizes))
         ]
     for node in (weight, bias, whole, parts):
         if node is not None:
@@ -193,7 +193,7 @@ def _join(graph: fx.Graph, members: list[fx.Node]) -> None:
 def _joined_bias(
     graph: fx.Graph, weight: fx.Node, biases: list[Any], sizes: list[int]
 ) -> fx.Node | None:
-    """Return the biases side by side, zeros where there is none; None if there is none at all."""
+    """Return the biases side by side, zeros for a missing one; None if all are missing."""
     if all(bias is None for bias in biases):
         return None
     parts = [

@@ -21,9 +21,9 @@ _OPS = {getattr(_ATEN, name).input: mode for name, mode in MODES.items()}
 class KeepCudnnRnn:
     """Replace ``lstm``, ``gru`` and ``rnn_*`` by ``mpcompile::cudnn_rnn``.
 
-    Layers without dropout between them become one node. Otherwise each layer is a node and dropout
-    an op between two of them, so that its random numbers are PyTorch's and not cuDNN's own.
-    Nothing changes where PyTorch would not ask cuDNN either: on other devices, on ROCm, and if
+    Layers without dropout between them become one node. Otherwise each layer is a node, and dropout
+    is an op between two layers, so that PyTorch and not cuDNN draws its random numbers. Nothing
+    changes if PyTorch would not use cuDNN: on other devices, on ROCm, and if
     ``torch.backends.cudnn.enabled`` is off.
 
     Attributes:
@@ -63,7 +63,7 @@ class KeepCudnnRnn:
 
 @dataclass(frozen=True, slots=True)
 class _Recurrence:
-    """The arguments of ``aten::lstm.input`` and its like.
+    """The arguments of ``aten::lstm.input``, ``gru.input`` and the like.
 
     Attributes:
         input: see `mpcompile.program.cudnn_rnn.cudnn_rnn`.
@@ -108,7 +108,7 @@ def _read(node: fx.Node) -> _Recurrence:
 
 
 def _layers(graph: fx.Graph, node: fx.Node, whole: _Recurrence) -> list[fx.Node]:
-    """Add the nodes that take a recurrent op's place; return what replaces its results."""
+    """Add the nodes that replace a recurrent op; return the nodes that replace its results."""
     at_once = 1 if whole.dropout else whole.layers
     weights = len(whole.weights) // whole.layers * at_once
     states = (1 + whole.bidirectional) * at_once
@@ -132,7 +132,7 @@ def _layers(graph: fx.Graph, node: fx.Node, whole: _Recurrence) -> list[fx.Node]
             whole.batch_first,
             whole.bidirectional,
         )
-        output, *ends = [_result(graph, _like(node, layer), place) for place in range(3)]
+        output, *ends = [_result(graph, _like(node, layer), index) for index in range(3)]
         for found, end in zip(last, ends, strict=False):
             found.append(end)
     joined = [
@@ -142,13 +142,13 @@ def _layers(graph: fx.Graph, node: fx.Node, whole: _Recurrence) -> list[fx.Node]
     return [output, *joined]
 
 
-def _result(graph: fx.Graph, node: fx.Node, place: int) -> fx.Node:
-    result = graph.call_function(operator.getitem, (node, place))
-    result.meta = {**node.meta, "val": node.meta["val"][place]}
+def _result(graph: fx.Graph, node: fx.Node, index: int) -> fx.Node:
+    result = graph.call_function(operator.getitem, (node, index))
+    result.meta = {**node.meta, "val": node.meta["val"][index]}
     return result
 
 
 def _like(old: fx.Node, new: fx.Node) -> fx.Node:
-    """Let a node come from where the op comes from whose place it takes."""
+    """Give a new node the source position of the op that it replaces."""
     new.meta.update({key: value for key, value in old.meta.items() if key != "val"})
     return new

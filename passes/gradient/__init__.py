@@ -1,1 +1,1 @@
-"""Rewrites of the gradient graph: what is kept for backward."""
+"""Rewrites of the gradient graph: they choose the tensors that are kept for backward."""

@@ -1,4 +1,4 @@
-"""Widen in backward again instead of keeping the FP32 copy of a 16-bit tensor alive till then."""
+"""Widen a 16-bit tensor again in backward instead of keeping its FP32 copy until then."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mpcompile.program.marks import BACKWARD
 def recompute_casts(module: fx.GraphModule) -> int:
     """Give backward its own widening casts; return how many were repeated.
 
-    A widening cast is exact, so nothing changes but what is saved for backward: 2 bytes a number
+    A widening cast is exact, so only the size of the saved tensor changes: 2 bytes per number
     instead of 4.
 
     Example:

@@ -1,7 +1,7 @@
-"""Keep for backward what the plan stores: the 16-bit copy, not the FP32 value behind it.
+"""Keep for backward the 16-bit copy that the plan stores, not the FP32 value behind it.
 
-Softmax and its like are computed in FP32 and stored in 16 bits; autograd, which knows nothing of
-the plan, keeps the FP32 result. Paper, section 3.3: such ops read and write FP16.
+Softmax and similar ops compute in FP32 and store 16 bits. Autograd does not know the plan and keeps
+the FP32 result. Paper, section 3.3: such ops read and write FP16.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from mpcompile.program.marks import BACKWARD
 def save_narrow(module: fx.GraphModule) -> int:
     """Let backward widen the stored 16-bit copy; return how many FP32 tensors are freed earlier.
 
-    Only a tensor whose 16-bit copy forward reads anyway, and whose FP32 value only backward needs
-    besides, is changed.
+    A tensor is changed only if forward reads its 16-bit copy anyway and only backward reads its
+    FP32 value.
 
     Example:
         >>> def program(x, g):

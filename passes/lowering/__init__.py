@@ -1,1 +1,1 @@
-"""Rewrites just before a graph runs, for the device that runs it."""
+"""Rewrites right before a graph runs, for the device that runs it."""

@@ -1,10 +1,10 @@
-"""What a Tensor Core does, on a device without one: "pseudo FP16" (paper 4.2).
+"""Emulate a Tensor Core on a device without one: "pseudo FP16" (paper 4.2).
 
 Each op that reads or writes 16-bit tensors gets its operands widened to FP32, computes in FP32, and
 has its results rounded to 16 bits. Ops that only move values run on 16 bits as they are.
 
-Every node of a rewritten graph says by the mark `EMULATES` which node of the graph before it makes
-the value of: a rounding cast that of the op it rounds, which itself and each widening cast have "".
+The mark `EMULATES` on each node of a rewritten graph names the original node whose value it has. A
+rounding cast names the op that it rounds; that op and each widening cast have "".
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _MAKES = frozenset(
 def emulate_half(module: fx.GraphModule) -> int:
     """Rewrite for FP32 arithmetic; return the number of ops that changed.
 
-    A rewritten graph has no 16-bit arithmetic left, so a second run changes nothing. What crosses
-    the border of a graph inside is stored, so it keeps its 16 bits.
+    A rewritten graph has no 16-bit arithmetic left, so a second run changes nothing. A tensor that
+    crosses the border of an inner graph is stored, so it keeps its 16 bits.
 
     Example:
         >>> before_and_after(emulate_half, graph(lambda x, y: torch.exp(x + y), x=f16(4), y=f16(4)))
@@ -70,7 +70,7 @@ def _emulate(module: fx.GraphModule) -> int:
                 with module.graph.inserting_before(node):
                     wide[item] = _cast(module.graph, item, torch.float32)
             node.replace_input_with(item, wide[item])
-        # An op may be told a dtype too, as the backward of a softmax is that of its input.
+        # A dtype may also be an argument: the backward of a softmax takes that of its input.
         node.args = tuple(_widened(argument) for argument in node.args)
         node.kwargs = {name: _widened(argument) for name, argument in node.kwargs.items()}
         for result in results:

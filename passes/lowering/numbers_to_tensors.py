@@ -1,8 +1,8 @@
 """Turn Python numbers that were read from tensors into 0-d FP64 tensors.
 
 An optimizer's ``step.item()`` and arithmetic on it are numbers in the traced graph. On a CPU that
-is exact and free. On an accelerator reading a number is a device-to-host copy that stalls the step,
-and a code generator cannot fuse it, so there the same arithmetic is done by 0-d tensors.
+is exact and free. On an accelerator, reading a number is a device-to-host copy: it stalls the step,
+and a code generator cannot fuse it. So 0-d tensors do the same arithmetic there.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _ATEN = torch.ops.aten
 
 
 def numbers_to_tensors(module: fx.GraphModule) -> int:
-    """Return the number of nodes rewritten.
+    """Rewrite a graph; return the number of nodes rewritten.
 
     Raises:
-        CompileError: an op takes a number in a place where no tensor can stand.
+        CompileError: an op takes a number as an argument that cannot be a tensor.
 
     Example:
         >>> before_and_after(numbers_to_tensors, step_before("hoist_weight_casts").update)
@@ -110,7 +110,7 @@ def _power(graph: fx.Graph, left: object, right: object) -> fx.Node:
 
 
 def _extreme(compare: Callable[..., object]) -> Callable[..., fx.Node]:
-    """Return a rewrite of ``max`` or ``min``, which take the first unless the second is beyond."""
+    """Return a rewrite of ``max`` or ``min``: the first argument unless the second is beyond it."""
 
     def rewrite(graph: fx.Graph, first: object, second: object) -> fx.Node:
         if isinstance(second, fx.Node):

@@ -1,4 +1,4 @@
-"""Give nodes of one name names of their own: ONNX allows it, ONNX Runtime refuses the file."""
+"""Give nodes that share a name different names: ONNX allows sharing, ONNX Runtime refuses it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import onnx_ir as ir
 def distinct_onnx_names(model: ir.Model) -> int:
     """Rename all but the first node of each name; return how many were renamed.
 
-    Nodes without a name stay without.
+    Nodes without a name get none.
 
     Example:
         >>> text = "(float[4] x) => (float[4] y) { [n] h = Exp (x) [n] y = Exp (h) }"

@@ -1,4 +1,4 @@
-"""Drop Cast nodes of an ONNX graph that nobody reads any more."""
+"""Drop Cast nodes of an ONNX graph whose output no node reads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 
 def drop_onnx_casts(model: ir.Model) -> int:
-    """Remove Cast nodes whose output is read by no node and leaves no graph; return how many.
+    """Remove Cast nodes whose output no node reads and no graph returns; return how many.
 
     Example:
         >>> text = "(float[4] x) => (float[4] y) { h = Cast <to = 10> (x) y = Exp (x) }"

@@ -1,4 +1,4 @@
-"""What a Tensor Core does, in an ONNX graph that any provider runs: "pseudo FP16" (paper 4.2).
+"""Emulate a Tensor Core in an ONNX graph that any provider runs: "pseudo FP16" (paper 4.2).
 
 Each op that reads or writes 16 bits computes in FP32 on widened operands, and its results are
 rounded. ONNX Runtime's CPU provider by itself computes chains of FP16 nodes in FP32 and drops the
@@ -16,7 +16,7 @@ _STAY = frozenset("Cast CastLike Constant If Loop Scan Identity".split())
 def emulate_onnx_half(model: ir.Model) -> int:
     """Put casts round every op on 16-bit tensors; return how many ops have changed.
 
-    What crosses the border of an inner graph is stored, so it keeps its 16 bits.
+    A tensor that crosses the border of an inner graph is stored, so it keeps its 16 bits.
 
     Args:
         model: a graph whose values all have their types.
@@ -30,7 +30,7 @@ def emulate_onnx_half(model: ir.Model) -> int:
         + [node_Cast_1]  y  f16[4]  Cast y/unrounded
     """
     graphs = (model.graph, *model.graph.subgraphs())
-    return sum(_emulate(graph, f"/{place}") for place, graph in enumerate(graphs))
+    return sum(_emulate(graph, f"/{index}") for index, graph in enumerate(graphs))
 
 
 def _emulate(graph: ir.Graph, suffix: str) -> int:

@@ -1,6 +1,6 @@
 """Insert the casts a plan lists into an ONNX graph: one per tensor and precision, shared by all.
 
-A weight is cast in the file rather than in the graph: who reads it in 16 bits finds it so.
+A weight is cast in the file and not in the graph: its 16-bit readers find it in 16 bits.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mpcompile.plan.plan import Cast, Plan
 from mpcompile.precision import Precision
 
 REASON, RULE = "mpcompile.reason", "mpcompile.rule"
-"""Names under which a node carries what was decided: viewers such as Netron show it."""
+"""Metadata keys of the decision about a node; viewers such as Netron show them."""
 
 _CAST_NODE_BYTES = 64
-"""What a Cast node takes in a file, beside the names in it."""
+"""Bytes of a Cast node in a file, without its names."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class InsertOnnxCasts:
     """Apply a plan to an ONNX graph.
 
     Attributes:
-        plan: made from this very graph.
-        flow: the neutral graph it was made from.
-        nest: the graph's own ids.
+        plan: must be made from this graph.
+        flow: the neutral graph that the plan was made from.
+        nest: the ids of the graph's nodes and values.
 
     Example:
         >>> text = "(float[2,8] x, float[8,8] w) => (float[2,8] y) { y = MatMul (x, w) }"
@@ -52,8 +52,8 @@ class InsertOnnxCasts:
     def __call__(self, model: ir.Model) -> int:
         """Insert the casts and write the new dtypes; return how many nodes and tensors changed.
 
-        A cast stands in the graph of the tensor it converts, right before its first reader. Inputs,
-        outputs and weights keep their names.
+        A cast is in the graph of the tensor that it converts, right before its first reader.
+        Inputs, outputs and weights keep their names.
         """
         work = _Insertion(self.plan, self.flow, self.nest, model)
         return work.run()
@@ -67,7 +67,7 @@ class _Insertion:
         self.borders = {b.id: b for borders in nest.borders.values() for b in borders}
         self.home = {value: inner.graph for inner in nest.inners for value in _held(inner.graph)}
         self.caller = {inner.graph: inner.caller for inner in nest.inners}
-        self.order = {node: place for place, (node, _) in enumerate(nest.visited())}
+        self.order = {node: index for index, (node, _) in enumerate(nest.visited())}
         self.names = {value.name for value in nest.values} | {node.name for node in nest.nodes}
         self.masks = set(mask_constants(nest))
         self.copies: dict[str, ir.Value] = {}
@@ -99,7 +99,7 @@ class _Insertion:
                 noted[RULE], noted[REASON] = decision.rule, decision.reason
 
     def _note_dtypes(self, by_tensor: dict[str, list[Cast]]) -> int:
-        """Let what is computed in 16 bits be 16 bits; weights that all read so are made so."""
+        """Give 16-bit results a 16-bit type; convert weights that all readers read in 16 bits."""
         changed = 0
         for name in self.narrow:
             value = self.values[name]
@@ -133,7 +133,7 @@ class _Insertion:
     def _weight(self, value: ir.Value, casts: Sequence[Cast], uses: dict[str, list[Use]]) -> int:
         """Let some readers of a weight read FP32 and others 16 bits.
 
-        It is stored twice, or once in FP32 with a cast, whichever takes fewer bytes in the file.
+        The weight is stored twice, or once in FP32 with a cast: the choice that takes fewer bytes.
         """
         tensor = constant_of(value)
         assert tensor is not None
@@ -182,7 +182,7 @@ class _Insertion:
         leaves = any(use.reader is self.whole for use in uses[cast.id])
         for use in uses[cast.id]:
             use.replace(copy)
-        if leaves:  # what leaves the graph keeps its name
+        if leaves:  # a graph output keeps its name
             kept, value.name = value.name, self._name(f"{value.name}_{self.plan.precision.short}")
             copy.name = kept
         return 1
@@ -209,7 +209,7 @@ class _Insertion:
         return copy
 
     def _reader_in(self, home: ir.Graph, use: Use) -> ir.Node | None:
-        """Return the node of a graph that reads something, itself or in a graph it holds."""
+        """Return the node of a graph that holds a use, itself or in one of its inner graphs."""
         reader = use.reader
         while True:
             graph = reader.graph if isinstance(reader, ir.Node) else reader
@@ -234,7 +234,7 @@ def _held(graph: ir.Graph) -> list[ir.Value]:
 
 
 def _cast_away(value: ir.Value, dtype: ir.DataType) -> ir.Value | None:
-    """Return what a value was widened from, if that has a dtype already."""
+    """Return the value that a Cast node read, if that value has the wanted dtype."""
     node = value.producer()
     if node is None or node.op_type != "Cast" or node.domain not in ("", "ai.onnx"):
         return None

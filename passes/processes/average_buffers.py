@@ -1,4 +1,4 @@
-"""Let running statistics be the mean of what the processes have measured."""
+"""Average running statistics over the processes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class AverageBuffers:
             if slot.role is Role.UPDATED and slot.dtype.is_floating_point
         ]
         inputs = placeholders(graph)
-        for name in names:  # micro-batches have written them where they lie
+        for name in names:  # micro-batches have written these buffers in place
             if name not in values:
                 like = next(iter(inputs.values()))
                 values[name] = inputs.get(name) or add_input(graph, step.slots[name], like)

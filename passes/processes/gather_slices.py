@@ -1,4 +1,4 @@
-"""Put together from the processes' slices what forward and backward read of the masters."""
+"""Gather from the processes' slices the weights that forward and backward read."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class GatherSlices:
     loop: Loop
 
     def __call__(self, step: StepGraph) -> int:
-        """Return the number of tensors gathered, or 0 if they are already.
+        """Return the number of tensors gathered, or 0 if they were gathered before.
 
-        Working copies are cast from the slice, so that 16 bits a weight travel. The whole FP32
-        arena has a slot of its own beside the slice, ``arena0.whole``.
+        Working copies are cast from the slice, so that only 16 bits per weight travel. The whole
+        FP32 arena has its own slot beside the slice, ``arena0.whole``.
         """
         parallel, graph = self.loop.parallel, step.update.graph
         if parallel is None or not parallel.shard:

@@ -1,4 +1,4 @@
-"""Average gradients over processes while backward goes on, a bucket of them at a time."""
+"""Average gradients over processes while backward runs, one bucket at a time."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _ATEN = torch.ops.aten
 
 @dataclass(frozen=True)
 class ReduceInBackward:
-    """Let each bucket travel as soon as the last of its gradients is there.
+    """Start the all-reduce of each bucket as soon as the last of its gradients is computed.
 
     Attributes:
-        loop: says whether there are other processes, and whether an update reads more than one
-            backward; if so, or if each process updates a slice, `passes.reduce_packed` does it.
+        loop: says whether there are other processes. `passes.reduce_packed` averages instead if an
+            update reads more than one backward, or if each process updates a slice.
 
     Example:
         >>> before_and_after(ReduceInBackward(among(2)), step_before("reduce_in_backward"))
@@ -42,11 +42,11 @@ class ReduceInBackward:
     loop: Loop
 
     def __call__(self, step: StepGraph) -> int:
-        """Return the number of buckets, or 0 if nothing is to be averaged here or it is already.
+        """Return the number of buckets, or 0 if there is nothing left to average here.
 
         A bucket holds gradients of weights that the program reads one after another, the last ones
-        first. They start in this order on every process, whatever the shapes of its batch, and are
-        waited for at the end of the graph.
+        first. Every process starts the buckets in this order, whatever the shapes of its batch, and
+        waits for them at the end of the graph.
         """
         parallel = self.loop.parallel
         graph = step.gradient.graph
@@ -55,7 +55,7 @@ class ReduceInBackward:
         if any(map(is_collective, graph.nodes)):
             return 0
         values = results(graph)
-        order = {node: place for place, node in enumerate(graph.nodes)}
+        order = {node: position for position, node in enumerate(graph.nodes)}
         buckets = list(_buckets(step, parallel.bucket_bytes, parallel.dtype.itemsize))
         sent: list[fx.Node] = []
         latest, before = -1, graph.output_node()
@@ -80,7 +80,7 @@ class ReduceInBackward:
 
 
 def _buckets(step: StepGraph, limit: int, itemsize: int) -> Iterator[list[str]]:
-    """Yield the gradients' slots in buckets, those of the weights read last first."""
+    """Yield the gradients' slots in buckets; the weights that are read last come first."""
     names = [
         f"grad.{name}"
         for name in dict.fromkeys(

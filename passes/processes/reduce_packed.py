@@ -1,4 +1,4 @@
-"""Average packed gradients over processes in the update graph, and leave each what it updates."""
+"""Average packed gradients over processes in the update graph; each gets the part it updates."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mpcompile.step.loop import Loop
 
 @dataclass(frozen=True)
 class ReducePacked:
-    """Average what `passes.pack_gradients` and `passes.accumulate_gradients` have made.
+    """Average the gradients of `passes.pack_gradients` and `passes.accumulate_gradients`.
 
     Attributes:
-        loop: says whether there are other processes; what `passes.reduce_in_backward` has averaged
-            is left alone.
+        loop: says whether there are other processes. Gradients that `passes.reduce_in_backward` has
+            averaged are left alone.
 
     Example:
         >>> loop = among(2, shard=True)
@@ -35,7 +35,7 @@ class ReducePacked:
     loop: Loop
 
     def __call__(self, step: StepGraph) -> int:
-        """Return the number of arenas averaged, or 0 if that is not to be done here."""
+        """Return the number of arenas averaged, or 0 if there is nothing to average here."""
         parallel, graph = self.loop.parallel, step.update.graph
         if parallel is None or not parallel.in_update(self.loop.accumulate):
             return 0

@@ -1,4 +1,4 @@
-"""Let each process that sees a slice of the gradients know the norm of all of them."""
+"""Give each process that sees one slice of the gradients the norm of all slices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ATEN = torch.ops.aten
 
 @dataclass(frozen=True)
 class ShareNorms:
-    """Make a norm of slices one of all slices: for clipping, and for one decision on all processes.
+    """Turn the norm of one slice into the norm of all, so that all processes clip and skip alike.
 
     Attributes:
         loop: says whether each process updates a slice.
@@ -36,7 +36,7 @@ class ShareNorms:
     loop: Loop
 
     def __call__(self, step: StepGraph) -> int:
-        """Return the number of norms, or 0 if they are shared already."""
+        """Return the number of norms shared, or 0 if they were shared before."""
         parallel, graph = self.loop.parallel, step.update.graph
         if parallel is None or not parallel.shard:
             return 0

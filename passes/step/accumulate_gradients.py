@@ -22,7 +22,7 @@ _ATEN = torch.ops.aten
 
 @dataclass(frozen=True)
 class AccumulateGradients:
-    """Move the packing of gradients into a graph of its own, which runs after each micro-batch.
+    """Move the packing of gradients into its own graph, which runs after each micro-batch.
 
     Attributes:
         loop: says how many micro-batches make an update.
@@ -58,10 +58,10 @@ class AccumulateGradients:
     scale: LossScale
 
     def __call__(self, step: StepGraph) -> int:
-        """Return the number of arenas, or 0 if there is nothing to add or it is added already.
+        """Return the number of arenas, or 0 if there is nothing to add or it was added before.
 
-        Each micro-batch writes its buffers at once, as the next one reads them. If the update is
-        skipped they get back the values they had before the first one.
+        Each micro-batch writes its buffers at once, because the next one reads them. If the update
+        is skipped, the buffers get back their values from before the first micro-batch.
         """
         if self.loop.accumulate == 1 or step.accumulation is not None:
             return 0

@@ -47,7 +47,7 @@ class AdjustScale:
     scale: LossScale
 
     def __call__(self, step: StepGraph) -> int:
-        """Return 1, or 0 if the scale is static or adjusted already.
+        """Return 1, or 0 if the scale is static or was adjusted before.
 
         ``scale`` is 0-d FP32 and multiplied in FP64, ``growth_tracker`` 0-d int32. On a
         non-finite gradient the scale is multiplied by `backoff` and the tracker starts at 0; else

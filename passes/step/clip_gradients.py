@@ -38,11 +38,11 @@ class ClipGradients:
     loop: Loop
 
     def __call__(self, step: StepGraph) -> int:
-        """Return the number of arenas clipped, or 0 if they are clipped already.
+        """Return the number of arenas clipped, or 0 if they were clipped before.
 
-        By norm the gradients are multiplied by ``min(1, limit / (norm + 1e-6))``, where the norm is
-        that of all of them together. `mpcompile.passes.step.gate_update` goes on to look at the
-        gradients as they were: clipped by value, an infinity would look like a large number.
+        Clipping by norm multiplies the gradients by ``min(1, limit / (norm + 1e-6))``, with the
+        norm of all gradients together. `mpcompile.passes.step.gate_update` still reads the
+        unclipped gradients: clipping by value turns an infinity into a finite number.
         """
         graph = step.update.graph
         packed = [node for node in graph.nodes if node in PACKED]
@@ -66,7 +66,7 @@ class ClipGradients:
 
 
 def _factor(graph: fx.Graph, packed: list[fx.Node], limit: float) -> fx.Node:
-    """Return the 0-d FP32 factor; the gradients' norm is marked for whoever wants it."""
+    """Return the 0-d FP32 factor; mark the gradients' norm for later passes."""
     norms = [call(graph, _ATEN.linalg_vector_norm.default, node) for node in packed]
     total = norms[0]
     if len(norms) > 1:

@@ -8,10 +8,10 @@ from mpcompile.step.slots import Role
 
 
 def drop_dead(step: StepGraph) -> int:
-    """Return the number of nodes and slots removed.
+    """Clean a step graph; return the number of nodes and slots removed.
 
-    Batch slots stay even if unread, so that a step is called with what the loss is called with. A
-    weight of which a copy is read is no input, but its slot stays: it is in memory all the same.
+    Batch slots stay even if unread, so that a step takes the same arguments as the loss. If only a
+    copy of a weight is read, the weight is no input, but its slot stays: it is still in memory.
 
     Example:
         >>> before_and_after(drop_dead, step_before("drop_dead"))

@@ -22,7 +22,7 @@ class GateUpdate:
     """Insert the finite check and the selections.
 
     Attributes:
-        scale: says whether there is a gate at all.
+        scale: says whether there is a gate.
 
     Example:
         >>> before_and_after(GateUpdate(LossScale()), step_before("gate_update"))
@@ -39,11 +39,11 @@ class GateUpdate:
     scale: LossScale
 
     def __call__(self, step: StepGraph) -> int:
-        """Return the number of gated writes, or 0 if they are gated already.
+        """Return the number of gated writes, or 0 if they were gated before.
 
-        The flag is one read of the unscaled FP32 gradients: their largest magnitude is below
-        infinity (a NaN is not). Where they are clipped by norm, that norm is looked at instead.
-        Working copies need no selection: they are cast from the gated master.
+        The flag costs one read of the unscaled FP32 gradients: it is true if their largest
+        magnitude is below infinity (a NaN is not). With clipping by norm it tests that norm
+        instead. Working copies need no selection: they are cast from the gated master.
         """
         graph = step.update.graph
         if not self.scale.gated or any(node in FINITE for node in graph.nodes):
@@ -84,10 +84,10 @@ class GateUpdate:
 
 
 def _cast_from(chosen: fx.Node, new: fx.Node, working: fx.Node | None) -> None:
-    """Let a working copy, cast from ``new`` or a slice of it, be cast from ``chosen`` instead."""
+    """Cast a working copy from ``chosen`` instead of from ``new`` or a slice of it."""
     if working is None:
         return
     chain = [working, *(node for node in working.all_input_nodes if node is not new)]
     chain[-1].replace_input_with(new, chosen)
-    for node in chain:  # the last one moved ends up first behind what it reads
+    for node in chain:  # the node moved last comes first, right behind ``chosen``
         chosen.append(node)

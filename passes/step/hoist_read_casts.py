@@ -1,6 +1,6 @@
-"""Lift the casts of weights that a step only reads out of it too.
+"""Move the casts of weights that a step only reads out of the step too.
 
-The step that trains such a weight keeps a working copy, which this one reads as well; a frozen
+The step that trains such a weight keeps a working copy, and this step reads it as well. A frozen
 weight has one 16-bit copy for all steps. Neither is cast in a step
 (`mpcompile.train.weight_copies`).
 """
@@ -14,7 +14,7 @@ from mpcompile.step.slots import Role, Slot
 
 
 def hoist_read_casts(step: StepGraph) -> int:
-    """Turn 16-bit casts of such weights into inputs; return how many weights got one.
+    """Turn 16-bit casts of read-only weights into inputs; return how many weights got one.
 
     Example:
         >>> step = step_before("hoist_read_casts", before=nn.Linear(4, 4, bias=False))
@@ -37,7 +37,7 @@ def hoist_read_casts(step: StepGraph) -> int:
         slot = Slot(f"{name}.working", Role.SHARED, step.slots[name].shape, first.dtype)
         step.slots[slot.name] = slot
         copy = add_input(graph, slot, weight)
-        copy.meta["val"] = first  # of the strides that the weight has
+        copy.meta["val"] = first  # with the strides of the weight
         for cast in casts:
             if cast.meta["val"].dtype is first.dtype:
                 cast.replace_all_uses_with(copy)

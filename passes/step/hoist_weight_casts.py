@@ -23,7 +23,7 @@ from mpcompile.step.slots import Role, Slot
 def hoist_weight_casts(step: StepGraph) -> int:
     """Turn weight casts into working-copy slots; return how many weights got one.
 
-    Runs before `pack_gradients`, which lays out the arenas by what is found here.
+    Runs before `pack_gradients`, which follows the order of the arenas that is chosen here.
 
     Example:
         >>> before_and_after(hoist_weight_casts, step_before("hoist_weight_casts"))
@@ -69,7 +69,7 @@ def hoist_weight_casts(step: StepGraph) -> int:
 
 
 def _narrow_gradient(step: StepGraph, name: str, gradients: dict[str, fx.Node]) -> None:
-    """Let a gradient leave in 16 bits if widening was the last thing done to it."""
+    """Return a gradient in 16 bits if a widening cast was its last op."""
     if widens(gradients[name]):
         gradients[name] = source = source_of(gradients[name])
         step.slots[name] = replace(step.slots[name], dtype=source.meta["val"].dtype)
@@ -78,7 +78,7 @@ def _narrow_gradient(step: StepGraph, name: str, gradients: dict[str, fx.Node]) 
 def _working_first(arena: Arena, working: set[str]) -> Arena:
     """Reorder an arena so that the weights with a working copy are its beginning.
 
-    An arena is of one kind but for weights that the program casts itself, which only now show.
+    The weights of an arena are of one kind, except those that the program itself casts.
     """
     order = sorted(range(len(arena.parameters)), key=lambda i: arena.parameters[i] not in working)
     return replace(
@@ -91,7 +91,7 @@ def _working_first(arena: Arena, working: set[str]) -> Arena:
 def _write_working(step: StepGraph, arena: Arena) -> None:
     """Let the update write the arena's working copies from the next master.
 
-    Of a sharded arena that is this process's slice, until `passes.gather_slices`.
+    In a sharded arena they cover this process's slice, until `passes.gather_slices` runs.
     """
     names = [name for name in arena.parameters if name in step.working]
     if not names:

@@ -1,8 +1,8 @@
-"""Lay the working copies of weights out as the graph reads them, so that reading is a view.
+"""Lay out the working copies of weights as the graph reads them, so that reading is a view.
 
-A ``cat`` of working copies would be made anew in every step. Where the weights can lie side by side
-in their arena without a gap, what is joined is a view of the arena, and no step makes a copy. So is
-a working copy with zeros behind it, where the arena has a gap there that stays zero.
+A ``cat`` of working copies would copy them in every step. If the weights can be side by side in
+their arena without a gap, the joined tensor is a view of the arena, and no step makes a copy. A
+working copy with zeros behind it is a view too, if the arena has a gap there that stays zero.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _ATEN = torch.ops.aten
 def lay_out_copies(step: StepGraph) -> int:
     """Replace joined working copies by views of the arena; return how many there are.
 
-    Only what is joined along its first dimension is, and a weight only with the same neighbours
-    everywhere. Runs after `hoist_weight_casts`, which makes the copies, and before
+    Only copies joined along their first dimension are replaced, and a weight must have the same
+    neighbours everywhere. Runs after `hoist_weight_casts`, which makes the copies, and before
     `pack_gradients`, which follows the order of the arenas.
 
     Example:
@@ -58,7 +58,7 @@ def lay_out_copies(step: StepGraph) -> int:
 
 
 def _neighbours(step: StepGraph, cat: fx.Node) -> tuple[str, ...]:
-    """Return the weights whose working copies are joined if they can lie side by side, or ()."""
+    """Return the weights whose working copies are joined if they can be side by side, or ()."""
     pieces, *dims = cat.args
     assert isinstance(pieces, list | tuple)
     nodes = [piece for piece in pieces if isinstance(piece, fx.Node)]

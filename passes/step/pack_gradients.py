@@ -22,7 +22,7 @@ _ATEN = torch.ops.aten
 def pack_gradients(step: StepGraph) -> int:
     """Make each arena's packed gradient in the update graph; return the number of arenas.
 
-    16-bit gradients are joined first and widened in one go. Gaps that align the parameters hold
+    16-bit gradients are joined first and then widened together. Gaps that align the parameters hold
     zeros.
 
     Example:

@@ -1,4 +1,4 @@
-"""Let a step say on the device whether it was applied, and the norm of its gradients if known."""
+"""Report on the device whether a step was applied, and the norm of its gradients if known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ APPLIED, GRADIENT_NORM = "step_applied", "gradient_norm"
 def report_outcome(step: StepGraph) -> int:
     """Add 0-d reports to the update graph's results; return how many were added.
 
-    ``step_applied`` is bool, ``gradient_norm`` FP32: the unscaled one before clipping.
+    ``step_applied`` is bool, ``gradient_norm`` FP32: unscaled and before clipping.
 
     Example:
         >>> before_and_after(report_outcome, step_before("report_outcome"))

@@ -21,7 +21,7 @@ _ATEN = torch.ops.aten
 
 @dataclass(frozen=True)
 class ScaleLoss:
-    """Insert the scale on both sides.
+    """Insert the scale into backward and its inverse into the update.
 
     Attributes:
         scale: `LossScale.none` inserts nothing.
@@ -46,10 +46,10 @@ class ScaleLoss:
     scale: LossScale
 
     def __call__(self, step: StepGraph) -> int:
-        """Return 1 for the seed and 1 for each arena unscaled, or 0 if that is done already.
+        """Return 1 for the seed plus 1 for each arena unscaled, or 0 if that was done before.
 
-        The scale is a 0-d FP32 slot; its inverse is rounded from FP64, as
-        ``torch.amp.GradScaler`` does it.
+        The scale is a 0-d FP32 slot. Its inverse is rounded from FP64, as in
+        ``torch.amp.GradScaler``.
         """
         if not self.scale.active or SCALE in step.slots:
             return 0

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 import mpcompile
 from mpcompile.lower import lower
-from mpcompile.lower.shared_memory import OwnMemory, shared_places
+from mpcompile.lower.shared_memory import OwnMemory, shared_results
 from mpcompile.torch_private import inductor
 from mpcompile.torch_private.ops import op_name
 
@@ -22,7 +22,7 @@ BF16 = mpcompile.Policy(precision=mpcompile.Precision.BF16)
 def test_a_view_and_the_tensor_itself_are_in_its_memory() -> None:
     state, other, empty = torch.arange(6), torch.arange(6), torch.empty(0)
     results = [state + 0, state, None, state[2:].view(2, 2), other, empty]
-    assert shared_places(results, [state, torch.empty(0)]) == (1, 3)
+    assert shared_results(results, [state, torch.empty(0)]) == (1, 3)
 
 
 def test_only_what_is_in_the_memory_of_an_input_is_copied() -> None:

@@ -304,7 +304,7 @@ def test_what_is_as_long_as_the_batch_by_chance_stays_as_it_is() -> None:
     x, y = rows(4)
     step = compiled(mixed, (x, torch.eye(4), torch.tensor(2.0), y), policy=FULL_PRECISION)
     assert step.captured.batch_size is not None
-    assert step.captured.batch_size.places == (True, False, False, True)
+    assert step.captured.batch_size.open_dims == (True, False, False, True)
     x, y = rows(7)
     found = step(x, torch.eye(4), torch.tensor(2.0), y)
     torch.testing.assert_close(found, 2 * F.cross_entropy(step._model(x), y), rtol=0.1, atol=0.1)

@@ -13,7 +13,7 @@ from mpcompile.passes.runner import run_passes
 from mpcompile.pipeline import describe
 from mpcompile.plan.planner import make_plan
 from mpcompile.plan.policy import Policy
-from mpcompile.program.capture import Forward, Kind, capture
+from mpcompile.program.capture import Forward, InputKind, capture
 from mpcompile.program.workload import Workload
 from mpcompile.step.differentiate import differentiate
 from mpcompile.step.graph import StepGraph
@@ -171,7 +171,7 @@ def raw_step_of(workload: Workload, policy: Policy | None = None, ranks: int = 1
     """Return the step graph as made by autograd, before any pass on the gradient graph."""
     assert workload.optimizer is not None
     forward = forward_of(workload, policy)
-    named = {id(i.tensor): i.name for i in forward.inputs if i.kind is Kind.PARAMETER}
+    named = {id(i.tensor): i.name for i in forward.inputs if i.kind is InputKind.PARAMETER}
     groups = trained_parameters(workload.optimizer, named, "")
     trained = [name for group in groups for name in group]
     gradient, slots = differentiate(forward, trained, "")

@@ -90,7 +90,7 @@ FLAT = {
 def traced(optimizer: torch.optim.Optimizer) -> Update:
     parameters = optimizer.param_groups[0]["params"]
     shapes = {f"weight{place}": tuple(p.shape) for place, p in enumerate(parameters)}
-    return trace_update(optimizer, [list(shapes)], {"weight0"}, shapes, torch.device("cpu"), "")
+    return trace_update(optimizer, [list(shapes)], {"weight0"}, shapes, torch.device("cpu"), None)
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIMIZERS)

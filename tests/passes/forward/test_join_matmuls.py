@@ -21,7 +21,7 @@ from mpcompile.plan.policy import FULL_PRECISION, Policy
 from mpcompile.precision import Precision
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.workload import Workload
-from mpcompile.step.arena import Place
+from mpcompile.step.arena import ArenaPosition
 from mpcompile.step.slots import Role
 from mpcompile.step.transformed import Choices, Transformed
 
@@ -101,8 +101,8 @@ def joined(workload: Workload, policy: Policy | None = None) -> Transformed:
 def test_query_key_and_value_become_one_matmul() -> None:
     workload = heads()
     forward = forward_of(workload)
-    places = {item.node: Place("arena0", 0, True) for item in forward.inputs}
-    assert JoinMatmuls(places)(forward.module) == 3
+    positions = {item.node: ArenaPosition("arena0", 0, True) for item in forward.inputs}
+    assert JoinMatmuls(positions)(forward.module) == 3
     assert_expected_inline(
         graph_text(forward.module.graph),
         """\
@@ -146,7 +146,7 @@ linear_3_f32                  f32[10,3]     _to_copy linear_3 dtype=f32
 cross_entropy_loss            f32[]         cross_entropy_loss linear_3_f32 batch_1
 return                                      cross_entropy_loss""",
     )
-    assert JoinMatmuls(places)(forward.module) == 0
+    assert JoinMatmuls(positions)(forward.module) == 0
 
 
 def test_the_step_reads_one_weight_and_copies_none() -> None:

@@ -22,7 +22,7 @@ from mpcompile.plan.policy import FULL_PRECISION, Policy
 from mpcompile.precision import Precision
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.workload import Workload
-from mpcompile.step.arena import Place
+from mpcompile.step.arena import ArenaPosition
 from mpcompile.step.transformed import Choices, Transformed
 
 WORDS, WIDTH = 1027, 16
@@ -68,9 +68,9 @@ def made(
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small linears be padded too."""
 
-    def passes(places: Any, without: Any = ()) -> Any:
-        order = matmul_passes(places, without)
-        return [PadVocabulary(places, 0) if isinstance(p, PadVocabulary) else p for p in order]
+    def passes(positions: Any, without: Any = ()) -> Any:
+        order = matmul_passes(positions, without)
+        return [PadVocabulary(positions, 0) if isinstance(p, PadVocabulary) else p for p in order]
 
     monkeypatch.setattr(pipeline, "matmul_passes", passes)
 
@@ -84,7 +84,9 @@ def padded(workload: Workload, policy: Policy | None = None) -> Transformed:
 
 def test_the_linear_is_wider_and_its_result_sliced() -> None:
     forward = forward_of(made(bias=True))
-    rewrite = PadVocabulary({item.node: Place("arena0", 100, True) for item in forward.inputs}, 0)
+    rewrite = PadVocabulary(
+        {item.node: ArenaPosition("arena0", 100, True) for item in forward.inputs}, 0
+    )
     assert rewrite(forward.module) == 1
     forward.module.graph.lint()
     assert_expected_inline(
@@ -213,12 +215,12 @@ def test_in_fp32_nothing_is_padded() -> None:
 
 def test_a_small_result_is_not_worth_it() -> None:
     forward = forward_of(made())
-    places = {item.node: Place("arena0", 100, True) for item in forward.inputs}
-    assert PadVocabulary(places)(forward.module) == 0
-    assert PadVocabulary(places, 128 * WORDS + 1)(forward.module) == 0
-    tight = {name: Place("arena0", 5 * WIDTH - 1, True) for name in places}
+    positions = {item.node: ArenaPosition("arena0", 100, True) for item in forward.inputs}
+    assert PadVocabulary(positions)(forward.module) == 0
+    assert PadVocabulary(positions, 128 * WORDS + 1)(forward.module) == 0
+    tight = {name: ArenaPosition("arena0", 5 * WIDTH - 1, True) for name in positions}
     assert PadVocabulary(tight, 0)(forward.module) == 0
-    assert PadVocabulary(places, 128 * WORDS)(forward.module) == 1
+    assert PadVocabulary(positions, 128 * WORDS)(forward.module) == 1
 
 
 @pytest.mark.parametrize("backend", ["interpreter", "inductor"])
@@ -228,8 +230,8 @@ def test_a_padded_head_in_chunks_agrees_and_a_checkpoint_fits(
     plain = made(bias=True)
     peer = to_step(transform(plain, Choices(without=["pad_vocabulary", "chunk_head"])))
 
-    def passes(places: Any, without: Any = ()) -> Any:
-        return (PadVocabulary(places, 0), ChunkHead(0, 2 * WORDS * 16))
+    def passes(positions: Any, without: Any = ()) -> Any:
+        return (PadVocabulary(positions, 0), ChunkHead(0, 2 * WORDS * 16))
 
     monkeypatch.setattr(pipeline, "matmul_passes", passes)
     workload = made(bias=True)
