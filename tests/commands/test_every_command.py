@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import subprocess
 import sys
@@ -38,6 +39,15 @@ def test_a_command_takes_its_options_class_and_hands_it_on(name: str) -> None:
     assert work.__module__ == f"mpcompile.commands.{name}"
     taken = [hint for hint in get_type_hints(work).values() if hint in vars(options).values()]
     assert taken == ([] if name == "schema" else [made])
+
+
+def test_type_checkers_see_the_files_that_are_loaded_on_first_use() -> None:
+    """Without the import under ``TYPE_CHECKING`` a wrong call of a command is no error."""
+    tree = ast.parse(inspect.getsource(commands))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = [alias.name for node in block.body if isinstance(node, ast.ImportFrom)
+            for alias in node.names]  # fmt: skip
+    assert sorted(seen) == sorted(commands.__all__)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -37,7 +37,9 @@ def test_what_is_before_and_after_a_pass_is_what_its_docstring_says(name: str) -
         said: list[str] = []
         assert not runner.run(test, out=said.append).failed, "".join(said)
     subject = name.rpartition(".")[2]
-    [example] = [test for test in examples if "before_and_after" in test.examples[-1].source]
+    found = [test for test in examples if "before_and_after" in test.examples[-1].source]
+    assert len(found) == 1, f"{name} needs one example in a docstring that ends in before_and_after"
+    [example] = found
     assert pass_name(getattr(module, example.name.rpartition(".")[2])) == subject
     assert example.examples[-1].want.lstrip()
 
