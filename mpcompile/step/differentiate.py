@@ -12,6 +12,7 @@ from mpcompile.program.capture import Forward, InputKind, source_position
 from mpcompile.program.control_flow import all_graphs, called_graphs, is_control_flow
 from mpcompile.program.marks import BACKWARD, BACKWARD_SEED, PLANNED, SLOT, SLOTS, WHERE
 from mpcompile.program.open_capture import WatchedInterpreter, needs_size
+from mpcompile.program.own_backward import Seed
 from mpcompile.program.returned import PREFIX
 from mpcompile.step.graph import call
 from mpcompile.step.record import record
@@ -51,10 +52,11 @@ def differentiate(
             value.requires_grad_(role is Role.MASTER)
         by_name = {item.name: value for item, value in zip(inputs, state, strict=True)}
         with torch.enable_grad():
-            run = WatchedInterpreter(forward, origin).run
+            start = Seed()
+            run = WatchedInterpreter(forward, origin, start).run
             *others, loss = run(*state, enable_io_processing=False)
         # The next recorded op is the seed: it and all later nodes are backward.
-        seed = torch.ones_like(loss)
+        seed = start.value = torch.ones_like(loss)
         with torch.enable_grad():
             gradients = torch.autograd.grad(
                 loss, [by_name[name] for name in trained], seed, allow_unused=True
