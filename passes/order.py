@@ -32,6 +32,7 @@ from mpcompile.passes.step.lay_out_copies import lay_out_copies
 from mpcompile.passes.step.pack_gradients import pack_gradients
 from mpcompile.passes.step.report_outcome import report_outcome
 from mpcompile.passes.step.scale_loss import ScaleLoss
+from mpcompile.passes.step.store_written import store_written
 from mpcompile.plan.plan import Plan
 from mpcompile.step.arena import ArenaPosition
 from mpcompile.step.graph import StepGraph
@@ -90,6 +91,7 @@ def training_passes(scale: LossScale, loop: Loop = PLAIN) -> tuple[Pass[StepGrap
         hoist_weight_casts,  # decides which weights have a working copy and come first in an arena
         hoist_read_casts,
         lay_out_copies,  # moves weights within the arenas
+        store_written,  # at the final offsets, before anything reads the masters' next values
         ReduceInBackward(loop),  # in the gradient graph, before gradients are packed
         pack_gradients,  # in the order of the arenas
         AccumulateGradients(loop, scale),  # adds packed gradients

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture, CompileError
-from mpcompile.program.capture import Forward, InputKind, source_position
+from mpcompile.program.capture import Forward, Input, InputKind, source_position
 from mpcompile.program.control_flow import all_graphs, called_graphs, is_control_flow
 from mpcompile.program.marks import BACKWARD, BACKWARD_SEED, PLANNED, SLOT, SLOTS, WHERE
 from mpcompile.program.open_capture import WatchedInterpreter, needs_size
@@ -44,7 +44,7 @@ def differentiate(
     module, inputs = forward.module, forward.inputs
     _refuse_sparse(module, origin)
     _refuse_inside(module, origin)
-    roles = [_role(item.kind, item.name in trained) for item in inputs]
+    roles = [_role(item, trained, forward.written) for item in inputs]
 
     def joint(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         state = [value.detach() for value in values]
@@ -103,10 +103,17 @@ def differentiate(
     return traced, slots
 
 
-def _role(kind: InputKind, trained: bool) -> Role:
-    if kind is InputKind.PARAMETER:
-        return Role.MASTER if trained else Role.CONSTANT
-    return Role.BUFFER if kind is InputKind.BUFFER else Role.BATCH
+def _role(item: Input, trained: Sequence[str], written: Sequence[str]) -> Role:
+    if item.kind is InputKind.BATCH:
+        return Role.BATCH
+    if item.name in trained:
+        return Role.MASTER
+    # A parameter that only the program writes is state as a buffer is.
+    return (
+        Role.CONSTANT
+        if item.kind is InputKind.PARAMETER and item.name not in written
+        else Role.BUFFER
+    )
 
 
 def _slot(name: str, role: Role, node: fx.Node) -> Slot:

@@ -41,7 +41,15 @@ def update_of(
             workload.origin,
             "leave out shard=True, or use an optimizer that works element by element",
         )
-    return [name for group in groups for name in group], update
+    trained = [name for group in groups for name in group]
+    written = sorted({*trained} & {*forward.written})
+    if written and parallel is not None:
+        raise BadInput(
+            f"the program writes to the weight {written[0]}, which it trains",
+            workload.origin,
+            "write to it after the step, or train on one process",
+        )
+    return trained, update
 
 
 def weights_cast(forward: Forward, *, alone: bool = False) -> set[str]:
@@ -83,8 +91,17 @@ def join(gradient: fx.GraphModule, slots: dict[str, Slot], update: Update) -> St
     graph = update.module.graph
     values = results(graph)
     like = next(iter(graph.find_nodes(op="placeholder")))
-    updated = [slot for slot in slots.values() if slot.role is Role.UPDATED]
+    updated = [
+        slot
+        for slot in slots.values()
+        # The pass `store_written` puts trained weights into their arenas.
+        if slot.role is Role.UPDATED and not _is_trained(slot, slots)
+    ]
     for slot, node in zip(updated, add_inputs(graph, updated, like), strict=True):
         values[slot.name.removeprefix("next.")] = node
     set_results(graph, values)
     return step
+
+
+def _is_trained(slot: Slot, slots: dict[str, Slot]) -> bool:
+    return slots[slot.name.removeprefix("next.")].role is Role.MASTER
