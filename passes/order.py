@@ -11,6 +11,7 @@ from mpcompile.passes.forward.clean_casts import clean_casts
 from mpcompile.passes.forward.insert_casts import InsertCasts
 from mpcompile.passes.forward.join_matmuls import JoinMatmuls
 from mpcompile.passes.forward.keep_cudnn_rnn import KeepCudnnRnn
+from mpcompile.passes.forward.narrow_backward import narrow_backward
 from mpcompile.passes.forward.pad_vocabulary import PadVocabulary
 from mpcompile.passes.gradient.recompute_casts import recompute_casts
 from mpcompile.passes.gradient.save_narrow import save_narrow
@@ -47,6 +48,7 @@ def forward_passes(plan: Plan) -> tuple[Pass[fx.GraphModule], ...]:
     return (
         InsertCasts(plan),
         clean_casts,  # constants made in FP32 and cast are made narrow at once
+        narrow_backward,  # reads the dtypes that the casts have set
     )
 
 

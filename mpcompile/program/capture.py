@@ -19,9 +19,9 @@ from torch import fx
 from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.plan.dataflow import Fixed, Where
 from mpcompile.program.batch_size import BatchSize, dynamic_shapes
+from mpcompile.program.derivatives.noted import Noted
+from mpcompile.program.derivatives.own_backward import with_derivatives
 from mpcompile.program.functional import make_functional
-from mpcompile.program.noted import Noted
-from mpcompile.program.own_backward import with_derivatives
 from mpcompile.program.returned import ReturnedTree, loss_last, stands_alone, tree_of_results
 from mpcompile.program.stack_lines import is_foreign, line_now, users_line
 from mpcompile.program.workload import Workload
@@ -139,7 +139,7 @@ def _write_replaced(buffers: Sequence[tuple[torch.nn.Module, str, torch.Tensor |
             continue
         if before is None or now is None or (now.shape, now.dtype) != (before.shape, before.dtype):
             raise CannotCapture(
-                f"the program puts a tensor of another shape or dtype in place of the buffer {name}",
+                f"the program replaces the buffer {name} by a tensor of another shape or dtype",
                 fix="keep its shape and dtype, or write to a part of a larger buffer",
             )
         with torch.no_grad():

@@ -12,10 +12,10 @@ from torch.export.graph_signature import OutputKind
 
 from mpcompile.errors import CannotCapture
 from mpcompile.program.control_flow import all_graphs
+from mpcompile.program.derivatives.own_backward import OP as OWN_BACKWARD
+from mpcompile.program.derivatives.own_backward import OwnBackward, place_hooks
 from mpcompile.program.grad_modes import inline_grad_modes
 from mpcompile.program.marks import NO_GRAD
-from mpcompile.program.own_backward import OP as OWN_BACKWARD
-from mpcompile.program.own_backward import OwnBackward, place_hooks
 from mpcompile.program.stack_lines import is_foreign, users_line
 from mpcompile.torch_private.graphs import module_of
 from mpcompile.torch_private.ops import functional_overload, is_view, mutated_inputs
@@ -111,7 +111,8 @@ def _functional_write(node: fx.Node, target: fx.Node, own: list[OwnBackward]) ->
         value = graph.call_function(operator.getitem, (call, 0))
     call.meta = {**node.meta, "val": [node.meta["val"]]}
     value.meta = {**node.meta}
-    own.append(OwnBackward("write", lambda _, given: given, (), is_hook=False))
+    dtype = node.meta["val"].dtype
+    own.append(OwnBackward("write", lambda _, given: given, (dtype,), is_hook=False))
     node.replace_all_uses_with(value, delete_user_cb=lambda user: user is not call)
     return value
 

@@ -24,8 +24,8 @@ from mpcompile.program.capture import (
     source_position,
 )
 from mpcompile.program.cudnn_rnn import MODES
+from mpcompile.program.derivatives.own_backward import OwnBackward, Seed
 from mpcompile.program.node_tensors import is_size
-from mpcompile.program.own_backward import OwnBackward, Seed
 from mpcompile.program.stack_lines import is_foreign
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.graphs import copy_graph

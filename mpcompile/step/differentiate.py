@@ -10,9 +10,9 @@ from torch import fx
 from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.program.capture import Forward, Input, InputKind, source_position
 from mpcompile.program.control_flow import all_graphs, called_graphs, is_control_flow
+from mpcompile.program.derivatives.own_backward import Seed
 from mpcompile.program.marks import BACKWARD, BACKWARD_SEED, PLANNED, SLOT, SLOTS, WHERE
 from mpcompile.program.open_capture import WatchedInterpreter, needs_size
-from mpcompile.program.own_backward import Seed
 from mpcompile.program.returned import PREFIX
 from mpcompile.step.graph import call
 from mpcompile.step.record import record
@@ -61,8 +61,12 @@ def differentiate(
             gradients = torch.autograd.grad(
                 loss, [by_name[name] for name in trained], seed, allow_unused=True
             )
-        _refuse_unreached(trained, gradients, origin)
-        return (loss, *gradients, *others)
+            # A Function that runs a part of the model again adds to ``weight.grad`` itself.
+            found = tuple(
+                _sum(gradient, by_name[name].grad)
+                for name, gradient in zip(trained, gradients, strict=True)
+            )
+        return (loss, *_all_reached(trained, found, origin), *others)
 
     for node in module.graph.nodes:
         PLANNED.setdefault(node, node.name)
@@ -101,6 +105,10 @@ def differentiate(
     _mark_backward(graph)
     graph.eliminate_dead_code()
     return traced, slots
+
+
+def _sum(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+    return one if other is None else other if one is None else one + other
 
 
 def _role(item: Input, trained: Sequence[str], written: Sequence[str]) -> Role:
@@ -162,9 +170,9 @@ def _line(node: fx.Node, origin: str | None) -> str | None:
     return where.at or origin
 
 
-def _refuse_unreached(
+def _all_reached(
     trained: Sequence[str], gradients: Sequence[torch.Tensor | None], origin: str | None
-) -> None:
+) -> list[torch.Tensor]:
     unreached = [name for name, grad in zip(trained, gradients, strict=True) if grad is None]
     if unreached:
         more = f" and {len(unreached) - 3} more" if len(unreached) > 3 else ""
@@ -174,6 +182,7 @@ def _refuse_unreached(
             origin,
             "leave unused parameters out of the optimizer",
         )
+    return [grad for grad in gradients if grad is not None]
 
 
 def _plain_casts(graph: fx.Graph) -> None:

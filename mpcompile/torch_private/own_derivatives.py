@@ -21,7 +21,7 @@ def intercepted(
     apply: Callable[..., Any],
     tensor_hook: Callable[[torch.Tensor, Callable[..., Any]], Any],
     grad_hook: Callable[[torch.Tensor, Callable[..., Any]], Any],
-    module_hooks: type,
+    module_hooks: Callable[..., Any],
 ) -> Iterator[None]:
     """Let the user's code call these functions where autograd would note a derivative.
 

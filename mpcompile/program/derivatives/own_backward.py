@@ -6,20 +6,27 @@ call returns its first argument; it names the tensors whose gradients the progra
 and the tensors that this code reads. In the captured graph an `OwnBackward` takes the place of
 the op. Under autograd it calls the user's code, so the ops of that code are recorded as backward.
 
-The code sees what it would see in eager PyTorch: FP32 tensors, and gradients without the loss scale.
+The code sees what it would see in eager PyTorch: FP32 tensors, and gradients without the loss
+scale. If the Function's forward has a Tensor Core op in 16 bits, such ops of its backward run in 16
+bits too; then its gradients keep the loss scale, without which they could be too small for FP16.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx
 
 from mpcompile.errors import CannotCapture
+from mpcompile.plan.op_table import TORCH_RULES, PrecisionClass
+from mpcompile.program.casts import CAST
+from mpcompile.torch_private.tracing import DispatchMode
 
 Gradients = Sequence[torch.Tensor | None]
 
@@ -82,11 +89,12 @@ class OwnBackward:
         name: of the Function or the hook, for people.
         gradients: the user's code: tensors that it reads, gradients of the values; returns the
             gradients of the inputs.
-        dtypes: of the tensors that it reads, in the user's program.
+        dtypes: of the values, then of the tensors that it reads, in the user's program.
         is_hook: whether `inputs` and `values` are the same tensors.
         where: ``file:line`` where the program calls or registers it, or None.
         fp32: whether the Function asks for FP32 (``torch.amp.custom_fwd``).
         removed: whether the program has removed the hook again.
+        narrow: the 16-bit dtype in which it runs Tensor Core ops; None: FP32.
         seed: of the backward pass that runs.
     """
 
@@ -97,6 +105,7 @@ class OwnBackward:
     where: str | None = None
     fp32: bool = False
     removed: bool = False
+    narrow: torch.dtype | None = None
     seed: Seed = field(default_factory=Seed)
 
     def __post_init__(self) -> None:
@@ -114,19 +123,67 @@ class OwnBackward:
         return tuple(results)
 
     def run(self, saved: Sequence[torch.Tensor], gradients: Gradients) -> Gradients:
-        """Run the user's code on FP32 tensors without the loss scale."""
-        read = [value.to(dtype) for value, dtype in zip(saved, self.dtypes, strict=True)]
-        seed = self.seed.value
+        """Run the user's code on tensors of the user's dtypes, without the loss scale."""
+        wide, read = self.dtypes[: len(gradients)], self.dtypes[len(gradients) :]
+        seed = self.seed.value if self.narrow is None else None
         given = [
-            None
-            if gradient is None
-            else gradient.float()
-            if seed is None
-            else gradient.float() / seed
-            for gradient in gradients
+            None if g is None else g.to(dtype) if seed is None else g.to(dtype) / seed
+            for g, dtype in zip(gradients, wide, strict=True)
         ]
-        made = self.gradients(read, given)
+        with _TensorCores(self.narrow) if self.narrow is not None else nullcontext():
+            made = self.gradients(
+                [value.to(dtype) for value, dtype in zip(saved, read, strict=True)], given
+            )
         return [None if g is None else g if seed is None else g * seed for g in made]
+
+
+class _TensorCores(DispatchMode):
+    """Runs Tensor Core ops in 16 bits; their results are FP32 again."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._dtype = dtype
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        del types
+        if is_tensor_core(getattr(getattr(func, "overloadpacket", func), "__name__", "")):
+            args = fx.node.map_aggregate(args, partial(_to, torch.float32, self._dtype))
+            made = func(*args, **(kwargs or {}))
+            return fx.node.map_aggregate(made, partial(_to, self._dtype, torch.float32))
+        return func(*args, **(kwargs or {}))
+
+
+def _to(old: torch.dtype, new: torch.dtype, value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.dtype is old:
+        return CAST(value, dtype=new)
+    return value
+
+
+def is_tensor_core(name: str) -> bool:
+    """Whether an op of this name runs on a Tensor Core."""
+    rule = TORCH_RULES.get(name)
+    return rule is not None and rule.precision_class is PrecisionClass.TENSOR_CORE
+
+
+def body_of(node: fx.Node) -> set[fx.Node]:
+    """Return the ops of a Function's forward, given the node that holds its derivative."""
+    body: set[fx.Node] = set()
+    if node.target.is_hook:  # type: ignore[union-attr]
+        return body
+    waiting: list[Any] = list(node.args[0])  # type: ignore[arg-type]
+    while waiting:
+        each = waiting.pop()
+        starts = each.target is torch.ops.aten.detach.default or each.op != "call_function"
+        if each not in body and not starts and not isinstance(each.target, OwnBackward):
+            body.add(each)
+            waiting += each.all_input_nodes
+    return body
 
 
 class _Applied(torch.autograd.Function):
@@ -186,7 +243,7 @@ def _move_up(graph: fx.Graph, node: fx.Node, hook: OwnBackward) -> None:
     """Move a hook to the last of the tensors that it takes."""
     order = {each: position for position, each in enumerate(graph.nodes)}
     last = max(node.all_input_nodes, key=order.__getitem__)
-    (tensor,) = node.args[0]  # type: ignore[misc]
+    (tensor,) = node.args[0]  # type: ignore[misc, str-unpack]
     if any(order[reader] <= order[last] for reader in tensor.users):  # type: ignore[union-attr]
         raise CannotCapture(
             f"the hook {hook.name} reads a tensor that is computed from the hooked one before",
@@ -202,8 +259,8 @@ def _move_up(graph: fx.Graph, node: fx.Node, hook: OwnBackward) -> None:
 def with_derivatives(graph: fx.Graph, own: Sequence[OwnBackward]) -> None:
     """Let a graph call the derivatives themselves in place of `OP`."""
     for node in list(graph.find_nodes(op="call_function", target=OP)):
-        *tensors, key = node.args
-        node.target, node.args = own[key], tuple(tensors)
+        values, inputs, saved, key = node.args
+        node.target, node.args = own[key], (values, inputs, saved)
 
 
 def without_derivatives(graph: fx.Graph) -> None:
