@@ -26,6 +26,7 @@ from mpcompile.program.returned import ReturnedTree, loss_last, stands_alone, tr
 from mpcompile.program.stack_lines import is_foreign, line_now, users_line
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.ops import op_name
+from mpcompile.torch_private.own_derivatives import own_tensors
 from mpcompile.torch_private.tracing import DataDependent
 from mpcompile.torch_private.versions import warn_if_untried
 
@@ -114,7 +115,7 @@ class _Program(torch.nn.Module):
         buffers = [
             (module, name, value)
             for module in self.model.modules()
-            for name, value in module._buffers.items()
+            for name, value in own_tensors(module)[1].items()
         ]
         if self._loss is None:
             result = self.model(*batch)
@@ -134,7 +135,8 @@ def _write_replaced(buffers: Sequence[tuple[torch.nn.Module, str, torch.Tensor |
     `torch.export` drops such an assignment without a word (torch 2.11, 2.13, 2.14).
     """
     for module, name, before in buffers:
-        now = module._buffers.get(name)
+        current = own_tensors(module)[1]
+        now = current.get(name)
         if now is before:
             continue
         if before is None or now is None or (now.shape, now.dtype) != (before.shape, before.dtype):
@@ -144,7 +146,7 @@ def _write_replaced(buffers: Sequence[tuple[torch.nn.Module, str, torch.Tensor |
             )
         with torch.no_grad():
             before.copy_(now)
-        module._buffers[name] = before
+        current[name] = before
 
 
 def capture(workload: Workload, open_dims: tuple[bool, ...] = ()) -> Forward:

@@ -69,7 +69,7 @@ def make_functional(
     inside = [
         node for module in all_graphs(program.graph_module)[1:] for node in module.graph.nodes
     ]
-    if not all(_safe(node, state) for node in order) or any(map(mutated_inputs, inside)):
+    if not all(_safe(node, state, order) for node in order) or any(map(mutated_inputs, inside)):
         for node in order:
             _refuse_hidden(node, requires, state)
         return _by_torch(program)
@@ -87,6 +87,7 @@ def make_functional(
                 value = _functional_write(node, target, own)
                 requires.add(value)
             node.target = functional_overload(node)
+            node.kwargs = {name: given for name, given in node.kwargs.items() if name != "out"}
             _replace_later(target, value, node, order)
             if target.name in state or target in newest.values():
                 newest[_name_of(target, newest, state)] = value
@@ -137,14 +138,26 @@ def _refuse_hidden(node: fx.Node, requires: Collection[fx.Node], state: Collecti
             )
 
 
-def _safe(node: fx.Node, state: Collection[str]) -> bool:
-    """Whether the node writes to no tensor, or only to tensors without views."""
+def _safe(node: fx.Node, state: Collection[str], order: dict[fx.Node, int]) -> bool:
+    """Whether the node writes to no tensor, or only to tensors of which no view is read later."""
     return all(
         functional_overload(node) is not None
         and not is_view(target)
-        and not any(is_view(user) for user in target.users)
+        and not _view_read_after(target, node, order)
         and (target.op != "placeholder" or target.name in state)
         for target in mutated_inputs(node)
+    )
+
+
+def _view_read_after(tensor: fx.Node, write: fx.Node, order: dict[fx.Node, int]) -> bool:
+    return any(
+        is_view(user)
+        and user is not write
+        and (
+            any(order[reader] > order[write] for reader in user.users)
+            or _view_read_after(user, write, order)
+        )
+        for user in tensor.users
     )
 
 

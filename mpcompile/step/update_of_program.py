@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput
+from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.program.capture import Forward, InputKind
 from mpcompile.program.casts import is_cast
+from mpcompile.program.derivatives.own_backward import OwnBackward
 from mpcompile.program.workload import Workload
 from mpcompile.step.arena import ArenaPosition
 from mpcompile.step.graph import StepGraph, add_inputs, results, set_results
-from mpcompile.step.processes import DataParallel
+from mpcompile.step.loop import PLAIN, Loop
 from mpcompile.step.slots import Role, Slot
 from mpcompile.step.update import Update, trace_update, trained_parameters
 
@@ -20,7 +21,7 @@ def update_of(
     workload: Workload,
     optimizer: torch.optim.Optimizer,
     forward: Forward,
-    parallel: DataParallel | None = None,
+    loop: Loop = PLAIN,
 ) -> tuple[list[str], Update]:
     """Trace the optimizer's step for a forward graph that has its casts.
 
@@ -31,6 +32,7 @@ def update_of(
     groups = trained_parameters(optimizer, named, workload.origin)
     shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
     device = next(iter(workload.model.parameters())).device
+    parallel = loop.parallel
     ranks = parallel.ranks if parallel is not None and parallel.shard else 1
     cast = weights_cast(forward, alone=ranks > 1)
     update = trace_update(optimizer, groups, cast, shapes, device, workload.origin, ranks)
@@ -43,12 +45,21 @@ def update_of(
         )
     trained = [name for group in groups for name in group]
     written = sorted({*trained} & {*forward.written})
-    if written and parallel is not None:
+    if written and (parallel is not None or loop.accumulate > 1):
         raise BadInput(
             f"the program writes to the weight {written[0]}, which it trains",
             workload.origin,
-            "write to it after the step, or train on one process",
+            "write to it after the step, or train on one process without accumulation",
         )
+    for node in forward.module.graph.nodes:
+        own = node.target
+        if isinstance(own, OwnBackward) and own.complete and (parallel or loop.accumulate > 1):
+            raise CannotCapture(
+                f"the hook {own.name} waits for the complete gradient of a weight, which several "
+                "calls or processes add up",
+                own.where,
+                "use register_hook, or train on one process without accumulation",
+            )
     return trained, update
 
 

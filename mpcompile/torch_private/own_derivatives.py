@@ -41,7 +41,7 @@ def intercepted(
     # Only a plain function becomes a method of the class.
     tensor.register_hook = lambda self, hook: tensor_hook(self, hook)
     tensor.register_post_accumulate_grad_hook = lambda self, hook: grad_hook(self, hook)
-    tensor.data = property(torch.Tensor.detach, _refuse_data)
+    tensor.data = property(torch.Tensor.detach, _set_data)
     modules.BackwardHook = module_hooks
     try:
         yield
@@ -53,12 +53,14 @@ def intercepted(
 
 
 class DataReplaced(Exception):
-    """The program assigns to ``tensor.data``."""
+    """The program assigns data of another shape or dtype to ``tensor.data``."""
 
 
-def _refuse_data(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    del tensor, value
-    raise DataReplaced
+def _set_data(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    if (tensor.shape, tensor.dtype) != (value.shape, value.dtype):
+        raise DataReplaced
+    with torch.no_grad():
+        tensor.copy_(value)
 
 
 def applied_by_torch(function: Function, *args: Any) -> Any:
@@ -117,3 +119,20 @@ class Context(FunctionCtx):
         return tuple(self.to_save)
 
     saved_variables = saved_tensors
+
+
+def own_tensors(module: torch.nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the dictionaries of a module's own parameters and buffers; writing to them counts."""
+    return module._parameters, module._buffers
+
+
+def has_old_hook(module: torch.nn.Module) -> bool:
+    """Whether the module has a hook of ``register_backward_hook``."""
+    return module._is_full_backward_hook is False and bool(module._backward_hooks)
+
+
+def hooks_of(tensor: torch.Tensor) -> tuple[list[Any], list[Any]]:
+    """Return a tensor's hooks: those of its gradient, those of its complete ``grad``."""
+    gradient: dict[int, Any] = tensor._backward_hooks or {}
+    complete: dict[int, Any] = getattr(tensor, "_post_accumulate_grad_hooks", None) or {}
+    return list(gradient.values()), list(complete.values())

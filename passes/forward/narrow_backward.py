@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import fx
 
@@ -16,22 +14,23 @@ _NARROW = (torch.float16, torch.bfloat16)
 def narrow_backward(module: fx.GraphModule) -> int:
     """Give such Functions the 16-bit dtype of their forward; return their number.
 
-    A Function whose forward has no Tensor Core op in 16 bits keeps its backward in FP32.
+    A Function without a Tensor Core op in 16 bits in its forward keeps its backward in FP32. So
+    does a Function that asks for FP32.
 
     Example:
-        >>> module = forward(ByHand(), f32(4, 8))
-        >>> own_dtypes(module), narrow_backward(module), own_dtypes(module)
-        ([None], 1, [torch.float16])
+        >>> module = forward(MatmulByHand(), f32(2, 8), until="narrow_backward")
+        >>> before_and_after(narrow_backward, module)
+        - own_backward  tuple  own_backward [matmul] [p_model_w] [detach,detach_1] of=By
+        + own_backward  tuple  own_backward [matmul] [p_model_w] [detach,detach_1] of=By narrow=f16
     """
     count = 0
     for node in module.graph.nodes:
         own = node.target
-        if not isinstance(own, OwnBackward) or own.narrow is not None or own.fp32:
+        if not isinstance(own, OwnBackward) or "narrow" in node.kwargs or own.fp32:
             continue
-        for op in body_of(node):
-            dtype = getattr(op.meta.get("val"), "dtype", None)
-            if is_tensor_core(op_name(op)) and dtype in _NARROW:
-                node.target = replace(own, narrow=dtype)
-                count += 1
-                break
+        dtypes = {op.meta["val"].dtype for op in body_of(node) if is_tensor_core(op_name(op))}
+        narrow = [dtype for dtype in _NARROW if dtype in dtypes]
+        if narrow:
+            node.kwargs = {**node.kwargs, "narrow": narrow[0]}
+            count += 1
     return count

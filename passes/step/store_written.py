@@ -19,7 +19,7 @@ def store_written(step: StepGraph) -> int:
     then moves the clipped weight. The write is part of the update, so a skipped step undoes it.
 
     Example:
-        >>> before_and_after(store_written, step_before("store_written", Clipped()))
+        >>> before_and_after(store_written, step_before("store_written", clips=True))
         update
         + next_w  f32[3,4]  input next.w
         + reshape_default  f32[12]  reshape next_w [-1]

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from mpcompile.torch_private.own_derivatives import own_tensors
+
 
 class Place:
     """Where the user's code holds a tensor: a key of a container, or a closure's cell."""
@@ -57,16 +59,18 @@ def tensors_in(holder: dict[Any, Any] | list[Any], depth: int) -> list[Place]:
         elif type(value) in (list, dict) and depth:
             found += tensors_in(value, depth - 1)
         elif isinstance(value, torch.nn.Module):
-            found += _of_module(value)
+            found += tensors_of_module(value)
         elif depth and (hasattr(value, "__closure__") or isinstance(value, partial | MethodType)):
             found += tensors_of(value)
     return found
 
 
-def _of_module(module: torch.nn.Module) -> list[Place]:
+def tensors_of_module(module: torch.nn.Module) -> list[Place]:
+    """Find the parameters and buffers of a module and the modules inside it."""
     found: list[Place] = []
     for each in module.modules():
-        found += tensors_in(each._parameters, depth=0) + tensors_in(each._buffers, depth=0)
+        parameters, buffers = own_tensors(each)
+        found += tensors_in(parameters, depth=0) + tensors_in(buffers, depth=0)
     return found
 
 
@@ -87,7 +91,7 @@ def tensors_of(function: Any) -> list[Place]:
     found: list[Place] = []
     owner = getattr(function, "__self__", None)
     if isinstance(owner, torch.nn.Module):
-        found += _of_module(owner)
+        found += tensors_of_module(owner)
     elif owner is not None and hasattr(owner, "__dict__"):
         found += tensors_in(owner.__dict__, depth=2)
     for cell in getattr(function, "__closure__", None) or ():
@@ -100,7 +104,7 @@ def tensors_of(function: Any) -> list[Place]:
         elif type(value) in (list, dict):
             found += tensors_in(value, depth=2)
         elif isinstance(value, torch.nn.Module):
-            found += _of_module(value)
+            found += tensors_of_module(value)
         elif hasattr(value, "__closure__") or isinstance(value, partial | MethodType):
             found += tensors_of(value)
     return found

@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 
-from mpcompile.program.derivatives.held_tensors import line_of, name_of
+from mpcompile.program.derivatives.held_tensors import (
+    in_place_of,
+    line_of,
+    name_of,
+    tensors_of,
+    tensors_of_module,
+)
 from mpcompile.program.derivatives.own_backward import Gradients, OwnBackward
 
 Mark = Callable[
@@ -35,6 +41,8 @@ class ModuleHooks:
     ) -> None:
         self._mark, self._module = mark, module
         self._hooks, self._before = list(hooks), list(before)
+        held = [tensors_of(hook) for hook in [*self._before, *self._hooks]]
+        self._places = [*tensors_of_module(module), *(place for each in held for place in each)]
         self._has_inputs = False
         self._count = 0
         self._output_gradients: tuple[Any, ...] | None = None
@@ -44,11 +52,11 @@ class ModuleHooks:
         self._count = len(args)
 
         def gradients(saved: Sequence[torch.Tensor], given: Gradients) -> Gradients:
-            del saved
             result = self._spread(places, given, self._count)
-            for hook in self._hooks:
-                made = hook(self._module, result, self._output_gradients)
-                result = result if made is None else made
+            with in_place_of(self._places, saved):
+                for hook in self._hooks:
+                    made = hook(self._module, result, self._output_gradients)
+                    result = result if made is None else made
             return [result[index] for index in places]
 
         results, places = self._note(args, gradients)
@@ -60,15 +68,15 @@ class ModuleHooks:
         given_args = args if isinstance(args, tuple) else (args,)
 
         def gradients(saved: Sequence[torch.Tensor], given: Gradients) -> Gradients:
-            del saved
             result = self._spread(places, given, len(given_args))
-            for hook in self._before:
-                made = hook(self._module, result)
-                result = result if made is None else made
-            self._output_gradients = result
-            if not self._has_inputs:
-                for hook in self._hooks:
-                    hook(self._module, (None,) * self._count, result)
+            with in_place_of(self._places, saved):
+                for hook in self._before:
+                    made = hook(self._module, result)
+                    result = result if made is None else made
+                self._output_gradients = result
+                if not self._has_inputs:
+                    for hook in self._hooks:
+                        hook(self._module, (None,) * self._count, result)
             return [result[index] for index in places]
 
         results, places = self._note(given_args, gradients)
@@ -89,10 +97,11 @@ class ModuleHooks:
         name = ", ".join(map(name_of, [*self._before, *self._hooks]))
         where = line_of([*self._before, *self._hooks][0])
         tensors = [args[index] for index in places]
-        dtypes = tuple(tensor.dtype for tensor in tensors)
+        saved = [place.value for place in self._places]
+        dtypes = tuple(tensor.dtype for tensor in (*tensors, *saved))
         own = OwnBackward(name, gradients, dtypes, is_hook=False, where=where)
         results = list(args)
-        for index, value in zip(places, self._mark(tensors, tensors, [], own), strict=True):
+        for index, value in zip(places, self._mark(tensors, tensors, saved, own), strict=True):
             results[index] = value
         return tuple(results), places
 

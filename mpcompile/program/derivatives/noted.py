@@ -27,10 +27,13 @@ from mpcompile.torch_private.own_derivatives import (
     applied_by_torch,
     backward_of,
     fp32_inside,
+    has_old_hook,
+    hooks_of,
     intercepted,
     is_checkpoint,
     sets_up_context,
 )
+from mpcompile.torch_private.tensors import version_of
 
 
 class Noted:
@@ -59,7 +62,7 @@ class Noted:
             CannotCapture: there is a hook that a graph cannot hold.
         """
         for name, module in model.named_modules():
-            if getattr(module, "_is_full_backward_hook", None) is False:
+            if has_old_hook(module):
                 raise CannotCapture(
                     f"the module {name or type(module).__name__} has an old backward hook",
                     fix="register it with register_full_backward_hook",
@@ -71,9 +74,9 @@ class Noted:
                 yield
             except DataReplaced:
                 raise CannotCapture(
-                    "the program assigns to tensor.data",
+                    "the program assigns data of another shape or dtype to tensor.data",
                     self._position(),
-                    "write to the tensor in place under torch.no_grad(), with tensor.copy_(...)",
+                    "keep its shape and dtype",
                 ) from None
 
     def hook_parameters(
@@ -86,10 +89,10 @@ class Noted:
             now: those that the capture has put in their place.
         """
         for name, parameter in parameters.items():
-            hooks = dict(getattr(parameter, "_backward_hooks", None) or {})
-            for hook in hooks.values():
+            gradient, complete = hooks_of(parameter)
+            for hook in gradient:
                 self.hook(now[name], hook)
-            for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
+            for hook in complete:
                 self._on_grad(now[name], hook, name)
 
     def mark(
@@ -124,10 +127,10 @@ class Noted:
             leaf = weight.detach().requires_grad_()
             assert given[0] is not None
             leaf.grad = given[0].clone()
-            version = leaf._version
+            version = version_of(leaf)
             with in_place_of(places, read), torch.no_grad():
                 hook(leaf)
-            if leaf.grad is None or leaf._version != version:
+            if leaf.grad is None or version_of(leaf) != version:
                 raise CannotCapture(
                     f"a hook of the parameter {name} writes to the parameter or drops its gradient",
                     line_of(hook),
@@ -135,7 +138,9 @@ class Noted:
                 )
             return [leaf.grad]
 
-        return self._note_hook(tensor, hook, [*places, Place([tensor], 0)], gradients)
+        own = self._note_hook(tensor, hook, [*places, Place([tensor], 0)], gradients)
+        own.complete = True
+        return own
 
     def _note_hook(
         self,

@@ -26,7 +26,7 @@ from torch import fx
 from mpcompile.errors import CannotCapture
 from mpcompile.plan.op_table import TORCH_RULES, PrecisionClass
 from mpcompile.program.casts import CAST
-from mpcompile.torch_private.tracing import DispatchMode
+from mpcompile.torch_private.tracing import DataDependent, DispatchMode
 
 Gradients = Sequence[torch.Tensor | None]
 
@@ -93,8 +93,8 @@ class OwnBackward:
         is_hook: whether `inputs` and `values` are the same tensors.
         where: ``file:line`` where the program calls or registers it, or None.
         fp32: whether the Function asks for FP32 (``torch.amp.custom_fwd``).
+        complete: whether it is a hook that waits for the sum of all gradients of a weight.
         removed: whether the program has removed the hook again.
-        narrow: the 16-bit dtype in which it runs Tensor Core ops; None: FP32.
         seed: of the backward pass that runs.
     """
 
@@ -104,8 +104,8 @@ class OwnBackward:
     is_hook: bool
     where: str | None = None
     fp32: bool = False
+    complete: bool = False
     removed: bool = False
-    narrow: torch.dtype | None = None
     seed: Seed = field(default_factory=Seed)
 
     def __post_init__(self) -> None:
@@ -117,23 +117,43 @@ class OwnBackward:
         values: Sequence[torch.Tensor],
         inputs: Sequence[torch.Tensor],
         saved: Sequence[torch.Tensor],
+        of: str = "",
+        narrow: torch.dtype | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Return the values; their gradients go to the inputs through the user's code."""
-        results = _Applied.apply(self, len(values), len(inputs), *values, *inputs, *saved)  # type: ignore[no-untyped-call]
+        """Return the values; their gradients go to the inputs through the user's code.
+
+        Args:
+            values: the results of the Function, or the hooked tensor.
+            inputs: the tensors that get the gradients.
+            saved: the tensors that the user's code reads.
+            of: the name of the Function or the hook, as the graph's text shows it.
+            narrow: the 16-bit dtype in which the code runs Tensor Core ops; None: FP32.
+        """
+        del of
+        counts = len(values), len(inputs)
+        results = _Applied.apply(self, narrow, counts, *values, *inputs, *saved)  # type: ignore[no-untyped-call]
         return tuple(results)
 
-    def run(self, saved: Sequence[torch.Tensor], gradients: Gradients) -> Gradients:
+    def run(
+        self, saved: Sequence[torch.Tensor], gradients: Gradients, narrow: torch.dtype | None
+    ) -> Gradients:
         """Run the user's code on tensors of the user's dtypes, without the loss scale."""
         wide, read = self.dtypes[: len(gradients)], self.dtypes[len(gradients) :]
-        seed = self.seed.value if self.narrow is None else None
+        seed = self.seed.value if narrow is None else None
         given = [
             None if g is None else g.to(dtype) if seed is None else g.to(dtype) / seed
             for g, dtype in zip(gradients, wide, strict=True)
         ]
-        with _TensorCores(self.narrow) if self.narrow is not None else nullcontext():
-            made = self.gradients(
-                [value.to(dtype) for value, dtype in zip(saved, read, strict=True)], given
-            )
+        values = [value.to(dtype) for value, dtype in zip(saved, read, strict=True)]
+        try:
+            with _TensorCores(narrow) if narrow is not None else nullcontext():
+                made = self.gradients(values, given)
+        except DataDependent as error:
+            raise CannotCapture(
+                f"the backward of {self.name} decides in Python by the value of a tensor",
+                self.where,
+                "use torch.where instead of if, and no .item()",
+            ) from error
         return [None if g is None else g if seed is None else g * seed for g in made]
 
 
@@ -189,9 +209,14 @@ def body_of(node: fx.Node) -> set[fx.Node]:
 class _Applied(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, own: OwnBackward, values: int, inputs: int, *tensors: torch.Tensor
+        ctx: Any,
+        own: OwnBackward,
+        narrow: torch.dtype | None,
+        counts: tuple[int, int],
+        *tensors: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        ctx.own, ctx.values, ctx.inputs = own, values, inputs
+        values, inputs = counts
+        ctx.own, ctx.narrow, ctx.values, ctx.inputs = own, narrow, values, inputs
         ctx.save_for_backward(*tensors[values + inputs :])
         ctx.set_materialize_grads(False)
         return tuple(value.detach() for value in tensors[:values])
@@ -202,7 +227,7 @@ class _Applied(torch.autograd.Function):
         if all(gradient is None for gradient in gradients):
             made: Gradients = [None] * ctx.inputs
         else:
-            made = ctx.own.run(saved, gradients)
+            made = ctx.own.run(saved, gradients, ctx.narrow)
         return (None, None, None, *[None] * ctx.values, *made, *[None] * len(saved))
 
 
@@ -236,7 +261,10 @@ def place_hooks(graph: fx.Graph, own: Sequence[OwnBackward]) -> None:
             item = graph.call_function(operator.getitem, (node, 0))
         item.meta = {**node.meta, "val": tensor.meta["val"]}
         node.meta = {**node.meta, "val": [tensor.meta["val"]]}
-        tensor.replace_all_uses_with(item, delete_user_cb=lambda user, node=node: user is not node)
+        tensor.replace_all_uses_with(
+            item,
+            delete_user_cb=lambda user, node=node: user is not node and _passes_gradients(user),
+        )
 
 
 def _move_up(graph: fx.Graph, node: fx.Node, hook: OwnBackward) -> None:
@@ -244,7 +272,8 @@ def _move_up(graph: fx.Graph, node: fx.Node, hook: OwnBackward) -> None:
     order = {each: position for position, each in enumerate(graph.nodes)}
     last = max(node.all_input_nodes, key=order.__getitem__)
     (tensor,) = node.args[0]  # type: ignore[misc, str-unpack]
-    if any(order[reader] <= order[last] for reader in tensor.users):  # type: ignore[union-attr]
+    readers = filter(_passes_gradients, tensor.users)  # type: ignore[union-attr]
+    if any(order[reader] <= order[last] for reader in readers):
         raise CannotCapture(
             f"the hook {hook.name} reads a tensor that is computed from the hooked one before",
             hook.where,
@@ -256,11 +285,18 @@ def _move_up(graph: fx.Graph, node: fx.Node, hook: OwnBackward) -> None:
         last.append(node)
 
 
+def _passes_gradients(reader: fx.Node) -> bool:
+    value = reader.meta.get("val")
+    exact = isinstance(value, torch.Tensor) and not value.is_floating_point()
+    return reader.target is not torch.ops.aten.detach.default and not exact
+
+
 def with_derivatives(graph: fx.Graph, own: Sequence[OwnBackward]) -> None:
     """Let a graph call the derivatives themselves in place of `OP`."""
     for node in list(graph.find_nodes(op="call_function", target=OP)):
         values, inputs, saved, key = node.args
         node.target, node.args = own[key], (values, inputs, saved)
+        node.kwargs = {"of": own[key].name}
 
 
 def without_derivatives(graph: fx.Graph) -> None:
