@@ -210,7 +210,7 @@ def test_a_score_decides_instead(tmp_path: Path) -> None:
     assert TrialLog.resume(tmp_path / "y.jsonl", {}).reference == reference
     tuned, _, _ = search(work, want, tmp_path, ScoreJudge(trained, reference - 0.01))
     assert names(tuned) == ["matmul", "mul"]
-    with pytest.raises(CheckFailed, match="not hold in FP32 either: it scores"):
+    with pytest.raises(CheckFailed, match="not hold in FP32 either: the score is"):
         search(work, want, tmp_path, ScoreJudge(trained, reference + 1))
 
 

@@ -133,7 +133,7 @@ def test_a_batch_may_have_another_memory_layout(backend: Any) -> None:
 
 def test_a_batch_on_another_device_is_refused() -> None:
     x, y = batch()
-    with pytest.raises(mpcompile.BadInput, match="is on meta, the example batch was on cpu"):
+    with pytest.raises(mpcompile.BadInput, match="is on meta, but the example batch was on cpu"):
         compiled(net())(x.to("meta"), y)
 
 
