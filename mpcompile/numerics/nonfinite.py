@@ -136,10 +136,7 @@ def first_nonfinite(moment: Moment) -> Cause | None:
         if bool(bad.any()):
             fault = _fault(seen, bad, vanished, moment)
         elif own is None and bool(wrong.any()) and _begins_here(seen):
-            why = (
-                "it is not finite in FP64 either, so the program is the cause, not its "
-                "precision"
-            )
+            why = "it is not finite in FP64 either, so the program is the cause, not its precision"
             own = _cause(seen, why)
     found = fault or (own if hit else None)
     return replace(found, gradients=tuple(hit)) if found else None

@@ -212,7 +212,8 @@ def test_settings_of_the_project_and_flags_over_them(
     (folder / "pyproject.toml").write_text("[tool.mpcompile]\nhalve = []\n")
     assert exit_code(["model.py", "--force"]) == 2
     assert capsys.readouterr().err == (
-        "mpcompile: pyproject.toml: [tool.mpcompile]: there is no field halve (did you mean 'half'?); "
+        "mpcompile: pyproject.toml: [tool.mpcompile]: there is no field halve (did you mean "
+        "'half'?); "
         "the settings are level, precision, full, half, free, loss_scale, backend, without, lint.\n"
     )
 

@@ -144,7 +144,9 @@ def test_a_damaged_checkpoint_is_said_and_passed_over(
     assert run("--steps", "20", "--out", "out", "--resume") == 0
     said = capsys.readouterr()
     (warning,) = [line for line in said.err.splitlines() if "warning" in line]
-    assert warning.startswith("mpcompile: warning: out/step-00000012/plan.json: the file has 2 bytes, but")
+    assert warning.startswith(
+        "mpcompile: warning: out/step-00000012/plan.json: the file has 2 bytes, but"
+    )
     assert "continuing from out/step-00000006 after 6 steps." in said.out
     assert (checkpoints(folder / "out")[0] / MANIFEST).read_bytes() == undisturbed
 

@@ -127,7 +127,11 @@ def test_nothing_to_return(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--eval", "nowhere.py:score"], 2, "nowhere.py: there is no such file"),
         (["--eval", "no.where:score"], 2, "there is no module 'no.where'"),
         (["--eval", "model.py:no_number"], 2, "returned a NoneType, not a number"),
-        (["--eval", "model.py:score", "--score", "9"], 1, "the requirement does not hold in FP32 either"),
+        (
+            ["--eval", "model.py:score", "--score", "9"],
+            1,
+            "the requirement does not hold in FP32 either",
+        ),
         (["--eval", "model.py:score", "--score", "1", "--tolerance", "1"], 2, "leave out one"),
         (["--resume"], 2, "model.tune.jsonl: there is no such file"),
     ],

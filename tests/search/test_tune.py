@@ -225,7 +225,7 @@ def test_a_score_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
         BadInput, match=r"test_tune.py:\d+: the function raised ValueError: no luck"
     ):
         search(work, want, tmp_path, ScoreJudge(broken, 0.0))
-    with pytest.raises(BadInput, match="something of type NoneType"):
+    with pytest.raises(BadInput, match="returned a NoneType, not a number"):
         search(work, want, tmp_path, ScoreJudge(lambda *_: None, 0.0))
 
 

@@ -249,7 +249,7 @@ def test_a_step_that_lost_its_weights_says_so() -> None:
     model = net()
     step = compiled(model)
     compiled(model)
-    with pytest.raises(BadInput, match="moved"):
+    with pytest.raises(BadInput, match="now belongs to a step that was compiled later"):
         step(*batch())
 
 
