@@ -58,3 +58,8 @@ def cast_to(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def version_of(*tensors: torch.Tensor) -> int:
     """Return how often PyTorch's operations have written to the tensors in place."""
     return sum([tensor._version for tensor in tensors])  # faster than a generator
+
+
+def set_version(tensor: torch.Tensor, version: int) -> None:
+    """Set the counter of in-place writes back, after a write was undone."""
+    torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))

@@ -1,0 +1,264 @@
+"""What a program can read, noted before it runs, compared afterwards and put back.
+
+`Snapshot` holds the shallow content of each container, cell and object, `TensorCopies` the values
+of tensors. Copies are made at once and not at the first write, because a write through ``.data``
+cannot be seen before it happens; so they cost the memory of the tensors once, until released.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mpcompile.program.proof.surroundings import GONE, Holder, Path, Surroundings, look
+from mpcompile.torch_private.tensors import is_fake, set_version, version_of
+
+_EQUAL = (bool, int, float, complex, str, bytes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """A difference between a snapshot and now.
+
+    Attributes:
+        path: the place of the value, or of the container whose elements differ.
+        key: key, attribute or index of the first element that differs.
+        before: its value in the snapshot; `GONE` if it is new.
+        after: its present value; `GONE` if it is missing now.
+    """
+
+    path: str
+    key: Any
+    before: Any
+    after: Any
+
+
+class Snapshot:
+    """The content of every container, cell and object, and the state of random generators."""
+
+    def __init__(self, found: Surroundings) -> None:
+        self._contents = [(item, _content(item)) for item in found.holders]
+        self._drawn = [(path, item, _state(item)) for path, item in found.generators]
+
+    def changes(self) -> list[Change]:
+        """Return what differs now."""
+        found = [change for item, before in self._contents for change in _differences(item, before)]
+        found += [
+            Change(path, None, before, _state(item))
+            for path, item, before in self._drawn
+            if not _same_state(before, _state(item))
+        ]
+        return found
+
+    def drawn(self) -> list[str]:
+        """Return the places of the generators that have drawn numbers since."""
+        return [path for path, item, before in self._drawn if not _same_state(before, _state(item))]
+
+    def restore(self) -> None:
+        """Put back everything that differs."""
+        for item, before in self._contents:
+            if next(iter(_differences(item, before)), None) is not None:
+                _put_back(item, before)
+        for _, item, before in self._drawn:
+            if not _same_state(before, _state(item)):
+                _set_state(item, before)
+
+
+class TensorCopies:
+    """The values of tensors, their storage, gradient and whether they require one."""
+
+    def __init__(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self._kept = [
+            _Kept.of(path, tensor)
+            for path, tensor in tensors
+            if tensor.layout is torch.strided and not is_fake(tensor)
+        ]
+        self._values = {id(kept.tensor): kept.value for kept in self._kept}
+
+    def value_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Return a tensor's value at the time of the copy; None if it was not copied."""
+        return self._values.get(id(tensor))
+
+    def changed(self) -> list[str]:
+        """Return the places of the tensors whose value differs now."""
+        return [kept.path for kept in self._kept if kept.is_written()]
+
+    def restore(self) -> None:
+        """Put back storage, values, versions, gradients and whether one is required."""
+        for kept in self._kept:
+            kept.restore()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    path: str
+    tensor: torch.Tensor
+    storage: torch.Tensor
+    value: torch.Tensor
+    version: int
+    trained: bool
+    grad: torch.Tensor | None
+
+    @classmethod
+    def of(cls, path: str, tensor: torch.Tensor) -> _Kept:
+        storage = tensor.detach()
+        grad = tensor.grad if tensor.is_leaf else None
+        version = version_of(tensor)
+        return cls(path, tensor, storage, storage.clone(), version, tensor.requires_grad, grad)
+
+    def is_written(self) -> bool:
+        now = self.tensor.detach()
+        if now.data_ptr() != self.storage.data_ptr() or now.shape != self.value.shape:
+            return True
+        return not _same_numbers(now, self.value)
+
+    def restore(self) -> None:
+        tensor = self.tensor
+        with torch.no_grad():
+            if tensor.data_ptr() != self.storage.data_ptr() or tensor.shape != self.storage.shape:
+                tensor.data = self.storage
+            if not _same_numbers(self.storage, self.value):
+                self.storage.copy_(self.value)
+        set_version(tensor, self.version)
+        if tensor.is_leaf:
+            if tensor.requires_grad != self.trained:
+                tensor.requires_grad_(self.trained)
+            if tensor.grad is not self.grad:
+                tensor.grad = self.grad
+
+
+def _same_numbers(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.is_floating_point() or one.is_complex():
+        return bool(((one == other) | ((one != one) & (other != other))).all())
+    return torch.equal(one, other)
+
+
+def with_optimizer(found: Surroundings, optimizer: torch.optim.Optimizer) -> Surroundings:
+    """Add what an optimizer holds, which a hook may step."""
+    name = "the optimizer"
+    holders = [
+        Holder(Path(f"{name}'s state"), optimizer.state),
+        Holder(Path(f"{name}'s groups"), optimizer.param_groups),
+    ]
+    seen = {id(tensor) for _, tensor in found.tensors}
+    tensors: list[tuple[str, torch.Tensor]] = []
+    for entries in [*optimizer.state.values(), *optimizer.param_groups]:
+        holders.append(Holder(Path(f"an entry of {name}"), entries))
+        values = [*entries.values(), *entries.get("params", ())]
+        for value in values:
+            if isinstance(value, torch.Tensor) and id(value) not in seen:
+                seen.add(id(value))
+                tensors.append((f"a tensor of {name}", value))
+    return Surroundings(
+        found.held, found.holders + holders, found.tensors + tensors, found.generators
+    )
+
+
+def _content(item: Holder) -> Any:
+    holder = item.value
+    if item.keys is not None:
+        return {key: look(holder, key) for key in item.keys}
+    if isinstance(holder, dict):
+        return dict(holder)
+    if isinstance(holder, list | deque):
+        return list(holder)
+    if isinstance(holder, set):
+        return set(holder)
+    names = ("cell_contents",) if hasattr(type(holder), "cell_contents") else _DEFAULTS
+    return {name: look(holder, name) for name in names}
+
+
+_DEFAULTS = ("__defaults__", "__kwdefaults__")
+
+
+def _differences(item: Holder, before: Any) -> list[Change]:
+    now = _content(item)
+    if isinstance(before, dict):
+        pairs = [(key, value, now.get(key, GONE)) for key, value in before.items()]
+        pairs += [(key, GONE, value) for key, value in now.items() if key not in before]
+        return [
+            Change(_path(item, key), key, old, new)
+            for key, old, new in pairs
+            if not _same(old, new)
+        ]
+    if isinstance(before, set):
+        if before == now:
+            return []
+        return [Change(str(item.path), None, before, now)]
+    length = max(len(before), len(now))
+    for index in range(length):
+        old, new = (part[index] if index < len(part) else GONE for part in (before, now))
+        if not _same(old, new):
+            return [Change(str(item.path), index, old, new)]
+    return []
+
+
+def _path(item: Holder, key: Any) -> str:
+    path, holder = item.path, item.value
+    if str(path) == "the global":
+        return f"the global {key}"
+    if hasattr(type(holder), "cell_contents") or key in _DEFAULTS:
+        return str(path)
+    return str(path.attribute(key) if item.attributes else path.item(key))
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or (
+        type(one) is type(other) and isinstance(one, _EQUAL) and bool(one == other)
+    )
+
+
+def _put_back(item: Holder, before: Any) -> None:
+    holder = item.value
+    if isinstance(holder, dict):
+        if item.keys is None and list(holder) != list(before):
+            holder.clear()
+            holder.update(before)
+            return
+        for key, value in before.items():
+            if value is GONE:
+                holder.pop(key, None)
+            elif holder.get(key, GONE) is not value:
+                holder[key] = value
+    elif isinstance(holder, list):
+        holder[:] = before
+    elif isinstance(holder, deque | set):
+        holder.clear()
+        (holder.extend if isinstance(holder, deque) else holder.update)(before)
+    else:
+        for key, value in before.items():
+            if look(holder, key) is value:
+                continue
+            if value is GONE:
+                delattr(holder, key)
+            elif isinstance(holder, type):
+                setattr(holder, key, value)
+            else:
+                object.__setattr__(holder, key, value)
+
+
+def _state(generator: Any) -> Any:
+    if hasattr(generator, "getstate"):
+        return generator.getstate()
+    if hasattr(generator, "bit_generator"):
+        return generator.bit_generator.state
+    return generator.get_state()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if hasattr(generator, "setstate"):
+        generator.setstate(state)
+    elif hasattr(generator, "bit_generator"):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)
+
+
+def _same_state(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    return repr(one) == repr(other)
