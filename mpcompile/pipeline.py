@@ -231,16 +231,17 @@ def _check_passes(without: Collection[str]) -> None:
         if name not in OPTIONAL:
             raise BadInput(
                 f"there is no pass {name!r} to leave out{did_you_mean(name, OPTIONAL)}",
-                fix=f"the passes are {', '.join(OPTIONAL)}",
+                fix=f"the optional passes are {', '.join(OPTIONAL)}",
             )
 
 
 def _check_release(policy: Policy, ranges: Ranges) -> None:
     if ranges.release and policy.level in (Level.CAREFUL, Level.TENSOR_CORES_ONLY):
         raise BadInput(
-            f"the level {policy.level.value} keeps in FP32 what release would store in 16 bits",
+            f"the level {policy.level.value} keeps tensors in FP32 that release would store in "
+            "16 bits",
             "the policy",
-            "release with the level paper",
+            "use release with the level paper",
         )
 
 

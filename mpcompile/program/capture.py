@@ -238,19 +238,19 @@ def _refusal(
         return CannotCapture(
             "a recurrent layer reads a packed sequence, whose shape depends on the batch",
             user_position(error) or workload.origin,
-            "give it the padded tensor, and leave the padding out of the loss",
+            "give the layer the padded tensor, and leave the padding out of the loss",
         )
     return CannotCapture(
-        "this cannot become one graph: "
+        "the program cannot become one graph: "
         + (
             "Python control flow depends on the value of a tensor"
             if isinstance(error, DataDependent)
             else f"{type(error).__name__}: {_first_line(error)}"
         ),
         user_position(error) or workload.origin,
-        "use torch.where or torch.cond instead of if, and no .item() in the model"
+        "use torch.where or torch.cond instead of if, and do not call .item() in the model"
         if isinstance(error, DataDependent)
-        else "express this line in other operations",
+        else "write this line with other operations",
     )
 
 
@@ -291,14 +291,14 @@ def _returns(program: torch.export.ExportedProgram, workload: Workload) -> Retur
     found = tree_of_results(program.call_spec.out_spec, users)
     if workload.loss is None:
         return found
-    advice = "return one 0-d FP32 tensor, or a pair of it and anything"
+    advice = "return one 0-d FP32 tensor, or a pair of this tensor and any other value"
     try:
         alone = stands_alone(found)
     except ValueError as error:
         raise BadInput(f"the loss returns {error}", defined_at, advice) from None
     value = users[0].meta.get("val") if isinstance(users[0], fx.Node) else None
     if not isinstance(value, torch.Tensor):
-        raise BadInput("the loss is no tensor", defined_at, advice)
+        raise BadInput("the loss is not a tensor", defined_at, advice)
     if value.dim() != 0 or value.dtype is not torch.float32:
         raise BadInput(
             f"the loss is a {str(value.dtype).removeprefix('torch.')} tensor of shape "
@@ -317,7 +317,7 @@ def _refuse_hidden_writes(graph: fx.Graph, workload: Workload) -> None:
             raise CannotCapture(
                 f"the instance norm {where.module} updates running statistics",
                 where.at or workload.origin,
-                "create it with track_running_stats=False",
+                "create the layer with track_running_stats=False",
             )
 
 

@@ -34,7 +34,9 @@ from mpcompile.torch_private.tracing import guards_named_by, python_dispatcher
 
 _ATEN = torch.ops.aten
 _WHAT = "the batch size cannot be left open"
-_ADVICE = "write it for any size, with x.shape[0] and not len(x), or leave out dynamic=True"
+_ADVICE = (
+    "write the program for any size, with x.shape[0] and not len(x), or leave out dynamic=True"
+)
 
 
 class _Foreign(Container[str]):
@@ -59,7 +61,7 @@ def capture_open(workload: Workload, open_dims: tuple[bool, ...]) -> Forward:
     plain = capture(workload)
     if size_of(workload.batch, open_dims) is None:
         raise BadInput(
-            "the example batch has no size to leave open",
+            "the example batch has no batch size that can stay open",
             workload.origin,
             f"give tensors with {LEAST} rows or more, or leave out dynamic=True",
         )
@@ -82,9 +84,9 @@ def capture_open(workload: Workload, open_dims: tuple[bool, ...]) -> Forward:
     for node in module.graph.output_node().all_input_nodes:
         if is_size(node):
             raise CannotCapture(
-                f"{_WHAT}: a number that depends on it is returned beside the loss",
+                f"{_WHAT}: the program returns, beside the loss, a number that depends on it",
                 where,
-                "return it as a tensor, or leave out dynamic=True",
+                "return the number as a tensor, or leave out dynamic=True",
             )
     return replace(forward, module=module, batch_size=size)
 
@@ -146,7 +148,7 @@ def needs_size(what: str, where: str | None) -> CannotCapture:
 
 
 def _refusal(fixed: SizeLimit, where: str | None) -> CannotCapture:
-    what = f"{_WHAT}, as this asks for {fixed.what}"
+    what = f"{_WHAT}, because the program requires {fixed.what}"
     return CannotCapture(what, fixed.where or where, _ADVICE)
 
 

@@ -85,7 +85,7 @@ def differentiate(
         raise CannotCapture(
             f"torch cannot differentiate this {op_name(calls[0])} ({type(error).__name__})",
             _line(calls[0], origin),
-            "write it with torch.where, or as a loop of a fixed number of rounds",
+            "use torch.where, or a loop with a fixed number of iterations",
         ) from error
     graph = traced.graph
     slots: dict[str, Slot] = {}
@@ -139,7 +139,7 @@ def _refuse_sparse(module: fx.GraphModule, origin: str | None) -> None:
             raise BadInput(
                 f"the embedding {source_position(node).module or node.name} makes sparse gradients",
                 _line(node, origin),
-                "create it with sparse=False",
+                "create the embedding with sparse=False",
             )
 
 
@@ -161,7 +161,7 @@ def _refuse_inside(module: fx.GraphModule, origin: str | None) -> None:
                             f"the {op_name(op)} inside a {kind} would draw other numbers in "
                             "backward",
                             _line(node, origin),
-                            "draw random numbers outside and pass them in",
+                            "draw the random numbers outside and pass them in",
                         )
 
 
@@ -177,8 +177,8 @@ def _all_reached(
     if unreached:
         more = f" and {len(unreached) - 3} more" if len(unreached) > 3 else ""
         raise BadInput(
-            f"the loss does not depend on {', '.join(unreached[:3])}{more}, "
-            "which the optimizer is to train",
+            f"the optimizer trains {', '.join(unreached[:3])}{more}, "
+            "but the loss does not depend on them",
             origin,
             "leave unused parameters out of the optimizer",
         )

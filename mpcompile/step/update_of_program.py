@@ -38,7 +38,7 @@ def update_of(
     update = trace_update(optimizer, groups, cast, shapes, device, workload.origin, ranks)
     if ranks > 1 and not all(arena.flat for arena in update.arenas):
         raise BadInput(
-            f"{type(optimizer).__name__} looks at a whole weight at a time, so its state cannot be "
+            f"{type(optimizer).__name__} reads whole weights, so its state cannot be "
             "cut into slices",
             workload.origin,
             "leave out shard=True, or use an optimizer that works element by element",
