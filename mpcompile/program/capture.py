@@ -132,7 +132,7 @@ class _Program(torch.nn.Module):
 def _write_replaced(buffers: Sequence[tuple[torch.nn.Module, str, torch.Tensor | None]]) -> None:
     """Write the tensors that the program has put in place of buffers into the buffers.
 
-    `torch.export` drops such an assignment without a word (torch 2.11, 2.13, 2.14).
+    `torch.export` drops such an assignment inside a module of a module (torch 2.13 to 2.15).
     """
     for module, name, before in buffers:
         current = own_tensors(module)[1]
