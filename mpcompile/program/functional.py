@@ -17,7 +17,7 @@ from mpcompile.program.derivatives.own_backward import OwnBackward, place_hooks
 from mpcompile.program.grad_modes import inline_grad_modes
 from mpcompile.program.marks import NO_GRAD
 from mpcompile.program.stack_lines import is_foreign, users_line
-from mpcompile.torch_private.graphs import module_of
+from mpcompile.torch_private.graphs import module_of, note_readers
 from mpcompile.torch_private.ops import functional_overload, is_view, mutated_inputs
 
 _ATEN = torch.ops.aten
@@ -61,6 +61,7 @@ def make_functional(
     graph = program.graph
     signature = program.graph_signature
     state = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    note_readers(graph)
     requires = inline_grad_modes(
         program.graph_module, {node for node, name in state.items() if name in trained}
     )

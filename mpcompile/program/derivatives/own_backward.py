@@ -293,10 +293,13 @@ def _passes_gradients(reader: fx.Node) -> bool:
 
 def with_derivatives(graph: fx.Graph, own: Sequence[OwnBackward]) -> None:
     """Let a graph call the derivatives themselves in place of `OP`."""
-    for node in list(graph.find_nodes(op="call_function", target=OP)):
+    for node in graph.find_nodes(op="call_function", target=OP):
         values, inputs, saved, key = node.args
-        node.target, node.args = own[key], (values, inputs, saved)
-        node.kwargs = {"of": own[key].name}
+        with graph.inserting_before(node):
+            call = graph.call_function(own[key], (values, inputs, saved), {"of": own[key].name})
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
+        graph.erase_node(node)
 
 
 def without_derivatives(graph: fx.Graph) -> None:

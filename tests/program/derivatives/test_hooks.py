@@ -102,8 +102,17 @@ def on_a_parameter(net: Net, h: Tensor) -> Tensor:
     return h
 
 
-ON_TENSORS = [scales, clamps, two_in_order, behind_a_reader, reads_a_buffer, reads_another_tensor,
-              removed, changes_nothing, a_method]  # fmt: skip
+def before_a_region_without_gradients(net: Net, h: Tensor) -> Tensor:
+    h.register_hook(lambda grad: grad.clamp(-1e-3, 1e-3))
+    with torch.no_grad():
+        mask: Any = net.mask
+        mask.mul_(0.9).add_(h.mean(0), alpha=0.1)
+    result: Tensor = h * mask
+    return result
+
+
+ON_TENSORS = [before_a_region_without_gradients, scales, clamps, two_in_order, behind_a_reader,
+              reads_a_buffer, reads_another_tensor, removed, changes_nothing, a_method]  # fmt: skip
 
 
 @pytest.mark.parametrize("middle", ON_TENSORS)

@@ -1,3 +1,6 @@
+# torch gives `Function.apply` and modules that are attributes no types.
+# mypy: disable-error-code="no-untyped-call,no-any-return"
+
 """The parts of random programs: functions of a tensor [rows, 8] in a net."""
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bench.robustness.faithful.functions import Matmul, Parts, Reverse, Sign
+from bench.faithful.functions import Matmul, Parts, Reverse, Sign
 
 WIDTH = 8
 Tensor = torch.Tensor
@@ -102,7 +105,7 @@ def _data(block: Block, h: Tensor) -> Tensor:
 
 
 def _split(block: Block, h: Tensor) -> Tensor:
-    positive, negative, mask = Parts.apply(h)  # type: ignore[no-untyped-call]
+    positive, negative, mask = Parts.apply(h)
     result: Tensor = positive - 0.5 * negative + mask
     return result
 
@@ -131,8 +134,8 @@ PARTS: dict[str, Part] = {
     "plain": lambda _, h: h.tanh(),
     "in place": lambda _, h: (h * 2).add_(0.1).tanh_(),
     "reversed": lambda block, h: reverse(h, block.factor),
-    "sign": lambda _, h: Sign.apply(h),  # type: ignore[no-untyped-call]
-    "own matmul": lambda block, h: Matmul.apply(h.tanh(), block.linear.weight),  # type: ignore[no-untyped-call]
+    "sign": lambda _, h: Sign.apply(h),
+    "own matmul": lambda block, h: Matmul.apply(h.tanh(), block.linear.weight),
     "split": _split,
     "number": lambda block, h: (h * block.factor).tanh(),
     "options": _branch,

@@ -1,4 +1,10 @@
-"""Random programs, each trained beside eager PyTorch: the same bits, or a refusal."""
+"""Random programs, each trained beside eager PyTorch: the same bits, or a refusal.
+
+    python -m bench.faithful.campaign [--count 20000] [--seed 0] [--only NUMBER]
+
+The policy is FP32, which changes no bit. Each program has custom autograd Functions, hooks, buffers
+and weights that it writes, and numbers that it reads; some of them change between two calls.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +14,21 @@ import random
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 import mpcompile
+from bench.faithful.changes import CHANGES, HOOKS
+from bench.faithful.parts import PARTS, WIDTH, Net, loss
 from bench.machine import describe
-from bench.robustness.faithful.changes import CHANGES, HOOKS
-from bench.robustness.faithful.parts import PARTS, WIDTH, Net, loss
 from mpcompile import FULL_PRECISION
 from mpcompile.errors import CompileError
 
 STEPS = 20
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05),
     "SGD with momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=1e-3),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=5e-3),
@@ -144,7 +151,7 @@ def campaign(numbers: Iterator[int]) -> Outcome:
 
 def main() -> None:
     """Run the campaign and print what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description="Train random programs.")
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int)
@@ -167,3 +174,7 @@ def main() -> None:
     for made, text in found.failed:
         print(f"{text}: {made}")
     raise SystemExit(bool(found.differing or found.failed))
+
+
+if __name__ == "__main__":
+    main()

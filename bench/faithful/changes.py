@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.robustness.faithful.parts import WIDTH, Net
+from bench.faithful.parts import WIDTH, Net
 
 Change = Callable[[Net, torch.optim.Optimizer, int], object]
 """Changes a net and its optimizer; the number says which block, and how much."""
