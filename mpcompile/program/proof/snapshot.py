@@ -8,7 +8,7 @@ cannot be seen before it happens; so they cost the memory of the tensors once, u
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,24 @@ class Change:
         key: key, attribute or index of the first element that differs.
         before: its value in the snapshot; `GONE` if it is new.
         after: its present value; `GONE` if it is missing now.
+        holder: what holds it, or the generator.
     """
 
     path: str
     key: Any
     before: Any
     after: Any
+    holder: Any
+
+    @property
+    def named(self) -> bool:
+        """Whether it is an attribute, not an element of a container."""
+        return isinstance(self.holder, Holder) and self.holder.attributes
+
+    @property
+    def is_state(self) -> bool:
+        """Whether a parameter, buffer or submodule was replaced: no side effect, but state."""
+        return isinstance(self.holder, Holder) and self.holder.state
 
 
 class Snapshot:
@@ -46,13 +58,26 @@ class Snapshot:
 
     def changes(self) -> list[Change]:
         """Return what differs now."""
-        found = [change for item, before in self._contents for change in _differences(item, before)]
+        found = [
+            change
+            for item, before in self._contents
+            for change in _differences(item, before, lenient=True)
+        ]
         found += [
-            Change(path, None, before, _state(item))
+            Change(path, None, before, _state(item), item)
             for path, item, before in self._drawn
             if not _same_state(before, _state(item))
         ]
         return found
+
+    def probe(self, change: Change) -> Callable[[], bool]:
+        """Return a function that says whether a change is there, and looks at nothing else."""
+        for item, before in self._contents:
+            if item is change.holder:
+                return lambda: any(
+                    now.path == change.path for now in _differences(item, before, lenient=True)
+                )
+        return lambda: not _same_state(change.before, _state(change.holder))
 
     def drawn(self) -> list[str]:
         """Return the places of the generators that have drawn numbers since."""
@@ -75,13 +100,20 @@ class TensorCopies:
         self._kept = [
             _Kept.of(path, tensor)
             for path, tensor in tensors
-            if tensor.layout is torch.strided and not is_fake(tensor)
+            if tensor.layout is torch.strided and not is_fake(tensor) and not tensor.is_inference()
         ]
-        self._values = {id(kept.tensor): kept.value for kept in self._kept}
+        self._by_id = {id(kept.tensor): kept for kept in self._kept}
 
-    def value_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """Return a tensor's value at the time of the copy; None if it was not copied."""
-        return self._values.get(id(tensor))
+    def set_gradients_aside(self) -> None:
+        """Leave no tensor a gradient; `restore` brings them back."""
+        for kept in self._kept:
+            if kept.grad is not None:
+                kept.tensor.grad = None
+
+    def is_written(self, tensor: torch.Tensor) -> bool:
+        """Whether the value of a tensor differs now; a tensor without a copy never does."""
+        kept = self._by_id.get(id(tensor))
+        return kept is not None and kept.is_written()
 
     def changed(self) -> list[str]:
         """Return the places of the tensors whose value differs now."""
@@ -123,7 +155,8 @@ class _Kept:
                 tensor.data = self.storage
             if not _same_numbers(self.storage, self.value):
                 self.storage.copy_(self.value)
-        set_version(tensor, self.version)
+        if version_of(tensor) != self.version:
+            set_version(tensor, self.version)
         if tensor.is_leaf:
             if tensor.requires_grad != self.trained:
                 tensor.requires_grad_(self.trained)
@@ -175,25 +208,26 @@ def _content(item: Holder) -> Any:
 _DEFAULTS = ("__defaults__", "__kwdefaults__")
 
 
-def _differences(item: Holder, before: Any) -> list[Change]:
+def _differences(item: Holder, before: Any, *, lenient: bool = False) -> list[Change]:
+    """Return what differs; with ``lenient`` an attribute may be a copy, as `torch.export` makes."""
     now = _content(item)
     if isinstance(before, dict):
         pairs = [(key, value, now.get(key, GONE)) for key, value in before.items()]
         pairs += [(key, GONE, value) for key, value in now.items() if key not in before]
         return [
-            Change(_path(item, key), key, old, new)
+            Change(_path(item, key), key, old, new, item)
             for key, old, new in pairs
-            if not _same(old, new)
+            if not (_alike(old, new) if lenient else _same(old, new))
         ]
     if isinstance(before, set):
         if before == now:
             return []
-        return [Change(str(item.path), None, before, now)]
+        return [Change(str(item.path), None, before, now, item)]
     length = max(len(before), len(now))
     for index in range(length):
         old, new = (part[index] if index < len(part) else GONE for part in (before, now))
         if not _same(old, new):
-            return [Change(str(item.path), index, old, new)]
+            return [Change(str(item.path), index, old, new, item)]
     return []
 
 
@@ -210,6 +244,19 @@ def _same(one: Any, other: Any) -> bool:
     return one is other or (
         type(one) is type(other) and isinstance(one, _EQUAL) and bool(one == other)
     )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values are the same, or containers of the same elements."""
+    if _same(one, other):
+        return True
+    if type(one) is not type(other) or not isinstance(one, list | tuple | dict | set | deque):
+        return False
+    if len(one) != len(other):
+        return False
+    if isinstance(one, dict):
+        return all(key in other and _alike(value, other[key]) for key, value in one.items())
+    return one == other if isinstance(one, set) else all(map(_alike, one, other))
 
 
 def _put_back(item: Holder, before: Any) -> None:

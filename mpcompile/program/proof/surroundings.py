@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,13 @@ import torch
 
 from mpcompile.program.proof.users_code import (
     codes_in,
+    is_class_value,
     is_followed,
     is_torch_module,
     is_users_class,
     is_users_code,
     is_users_module,
+    slots_of,
 )
 from mpcompile.torch_private.modules import HOOKS, INTERNAL, MEMBERS, hooks_of
 
@@ -69,12 +71,14 @@ class Holder:
         value: the holder itself; for an object its ``__dict__`` if it has one.
         keys: the only keys that count, of a module's globals; None: all.
         attributes: whether its keys are read as attributes, not as items.
+        state: whether it holds parameters, buffers or submodules.
     """
 
     path: Path
     value: Any
     keys: frozenset[str] | None = None
     attributes: bool = False
+    state: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +180,7 @@ class _Walk:
         self._holder(path, vars(module), attributes=True)
         members = vars(module)
         for group in MEMBERS:
-            self._holder(path, members[group], attributes=True)
+            self._holder(path, members[group], None, True, True)
             for name, value in list(members[group].items()):
                 self._entry(path.attribute(name), members[group], name, value, depth)
         for group, word in HOOKS.items():
@@ -245,7 +249,7 @@ class _Walk:
             self._holder(path, members, attributes=True)
             for name, item in list(members.items()):
                 self._limited(path.attribute(name), members, name, item, depth + 1)
-        slots = frozenset(_slots(type(value)))
+        slots = frozenset(slots_of(type(value)))
         if slots:
             self._holder(path, value, slots, True)
             for name in slots:
@@ -266,7 +270,7 @@ class _Walk:
                 continue
             self._classes.add((owner, made))
             values = frozenset(
-                name for name, value in vars(owner).items() if _is_class_value(name, value)
+                name for name, value in vars(owner).items() if is_class_value(name, value)
             )
             self._holder(path, owner, values, True)
             for name, value in list(vars(owner).items()):
@@ -300,7 +304,9 @@ class _Walk:
             value = value.__func__
         if not self._first(value):
             return
-        name = "loss" if value.__name__ == "<lambda>" else value.__name__
+        name = value.__name__
+        if name == "<lambda>":
+            name = f"{path}"
         users = is_users_code(value)
         for variable, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             if (item := look(cell, "cell_contents")) is GONE:
@@ -379,20 +385,7 @@ class _Walk:
         value: Any,
         keys: frozenset[str] | None = None,
         attributes: bool = False,
+        state: bool = False,
     ) -> None:
-        self.holders.setdefault((id(value), keys), Holder(path, value, keys, attributes))
-
-
-def _slots(kind: type) -> list[str]:
-    return [
-        name
-        for owner in kind.__mro__
-        for name, value in vars(owner).items()
-        if isinstance(value, MemberDescriptorType) and not name.startswith("__")
-    ]
-
-
-def _is_class_value(name: str, value: Any) -> bool:
-    """Whether an entry of a class is a value, not a method, a property or Python's own."""
-    own = name.startswith(("__", "_abc_"))
-    return not own and not callable(value) and not hasattr(value, "__get__")
+        made = Holder(path, value, keys, attributes, state)
+        self.holders.setdefault((id(value), keys), made)

@@ -134,8 +134,8 @@ def test_what_hooks_read() -> None:
     power = 3.0
     model.weight.register_hook(lambda grad: grad * power)
     found = of(model, None)
-    assert found["strength of loss's closure"].value == 0.1
-    assert found["power of loss's closure"].value == 3.0
+    assert found["strength of a forward hook of model's closure"].value == 0.1
+    assert found["power of a hook of model.weight's closure"].value == 3.0
     assert "a forward hook of model" in found
 
 
