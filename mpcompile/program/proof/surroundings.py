@@ -187,7 +187,7 @@ class _Walk:
             self._holder(Path(f"the {word}s", f" of {path}"), members[group])
             for key, hook in list(members[group].items()):
                 self._entry(Path(f"a {word}", f" of {path}"), members[group], key, hook, depth)
-        whole = is_torch_module(type(module))
+        whole = is_torch_module(type(module))  # type: ignore[arg-type]
         for name, value in list(members.items()):
             if name not in INTERNAL:
                 take = partial(self._entry, path.attribute(name), members, name, value, depth)
@@ -215,7 +215,7 @@ class _Walk:
                 self._class(value, path, made=True)
         elif isinstance(value, dict | list | tuple | deque | set | frozenset):
             self._container(value, path, depth)
-        elif is_followed(type(value)):
+        elif is_followed(type(value)):  # type: ignore[arg-type]
             self._object(value, path, depth)
 
     def _entry(self, path: Path, holder: Any, key: Any, value: Any, depth: int) -> None:

@@ -202,20 +202,18 @@ def _differences(subject: Subject, captured: Outcome, eager: Outcome) -> Iterato
         node = first.get(name)
         return end if node is None else order[node]
 
-    yield _compared("the loss", ("loss", ""), captured.loss, eager.loss, None)
+    yield _compared("the loss", ("loss", ""), (captured.loss, eager.loss))
     for name in sorted(subject.trained, key=place):
-        one, other = captured.gradients[name], eager.gradients[name]
-        key = ("gradients", name)
-        yield _compared(f"the gradient of {name}", key, one, other, first[name])
+        pair = captured.gradients[name], eager.gradients[name]
+        yield _compared(f"the gradient of {name}", ("gradients", name), pair, first[name])
     for name in sorted({*captured.written, *eager.written}, key=place):
         before = subject.state.get(name)
         before = None if before is None else before.detach()
-        pair = [part.written.get(name, before) for part in (captured, eager)]
-        yield _compared(f"the next value of {name}", ("written", name), *pair, first.get(name))
+        pair = captured.written.get(name, before), eager.written.get(name, before)
+        yield _compared(f"the next value of {name}", ("written", name), pair, first.get(name))
     if len(captured.beside) == len(eager.beside):
-        for index, pair in enumerate(zip(captured.beside, eager.beside, strict=True)):
-            what = f"tensor {index} beside the loss"
-            yield _compared(what, ("beside", index), *pair, None)
+        for index, both in enumerate(zip(captured.beside, eager.beside, strict=True)):
+            yield _compared(f"tensor {index} beside the loss", ("beside", index), both)
     for name in ("cpu", "cuda"):
         one, other = getattr(captured.random, name), getattr(eager.random, name)
         if one is not None and not torch.equal(one, other):
@@ -226,10 +224,10 @@ def _differences(subject: Subject, captured: Outcome, eager: Outcome) -> Iterato
 def _compared(
     what: str,
     key: tuple[str, str | int],
-    captured: torch.Tensor | None,
-    eager: torch.Tensor | None,
-    node: fx.Node | None,
+    pair: tuple[torch.Tensor | None, torch.Tensor | None],
+    node: fx.Node | None = None,
 ) -> _Difference:
+    captured, eager = pair
     return _Difference(what, key, captured, eager, node, _part(captured, eager))
 
 

@@ -118,7 +118,7 @@ def test_changes_are_undone_and_said_once_with_their_line() -> None:
 def test_a_recording_hook_keeps_no_fake_tensor() -> None:
     subject = workload(lambda net, hidden: None)
     recorded: list[torch.Tensor] = []
-    subject.model.fc.register_forward_hook(  # type: ignore[union-attr, operator]
+    subject.model.fc.register_forward_hook(  # type: ignore[union-attr]
         lambda module, given, made: recorded.append(made)
     )
     assert subject.loss is not None

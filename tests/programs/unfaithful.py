@@ -70,7 +70,11 @@ def with_parameter_hook() -> Net:
 
 def with_module_hook() -> Net:
     net = Net()
-    net.second.register_full_backward_hook(lambda module, given, made: (4 * given[0],))
+
+    def larger(_: nn.Module, given: Any, __: Any) -> Any:
+        return (4 * given[0],)
+
+    net.second.register_full_backward_hook(larger)
     return net
 
 
