@@ -96,7 +96,7 @@ class Effects:
     def _warn(self, path: str, kind: str, line: str | None) -> None:
         where = line or definition(self._workload.loss) or self._workload.origin
         warnings.warn(
-            f"{where + ': ' if where else ''}{path} {kind} each time it runs, and a compiled step "
+            f"{where + ': ' if where else ''}{path} {kind} when it runs, and a compiled step "
             "does not do that; return it beside the loss, or change it outside the step.",
             SideEffect,
             stacklevel=5,

@@ -7,14 +7,14 @@ cannot be seen before it happens; so they cost the memory of the tensors once, u
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from mpcompile.program.proof.surroundings import GONE, Holder, Path, Surroundings, look
+from mpcompile.program.proof.surroundings import GONE, Holder, Path, Surroundings, elements, look
 from mpcompile.torch_private.tensors import is_fake, set_version, version_of
 
 _EQUAL = (bool, int, float, complex, str, bytes)
@@ -196,9 +196,9 @@ def _content(item: Holder) -> Any:
     if item.keys is not None:
         return {key: look(holder, key) for key in item.keys}
     if isinstance(holder, dict):
-        return dict(holder)
+        return dict(dict.items(holder))  # a class may make something else of reading it
     if isinstance(holder, list | deque):
-        return list(holder)
+        return list(elements(holder))
     if isinstance(holder, set):
         return set(holder)
     names = ("cell_contents",) if hasattr(type(holder), "cell_contents") else _DEFAULTS
@@ -262,17 +262,16 @@ def _alike(one: Any, other: Any) -> bool:
 def _put_back(item: Holder, before: Any) -> None:
     holder = item.value
     if isinstance(holder, dict):
-        if item.keys is None and list(holder) != list(before):
-            holder.clear()
-            holder.update(before)
-            return
+        kind = OrderedDict if isinstance(holder, OrderedDict) else dict
+        if item.keys is None and list(dict.keys(holder)) != list(before):
+            kind.clear(holder)
         for key, value in before.items():
             if value is GONE:
-                holder.pop(key, None)
-            elif holder.get(key, GONE) is not value:
-                holder[key] = value
+                kind.pop(holder, key, None)
+            elif look(holder, key) is not value:
+                kind.__setitem__(holder, key, value)
     elif isinstance(holder, list):
-        holder[:] = before
+        list.__setitem__(holder, slice(None), before)
     elif isinstance(holder, deque | set):
         holder.clear()
         (holder.extend if isinstance(holder, deque) else holder.update)(before)

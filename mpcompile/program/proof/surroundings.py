@@ -146,13 +146,21 @@ def current(item: Held, default: Any = None) -> Any:
 def look(holder: Any, key: Any) -> Any:
     """Return what a holder has under a key, or `GONE`."""
     if isinstance(holder, dict):
-        return holder.get(key, GONE)
+        return dict.get(holder, key, GONE)
     if isinstance(holder, list | tuple | deque):
-        return holder[key] if key < len(holder) else GONE
+        parts = elements(holder)
+        return parts[key] if key < len(parts) else GONE
     try:
         return getattr(holder, key, GONE)
     except ValueError:  # an empty cell
         return GONE
+
+
+def elements(holder: Any) -> Any:
+    """Return the elements of a list, tuple or deque, whatever its class makes of reading them."""
+    if isinstance(holder, deque):
+        return holder
+    return list(list.__iter__(holder) if isinstance(holder, list) else tuple.__iter__(holder))
 
 
 class _Walk:
@@ -238,7 +246,8 @@ class _Walk:
         if len(value) > min(LARGE, self._room) or depth > DEPTH:
             return
         self._room -= len(value)
-        for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+        pairs = dict.items(value) if isinstance(value, dict) else enumerate(elements(value))
+        for key, item in list(pairs):
             self._entry(path.item(key), value, key, item, depth + 1)
 
     def _object(self, value: Any, path: Path, depth: int) -> None:
