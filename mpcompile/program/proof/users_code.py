@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mpcompile.program.capture import is_foreign
+from mpcompile.program.stack_lines import is_foreign
 
 _STDLIB = f"{sysconfig.get_paths()['stdlib']}{sep}"
 _INSTALLED = tuple(f"{sep}{name}{sep}" for name in ("site-packages", "dist-packages"))
