@@ -199,7 +199,8 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     )
     if workload.optimizer is None:
         return made
-    made = _with_step(made, workload.optimizer)
+    with effects.undone():  # hooks of the program run in its backward pass
+        made = _with_step(made, workload.optimizer)
     check_open(forward, workload)
     trace("mpcompile_step", lambda: str(made.step))
     return made

@@ -144,6 +144,11 @@ def of_graph(subject: Subject, state: RandomState, *, exact: bool = False) -> Ou
         found: Sequence[torch.Tensor | None] = [None] * len(leaves)
         if loss.requires_grad and leaves:
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            # A Function that runs a part of the model again adds to ``weight.grad`` itself.
+            found = [
+                _sum(gradient, leaf.grad)
+                for gradient, leaf in zip(found, leaves.values(), strict=True)
+            ]
     count = len(forward.written)
     return Outcome(
         loss.detach(),
@@ -155,6 +160,12 @@ def of_graph(subject: Subject, state: RandomState, *, exact: bool = False) -> Ou
         },
         after,
     )
+
+
+def _sum(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
 
 
 def _dense(gradient: torch.Tensor | None) -> torch.Tensor | None:

@@ -78,7 +78,7 @@ def verify(workload: Workload, forward: Forward, effects: Effects) -> None:
             stacklevel=4,
         )
         return
-    if captured is None or eager is None:
+    if captured is None:
         return
     over = [found for found in _differences(subject, captured, eager) if found.part > TOLERANCE]
     if not over:
@@ -89,10 +89,8 @@ def verify(workload: Workload, forward: Forward, effects: Effects) -> None:
             raise _unfaithful(found, subject)
 
 
-def _both(
-    subject: Subject, state: RandomState, effects: Effects
-) -> tuple[Outcome | None, Outcome | None]:
-    """Run the graph and the program; None: it could not run on its own."""
+def _both(subject: Subject, state: RandomState, effects: Effects) -> tuple[Outcome | None, Outcome]:
+    """Run the graph and the program; None: the graph could not run on its own."""
     workload = subject.workload
     assert workload.optimizer is not None
     found = with_optimizer(effects.found, workload.optimizer)
@@ -104,15 +102,16 @@ def _both(
         note.restore()
         copies.restore()
 
+    captured, obstacle = None, None
     with generators_kept():
         try:
             captured = of_graph(subject, state)
+        except CompileError:
+            raise
         except Exception as error:
             if _out_of_memory(error):
                 raise
-            what = f"torch cannot run the captured graph alone ({first_line(error)})"
-            warnings.warn(f"the step was not compared with the program: {what}", Unverified, 5)
-            return None, None
+            obstacle = f"torch cannot run the captured graph alone ({first_line(error)})"
         finally:
             put_back()
         try:
@@ -121,7 +120,6 @@ def _both(
             own = {id(tensor) for tensor in subject.state.values()}
             beside = {path for path, tensor in effects.found.tensors if id(tensor) not in own}
             effects.note_written([path for path in copies.changed() if path in beside])
-            return captured, eager
         except CompileError:
             raise
         except Exception as error:
@@ -135,6 +133,9 @@ def _both(
             ) from error
         finally:
             put_back()
+    if obstacle:
+        warnings.warn(f"the step was not compared with the program: {obstacle}", Unverified, 5)
+    return captured, eager
 
 
 def _out_of_memory(error: Exception) -> bool:
