@@ -10,9 +10,11 @@ import torch
 from torch import fx
 
 from mpcompile.program.capture import Forward, InputKind
+from mpcompile.program.derivatives.own_backward import OwnBackward
 from mpcompile.program.proof.snapshot import TensorCopies
 from mpcompile.program.random_state import RandomState, drawn_again, random_state
 from mpcompile.program.workload import Workload
+from mpcompile.torch_private.modules import hooks_of
 from mpcompile.torch_private.ops import draws
 from mpcompile.torch_private.tracing import leaves_of
 
@@ -44,6 +46,7 @@ class Subject:
         workload: the program, with a loss and an optimizer.
         forward: its captured graph.
         state: the parameters, buffers and constants by the name that the graph gives them.
+        hooked: whether code of the program runs in backward: hooks, Functions.
         homes: every name of a tensor in the model, and its key in `state`: it may have several.
         trained: the names of the captured parameters that the optimizer trains.
         device: the device of the model.
@@ -52,6 +55,7 @@ class Subject:
     workload: Workload
     forward: Forward
     state: dict[str, torch.Tensor]
+    hooked: bool
     homes: dict[str, str]
     trained: tuple[str, ...]
     device: torch.device
@@ -77,7 +81,10 @@ class Subject:
             if item.kind is InputKind.PARAMETER and id(item.tensor) in wanted
         )
         device = next(iter(model.parameters())).device
-        return cls(workload, forward, state, homes, trained, device)
+        nodes = forward.module.graph.nodes
+        hooked = any(isinstance(node.target, OwnBackward) for node in nodes)
+        hooked = hooked or any(map(hooks_of, state.values()))
+        return cls(workload, forward, state, hooked, homes, trained, device)
 
 
 def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -112,9 +119,9 @@ def of_program(subject: Subject, copies: TensorCopies, state: RandomState) -> Ou
     written = {}
     homes = subject.homes
     now = {homes.get(name, name): tensor for name, tensor in _tensors(workload.model).items()}
+    changed = {id(tensor) for _, tensor in copies.changed()}
     for name, tensor in {**subject.state, **now}.items():
-        before = subject.state.get(name)
-        if tensor is not before or copies.is_written(tensor):
+        if tensor is not subject.state.get(name) or id(tensor) in changed:
             written[name] = tensor.detach().clone()
     kept = tuple(value.detach().clone() for value in beside)
     return Outcome(loss.detach(), kept, gradients, written, after)

@@ -102,7 +102,7 @@ class TensorCopies:
             for path, tensor in tensors
             if tensor.layout is torch.strided and not is_fake(tensor) and not tensor.is_inference()
         ]
-        self._by_id = {id(kept.tensor): kept for kept in self._kept}
+        self._written: list[_Kept] | None = None
 
     def set_gradients_aside(self) -> None:
         """Leave no tensor a gradient; `restore` brings them back."""
@@ -110,19 +110,29 @@ class TensorCopies:
             if kept.grad is not None:
                 kept.tensor.grad = None
 
-    def is_written(self, tensor: torch.Tensor) -> bool:
-        """Whether the value of a tensor differs now; a tensor without a copy never does."""
-        kept = self._by_id.get(id(tensor))
-        return kept is not None and kept.is_written()
+    def changed(self) -> list[tuple[str, torch.Tensor]]:
+        """Return the tensors whose value differs; `restore` looks at no other value then."""
+        self._written = [kept for kept in self._kept if kept.is_written()]
+        return [(kept.path, kept.tensor) for kept in self._written]
 
-    def changed(self) -> list[str]:
-        """Return the places of the tensors whose value differs now."""
-        return [kept.path for kept in self._kept if kept.is_written()]
+    @property
+    def written(self) -> list[tuple[str, torch.Tensor]]:
+        """What `changed` has found."""
+        return [(kept.path, kept.tensor) for kept in self._written or ()]
+
+    def changed_by_ops(self) -> None:
+        """Find the tensors that PyTorch's operations have written, without reading values."""
+        self._written = [kept for kept in self._kept if version_of(kept.tensor) != kept.version]
 
     def restore(self) -> None:
         """Put back storage, values, versions, gradients and whether one is required."""
+        if self._written is None:
+            self.changed()
+        for kept in self._written or ():
+            kept.put_back()
         for kept in self._kept:
-            kept.restore()
+            kept.put_back_gradient()
+        self._written = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,13 +158,15 @@ class _Kept:
             return True
         return not _same_numbers(now, self.value)
 
-    def restore(self) -> None:
+    def put_back(self) -> None:
         tensor = self.tensor
         with torch.no_grad():
             if tensor.data_ptr() != self.storage.data_ptr() or tensor.shape != self.storage.shape:
                 tensor.data = self.storage
-            if not _same_numbers(self.storage, self.value):
-                self.storage.copy_(self.value)
+            self.storage.copy_(self.value)
+
+    def put_back_gradient(self) -> None:
+        tensor = self.tensor
         if version_of(tensor) != self.version:
             set_version(tensor, self.version)
         if tensor.is_leaf:
@@ -165,9 +177,10 @@ class _Kept:
 
 
 def _same_numbers(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.is_floating_point() or one.is_complex():
-        return bool(((one == other) | ((one != one) & (other != other))).all())
-    return torch.equal(one, other)
+    if torch.equal(one, other):
+        return True
+    floating = one.is_floating_point() or one.is_complex()
+    return floating and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def with_optimizer(found: Surroundings, optimizer: torch.optim.Optimizer) -> Surroundings:

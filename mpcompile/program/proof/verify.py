@@ -93,7 +93,10 @@ def _both(subject: Subject, state: RandomState, effects: Effects) -> tuple[Outco
     """Run the graph and the program; None: the graph could not run on its own."""
     workload = subject.workload
     assert workload.optimizer is not None
-    found = with_optimizer(effects.found, workload.optimizer)
+    # Only a hook can step the optimizer, or change anything while the graph runs.
+    found = effects.found
+    if subject.hooked:
+        found = with_optimizer(found, workload.optimizer)
     known = {id(tensor) for _, tensor in found.tensors}
     more = [(name, value) for name, value in subject.state.items() if id(value) not in known]
     copies, note = TensorCopies([*found.tensors, *more]), Snapshot(found)
@@ -113,13 +116,15 @@ def _both(subject: Subject, state: RandomState, effects: Effects) -> tuple[Outco
                 raise
             obstacle = f"torch cannot run the captured graph alone ({first_line(error)})"
         finally:
+            if not subject.hooked:
+                copies.changed_by_ops()
             put_back()
         try:
             with effects.undone():
                 eager = of_program(subject, copies, state)
             own = {id(tensor) for tensor in subject.state.values()}
-            beside = {path for path, tensor in effects.found.tensors if id(tensor) not in own}
-            effects.note_written([path for path in copies.changed() if path in beside])
+            own |= {id(tensor) for _, tensor in found.tensors[len(effects.found.tensors) :]}
+            effects.note_written([path for path, tensor in copies.written if id(tensor) not in own])
         except CompileError:
             raise
         except Exception as error:
