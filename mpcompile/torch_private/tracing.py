@@ -95,8 +95,28 @@ def note_step(optimizer: torch.optim.Optimizer) -> None:
     optimizer._opt_called = True  # type: ignore[attr-defined]
 
 
+def compile_call(module: torch.nn.Module, **options: Any) -> None:
+    """Compile each call of a module, with its hooks, also if the module's class is torch's own.
+
+    ``module.compile()`` compiles the frames that the call enters, and Dynamo skips frames of
+    torch's files: no line of a ``Sequential`` of torch's layers would be compiled.
+
+    Args:
+        module: its weights, hooks and ``state_dict`` do not change.
+        options: of ``torch.compile``.
+    """
+
+    def whole_call(*args: Any, **kwargs: Any) -> Any:
+        return module._call_impl(*args, **kwargs)
+
+    # Dynamo counts graphs per code object, and stops compiling after eight. Each module gets its
+    # own code object, because one that all modules share would reach this limit.
+    whole_call.__code__ = whole_call.__code__.replace()
+    module._compiled_call_impl = torch.compile(whole_call, **options)
+
+
 def uncompile(module: torch.nn.Module) -> None:
-    """Undo ``module.compile()``, for which torch has no function."""
+    """Undo `compile_call` and ``module.compile()``, for which torch has no function."""
     module._compiled_call_impl = None
 
 
