@@ -205,7 +205,7 @@ def _planned(flow: Dataflow, choices: Choices) -> Plan:
 def _with_step(made: Transformed, optimizer: torch.optim.Optimizer) -> Transformed:
     """Differentiate, trace the update, and run the training passes."""
     forward, choices, workload = made.forward, made.choices, made.workload
-    trained, update = update_of(workload, optimizer, forward, choices.loop.parallel)
+    trained, update = update_of(workload, optimizer, forward, choices.loop)
     # The user is shown the graph of composite ops; autograd gets a copy.
     prepared = replace(forward, module=copy_graph(forward.module))
     passes = matmul_passes(arena_positions(forward, update), choices.without)

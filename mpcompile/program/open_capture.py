@@ -21,11 +21,12 @@ from mpcompile.program.capture import (
     InputKind,
     capture,
     definition,
-    is_foreign,
     source_position,
 )
 from mpcompile.program.cudnn_rnn import MODES
+from mpcompile.program.derivatives.own_backward import OwnBackward, Seed
 from mpcompile.program.node_tensors import is_size
+from mpcompile.program.stack_lines import is_foreign
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.ops import draws, given, op_name
@@ -108,15 +109,19 @@ class WatchedInterpreter(fx.Interpreter):
     Args:
         forward: the graph; if its batch size is not open, no op is checked.
         origin: the user's source position for error messages.
+        seed: of the backward pass that follows.
     """
 
-    def __init__(self, forward: Forward, origin: str | None) -> None:
+    def __init__(self, forward: Forward, origin: str | None, seed: Seed) -> None:
         super().__init__(forward.module)
         self._size, self._origin = forward.batch_size, origin
+        self._seed = seed
         self._guards = len(self._size.environment.guards) if self._size else 0
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node, and check whether torch has added a guard on sizes."""
+        if isinstance(n.target, OwnBackward):
+            n.target.seed = self._seed
         if self._size is None:
             return super().run_node(n)
         where = source_position(n)
