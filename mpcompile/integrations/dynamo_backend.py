@@ -28,7 +28,10 @@ from mpcompile.program.control_flow import is_control_flow
 from mpcompile.settings import Settings, check_settings
 from mpcompile.torch_private.inductor import compile_under_autograd, composite, dynamo_constant
 from mpcompile.torch_private.ops import is_higher_order, op_name
+from mpcompile.torch_private.tracing import keep_missing_gradients
 from mpcompile.torch_private.versions import warn_if_untried
+
+keep_missing_gradients()
 
 _ATEN = torch.ops.aten
 _LOG = logging.getLogger("mpcompile")

@@ -120,6 +120,16 @@ def uncompile(module: torch.nn.Module) -> None:
     module._compiled_call_impl = None
 
 
+def keep_missing_gradients() -> None:
+    """Let Dynamo leave autograd Functions that call ``ctx.set_materialize_grads`` as they are.
+
+    Dynamo ignores the call (torch 2.11 to 2.15, with every backend): the compiled backward gets
+    zeros where the program's own gets None, and gives wrong gradients.
+    """
+    called: Any = torch.autograd.function.FunctionCtx.set_materialize_grads
+    called._torchdynamo_disable = True
+
+
 def unflatten(leaves: list[Any], structure: Any) -> Any:
     """Return a tree of a structure that `torch.export` has recorded, with other leaves."""
     return tree_unflatten(leaves, structure)
