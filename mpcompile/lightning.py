@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import update_wrapper
+from types import MethodType
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from mpcompile.errors import BadInput
 from mpcompile.integrations.dynamo_backend import Outcome, compile_graph
 from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
-from mpcompile.torch_private.tracing import compile_call, uncompile
+from mpcompile.torch_private.tracing import compile_call, compile_guarded, uncompile
 
 _LOG = logging.getLogger("mpcompile")
 _WHERE = "MPCompilePrecision"
@@ -77,7 +79,7 @@ class MPCompilePrecision(MixedPrecision):
         for name, network in networks.items():
             compile_call(network, backend=_Backend(name, self._outcomes), options=dict(options))
         own = _Backend("", self._outcomes)
-        module.forward = torch.compile(module.forward, backend=own, options=dict(options))
+        module.forward = _Forward(module, backend=own, options=dict(options))
         self._networks, self._module = tuple(networks.values()), module
         return module
 
@@ -158,6 +160,29 @@ class _Backend:
         made, outcome = compile_graph(module, inputs, options, self._within)
         self._outcomes.append(outcome)
         return made
+
+
+class _Forward:
+    """The compiled ``forward`` of a module; a copy of the module has its own plain ``forward``.
+
+    Args:
+        module: the module.
+        options: of ``torch.compile``.
+    """
+
+    def __init__(self, module: nn.Module, **options: Any) -> None:
+        update_wrapper(self, module.forward)  # Lightning asks whether the user has written it
+        self._module = module
+        self._compiled = compile_guarded(module.forward, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the compiled forward."""
+        return self._compiled(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
+        """Return the plain forward of the copy of the module that is being made."""
+        copied = memo[id(self._module)]
+        return MethodType(type(copied).forward, copied)
 
 
 def _say_if_all_wide(outcomes: Sequence[Outcome]) -> None:

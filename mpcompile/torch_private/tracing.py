@@ -95,6 +95,25 @@ def note_step(optimizer: torch.optim.Optimizer) -> None:
     optimizer._opt_called = True  # type: ignore[attr-defined]
 
 
+def compile_guarded(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Compile a function as ``torch.compile`` does, and again when modules get or lose hooks.
+
+    By default Dynamo puts no guards on hooks, and drops those that are registered after a graph
+    was made.
+
+    Args:
+        function: calls modules.
+        options: of ``torch.compile``.
+    """
+    made = torch.compile(function, **options)
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+            return made(*args, **kwargs)
+
+    return guarded
+
+
 def compile_call(module: torch.nn.Module, **options: Any) -> None:
     """Compile each call of a module, with its hooks, also if the module's class is torch's own.
 
@@ -112,7 +131,7 @@ def compile_call(module: torch.nn.Module, **options: Any) -> None:
     # Dynamo counts graphs per code object, and stops compiling after eight. Each module gets its
     # own code object, because one that all modules share would reach this limit.
     whole_call.__code__ = whole_call.__code__.replace()
-    module._compiled_call_impl = torch.compile(whole_call, **options)
+    module._compiled_call_impl = compile_guarded(whole_call, **options)
 
 
 def uncompile(module: torch.nn.Module) -> None:

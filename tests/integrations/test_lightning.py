@@ -221,6 +221,37 @@ def test_an_override_names_a_module_as_the_model_does() -> None:
         assert casts[(), called] > casts[("net.0",), called] > casts[("net",), called] == 0
 
 
+class HooksLater(Built):
+    """It gets a hook of a layer after its first step."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.trainer.global_step == 1:
+            self.net[2].register_forward_hook(lambda *values: values[2].neg())
+            self.net.register_forward_pre_hook(lambda *values: (values[1][0] + values[1][0],))
+
+
+@pytest.mark.parametrize("called", [whole, layers])
+def test_a_hook_that_is_registered_later_is_seen(called: Any) -> None:
+    plain = HooksLater(of_torch(), called)
+    mine = copy.deepcopy(plain)
+    trainer(max_epochs=1).fit(plain, rows())
+    trainer(lightning.MPCompilePrecision(mpcompile.FULL_PRECISION), max_epochs=1).fit(mine, rows())
+    assert all(map(torch.equal, plain.parameters(), mine.parameters()))
+
+
+def test_a_copy_that_is_made_in_training_has_its_own_weights() -> None:
+    class Copies(Classifier):
+        def on_train_batch_end(self, *_: Any) -> None:
+            twin = copy.deepcopy(self)
+            torch.nn.init.zeros_(twin.blocks[1][1].weight)
+            torch.nn.init.zeros_(twin.blocks[1][1].bias)
+            assert not twin(torch.ones(1, 8)).any()
+            assert not twin.forward(torch.ones(1, 8)).any()
+            assert self(torch.ones(1, 8)).any()
+
+    trainer(lightning.MPCompilePrecision(), max_epochs=1).fit(Copies(), rows())
+
+
 class Negates(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
