@@ -13,7 +13,7 @@ from torch._higher_order_ops.utils import materialize_as_graph
 from torch._logging._internal import trace_structured_artifact
 from torch.fx.experimental import symbolic_shapes
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_unflatten
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
@@ -152,6 +152,12 @@ def keep_missing_gradients() -> None:
 def unflatten(leaves: list[Any], structure: Any) -> Any:
     """Return a tree of a structure that `torch.export` has recorded, with other leaves."""
     return tree_unflatten(leaves, structure)
+
+
+def leaves_of(tree: Any) -> list[Any]:
+    """Return the leaves of a result in the order in which `torch.export` has them."""
+    found: list[Any] = tree_leaves(tree)
+    return found
 
 
 def python_dispatcher() -> AbstractContextManager[Any]:
