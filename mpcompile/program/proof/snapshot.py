@@ -45,8 +45,12 @@ class Change:
 
     @property
     def is_state(self) -> bool:
-        """Whether a parameter, buffer or submodule was replaced: no side effect, but state."""
-        return isinstance(self.holder, Holder) and self.holder.state
+        """Whether a parameter, buffer or submodule was replaced: no side effect, but state.
+
+        So is a tensor that torch keeps on a layer of its own, such as a normed weight.
+        """
+        held = isinstance(self.holder, Holder) and self.holder.state
+        return held and not isinstance(self.after, _EQUAL)
 
 
 class Snapshot:

@@ -71,7 +71,7 @@ class Holder:
         value: the holder itself; for an object its ``__dict__`` if it has one.
         keys: the only keys that count, of a module's globals; None: all.
         attributes: whether its keys are read as attributes, not as items.
-        state: whether it holds parameters, buffers or submodules.
+        state: whether it holds parameters, buffers or submodules, or is a layer of torch.
     """
 
     path: Path
@@ -185,7 +185,8 @@ class _Walk:
         """Walk over a module, its submodules, hooks, attributes and code."""
         if not self._first(module):
             return
-        self._holder(path, vars(module), attributes=True)
+        torchs = type(module).__module__.startswith("torch.")
+        self._holder(path, vars(module), None, True, torchs)
         members = vars(module)
         for group in MEMBERS:
             self._holder(path, members[group], None, True, True)
@@ -313,9 +314,7 @@ class _Walk:
             value = value.__func__
         if not self._first(value):
             return
-        name = value.__name__
-        if name == "<lambda>":
-            name = f"{path}"
+        name = str(path) if value.__name__ == "<lambda>" else value.__name__
         users = is_users_code(value)
         for variable, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             if (item := look(cell, "cell_contents")) is GONE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,21 @@ def test_a_program_without_effects_says_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", SideEffect)
         transform(workload(lambda net, hidden: None))
+
+
+def test_a_layer_of_torch_may_keep_its_own_tensor() -> None:
+    """An old spectral norm sets ``weight`` anew in each forward pass."""
+    subject = workload(lambda net, hidden: None)
+    subject.model.fc = nn.utils.spectral_norm(nn.Linear(2, 2))
+    subject = replace(subject, optimizer=torch.optim.SGD(subject.model.parameters(), lr=0.1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SideEffect)
+        transform(subject)
+
+
+def test_a_number_of_a_layer_that_the_program_changes_is_said() -> None:
+    def anneals(net: Net, hidden: torch.Tensor) -> None:
+        net.fc.scale = len(net.log) + 1.5  # type: ignore[assignment]
+
+    with pytest.warns(SideEffect, match=r"model\.fc\.scale is changed"):
+        transform(workload(anneals))
