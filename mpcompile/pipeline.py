@@ -34,7 +34,6 @@ from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.describe import dataflow
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.marks import MADE_BY
-from mpcompile.program.module_modes import in_modes, modes_of
 from mpcompile.program.open_capture import capture_open, check_open
 from mpcompile.program.unfit_constants import UnfitConstant, unfit_constants, unfit_reasons
 from mpcompile.program.workload import Workload
@@ -126,18 +125,14 @@ def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainSt
         raise BadInput(
             "the workload has no loss and no optimizer", workload.origin, "add both to train it"
         )
-    modes = modes_of(workload.model)
 
-    def for_batch(
-        batch: tuple[torch.Tensor, ...], open_dims: tuple[bool, ...]
-    ) -> tuple[Forward, StepGraph]:
-        with in_modes(modes):
-            made = transform(
+    def for_batch(batch: tuple[torch.Tensor, ...], open_dims: tuple[bool, ...]) -> Transformed:
+        # The caller may be inside torch.no_grad(), and a step trains there too.
+        with torch.inference_mode(False), torch.enable_grad():
+            return transform(
                 replace(workload, batch=batch),
                 choices.for_another_batch(transformed.plan, open_dims),
             )
-        assert made.step is not None
-        return made.forward, made.step
 
     parallel = choices.loop.parallel
     if parallel is not None:

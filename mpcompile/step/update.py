@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -34,6 +34,7 @@ from mpcompile.step.record import record
 from mpcompile.step.recorded_number import Guard, Numbers, python_takes_numbers
 from mpcompile.step.slots import Role, Slot
 from mpcompile.torch_private.graphs import drop_profiler_nodes, rename
+from mpcompile.torch_private.guarding import plain_step
 from mpcompile.torch_private.ops import is_pointwise, op_name
 from mpcompile.torch_private.tensors import fake_like, fake_mode
 from mpcompile.torch_private.tracing import DataDependent, functionalized
@@ -128,6 +129,7 @@ def trace_update(
     device: torch.device,
     origin: str | None,
     ranks: int = 1,
+    progress: Mapping[str, Hashable] | None = None,
 ) -> Update:
     """Trace ``optimizer.step()``.
 
@@ -146,14 +148,21 @@ def trace_update(
         device: where the update runs.
         origin: the user's source position for error messages.
         ranks: number of processes; each updates a slice of each flat arena.
+        progress: parameters that differ in it are stored in arenas of their own, because an arena
+            has one counter (`mpcompile.step.optimizer_start.progress_of`); None: none differ.
 
     Raises:
         CannotCapture: ``step()`` fails, or depends on values in a way that a graph cannot express.
     """
+    progress = progress or {}
     parts = [
-        (index, [name for name in names if (name in cast) is narrow])
+        (
+            index,
+            [name for name in names if (name in cast) is narrow and progress.get(name) == stage],
+        )
         for index, names in enumerate(groups)
         for narrow in (True, False)
+        for stage in dict.fromkeys(map(progress.get, names))
     ]
 
     def arena(number: int, part: tuple[int, Sequence[str]], flat: bool, ranks: int) -> Arena:
@@ -299,7 +308,7 @@ class _Trace:
             mine = {k.removeprefix(prefix): v for k, v in options.items() if k.startswith(prefix)}
             groups.append(replaced(group_of(self.optimizer, arena, params=[master]), mine))
         shell = optimizer_around(self.optimizer, groups, defaultdict(dict, state))
-        type(shell).step(shell)
+        plain_step(shell)
         for arena in arenas:
             after = shell.state[held[f"{arena.name}.master"]]
             held |= {f"{arena.name}.{key}": after[key] for key in self.starts[arena.name].state}

@@ -11,6 +11,7 @@ from mpcompile.program.casts import is_cast
 from mpcompile.program.workload import Workload
 from mpcompile.step.arena import ArenaPosition
 from mpcompile.step.graph import StepGraph, add_inputs, results, set_results
+from mpcompile.step.optimizer_start import progress_of
 from mpcompile.step.processes import DataParallel
 from mpcompile.step.slots import Role, Slot
 from mpcompile.step.update import Update, trace_update, trained_parameters
@@ -33,7 +34,10 @@ def update_of(
     device = next(iter(workload.model.parameters())).device
     ranks = parallel.ranks if parallel is not None and parallel.shard else 1
     cast = weights_cast(forward, alone=ranks > 1)
-    update = trace_update(optimizer, groups, cast, shapes, device, workload.origin, ranks)
+    tensors = {item.name: item.tensor for item in forward.inputs}
+    trained = [name for group in groups for name in group]
+    progress = progress_of(optimizer, {name: tensors[name] for name in trained})
+    update = trace_update(optimizer, groups, cast, shapes, device, workload.origin, ranks, progress)
     if ranks > 1 and not all(arena.flat for arena in update.arenas):
         raise BadInput(
             f"{type(optimizer).__name__} looks at a whole weight at a time, so its state cannot be "
@@ -41,7 +45,7 @@ def update_of(
             workload.origin,
             "leave out shard=True, or use an optimizer that works element by element",
         )
-    return [name for group in groups for name in group], update
+    return trained, update
 
 
 def weights_cast(forward: Forward, *, alone: bool = False) -> set[str]:

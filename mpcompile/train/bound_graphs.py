@@ -47,14 +47,15 @@ class BoundGradient:
         slots = [slot.name for slot in step.slots.values() if slot.role is Role.BATCH]
         in_batch = {name: index for index, name in enumerate(slots)}
         self._inputs: list[Any] = []
-        self.bind(state)
+        self._state = state
+        self.bind()
         self._batch_inputs = [
             (index, in_batch[name]) for index, name in enumerate(self._names) if name in in_batch
         ]
 
-    def bind(self, state: Mapping[str, torch.Tensor]) -> None:
+    def bind(self) -> None:
         """Read the state at its present storage."""
-        self._inputs = [state.get(name) for name in self._names]
+        self._inputs = [self._state.get(name) for name in self._names]
 
     def prepare(self, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return a batch in the memory layout of the example."""
