@@ -18,7 +18,7 @@ def check_free(folder: Path, force: bool) -> None:
     """Raise BadInput if the folder exists and may not be replaced, or cannot be created."""
     if folder.exists() and not force:
         raise BadInput(
-            f"{folder} already exists", fix="give --force to replace it, or --output elsewhere"
+            f"{folder} already exists", fix="give --force to replace it, or choose another --output"
         )
     if folder.exists() and not (folder / "plan.json").is_file():
         raise BadInput(
@@ -26,7 +26,9 @@ def check_free(folder: Path, force: bool) -> None:
             fix="choose another --output",
         )
     if not folder.resolve().parent.is_dir():
-        raise BadInput(f"{folder.parent} is not a folder", fix="create it, or choose another")
+        raise BadInput(
+            f"{folder.parent} is not a folder", fix="create it, or choose another folder"
+        )
 
 
 def write_folder(folder: Path, files: dict[str, str], force: bool) -> None:
@@ -76,10 +78,10 @@ def check_file(file: Path, force: bool) -> None:
         raise BadInput(f"{file} is a folder", fix="choose another file")
     if file.exists() and not force:
         raise BadInput(
-            f"{file} already exists", fix="give --force to replace it, or write elsewhere"
+            f"{file} already exists", fix="give --force to replace it, or choose another file"
         )
     if not file.resolve().parent.is_dir():
-        raise BadInput(f"{file.parent} is not a folder", fix="create it, or choose another")
+        raise BadInput(f"{file.parent} is not a folder", fix="create it, or choose another folder")
 
 
 def write_file(file: Path, content: str | bytes, force: bool) -> None:

@@ -46,7 +46,7 @@ class MPCompilePrecision(MixedPrecision):
         narrow = self._policy.precision is Precision.FP16
         if scaler is not None and not narrow:
             raise BadInput(
-                f"a scaler is given, and the precision is {self._policy.precision.value}",
+                f"a scaler is given, but the precision is {self._policy.precision.value}",
                 _WHERE,
                 "leave the scaler out; only FP16 needs one",
             )
@@ -83,7 +83,8 @@ class MPCompilePrecision(MixedPrecision):
         """
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
             raise BadInput(
-                "L-BFGS evaluates the loss several times per step, and one scale cannot fit all",
+                "L-BFGS evaluates the loss several times per step, but a loss scale fits one "
+                "evaluation",
                 _WHERE,
                 "choose another optimizer, or train in FP32",
             )

@@ -200,7 +200,7 @@ def _planned(flow: Dataflow, choices: Choices) -> Plan:
 def _with_step(made: Transformed, optimizer: torch.optim.Optimizer) -> Transformed:
     """Differentiate, trace the update, and run the training passes."""
     forward, choices, workload = made.forward, made.choices, made.workload
-    trained, update = update_of(workload, optimizer, forward, choices.loop.parallel)
+    trained, update = update_of(workload, optimizer, forward, choices.loop)
     # The user is shown the graph of composite ops; autograd gets a copy.
     prepared = replace(forward, module=copy_graph(forward.module))
     passes = matmul_passes(arena_positions(forward, update), choices.without)
@@ -226,16 +226,17 @@ def _check_passes(without: Collection[str]) -> None:
         if name not in OPTIONAL:
             raise BadInput(
                 f"there is no pass {name!r} to leave out{did_you_mean(name, OPTIONAL)}",
-                fix=f"the passes are {', '.join(OPTIONAL)}",
+                fix=f"the optional passes are {', '.join(OPTIONAL)}",
             )
 
 
 def _check_release(policy: Policy, ranges: Ranges) -> None:
     if ranges.release and policy.level in (Level.CAREFUL, Level.TENSOR_CORES_ONLY):
         raise BadInput(
-            f"the level {policy.level.value} keeps in FP32 what release would store in 16 bits",
+            f"the level {policy.level.value} keeps tensors in FP32 that release would store in "
+            "16 bits",
             "the policy",
-            "release with the level paper",
+            "use release with the level paper",
         )
 
 

@@ -37,7 +37,7 @@ class LintSettings(BaseModel):
     ignore: Annotated[tuple[str, ...], _rules("to leave out")] = ()
     per_module_ignores: Annotated[
         dict[str, Annotated[tuple[str, ...], Field(strict=False)]],
-        Field(description="Per pattern of module paths: the rules to leave out there."),
+        Field(description="For each pattern of module paths, the rules to leave out there."),
     ] = {}
 
 
@@ -46,28 +46,34 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    level: Annotated[Level, Field(strict=False, description="How much is stored in 16 bits.")] = (
-        Level.PAPER
-    )
+    level: Annotated[
+        Level, Field(strict=False, description="How many tensors are stored in 16 bits.")
+    ] = Level.PAPER
     precision: Annotated[
         Literal["fp16", "bf16", "fp32"],
-        Field(description="The 16-bit format; fp32 changes nothing."),
+        Field(description="The 16-bit format; fp32 keeps the program unchanged."),
     ] = "fp16"
     full: Annotated[tuple[str, ...], _patterns("that stay in FP32")] = ()
     half: Annotated[tuple[str, ...], _patterns("that run in 16 bits")] = ()
-    free: Annotated[tuple[str, ...], _patterns("that may run in either")] = ()
+    free: Annotated[tuple[str, ...], _patterns("whose precision the planner may choose")] = ()
     loss_scale: Annotated[
         str | float,
-        Field(description="dynamic, none, or a number; default: dynamic with fp16, else none."),
+        Field(
+            description=(
+                "The loss scale: dynamic, none, or a number; default: dynamic with fp16, else none."
+            )
+        ),
     ] = ""
     backend: Annotated[
         Literal["interpreter", "inductor"] | None,
-        Field(description="Default: inductor on CUDA, interpreter elsewhere."),
+        Field(description="What runs the step; default: inductor on CUDA, interpreter elsewhere."),
     ] = None
     without: Annotated[
         tuple[str, ...], Field(strict=False, description="Optional passes to leave out.")
     ] = ()
-    lint: Annotated[LintSettings, Field(description="What `mpcompile lint` says.")] = LintSettings()
+    lint: Annotated[LintSettings, Field(description="The rules of `mpcompile lint`.")] = (
+        LintSettings()
+    )
 
     @field_validator("loss_scale", mode="before")
     @classmethod
@@ -141,7 +147,7 @@ def _table(path: Path) -> object:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeError) as error:
-        raise BadInput(f"this is not TOML ({error})", str(path), "correct it") from error
+        raise BadInput(f"this is not TOML ({error})", str(path), "correct that line") from error
     tools = document.get("tool", {})
     return tools.get("mpcompile", {}) if isinstance(tools, dict) else {}
 

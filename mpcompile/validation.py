@@ -30,7 +30,9 @@ def read_document(path: Path, name: str, advice: str) -> bytes:
         raise BadInput("there is no such file", str(path), f"give the path of a {name}")
     size = path.stat().st_size
     if size > _LARGEST:
-        raise BadInput(f"{size:,} bytes are too many for a {name}", str(path), advice)
+        raise BadInput(
+            f"the file has {size:,} bytes, which is too large for a {name}", str(path), advice
+        )
     return path.read_bytes()
 
 
@@ -79,9 +81,11 @@ def sentence(error: ValidationError, known: Collection[str] = ()) -> str:
     if kind == "missing":
         return f"{path} is missing"
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"there is no {path}{did_you_mean(path, known)}"
+        return f"there is no field {path}{did_you_mean(path, known)}"
+    if kind == "value_error":  # a sentence of a class of ours
+        return f"{path}{': ' * bool(path)}{message.removeprefix('Value error, ')}"
     if path and not message.startswith("Input should"):
-        message = f"{path}: {message.removeprefix('Value error, ')}"
+        message = f"{path}: {message}"
     message = message.replace("Input should", f"{path or 'the document'} should")
     message = message.replace("a valid tuple", "a list").replace("a valid array", "a list")
     return f"{message}, not {short(first['input'])}"

@@ -11,6 +11,7 @@ from mpcompile.passes.forward.clean_casts import clean_casts
 from mpcompile.passes.forward.insert_casts import InsertCasts
 from mpcompile.passes.forward.join_matmuls import JoinMatmuls
 from mpcompile.passes.forward.keep_cudnn_rnn import KeepCudnnRnn
+from mpcompile.passes.forward.narrow_backward import narrow_backward
 from mpcompile.passes.forward.pad_vocabulary import PadVocabulary
 from mpcompile.passes.gradient.recompute_casts import recompute_casts
 from mpcompile.passes.gradient.save_narrow import save_narrow
@@ -32,6 +33,7 @@ from mpcompile.passes.step.lay_out_copies import lay_out_copies
 from mpcompile.passes.step.pack_gradients import pack_gradients
 from mpcompile.passes.step.report_outcome import report_outcome
 from mpcompile.passes.step.scale_loss import ScaleLoss
+from mpcompile.passes.step.store_written import store_written
 from mpcompile.plan.plan import Plan
 from mpcompile.step.arena import ArenaPosition
 from mpcompile.step.graph import StepGraph
@@ -46,6 +48,7 @@ def forward_passes(plan: Plan) -> tuple[Pass[fx.GraphModule], ...]:
     return (
         InsertCasts(plan),
         clean_casts,  # constants made in FP32 and cast are made narrow at once
+        narrow_backward,  # reads the dtypes that the casts have set
     )
 
 
@@ -90,6 +93,7 @@ def training_passes(scale: LossScale, loop: Loop = PLAIN) -> tuple[Pass[StepGrap
         hoist_weight_casts,  # decides which weights have a working copy and come first in an arena
         hoist_read_casts,
         lay_out_copies,  # moves weights within the arenas
+        store_written,  # at the final offsets, before anything reads the masters' next values
         ReduceInBackward(loop),  # in the gradient graph, before gradients are packed
         pack_gradients,  # in the order of the arenas
         AccumulateGradients(loop, scale),  # adds packed gradients

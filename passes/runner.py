@@ -54,7 +54,7 @@ def run_passes(
             if between is not None:
                 between(graph, [*changes, name])
         except Exception as error:
-            error.add_note(f"while {name} rewrote the graph; finished before it: {list(changes)}")
+            error.add_note(f"while {name} rewrote the graph; finished before: {list(changes)}")
             raise
         changes[name] = changes.get(name, 0) + made
         if mark is not None and made:

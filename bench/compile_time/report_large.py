@@ -100,7 +100,7 @@ def _node(
 ) -> ViewNode:
     stores = "f16" if precision == "f16" else "f32"
     return ViewNode(
-        id, op, role, stage, precision, stores, stores, f"{stores}[8,1024,1024]", 1 << 24, reads,
+        id, op, role, stage, precision, stores, (stores,), f"{stores}[8,1024,1024]", 1 << 24, reads,
         planned=id if role == "op" else "", reason=f"because of {op}", saved=role == "op",
         alive=1 << 30, where=Where(module, "large.py", 1 + len(id)),
     )  # fmt: skip

@@ -160,9 +160,9 @@ def page(models: dict[str, dict[str, Curve]], steps: int, command: str) -> str:
 Final loss: the mean of the last {min(LAST, steps)} of {steps} steps, small sizes.
 A seed chooses the initial weights and the order of the data.
 The spread is the largest less the smallest of the three FP32 losses. Mixed precision of seed 0
-follows FP32 of seed 0, so where that one is the largest or the smallest of the three, mixed may lie
-outside their range by any small amount; what counts is that the precision changes the loss by less
-than the seed does.
+follows FP32 of seed 0. If FP32 of seed 0 is the largest or the smallest of the three, mixed
+precision can be slightly outside their range. The test is that the precision changes the loss by
+less than the seed does.
 Mixed precision is the default policy with the default dynamic loss scale, computed on the CPU in
 pseudo FP16 (FP16 operands and results, FP32 arithmetic).
 

@@ -29,7 +29,7 @@ from mpcompile.options import (
     TransformOptions,
     TuneOptions,
 )
-from mpcompile.options.arguments import AnySource, Source
+from mpcompile.options.arguments import AnySource, ProgramSource, Source
 from mpcompile.options.plan_flags import NO_FLAGS
 from mpcompile.options.run import NO_CHECKPOINT_FLAGS, NO_ONNX_RUN_FLAGS, NO_PROCESS_FLAGS
 from mpcompile.options.transform import NO_ONNX_FLAGS
@@ -39,8 +39,9 @@ app = App(
     version=__version__,
     help="Compile an FP32 PyTorch training step into mixed precision.\n\n"
     "`mpcompile model.py` transforms and explains; `mpcompile run model.py` trains. The file is "
-    "your own code: it is executed. Settings stand in `[tool.mpcompile]` of `pyproject.toml`. Exit "
-    "codes: 0 done, 1 a check failed, 2 bad input, 3 the model cannot be captured, 70 a defect of "
+    "your own code: it is executed. Settings are in `[tool.mpcompile]` of `pyproject.toml`. Exit "
+    "codes: 0 done, 1 a check failed, 2 bad input, 3 the model cannot be captured, 4 another "
+    "process is gone, 70 a defect of "
     "mpcompile, 130 or 143 stopped by a signal.",
     help_format="markdown",
 )
@@ -48,17 +49,17 @@ app = App(
 Side = Annotated[
     str,
     Parameter(
-        help="A plan.json, a folder that mpcompile has written, a program or an .onnx file; behind "
-        "the last two perhaps @LEVEL or @FILE.toml, the policy to plan by."
+        help="A plan.json, a folder that mpcompile has written, a program or an .onnx file; the "
+        "last two may end in @LEVEL or @FILE.toml, the policy to plan with."
     ),
 ]
 
 
 @app.command
-def bench(source: Source, *, options: BenchOptions = BenchOptions()) -> None:
+def bench(source: ProgramSource, *, options: BenchOptions = BenchOptions()) -> None:
     """Time a program's step beside eager FP32, autocast and torch.compile with autocast.
 
-    Each way runs in a process of its own on the example batch, and compiles from an empty cache: in
+    Each variant runs in its own process on the example batch and compiles with an empty cache, in
     FP16 on CUDA, in BF16 on a CPU.
     """
     commands.bench.bench(source, options)
@@ -66,21 +67,23 @@ def bench(source: Source, *, options: BenchOptions = BenchOptions()) -> None:
 
 @app.command
 def calibrate(source: Source, *, options: CalibrateOptions = CalibrateOptions()) -> None:
-    """Run a program in FP32 on its own data, or a model on --data, and measure every tensor."""
+    """Measure every tensor in FP32: a program on its own data, an .onnx model on --data."""
     if source.endswith(".onnx"):
         commands.onnx_calibrate.calibrate(Path(source), options)
         return
     if options.data is not None:
-        raise BadInput(f"{source} is no .onnx file", fix="leave out --data: it has its own")
+        raise BadInput(
+            f"{source} is not an .onnx file", fix="leave out --data, because a program has its own"
+        )
     commands.calibrate.calibrate(source, options)
 
 
 @app.command
-def check(source: Source, *, options: CheckOptions = CheckOptions()) -> None:
+def check(source: ProgramSource, *, options: CheckOptions = CheckOptions()) -> None:
     """Compare every tensor of a step, forward and backward, with FP64 and with eager autocast.
 
-    Exit code 1 with the first node whose error is over the tolerance and more than rounding alone
-    explains, or that is not finite.
+    The exit code is 1 if the error of a node is over the tolerance and more than rounding alone
+    explains, or if a node is not finite; the first such node is named.
     """
     inputs = commands.plan_inputs.read_plan_inputs(options.flags)
     commands.check.check(source, options, inputs)
@@ -90,8 +93,8 @@ def check(source: Source, *, options: CheckOptions = CheckOptions()) -> None:
 def diff(old: Side, new: Side, /, *, options: DiffOptions = DiffOptions()) -> int:
     """Say in words what changed between two plans, programs, models or policies.
 
-    Exit code 0: both do the same to the same graph; 1: they differ. Reasons and source lines alone
-    are no difference. `mpcompile diff model.py@careful model.py@paper` compares two policies.
+    Exit code 0: both decide the same for the same graph; 1: they differ. Other reasons or source
+    lines do not count. `mpcompile diff model.py@careful model.py@paper` compares two policies.
     """
     return commands.diff.diff(old, new, options)
 
@@ -100,7 +103,7 @@ def diff(old: Side, new: Side, /, *, options: DiffOptions = DiffOptions()) -> in
 def explain(
     source: AnySource,
     *names: Annotated[
-        str, Parameter(help="Ops of the plan, nodes of the step, or paths of modules.")
+        str, Parameter(help="Names of ops of the plan or nodes of the step, or module paths.")
     ],
     options: ExplainOptions = ExplainOptions(),
 ) -> None:
@@ -110,45 +113,45 @@ def explain(
 
 
 @app.command
-def export(source: Source, *, options: ExportOptions) -> None:
+def export(source: ProgramSource, *, options: ExportOptions) -> None:
     """Write a program's training step, or its model for inference, as an ONNX graph.
 
-    Beside a step, train.onnx, stand train.json and train.safetensors; stock ONNX Runtime trains it.
+    A step is written as train.onnx, train.json and train.safetensors; ONNX Runtime alone trains it.
     """
     inputs = commands.plan_inputs.read_plan_inputs(options.flags)
     commands.export.export(source, options, inputs)
 
 
 @app.command
-def gradients(source: Source, *, options: GradientsOptions = GradientsOptions()) -> None:
-    """Show gradients by their exponents, what FP16 loses of them, and the loss scale for them.
+def gradients(source: ProgramSource, *, options: GradientsOptions = GradientsOptions()) -> None:
+    """Show the exponents of gradients, the share that FP16 loses, and the recommended loss scale.
 
     It also says how many updates would vanish if the weights had no FP32 masters.
     """
     if source.endswith(".onnx"):
-        raise BadInput(f"{source} has no loss and no optimizer", fix="name a program that has both")
+        raise BadInput(f"{source} has no loss and no optimizer", fix="give a program that has both")
     inputs = commands.plan_inputs.read_plan_inputs(options.flags)
     commands.gradients.gradients(source, options, inputs)
 
 
 @app.command
 def inspect(source: AnySource, *, options: InspectOptions = InspectOptions()) -> None:
-    """Show what runs in which precision, every cast, what is kept, memory, and the costs.
+    """Show the precision of every op, all casts, tensors kept for backward, memory and costs.
 
-    Of a program it also prints what each pass changed and the least time that a step can take on a
+    For a program it also prints the changes of each pass and the least time of a step on a
     device.
     """
     if options.check is not None and options.model_explorer is None:
-        raise BadInput("--check goes into files for Model Explorer", fix="give --model-explorer")
+        raise BadInput("--check needs --model-explorer", fix="give --model-explorer DIR")
     inputs = commands.plan_inputs.read_plan_inputs(options.flags)
     commands.inspect.inspect(source, options, inputs)
 
 
 @app.command
 def lint(source: Source | None = None, *, options: LintOptions = LintOptions()) -> int:
-    """Find what goes wrong or slows down in 16 bits, each with its fix; exit 1 if there is any.
+    """Find faults and slow parts in 16 bits, each with its fix; exit with 1 if there are any.
 
-    Notes do not count: they say what mpcompile copes with.
+    Notes do not count: they name cases that mpcompile handles.
     """
     if options.rules:
         commands.lint.print_rules()
@@ -157,20 +160,20 @@ def lint(source: Source | None = None, *, options: LintOptions = LintOptions()) 
         commands.lint.print_page(options.explain)
         return 0
     if source is None:
-        raise BadInput("there is nothing to look at", fix="name a program or an .onnx file")
+        raise BadInput("no source was given", fix="give a program or an .onnx file")
     inputs = commands.plan_inputs.read_plan_inputs(options.flags)
     return commands.lint.lint(source, options, inputs)
 
 
 @app.command
-def reduce(source: Source, *, options: ReduceOptions = ReduceOptions()) -> None:
+def reduce(source: ProgramSource, *, options: ReduceOptions = ReduceOptions()) -> None:
     """Write the smallest part of a step that fails in 16 bits, as a script that imports torch only.
 
-    A failure is a number that is not finite though it is in FP64, or an error that rounding alone
+    A failure is a number that is finite only in FP64, or an error that rounding alone
     does not explain. The script exits with 1 while it shows the failure, with 0 once it is gone.
     """
     if source.endswith(".onnx"):
-        raise BadInput(f"{source} is an ONNX model", fix="reduce a training program")
+        raise BadInput(f"{source} is an ONNX model", fix="give a training program")
     inputs = commands.plan_inputs.read_plan_inputs(options.flags)
     commands.reduce.reduce(source, options, inputs)
 
@@ -179,8 +182,8 @@ def reduce(source: Source, *, options: ReduceOptions = ReduceOptions()) -> None:
 def report(source: AnySource, *, options: ReportOptions = ReportOptions()) -> None:
     """Write one HTML file that shows the graph before and after, its tables and plots.
 
-    It needs no server and no network. Of a program it shows the step in FP32 and as transformed, of
-    a model as it is and as it would be rewritten.
+    It needs no server and no network. It shows the step of a program in FP32 and transformed, or
+    a model before and after the rewrite.
     """
     inputs = commands.plan_inputs.read_plan_inputs(options.flags)
     commands.report.report(source, options, inputs)
@@ -190,24 +193,29 @@ def report(source: AnySource, *, options: ReportOptions = ReportOptions()) -> No
 def run(source: Source, *, options: RunOptions = RunOptions()) -> int:
     """Train a program in mixed precision on its own data, or a train.onnx on --data.
 
-    If a step has to be skipped, it says which node made the first number that is not finite. With
-    --out, SIGTERM and Ctrl-C finish the step and save it; it then exits with 143 or 130. On many
-    processes: ``torchrun --nproc-per-node 4 -m -- mpcompile run model.py``, where each takes every
+    If a step is skipped, it names the node that made the first number that is not finite. With
+    --out, SIGTERM and Ctrl-C finish and save the step; the exit code is then 143 or 130. On several
+    processes: ``torchrun --nproc-per-node 4 -m -- mpcompile run model.py``; each takes every
     fourth batch.
     """
     if source.endswith(".onnx"):
         if options.backend or options.flags != NO_FLAGS:
-            raise BadInput(f"{source} was planned when it was exported", fix="leave out its flags")
+            raise BadInput(
+                f"{source} was planned when it was exported",
+                fix="leave out --backend and the planner's flags",
+            )
         if options.log or options.tensorboard:
-            raise BadInput(f"{source} keeps no log", fix="leave out --log and --tensorboard")
+            raise BadInput(f"{source} writes no log", fix="leave out --log and --tensorboard")
         if options.checkpoints != NO_CHECKPOINT_FLAGS:
-            raise BadInput(f"{source} keeps no checkpoints", fix="leave out --out and the like")
+            raise BadInput(f"{source} writes no checkpoints", fix="leave out --out and its flags")
         if options.processes != NO_PROCESS_FLAGS:
-            raise BadInput(f"{source} runs alone", fix="leave out --shard and --reduce")
+            raise BadInput(f"{source} runs in one process", fix="leave out --shard and --reduce")
         commands.onnx_run.run(Path(source), options)
         return 0
     if options.onnx != NO_ONNX_RUN_FLAGS:
-        raise BadInput(f"{source} is no .onnx file", fix="leave out --data, --output and the like")
+        raise BadInput(
+            f"{source} is not an .onnx file", fix="leave out --data, --device, --output and --force"
+        )
     inputs = commands.plan_inputs.read_plan_inputs(options.flags)
     return commands.run.run(source, options, inputs)
 
@@ -215,7 +223,7 @@ def run(source: Source, *, options: RunOptions = RunOptions()) -> int:
 @app.command
 def schema(
     document: Annotated[
-        Literal["settings", "plan"] | None, Parameter(help="Which one; default: both.")
+        Literal["settings", "plan"] | None, Parameter(help="Which schema; default: both.")
     ] = None,
     *,
     options: SchemaOptions = SchemaOptions(),
@@ -227,13 +235,16 @@ def schema(
 
 @app.default
 def transform(source: Source, *, options: TransformOptions = TransformOptions()) -> None:
-    """Transform a training program, or a model as an .onnx file, and print what became of it.
+    """Transform a training program or an .onnx model, and print a summary.
 
-    Of a program it writes plan and graphs into a folder; of an .onnx file the model in mixed
-    precision, once that is valid and computes what the original does, and its plan.
+    For a program it writes the plan and the graphs into a folder; for an .onnx file the model in
+    mixed precision and its plan, if the new model is valid and computes the same as the original.
     """
     if not source.endswith(".onnx") and options.onnx != NO_ONNX_FLAGS:
-        raise BadInput(f"{source} is no .onnx file", fix="leave out --data, --target and the like")
+        raise BadInput(
+            f"{source} is not an .onnx file",
+            fix="leave out --data, --target, --free-io and --tolerance",
+        )
     inputs = commands.plan_inputs.read_plan_inputs(options.flags)
     if source.endswith(".onnx"):
         commands.onnx_rewrite.rewrite(Path(source), options, inputs)
@@ -242,12 +253,12 @@ def transform(source: Source, *, options: TransformOptions = TransformOptions())
 
 
 @app.command
-def tune(source: Source, *, options: TuneOptions = TuneOptions()) -> None:
+def tune(source: ProgramSource, *, options: TuneOptions = TuneOptions()) -> None:
     """Find the fewest ops to return to FP32 so that a tolerance or a score holds."""
     if options.flags.plan is not None:
         raise BadInput(
-            "the decisions of --plan hold before every override",
-            fix="leave it out, and give overrides or --ranges",
+            "--plan overrides every override that tune tries",
+            fix="leave out --plan, and give overrides or --ranges",
         )
     inputs = commands.plan_inputs.read_plan_inputs(options.flags)
     commands.tune.tune(source, options, inputs)

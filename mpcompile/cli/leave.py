@@ -43,7 +43,7 @@ def exit_code(arguments: list[str]) -> int:
         return 0
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        advice = "" if debug else " Run again with --debug for the traceback."
+        advice = "" if debug else " Run again with --debug, and report the traceback."
         return _say(f"this is a defect of mpcompile ({text}).{advice}", DEFECT, debug)
     return code if isinstance(code, int) else 0
 

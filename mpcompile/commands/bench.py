@@ -57,7 +57,7 @@ def bench(source: str, options: BenchOptions) -> None:
                 run = run_process(command, Path(folder), name, LIMIT)
             found[name] = summarize([run])
     best = compare(found, {name for name in COMPARED if VARIANTS[name].peer})
-    console.print(table_of(found, f"{source} on {device}, {steps} steps a variant"))
+    console.print(table_of(found, f"{source} on {device}, {steps} steps per variant"))
     write_json(options.json, {"source": source, "device": device, "variants": found, **best})
     failed = {
         name: run["runs"][0]["error"] for name, run in found.items() if "error" in run["runs"][0]
@@ -69,16 +69,16 @@ def bench(source: str, options: BenchOptions) -> None:
 
 ROWS: tuple[tuple[str, str, float, str], ...] = (
     ("step, ms", "median_ms", 1, ".3f"),
-    ("a tenth below", "p10_ms", 1, ".3f"),
-    ("a tenth above", "p90_ms", 1, ".3f"),
+    ("10th percentile, ms", "p10_ms", 1, ".3f"),
+    ("90th percentile, ms", "p90_ms", 1, ".3f"),
     ("samples/s", "samples_per_s", 1, ",.0f"),
     ("peak MiB", "memory", 2**-20, ",.0f"),
     ("setup, s", "setup_s", 1, ".1f"),
     ("host waits", "syncs", 1, "d"),
     ("last loss", "loss", 1, ".4f"),
-    ("x best peer's speed", "times_faster_than_best_peer", 1, ".2f"),
-    ("memory / least", "memory_of_best_peer", 1, ".2f"),
-    ("setup / compile's", "setup_of_compiled", 1, ".2f"),
+    ("speed / best peer's", "times_faster_than_best_peer", 1, ".2f"),
+    ("memory / least peer's", "memory_of_best_peer", 1, ".2f"),
+    ("setup / torch.compile's", "setup_of_compiled", 1, ".2f"),
 )
 """Rows of the table: title, key in a summary, unit and format."""
 
@@ -102,11 +102,15 @@ def device_of(workload: Workload) -> str:
     """
     if workload.loss is None:
         raise BadInput(
-            "the workload has no loss and no optimizer", workload.origin, "add both to time it"
+            "the workload has no loss and no optimizer",
+            workload.origin,
+            "add both, because a whole step is timed",
         )
     device = next(iter(workload.model.parameters())).device.type
     if device not in ("cpu", "cuda"):
-        raise BadInput(f"the model is on {device}", workload.origin, "put it on cpu or cuda")
+        raise BadInput(
+            f"the model is on {device}", workload.origin, "move the model to cpu or cuda"
+        )
     return device
 
 

@@ -48,7 +48,9 @@ def check(source: str, options: CheckOptions, inputs: PlanInputs) -> None:
     if not tolerance > 0:
         raise BadInput(f"--tolerance is {tolerance}", fix="give a number above 0")
     if batches < 1 or steps < 0:
-        raise BadInput(f"--batches is {batches}, --steps {steps}", fix="give at least 1 and 0")
+        raise BadInput(
+            f"--batches is {batches} and --steps is {steps}", fix="give at least 1 and at least 0"
+        )
     console = open_terminal(options.json)
     transformed = load_program(source, inputs, console)
     workload = transformed.workload
@@ -105,15 +107,16 @@ def _print(
     count = "1 batch" if options.batches == 1 else f"{options.batches} batches"
     verdict = f"{len(failed)} over" if failed else "none over"
     console.print(
-        "error: against FP64, of the tensor and of the node on its own; bits: left to 65504; "
-        "zero, subn: share of zeros and of FP16 subnormals",
+        "error: of the tensor against FP64; own: error of the node alone; bits: to overflow at "
+        "65504; "
+        "zero, subn: shares of zeros and of FP16 subnormals",
         style="dim",
     )
     say(
         console,
         f"{len(rows):,} tensors in {count} at a loss scale of {step.loss_scale:g}: {verdict} the "
         f"tolerance of {options.tolerance:g}; {nearer:,} of the {len(peers):,} that eager autocast "
-        "makes too are at least as near to FP64 as its own",
+        "also computes are at least as near to FP64 here",
     )
 
 
@@ -124,7 +127,7 @@ def _tables(
         yield f"all {len(rows)} tensors, in order", rows
         return
     if failed:
-        yield f"over the tolerance: the first {min(_SHOWN, len(failed))}", failed[:_SHOWN]
+        yield f"over the tolerance: the first {min(_SHOWN, len(failed))} tensors", failed[:_SHOWN]
     for stage in ("forward", "backward"):
         made = [row for row in rows if row.stage == stage and row.own]  # the others pass errors on
         by_error = sorted(made, key=lambda row: -_excess(row))[:_SHOWN]
@@ -167,16 +170,16 @@ def _verdict(row: NodeError, tolerance: float) -> str:
     what = f"{row.id} ({row.op}, {row.stage}) is the first tensor over the tolerance: "
     if row.nonfinite:
         return f"{what}{row.nonfinite:,} of its numbers are not finite"
-    lost = f", {row.vanished:.0%} of it rounded to zero" if row.vanished else ""
+    lost = f", {row.vanished:.0%} of its numbers rounded to zero" if row.vanished else ""
     return f"{what}its error is {row.error:.2g}, over {tolerance:g}{lost}; FP32's is {row.full:.2g}"
 
 
 def _beginning(row: NodeError, begins: NodeError) -> str:
     if begins is row:
         return ""
-    lost = f", {begins.vanished:.0%} of it rounded to zero" if begins.vanished else ""
+    lost = f", {begins.vanished:.0%} of its numbers rounded to zero" if begins.vanished else ""
     place = from_here(str(begins.where))
-    return f"; it begins with {begins.id} ({begins.op}, {begins.stage}) at {place}{lost}"
+    return f"; the error begins with {begins.id} ({begins.op}, {begins.stage}) at {place}{lost}"
 
 
 def _place(row: NodeError) -> str | None:

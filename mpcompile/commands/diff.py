@@ -49,7 +49,7 @@ def _plan_of(side: str, console: Console) -> Plan:
     path = Path(source)
     if source.endswith(".json") or path.is_dir():
         if policy:
-            raise BadInput(f"{source} is planned already", fix=f"leave out @{policy}")
+            raise BadInput(f"{source} already holds a plan", fix=f"leave out @{policy}")
         return read_plan(path / PLAN if path.is_dir() else path)
     settings = _settings(policy)
     # Two files of plans are compared without torch, which takes seconds to load.
@@ -64,6 +64,6 @@ def _settings(policy: str) -> Settings:
     if policy and policy not in levels:
         raise BadInput(
             f"there is no level {policy!r}{did_you_mean(policy, levels)}",
-            fix=f"the levels are {', '.join(levels)}; or name a .toml file",
+            fix=f"the levels are {', '.join(levels)}; or give a .toml file",
         )
     return settings.over({"level": policy}) if policy else settings

@@ -38,7 +38,9 @@ def explain(
         BadInput: there is no name, or no node, cast or module has it.
     """
     if not names:
-        raise BadInput("nothing to explain was named", fix="name an op, a node or a module")
+        raise BadInput(
+            "no name was given", fix="give the name of an op, a node or a module after the source"
+        )
     console = open_terminal(options.json)
     # Ranges add facts about a source that is only read, but decide nothing there.
     deciding = inputs if is_program(source) else replace(inputs, ranges=None)

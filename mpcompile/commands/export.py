@@ -30,20 +30,23 @@ def export(source: str, options: ExportOptions, inputs: PlanInputs) -> None:
     console = open_terminal(options.json)
     to, kind = options.to, options.kind
     if to.suffix != ".onnx":
-        raise BadInput(f"{to} is no name for an ONNX file", fix="let it end in .onnx")
+        raise BadInput(f"{to} does not end in .onnx", fix="give --to a name that ends in .onnx")
     start = time.perf_counter()
     if kind is None:
         kind = "forward" if to.name == "forward.onnx" or load(source).loss is None else "step"
     if kind == "forward":
         if inputs.plan_file is not None or inputs.ranges is not None:
             raise BadInput(
-                "a plan or ranges of a program do not fit its ONNX graph",
-                fix="export it, then rewrite the ONNX file with --plan or --ranges",
+                "--plan and --ranges of a program do not fit its ONNX graph",
+                fix="export without them, then rewrite the .onnx file with its own --plan or "
+                "--ranges",
             )
         document = _forward(source, options, inputs, console)
     else:
         if options.dynamic:
-            raise BadInput("a training step has one batch size", fix="leave out --dynamic")
+            raise BadInput(
+                "a training step is exported for one batch size", fix="leave out --dynamic"
+            )
         document = _step(source, options, inputs, console)
     document["seconds"] = round(time.perf_counter() - start, 2)
     console.print(printable(f"wrote {', '.join(document['files'])}"), markup=False)
@@ -68,7 +71,9 @@ def _forward(
         )
     nodes = sum(1 for _ in done.model.graph.all_nodes())
     console.print(f"{nodes} nodes, {done.casts} of them casts")
-    for line in done.notes if done.changed else ("nothing to win: the model stays in FP32",):
+    for line in (
+        done.notes if done.changed else ("no op gains from 16 bits: the model stays in FP32",)
+    ):
         console.print(printable(line), markup=False)
     return {"files": [str(options.to)], "nodes": nodes, "casts": done.casts}
 

@@ -93,7 +93,7 @@ def gradients(source: str, options: GradientsOptions, inputs: PlanInputs) -> Non
         raise BadInput(
             "the workload has no loss and no optimizer, so it has no gradients",
             workload.origin,
-            "add both",
+            "add both to the workload",
         )
     with console.status("measuring"), warnings_on_one_line():
         found = _measure(workload, options, inputs)
@@ -109,7 +109,9 @@ def gradients(source: str, options: GradientsOptions, inputs: PlanInputs) -> Non
 
 def _check_figure(file: Path, force: bool) -> None:
     if file.suffix.removeprefix(".") not in _PICTURES:
-        raise BadInput(f"{file} is neither .svg nor .png", fix="name the picture so")
+        raise BadInput(
+            f"{file} is neither .svg nor .png", fix="give --figure a name with one of these endings"
+        )
     check_file(file, force)
     if find_spec("matplotlib") is None:
         raise BadInput(
@@ -126,7 +128,7 @@ def _measure(workload: Workload, options: GradientsOptions, inputs: PlanInputs) 
     if plan.precision is not Precision.FP16:
         raise BadInput(
             f"the plan's precision is {plan.precision.value}, which needs no loss scale",
-            fix="look at gradients with fp16",
+            fix="use --precision fp16",
         )
     measured = inputs.ranges or measure_ranges(workload, forward, options.batches)
     return _found(workload, forward, gradients_in_fp16(forward, plan, measured), measured, options)
@@ -178,7 +180,7 @@ def _sentences(found: Found) -> list[str]:
     """Return the loss without a scale, the recommended scale, and the loss with it."""
     sentences = [
         f"{_named(item)} is not finite in {item.held.nonfinite:,} of {item.held.count:,} numbers "
-        "in FP32 already; no loss scale mends that."
+        "in FP32 already; no loss scale can change that."
         for item in found.gradients
         if item.held.nonfinite
     ]
@@ -189,14 +191,15 @@ def _sentences(found: Found) -> list[str]:
     sentences.append(f"Without a loss scale: {_lost(both, 1.0)}.")
     sentences.append(
         f"Recommended loss scale: {_scale(found.scale)}, the largest power of two that keeps "
-        f"the largest gradient, {largest.held.largest_finite:.4g} of the one by "
+        f"the largest gradient, {largest.held.largest_finite:.4g} in the gradient by "
         f"{_described(largest)}, {HEADROOM_BITS} bits below overflow."
     )
     if found.scale < 1.0:
         sentences.append(
-            "It is below 1: the gradients are too large as they are. Use LossScale.static with it, "
-            f"or a dynamic scale whose floor is as low, as the default floor is "
-            f"{LossScale().floor:g}; or divide the loss."
+            "It is below 1, because the gradients are too large without a scale. Use "
+            "LossScale.static, "
+            f"or a dynamic scale with a floor this low (the default floor is "
+            f"{LossScale().floor:g}), or divide the loss."
         )
     if found.scale != 1.0:
         sentences.append(f"With it: {_lost(both, found.scale)}.")
@@ -208,7 +211,7 @@ def _sentences(found: Found) -> list[str]:
             f"with the scale {rest:.1%}."
         )
     if len(found.underflows) > _SHOWN:
-        sentences.append(f"{len(found.underflows) - _SHOWN} more begin elsewhere.")
+        sentences.append(f"{len(found.underflows) - _SHOWN} more underflows begin elsewhere.")
     return sentences
 
 
@@ -218,10 +221,10 @@ def _lost(both: dict[str, Range], scale: float) -> str:
     for name, held in both.items():
         if held.count:
             share = losses(held, scale)
-            over = ", the largest overflow" if share.overflows else ""
+            over = ", and the largest overflow" if share.overflows else ""
             parts.append(
-                f"of those by {name} {share.lost:.2%} are below 2^-24 and lost, "
-                f"{share.subnormal:.2%} are below 2^-14 and hold fewer digits{over}"
+                f"of gradients by {name}, {share.lost:.2%} are below 2^-24 and lost, "
+                f"{share.subnormal:.2%} are below 2^-14 and keep fewer digits{over}"
             )
     return "; ".join(parts)
 
@@ -244,7 +247,7 @@ def _print_most_lost(gradients: Sequence[Gradient], scale: float, console: Conso
     if not lost:
         return
     table = numbers_table(
-        f"gradients of which most is lost, of {len(gradients)}: alone, and times {scale:g}",
+        f"gradients with the largest losses, of {len(gradients)}: unscaled, and times {scale:g}",
         "gradient by",
         "largest",
         "below 2^-24",
@@ -266,15 +269,17 @@ def _print_updates(updates: Sequence[Vanishing], steps: int, console: Console) -
     every = _every(updates)
     say(
         console,
-        f"Without master weights {every.share:.1%} of the updates other than zero would vanish "
+        f"Without master weights, {every.share:.1%} of the nonzero updates would vanish "
         f"({every.vanished:,} of {every.count - every.zeros:,} in {steps} steps; {every.zeros:,} "
-        "were zero): FP16 weight + update rounds to the FP16 weight.",
+        "were zero): the FP16 weight plus the update rounds to the same weight.",
     )
     worst = sorted((item for item in updates if item.vanished), key=lambda item: -item.share)
     if not worst:
         return
     columns = ("parameter", "updates", "zero", "vanish")
-    table = numbers_table(f"updates of which most vanish, of {len(updates)} parameters", *columns)
+    table = numbers_table(
+        f"parameters with the most vanishing updates, of {len(updates)}", *columns
+    )
     for item in worst[:_SHOWN]:
         cells = (f"{item.count:,}", f"{item.zeros:,}", f"{item.share:.1%}")
         table.add_row(text_of(item.parameter), *cells)

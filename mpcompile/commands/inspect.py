@@ -92,7 +92,7 @@ def _write_for_model_explorer(
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise BadInput(
-            f"{folder} cannot be made ({error.strerror})", fix="choose another"
+            f"{folder} cannot be created ({error.strerror})", fix="choose another folder"
         ) from error
     for name, text in files.items():
         write_file(folder / name, text, options.force)
@@ -108,7 +108,7 @@ def _print(
 ) -> None:
     limit = len(nodes) if everything else _SHOWN
     if not nodes:
-        console.print("no node fits", markup=False)
+        console.print("no node matches the filters", markup=False)
         return
     console.print(headline(view, nodes))
     for table in ops_tables(nodes, limit):
@@ -158,7 +158,7 @@ def _changes(changes: dict[str, int]) -> Table:
 
 
 def _comparison(bounds: list[Bound]) -> Table:
-    title = "no step on it is faster than"
+    title = "least time of a step on a device"
     table = numbers_table(title, "device", "arithmetic", "memory", "update", "bound")
     for item in bounds:
         parts = (item.arithmetic, item.memory, item.update, item.seconds)
@@ -168,7 +168,7 @@ def _comparison(bounds: list[Bound]) -> Table:
 
 def _kernels(item: Bound, limit: int) -> Table:
     shown = item.largest(limit)
-    title = f"what makes most of it: {len(shown)} of {len(item.kernels)} kernels"
+    title = f"kernels with the largest share of it: {len(shown)} of {len(item.kernels)}"
     table = numbers_table(title, "kernel", "where", "FLOPs", "bytes", "bound by", "time", "share")
     table.columns[1].justify = "left"
     table.columns[1].overflow = "fold"

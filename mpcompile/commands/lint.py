@@ -48,14 +48,14 @@ def lint(source: str, options: LintOptions, inputs: PlanInputs) -> int:
     known = None
     if options.baseline is None:
         if options.write_baseline:
-            raise BadInput("--write-baseline has no file", fix="name one with --baseline")
+            raise BadInput("--write-baseline needs a file", fix="give it with --baseline")
     elif not options.write_baseline:
         known = read_baseline(options.baseline)
     program = _program(source, inputs)
     findings = findings_of(program, selection)
     if options.baseline is not None and known is None:
         write_file(options.baseline, baseline_of(findings).to_json(), force=True)
-        sys.stderr.write(f"wrote {options.baseline}: {len(findings)} findings are known\n")
+        sys.stderr.write(f"wrote {options.baseline}: {len(findings)} known findings\n")
         return CLEAN
     found = (
         compare_with_baseline(findings, known)

@@ -52,7 +52,7 @@ def load_view(source: str, inputs: PlanInputs, console: Console) -> Opened:
         made = load_program(source, inputs, console)
         return Opened(view_of(made, source), made)
     if inputs.plan_file is not None or inputs.ranges is not None:
-        raise BadInput(f"{source} is shown as it is", fix="leave out --plan and --ranges")
+        raise BadInput(f"{source} is not planned again", fix="leave out --plan and --ranges")
     path = Path(source)
     if source.endswith(".onnx"):
         return Opened(view_of_onnx(path, source))

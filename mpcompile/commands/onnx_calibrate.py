@@ -25,7 +25,7 @@ def calibrate(source: Path, options: CalibrateOptions) -> None:
     if options.batches < 1:
         raise BadInput(f"--batches is {options.batches}", fix="give at least 1")
     if options.data is None:
-        raise BadInput("there is no data to measure on", str(source), "give --data FILE.npz")
+        raise BadInput("there is no data to measure", str(source), "give --data FILE.npz")
     file = options.output or source.with_name(f"{source.stem}.ranges.json")
     check_file(file, options.force)
     model = read_model(source)

@@ -43,12 +43,12 @@ def rewrite(source: Path, options: TransformOptions, inputs: PlanInputs) -> None
     if onnx.tolerance is not None and not onnx.tolerance >= 0:
         raise BadInput(f"--tolerance is {onnx.tolerance:g}", fix="give 0 or more")
     if {"loss_scale", "without"} & options.flags.given().keys():
-        what = "a model that is not trained has no loss scale, and no pass to leave out"
+        what = "an .onnx model is not trained: it has no loss scale and no optional passes"
         raise BadInput(what, str(source), "leave out --loss-scale and --without")
     file = options.output or source.with_name(f"{source.stem}.{settings.precision}.onnx")
     plan_file = file.with_name(f"{file.stem}.plan.json")
     if os.path.realpath(file) == os.path.realpath(source):  # resolve() fails on links in a circle
-        raise BadInput(f"{file} is what is read", fix="choose another --output")
+        raise BadInput(f"the output {file} is the input file", fix="choose another --output")
     for path in (file, plan_file):
         check_file(path, options.force)
     plan, original = inputs.plan, read_model(source)
@@ -70,7 +70,8 @@ def rewrite(source: Path, options: TransformOptions, inputs: PlanInputs) -> None
     _print(source, rewritten, found, why_not, console)
     if found is not None and not found.passed:
         raise CheckFailed(
-            f"the rewritten model is not what {source} is: {found.first or found.worst}",
+            f"the rewritten model does not compute what {source} computes: "
+            f"{found.first or found.worst}",
             fix="keep that op in FP32 with --full, measure with `mpcompile calibrate`, or raise "
             "--tolerance",
         )
@@ -120,9 +121,9 @@ def _print(
         table.add_row(escape(printable(kind)), *cells)
     console.print(table)
     more = "more" if rewritten.casts >= 0 else "fewer"
-    lines = [f"{abs(rewritten.casts)} casts {more} than before", *rewritten.notes]
+    lines = [f"{abs(rewritten.casts)} {more} casts than before", *rewritten.notes]
     if not rewritten.changed:
-        lines = ["nothing to win: the model stays as it is", *rewritten.notes]
+        lines = ["no op gains from 16 bits: the model is unchanged", *rewritten.notes]
     if found is None:
         lines.append(f"not compared with the original: {why_not}")
     else:
@@ -132,7 +133,7 @@ def _print(
             + ("batch of random numbers)" if found.made_up else "batches)")
         )
         run = ", ".join(f"{count} {kind}" for kind, count in found.casts.items())
-        lines.append(f"casts that ONNX Runtime really runs on a CPU: {run or 'none'}")
+        lines.append(f"casts that ONNX Runtime runs on a CPU: {run or 'none'}")
     for line in lines:
         console.print(printable(line), markup=False)
 

@@ -35,7 +35,10 @@ def run(source: Path, options: RunOptions) -> None:
         raise BadInput("there is no data to train on", str(source), "give --data FILE.npz")
     if output is not None:
         if output.suffix != ".safetensors":  # with --force it could be the step itself
-            raise BadInput(f"{output} is no name for a state", fix="let it end in .safetensors")
+            raise BadInput(
+                f"{output} does not end in .safetensors",
+                fix="give --output a name that ends in .safetensors",
+            )
         check_file(output, onnx.force)
     console = open_terminal(options.json)
     step = OrtTrainStep(source, device=onnx.device)

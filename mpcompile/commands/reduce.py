@@ -82,11 +82,11 @@ def reduce(source: str, options: ReduceOptions, inputs: PlanInputs) -> None:
 def _check(options: ReduceOptions) -> None:
     if options.steps < 0 or options.batches < 1:
         what = f"--steps is {options.steps}, --batches is {options.batches}"
-        raise BadInput(what, fix="give at least 0 and at least 1")
+        raise BadInput(what, fix="give at least 0 steps and at least 1 batch")
     if not (options.tolerance > 0 and isfinite(options.tolerance)):
-        raise BadInput(f"--tolerance is {options.tolerance}", fix="give a number over 0")
+        raise BadInput(f"--tolerance is {options.tolerance}", fix="give a number above 0")
     if options.output is not None and options.output.suffix != ".py":
-        raise BadInput(f"{options.output} is no .py file", fix="give -o a name that ends in .py")
+        raise BadInput(f"{options.output} is not a .py file", fix="give -o a name that ends in .py")
 
 
 def _failure(
@@ -124,8 +124,8 @@ def _named(rows: list[NodeError], name: str) -> NodeError:
             return row
     near = did_you_mean(name, [row.id for row in rows])
     raise BadInput(
-        f"the step has no float tensor of the name {name!r}{near}",
-        fix="step.txt, which `mpcompile model.py` writes, lists them",
+        f"the step has no float tensor {name!r}{near}",
+        fix="`mpcompile model.py` writes step.txt, which lists them",
     )
 
 
@@ -139,9 +139,9 @@ def _about(row: NodeError, reduced: Reduced) -> list[str]:
     return [
         f"fails: {row.id} ({row.op}, {row.stage}){place}{line}",
         f"how: {_what(made.nonfinite, made.vanished, made.count, made.error, reduced.limit)}",
-        f"left: {len(reduced.ops)} of the {_counted(reduced.before, 'op', 'ops')} it is made of, "
+        f"left: {len(reduced.ops)} of the {_counted(reduced.before, 'op', 'ops')} it depends on, "
         f"{_counted(len(values), 'input', 'inputs')} of {_counted(numbers, 'number', 'numbers')}, "
-        f"after {_counted(reduced.tried, 'part', 'parts')} tried",
+        f"found after {_counted(reduced.tried, 'trial', 'trials')}",
     ]
 
 
@@ -156,9 +156,10 @@ def _made(options: ReduceOptions, step: TrainStep) -> str:
 
 def _what(nonfinite: int, vanished: int, count: int, error: float, limit: float) -> str:
     if nonfinite:
-        return f"{nonfinite:,} of {_counted(count, 'number', 'numbers')} not finite, finite in FP64"
+        numbers = _counted(count, "number", "numbers")
+        return f"{nonfinite:,} of {numbers} not finite, although finite in FP64"
     zeros = f", {vanished:,} of {count:,} rounded to zero" if vanished else ""
-    return f"an error of {error:.3g}, where rounding explains {limit:.3g}{zeros}"
+    return f"an error of {error:.3g}, but rounding explains only {limit:.3g}{zeros}"
 
 
 def _counted(count: int, one: str, many: str) -> str:

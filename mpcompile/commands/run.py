@@ -50,7 +50,11 @@ def run(source: str, options: RunOptions, inputs: PlanInputs) -> int:
         transformed = load_program(source, inputs, console, loop)
         if transformed.workload.data is None:
             origin = transformed.workload.origin
-            raise BadInput("the workload has no data", origin, "give data=, an iterable of batches")
+            raise BadInput(
+                "the workload has no data",
+                origin,
+                "add data= to the workload: an iterable of batches",
+            )
         backend = options.backend or inputs.settings.backend
         return _trained(source, transformed, backend, options, console)
 
@@ -91,10 +95,12 @@ def _trained(
     change = f"loss {losses[0]:.4f} -> {losses[-1]:.4f}, " if losses else ""
     console.print(
         f"{len(losses)} steps: {change}"
-        f"loss scale {step.loss_scale:g}, {step.skipped} skipped, {typical:.1f} ms a step"
+        f"loss scale {step.loss_scale:g}, {step.skipped} skipped, {typical:.1f} ms per step"
     )
     write_json(options.json, document)
     if saved.stopped is None:
         return 0
-    console.print(f"{saved.stopped.name} after step {saved.done}: saved, go on with --resume")
+    console.print(
+        f"{saved.stopped.name} after step {saved.done}: the run is saved; continue it with --resume"
+    )
     return 128 + saved.stopped

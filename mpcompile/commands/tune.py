@@ -70,7 +70,7 @@ def tune(source: str, options: TuneOptions, inputs: PlanInputs) -> None:
     log = (TrialLog.resume if options.resume else TrialLog.begin)(trials, words)
     known = len(log.trials)
     if known:
-        console.print(f"took up {known} trials of {trials}", markup=False)
+        console.print(f"read {known} earlier trials from {trials}", markup=False)
 
     def tell(sentence: str) -> None:
         say(console, sentence)
@@ -80,7 +80,7 @@ def tune(source: str, options: TuneOptions, inputs: PlanInputs) -> None:
             judge = _judge(workload, search, settings, log, function, options)
             tuned = search_for(workload, search, found, judge, log, tell)
     except KeyboardInterrupt:
-        tell(f"what was tried stands in {trials}; --resume goes on from there")
+        tell(f"the finished trials are in {trials}; --resume continues the search")
         raise
     names = [f"node:{item.op}" for item in tuned.returned]
     again = shlex.join(
@@ -99,19 +99,21 @@ def tune(source: str, options: TuneOptions, inputs: PlanInputs) -> None:
 
 def _check(source: str, options: TuneOptions) -> None:
     if source.endswith(".onnx"):
-        raise BadInput(f"{source} is an .onnx file", fix="give a program: tune trains it")
+        raise BadInput(f"{source} is an .onnx file, but tune trains", fix="give a program")
     for name, value, least in (("steps", options.steps, 0), ("batches", options.batches, 1)):
         if value < least:
             raise BadInput(f"--{name} is {value}", fix=f"give at least {least}")
     if options.tolerance is not None and not (
         isfinite(options.tolerance) and options.tolerance >= 0.0
     ):
-        raise BadInput(f"--tolerance is {options.tolerance}", fix="give a number from 0 upward")
+        raise BadInput(f"--tolerance is {options.tolerance}", fix="give a number of at least 0")
     if options.score is not None and options.eval is None:
-        raise BadInput("--score needs a function that scores", fix="give --eval file.py:function")
+        raise BadInput(
+            "--score needs a function that computes a score", fix="give --eval file.py:function"
+        )
     if options.score is not None and options.tolerance is not None:
         raise BadInput(
-            "--score and --tolerance both say what the score must be", fix="leave out one of them"
+            "--score and --tolerance both set the least score", fix="leave out one of them"
         )
 
 
@@ -119,9 +121,9 @@ def _search(workload: Workload, options: TuneOptions, inputs: PlanInputs) -> Sea
     data = workload.data
     if options.eval and data is not None and iter(data) is data:
         raise BadInput(
-            "the workload's data can be read once only, and each trial reads it",
+            "the workload's data can be read only once, but each trial reads it",
             workload.origin,
-            "give data= a list, or an object that begins anew in each loop",
+            "give data= a list, or an object that can be iterated more than once",
         )
     given = tuple(islice(epochs(workload), options.steps + options.batches))
     settings = inputs.settings
@@ -162,8 +164,8 @@ def _judge(
 
 def toml_text(source: str, tuned: Tuned) -> str:
     """Return the overrides as ``[tool.mpcompile]`` of a TOML file, each with its evidence."""
-    lines = [f"# mpcompile tune {source}: {tuned.after}; {tuned.before} without these."]
-    lines.append("# Copy them into [tool.mpcompile] of pyproject.toml.")
+    lines = [f"# mpcompile tune {source}: {tuned.after}; without these overrides {tuned.before}."]
+    lines.append("# Copy these lines into pyproject.toml.")
     lines += ["[tool.mpcompile]", "full = ["]
     for item in tuned.returned:
         name = json.dumps(f"node:{item.op}", ensure_ascii=False)
@@ -187,7 +189,7 @@ def _print(tuned: Tuned, found: Candidates, output: Path, again: str, console: C
         console.print(f"without them {printable(tuned.before)}", markup=False, soft_wrap=True)
         console.print(f"with them {printable(tuned.after)}", markup=False, soft_wrap=True)
     else:
-        said = f"nothing has to be returned to FP32; with {count} ops in 16 bits"
+        said = f"no op has to return to FP32; with {count} ops in 16 bits"
         console.print(f"{said} {printable(tuned.before)}", markup=False, soft_wrap=True)
     console.print(f"{tuned.trials} trials, {tuned.seconds:.1f} s; wrote {output}", markup=False)
     if tuned.returned:

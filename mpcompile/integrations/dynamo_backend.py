@@ -33,8 +33,8 @@ _LOG = logging.getLogger("mpcompile")
 _ROOT = re.compile(r"^[LG]\['[^']*'\]\.?")
 _NOT_HERE = {
     "loss_scale": "scale the loss in the training loop, with torch.amp.GradScaler",
-    "without": "leave it out; these passes need the whole training step",
-    "lint": "leave it out; only `mpcompile lint` reads it",
+    "without": "leave it out, because these passes need the whole training step",
+    "lint": "leave it out, because only `mpcompile lint` reads it",
 }
 
 
@@ -63,7 +63,11 @@ def mpcompile(
             as the cause of its own ``BackendCompilerFailed``.
     """
     if mode is not None:
-        raise BadInput(f"the mode is {mode!r}", "torch.compile", "leave it out; give options=")
+        raise BadInput(
+            f"this backend has no mode {mode!r}",
+            "torch.compile",
+            "leave out mode=, and give options=",
+        )
     warn_if_untried()
     settings = _settings(options or {})
     _refuse_autocast(module)
@@ -97,7 +101,7 @@ def _refuse_autocast(module: fx.GraphModule) -> None:
         raise BadInput(
             "the model runs under torch.autocast",
             "torch.compile(backend='mpcompile')",
-            "remove autocast; the plan inserts the casts",
+            "remove autocast, because mpcompile inserts the casts",
         )
 
 
@@ -111,7 +115,7 @@ def _rewritten(
     """
     for node in module.graph.nodes:
         if is_higher_order(node) and not is_control_flow(node):
-            _say_left(f"calls {op_name(node)}, which has a backward of its own")
+            _say_left(f"calls {op_name(node)}, which has its own backward")
             return None
     placeholders = module.graph.find_nodes(op="placeholder")
     values = [node.meta["example_value"] for node in placeholders]
@@ -150,7 +154,7 @@ def _rewritten(
 
 
 def _say_left(reason: str) -> None:
-    _LOG.warning("a graph stays in FP32: it %s; do that outside the compiled code", reason)
+    _LOG.warning("a graph stays in FP32, because it %s; move this out of the compiled code", reason)
 
 
 def _name_modules(node: fx.Node) -> None:

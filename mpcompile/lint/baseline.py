@@ -90,7 +90,7 @@ def baseline_of(findings: Sequence[Finding]) -> Baseline:
 def read_baseline(path: Path) -> Baseline:
     """Read an untrusted baseline file; raise BadInput if it holds no baseline."""
     text = read_document(path, "baseline", "write one with --write-baseline")
-    return read_json(Baseline, text, "this is no baseline", str(path), _AGAIN)
+    return read_json(Baseline, text, "this is not a baseline", str(path), _AGAIN)
 
 
 def compare_with_baseline(findings: Sequence[Finding], baseline: Baseline) -> BaselineComparison:

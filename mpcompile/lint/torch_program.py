@@ -26,6 +26,7 @@ from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
 from mpcompile.program.capture import Forward, InputKind, capture, source_position
 from mpcompile.program.control_flow import Nest, nest_of
+from mpcompile.program.derivatives.own_backward import OwnBackward
 from mpcompile.program.node_tensors import shape_of
 from mpcompile.program.unfit_constants import UnfitConstant, is_unfit, unfit_causes, unfit_constants
 from mpcompile.program.workload import Workload, load
@@ -123,7 +124,7 @@ class _Reader:
 
     def _op(self, node: fx.Node, name: str, ids: Mapping[fx.Node, str]) -> Node:
         kind = op_name(node)
-        taken = node.target is operator.getitem
+        taken = node.target is operator.getitem or isinstance(node.target, OwnBackward)
         row = "movement" if taken else TORCH_RULES.get(kind, UNKNOWN).name
         computes, stores, by = self._precision(node, name, ids)
         found = lengths_of(node)

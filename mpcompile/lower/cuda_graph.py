@@ -36,11 +36,11 @@ def obstacle(*graphs: fx.Graph) -> str:
         for node in graph.nodes:
             tags = getattr(node.target, "tags", ())
             if is_collective(node):
-                return f"{op_name(node)} talks to other processes"
+                return f"{op_name(node)} communicates with other processes"
             if any(tag in tags for tag in _WAITING) or is_control_flow(node):
                 where = WHERE.get(node)
                 at = f" at {where.at}" if where and where.at else ""
-                return f"{op_name(node)}{at} decides on the host"
+                return f"{op_name(node)}{at} makes the host wait for a value"
     return ""
 
 

@@ -103,8 +103,8 @@ def lower(step: StepGraph, device: torch.device, lowering: Lowering) -> Lowered:
         raise BadInput(f"there is no backend {backend!r}", fix="choose 'interpreter' or 'inductor'")
     if not 0 < memory_budget <= 1:
         raise BadInput(
-            f"the memory budget is {memory_budget}",
-            fix="give the part of the activations to keep: above 0, at most 1",
+            f"memory_budget is {memory_budget}",
+            fix="give the share of activations to keep: above 0, at most 1",
         )
     if options:
         _check_options(options)
@@ -124,7 +124,7 @@ def lower(step: StepGraph, device: torch.device, lowering: Lowering) -> Lowered:
             forward = Recomputing(gradient, step.slots, memory_budget, options=options)
         except Exception as error:  # it compiles now only if a batch size is open
             raise CannotCapture(
-                f"inductor cannot compile this for an open batch size ({type(error).__name__}: "
+                f"inductor cannot compile the step for an open batch size ({type(error).__name__}: "
                 f"{' '.join(str(error).split())[:200]})",
                 fix="choose backend='interpreter', or leave out dynamic=True",
             ) from error
@@ -205,7 +205,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
         if name not in known:
             raise BadInput(
                 f"inductor has no option {name!r}{did_you_mean(name, known)}",
-                fix="torch._inductor.list_options() names all",
+                fix="torch._inductor.list_options() lists them",
             )
 
 
@@ -218,7 +218,9 @@ def _refuse_unknown_sizes(graph: fx.Graph) -> None:
         if is_control_flow(node) and name == "while_loop_stack_output":
             what = "the gradient of a while loop"
             raise CannotCapture(
-                f"inductor cannot compile {what}", position, f"{advice}, or a scan of fixed length"
+                f"inductor cannot compile {what}",
+                position,
+                f"{advice}, or use a scan of fixed length",
             )
         if name == "mkldnn_rnn_layer_backward":
             what = "the gradient of an FP32 LSTM on a CPU"

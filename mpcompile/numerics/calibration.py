@@ -54,7 +54,7 @@ def measure_ranges(workload: Workload, forward: Forward, batches: int) -> Ranges
         BadInput: see `calibrate`.
     """
     if batches < 1:
-        raise BadInput(f"the number of batches is {batches}", fix="give at least 1")
+        raise BadInput(f"batches is {batches}", fix="give at least 1")
     tally = _Tally()
     data = [workload.batch] if workload.data is None else workload.data
     state = {item.node: item.tensor.detach() for item in forward.inputs}
@@ -191,9 +191,10 @@ def batch_by_node(
 def _check(values: Sequence[Any], inputs: Sequence[Input], workload: Workload) -> None:
     if len(values) != len(inputs):
         raise BadInput(
-            f"a batch of the data holds {len(values)} tensors, the example batch {len(inputs)}",
+            f"a batch of the data has {len(values)} tensors, but the example batch has "
+            f"{len(inputs)}",
             workload.origin,
-            "give as many tensors as in the example batch",
+            "give as many tensors as the example batch has",
         )
     for item, value in zip(inputs, values, strict=True):
         like = item.tensor
@@ -205,9 +206,10 @@ def _check(values: Sequence[Any], inputs: Sequence[Input], workload: Workload) -
             )
         if value.shape != like.shape or value.dtype is not like.dtype:
             raise BadInput(
-                f"{item.name} of the data is {_type(value)}, of the example batch {_type(like)}",
+                f"{item.name} is {_type(value)} in the data, but {_type(like)} in the example "
+                "batch",
                 workload.origin,
-                "give the shapes and dtypes of the example, or drop a smaller last batch",
+                "give batches with the shapes and dtypes of the example; drop a smaller last batch",
             )
 
 

@@ -47,7 +47,11 @@ class Operand:
     nonfinite: int
 
     def __str__(self) -> str:
-        parts = [f"{self.smallest:.3g} to {self.largest:.3g}" if self.largest else "no size"]
+        parts = [
+            f"{self.smallest:.3g} to {self.largest:.3g}"
+            if self.largest
+            else "no nonzero finite number"
+        ]
         parts += [f"{self.zeros:,} zeros"] if self.zeros else []
         parts += [f"{self.nonfinite:,} not finite"] if self.nonfinite else []
         return f"{printable(self.name)} {self.type} ({', '.join(parts)})"
@@ -132,7 +136,7 @@ def first_nonfinite(moment: Moment) -> Cause | None:
         if bool(bad.any()):
             fault = _fault(seen, bad, vanished, moment)
         elif own is None and bool(wrong.any()) and _begins_here(seen):
-            why = "it is not finite in FP64 either, so the cause is the program, not its precision"
+            why = "it is not finite in FP64 either, so the program is the cause, not its precision"
             own = _cause(seen, why)
     found = fault or (own if hit else None)
     return replace(found, gradients=tuple(hit)) if found else None
@@ -162,16 +166,16 @@ def _fault(seen: Seen, bad: torch.Tensor, vanished: dict[str, fx.Node], moment: 
     largest = torch.finfo(seen.ours.dtype).max
     most = float(made.abs().max())
     if most != most or most == inf:  # FP64 gives no finite result of these inputs either
-        why = "its inputs leave no finite result"
+        why = "with its inputs no result is finite"
         since = next((vanished[name] for name, _ in seen.reads if name in vanished), None)
         if since is None:
             return _cause(seen, why)
         where = _where(since)
         name = f"{since.name} ({where.file}:{where.line})" if where.file else since.name
-        reason = f"{why}, because {name} rounds to 0 a number that is not 0 in FP64"
+        reason = f"{why}, because {name} rounded a nonzero number to 0"
         return _cause(seen, reason, since)
     if most <= largest:
-        return _cause(seen, f"it makes {float(seen.ours[bad][0])} where FP64 makes {most:.4g}")
+        return _cause(seen, f"it computes {float(seen.ours[bad][0])}, but FP64 computes {most:.4g}")
     name = _NAMES[seen.ours.dtype]
     why = f"its result reaches {most:.4g}, beyond {largest:.5g}, the largest {name} number"
     scale = float(moment.values[SCALE]) if SCALE in moment.values else None

@@ -67,7 +67,7 @@ def vanishing_updates(
     if workload.optimizer is None:
         raise BadInput("the workload has no loss and no optimizer", workload.origin, "add both")
     if steps < 1:
-        raise BadInput(f"the number of steps is {steps}", fix="give at least 1")
+        raise BadInput(f"steps is {steps}", fix="give at least 1")
     state = {item.node: item.tensor.detach().clone() for item in forward.inputs}
     weights = {
         item.name: state[item.node] for item in forward.inputs if item.kind is InputKind.PARAMETER
@@ -154,7 +154,9 @@ def _batches(workload: Workload, steps: int) -> Iterator[tuple[Any, ...]]:
             break
     if not done:
         raise BadInput(
-            "the workload's data gave no batch", workload.origin, "make it iterable repeatedly"
+            "the workload's data gave no batch",
+            workload.origin,
+            "give data that can be iterated more than once",
         )
 
 

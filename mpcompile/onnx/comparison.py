@@ -52,8 +52,8 @@ class Difference:
     def __str__(self) -> str:
         by = f", made by {self.node}" if self.node else ""
         if isinf(self.error):
-            return f"{self.tensor} is not finite where it was, or the other way round{by}"
-        return f"{self.tensor} is {self.error:.3g} of its largest magnitude away{by}"
+            return f"{self.tensor} is finite in only one of the two models{by}"
+        return f"{self.tensor} differs by {self.error:.3g} of its largest magnitude{by}"
 
 
 @dataclass(frozen=True)

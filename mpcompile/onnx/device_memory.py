@@ -51,7 +51,7 @@ class Memory:
                 )
         except (MemoryError, ValueError, RuntimeError) as error:
             what = f"there is not enough memory for {spec.name}, {spec.dtype}{list(spec.shape)}"
-            raise BadInput(what, fix="export a smaller step") from error
+            raise BadInput(what, fix="export a step for a smaller batch") from error
 
     def read(self) -> Array:
         """Return a copy on the host."""
@@ -102,15 +102,15 @@ class Memory:
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             what = f"{self.spec.name} cannot be read as an array ({' '.join(str(error).split())})"
             raise BadInput(what.rstrip(". "), fix="give a NumPy array") from error
-        what = f"{self.spec.name} is a {type(given).__name__}"
+        what = f"{self.spec.name} is a {type(given).__name__}, not an array"
         raise BadInput(what, fix="give a NumPy array, or a tensor with __dlpack__")
 
     def _check(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         if dtype != self._dtype or shape != self.spec.shape:
             raise BadInput(
-                f"{self.spec.name} is {dtype}{list(shape)}, the step was exported for "
+                f"{self.spec.name} is {dtype}{list(shape)}, but the step was exported for "
                 f"{self.spec.dtype}{list(self.spec.shape)}",
-                fix="export another step for these shapes, or drop the last, smaller batch",
+                fix="export another step for this shape, or drop the last, smaller batch",
             )
 
 

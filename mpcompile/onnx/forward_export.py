@@ -63,7 +63,7 @@ def export_forward(
         raise CannotCapture(
             f"the model cannot become one graph ({type(error).__name__}: {line[:200]})",
             workload.origin,
-            "try it without a dynamic batch" if dynamic else "see docs/onnx-training.md",
+            "try again without a dynamic batch size" if dynamic else "see docs/onnx-training.md",
         ) from error
     if any(isinstance(m, torch.nn.LSTM) and m.proj_size for m in model.modules()):
         # ONNX's LSTM has no projection, and the exporter makes an invalid graph for one.
@@ -86,8 +86,9 @@ def _taken(model: torch.nn.Module, workload: Workload) -> int:
     needed = [p for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
     if len(needed) > len(workload.batch):
         raise BadInput(
-            f"the model's forward takes {len(needed)} inputs, the batch has {len(workload.batch)}",
+            f"the model's forward takes {len(needed)} inputs, but the batch has "
+            f"{len(workload.batch)}",
             workload.origin,
-            "put the inputs first in the batch",
+            "give the model's inputs as the first elements of the batch",
         )
     return len(needed)

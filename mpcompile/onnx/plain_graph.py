@@ -130,9 +130,9 @@ class _Plain(fx.Interpreter):
             return kept.to(value.dtype), mask
         where = WHERE.get(self.node)
         raise CannotCapture(
-            f"{name} draws random numbers that an ONNX step cannot draw",
+            f"{name} draws random numbers, which an exported step cannot do",
             str(where or "") or None,
-            "draw them outside the step and give them with the batch",
+            "draw the numbers outside the step and pass them in the batch",
         )
 
 

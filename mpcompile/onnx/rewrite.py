@@ -133,7 +133,7 @@ def prepare(
             )
             own.ir_version = IR_WITH_FREE_INITIALIZERS
     if renamed := distinct_onnx_names(own):
-        notes.append(f"{renamed} nodes had the name of another node and were renamed")
+        notes.append(f"{renamed} nodes were renamed, because other nodes had the same name")
     infer_types(own)
     nest = nest_of(own.graph)
     opset = own.graph.opset_imports.get("", 1)
@@ -155,9 +155,9 @@ def given_model(model: ir.Model | onnx.ModelProto | str | Path) -> ir.Model:
     if isinstance(model, str | Path):
         return read_model(Path(model))
     raise BadInput(
-        f"a {type(model).__name__} is no ONNX model",
+        f"a {type(model).__name__} is not an ONNX model",
         "rewrite",
-        "give a path, a ModelProto or onnx_ir",
+        "give a path, an onnx.ModelProto or an onnx_ir.Model",
     )
 
 
@@ -183,7 +183,7 @@ def _saturation(nest: Nest, plan: Plan) -> list[str]:
 
 def _why_unchanged(precision: Precision, target: Target) -> tuple[str, ...]:
     if precision is Precision.BF16 and target is not Target.CUDA:
-        return ("no CPU has kernels for bf16: choose the target cuda",)
+        return ("a CPU has no kernels for bf16; choose the target cuda",)
     return ()
 
 

@@ -157,7 +157,7 @@ def random_inputs(model: ir.Model, seed: int = 0) -> dict[str, Array]:
     made: dict[str, Array] = {}
     for name, value in given_inputs(model).items():
         if not isinstance(value.type, ir.TensorType) or value.shape is None:
-            raise BadInput(f"no random value fits the input {name}", fix="give --data")
+            raise BadInput(f"no random numbers fit the input {name}", fix="give --data")
         shape = tuple(size if isinstance(size, int) else _OPEN for size in value.shape)
         dtype = value.type.dtype
         if prod(shape) > _MOST_RANDOM:

@@ -39,7 +39,11 @@ def export_step(transformed: Transformed, path: Path, force: bool = False) -> Tr
     """
     if transformed.step is None:
         origin = transformed.workload.origin
-        raise BadInput("the workload has no loss and no optimizer", origin, "export its forward")
+        raise BadInput(
+            "the workload has no loss and no optimizer",
+            origin,
+            "export the forward pass with --kind forward",
+        )
     description, weights = path.with_suffix(".json"), path.with_suffix(".safetensors")
     for file in (path, description, weights):
         check_file(file, force)

@@ -59,7 +59,7 @@ def exported(program: torch.export.ExportedProgram, **options: Any) -> ir.Model:
     except torch.onnx.OnnxExporterError as error:
         raise CannotCapture(
             f"an op of the program has no equivalent in ONNX ({_cause(error)})",
-            fix="replace it in the model",
+            fix="replace that op in the model",
         ) from error
     assert found is not None
     model = found.model

@@ -44,7 +44,8 @@ def load_into(
             raise BadInput(what, fix="give the model that was exported")
         if own[name].shape != value.shape:
             what = (
-                f"{name} is {list(own[name].shape)} in the model, {list(value.shape)} in the step"
+                f"{name} is {list(own[name].shape)} in the model, but {list(value.shape)} in "
+                "the step"
             )
             raise BadInput(what, fix="give the model that was exported")
     kept = {} if optimizer is None else _optimizer_state(pieces, own, optimizer)
@@ -74,7 +75,7 @@ def _optimizer_state(
         index = positions.get(id(own.get(parameter)))
         if index is None:
             what = f"the optimizer does not train {parameter}{did_you_mean(parameter, own)}"
-            raise BadInput(what, fix="make it with the parameters of this model")
+            raise BadInput(what, fix="create the optimizer with the parameters of this model")
         state.setdefault(index, {})[key] = _tensor(array)
     return state
 

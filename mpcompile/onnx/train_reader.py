@@ -57,7 +57,7 @@ def _check_file(file: TrainFile, where: str) -> None:
     for piece in file.pieces:
         slot = slots.get(piece.slot)
         if slot is None or piece.start + prod(piece.shape) > prod(slot.shape):
-            what = f"{short(piece.name)} is not inside {short(piece.slot)}"
+            what = f"{short(piece.name)} does not fit into {short(piece.slot)}"
             raise BadInput(what, where, _AGAIN)
 
 
@@ -77,7 +77,7 @@ def _check_values(
     wanted = {spec.name: spec for spec in specs}
     for what, names in (
         (f"the graph has no {kind}", wanted.keys() - there.keys()),
-        (f"the graph's description has no {kind}", there.keys() - wanted.keys()),
+        (f"train.json describes no {kind}", there.keys() - wanted.keys()),
     ):
         if names:
             raise BadInput(f"{what} {short(min(names))}", where, _AGAIN)

@@ -54,7 +54,10 @@ def _read(file: Any, slots: Sequence[StateSlot], where: str) -> dict[str, Array]
         kind = str(file.get_slice(name).get_dtype())
         dtype = _DTYPES.get(kind, kind)
         if shape != slot.shape or dtype != slot.dtype:
-            what = f"{name} is {dtype}{list(shape)}, the step's is {slot.dtype}{list(slot.shape)}"
+            what = (
+                f"{name} is {dtype}{list(shape)} in the file, but "
+                f"{slot.dtype}{list(slot.shape)} in the step"
+            )
             raise BadInput(what, where, _ADVICE)
         state[name] = file.get_tensor(name).astype(dtype_of(slot), copy=False)
     return state
@@ -77,7 +80,9 @@ def write_state(path: Path, state: Mapping[str, Array]) -> None:
         flush(path.parent)  # the new name must be on the disk too
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"the state cannot be written ({reason})", str(path)) from error
+        raise BadInput(
+            f"the state cannot be written ({reason})", str(path), "choose another file"
+        ) from error
 
 
 _DTYPES = {

@@ -96,7 +96,9 @@ class OrtTrainStep:
         if device not in ("cpu", "cuda"):
             raise BadInput(f"the device is {short(device)}", fix="give 'cpu' or 'cuda'")
         if cuda_graph and device != "cuda":
-            raise BadInput("a CPU has no CUDA graphs", fix="leave out cuda_graph=True")
+            raise BadInput(
+                "cuda_graph=True needs the device 'cuda'", fix="leave out cuda_graph=True"
+            )
         path = Path(path)
         self.file, model, first = read_train_step(path)
         self.device = device
@@ -182,7 +184,9 @@ class OrtTrainStep:
         """
         if group not in self._rates:
             known = ", ".join(map(str, sorted(self._rates))) or "none"
-            raise BadInput(f"there is no learning rate of group {group}", fix=f"groups: {known}")
+            raise BadInput(
+                f"the step has no parameter group {group}", fix=f"give one of the groups: {known}"
+            )
         if self._known.get(group) != value:
             self._rates[group].write(np.array(value, np.float64))
             self._known[group] = float(value)
@@ -239,7 +243,7 @@ class OrtTrainStep:
 
     def _count(self, name: str) -> int:
         if name not in self._state:
-            raise BadInput(f"the step has no {name}", fix="export it again")
+            raise BadInput(f"the step has no {name}", fix="export the step again")
         return int(self._current(name).read())
 
     def _slices(self, pieces: Sequence[Piece]) -> dict[str, Array]:

@@ -53,7 +53,7 @@ def unfit_readers(nest: Nest, precision: Precision) -> dict[str, str]:
     return {
         name: _sentence(use.value, use.number)
         if use.source == name
-        else f"it reads what comes from {use.source}, a number FP16 cannot hold"
+        else f"it reads a result of {use.source}, whose constant FP16 cannot hold"
         for name, use in unfit_uses(nest, precision).items()
     }
 
@@ -195,7 +195,9 @@ def _own(node: ir.Node, name: str, largest: dict[ir.Value, float]) -> UnfitUse |
 
 def _sentence(value: ir.Value, number: float) -> str:
     what = (
-        "the largest of" if (value.const_value is not None and value.const_value.size > 1) else ""
+        "the largest number of"
+        if (value.const_value is not None and value.const_value.size > 1)
+        else ""
     )
     held = f"{what} {value.name} is {number:g}".strip()
     if abs(number) > Precision.FP16.largest:

@@ -138,7 +138,7 @@ class _Describer:
         """Return the FP32 values of a node that change together, and why they may not change."""
         everything = {v for v in _around(node) if v is not None and is_full(v)}
         if not all(is_known(value) for value in _around(node)):
-            return everything, "the types of its tensors are not known"
+            return everything, "the types of its tensors are unknown"
         if not is_standard(node):
             return everything, f"an op of the domain {node.domain}"
         found = signature(node.op_type, node.domain, self.opset)
@@ -147,13 +147,13 @@ class _Describer:
         inputs = [(found.input(k), v) for k, v in enumerate(node.inputs) if is_full(v)]
         outputs = [(found.output(k), v) for k, v in enumerate(node.outputs) if is_full(v)]
         if any(v is not None and not isinstance(v.type, ir.TensorType) for v in _around(node)):
-            return everything, "it reads or makes a sequence, whose tensors stay as they are"
+            return everything, "it reads or makes a sequence, whose tensors do not change"
         if found.chosen:
-            return everything, "an attribute says what dtype it makes"
+            return everything, "an attribute sets the dtype of its result"
         variable = (outputs or inputs)[0][0]
         narrow = {v for name, v in (*inputs, *outputs) if name == variable and v is not None}
         if any(v in narrow for name, v in (*inputs, *outputs) if name != variable):
-            return narrow, "it reads one tensor as two types"
+            return narrow, "it reads one tensor for two type variables"
         precision = self.wants.precision
         if not found.takes(variable, precision):
             return narrow, f"ONNX allows no {precision.short} for it in op set {self.opset}"
@@ -221,10 +221,22 @@ class _Describer:
 
 
 _STORED = Rule(
-    "weight", "", "", PrecisionClass.TRANSPARENT, "", False, "stored as whoever reads it wants"
+    "weight",
+    "",
+    "",
+    PrecisionClass.TRANSPARENT,
+    "",
+    False,
+    "stored in the precision that its readers want",
 )
 _CROSSES = Rule(
-    "control flow", "", "", PrecisionClass.TRANSPARENT, "", False, "it crosses a graph's border"
+    "control flow",
+    "",
+    "",
+    PrecisionClass.TRANSPARENT,
+    "",
+    False,
+    "it crosses the border of a graph",
 )
 
 

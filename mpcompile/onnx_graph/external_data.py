@@ -83,13 +83,13 @@ class DataFolder:
         if length != size:
             shape = short(list(tensor.dims))
             raise self._refused(
-                f"{name} has {length:,} bytes, but its shape {shape} takes {size:,}"
+                f"{name} has {length:,} bytes, but its shape {shape} needs {size:,}"
             )
         if start + length > file.size:
             end = f"byte {start + length:,} of {short(entries['location'])}"
-            raise self._refused(f"{name} reads up to {end}, which has {file.size:,}")
+            raise self._refused(f"{name} reads up to {end}, but the file has {file.size:,} bytes")
         if "checksum" in entries and file.digest("sha1") != entries["checksum"].lower():
-            raise self._refused(f"{short(entries['location'])} has another checksum than it should")
+            raise self._refused(f"{short(entries['location'])} does not have the recorded checksum")
 
     def check_file(self, location: str, name: str) -> None:
         """Raise BadInput if a file is not one of its own in the folder.
@@ -138,41 +138,46 @@ class DataFolder:
 
     def _entries(self, proto: TensorProto, name: str) -> dict[str, str]:
         if len(proto.external_data) > len(_KEYS):
-            raise self._refused(f"{name} says too much about its data file")
+            raise self._refused(f"{name} has too many entries about its data file")
         entries = {entry.key: entry.value for entry in proto.external_data}
         unknown = sorted(entries.keys() - _KEYS)
         if unknown:
             raise self._refused(
-                f"{name} says {short(unknown[0])} of its data file, which is no word"
+                f"{name} has an unknown entry about its data file, {short(unknown[0])}"
             )
         if len(entries) < len(proto.external_data):
-            raise self._refused(f"{name} says something twice about its data file")
+            raise self._refused(f"{name} has an entry about its data file twice")
         if "location" not in entries:
-            raise self._refused(f"{name} does not say which file its data is in")
+            raise self._refused(f"{name} does not name its data file")
         return entries
 
     def _number(self, entries: dict[str, str], key: str, name: str, default: int) -> int:
         if key not in entries:
             return default
         if not _NUMBER.fullmatch(entries[key]):
-            raise self._refused(f"{name} has {short(entries[key])} as {key} of its data")
+            raise self._refused(
+                f"{name} gives {short(entries[key])} as the {key} of its data, which is not a "
+                "valid number"
+            )
         return int(entries[key])
 
     def _file(self, location: str, name: str) -> _Mapped:
         if self.folder is None:
-            raise self._refused(f"{name} has its data in another file, but there is no folder")
+            raise self._refused(
+                f"{name} has its data in another file, but the model was not read from a folder"
+            )
         if location not in self._files:
             for form in (PurePosixPath(location), PureWindowsPath(location)):
                 if form.is_absolute() or form.drive or form.root or ".." in form.parts:
                     raise self._outside(location, name)
             if not location or "\0" in location or "\\" in location:
                 raise self._refused(
-                    f"{name} has {short(location)} for a data file, which is no path"
+                    f"{name} names the data file {short(location)}, which is not a path"
                 )
             try:
                 self._files[location] = self._map(location, name)
             except (OSError, RuntimeError) as error:  # resolve() raises it for circular links
-                reason = getattr(error, "strerror", None) or "links in a circle"
+                reason = getattr(error, "strerror", None) or "its links form a circle"
                 what = f"the data file {short(location)} of {name} cannot be read ({reason})"
                 raise BadInput(what, self.where, _TOGETHER) from error
         return self._files[location]
@@ -191,7 +196,10 @@ class DataFolder:
             if not stat.S_ISREG(found.st_mode):
                 raise self._refused(f"{short(location)} of {name} is not a plain file")
             if found.st_nlink > 1:
-                what = f"{short(location)} of {name} is also a file elsewhere (a hard link)"
+                what = (
+                    f"{short(location)} of {name} is a hard link to a file that also has "
+                    "another name"
+                )
                 raise BadInput(what, self.where, _TOGETHER)
             size = found.st_size
             data = mmap.mmap(opened, size, access=mmap.ACCESS_READ) if size else None

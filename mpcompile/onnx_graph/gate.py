@@ -52,7 +52,9 @@ def read_model(path: Path) -> ir.Model:
     except MemoryError as error:
         raise _too_large(where) from error
     except (DecodeError, RecursionError) as error:
-        raise BadInput("this is not an ONNX file", where, "give a file ONNX can read") from error
+        raise BadInput(
+            "this is not an ONNX file", where, "give a file that ONNX can read"
+        ) from error
     return _checked(proto, where, path.parent)
 
 
@@ -166,7 +168,7 @@ def _built(proto: onnx.ModelProto, where: str | None) -> ir.Model:
         if isinstance(cause, MemoryError):
             raise cause from error
         what = f"this is not a well-formed model ({short(str(cause))})"
-        raise BadInput(what, where, "export it again") from error
+        raise BadInput(what, where, "export the model again") from error
 
 
 def _map_external(model: ir.Model, data: DataFolder) -> None:
@@ -198,12 +200,14 @@ def _check_free(file: Path, force: bool, model: ir.Model) -> None:
     """Raise BadInput if a file may not be replaced, or the model still reads it."""
     check_file(file, force)
     if file.is_symlink() or (file.exists() and not file.is_file()):
-        raise BadInput(f"{file} is a link, or no plain file", fix="choose another file")
+        raise BadInput(f"{file} is a link or not a plain file", fix="choose another file")
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor) and _same_file(tensor.path, file):
-                raise BadInput(f"the model reads {file}", fix="choose another file")
+                raise BadInput(
+                    f"the model reads its weights from {file}", fix="choose another file"
+                )
 
 
 def _same_file(one: str, other: Path) -> bool:
@@ -233,8 +237,10 @@ def _serialized(model: ir.Model, where: str | None) -> bytes:
     for node in _all_nodes(model):
         for attribute in node.attributes.values():
             if _is_external(attribute):
-                what = f"the node {short(node.name)} has a number in another file"
-                raise BadInput(what, where, "read the model by mpcompile.onnx")
+                what = (
+                    f"the node {short(node.name)} has the numbers of an attribute in another file"
+                )
+                raise BadInput(what, where, "read the model with mpcompile.onnx")
     try:
         encoded: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     except (EncodeError, ir.serde.SerdeError, ValueError) as error:
@@ -242,7 +248,7 @@ def _serialized(model: ir.Model, where: str | None) -> bytes:
         if not isinstance(cause, EncodeError | ValueError):
             raise cause from error
         what = f"the model takes over {LARGEST_FILE:,} bytes without its weights"
-        raise BadInput(what, where, "make its constants weights") from error
+        raise BadInput(what, where, "store its constants as weights") from error
     return encoded
 
 
@@ -255,5 +261,7 @@ def _first_cause(error: BaseException) -> BaseException:
 
 def _too_large(where: str | None) -> BadInput:
     return BadInput(
-        "the model is too large to be read into memory", where, "put its weights into a data file"
+        "the model is too large to be read into memory",
+        where,
+        "store its weights in a separate data file",
     )

@@ -16,7 +16,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorPro
 from mpcompile.errors import BadInput
 from mpcompile.onnx_graph.external_data import DataFolder
 from mpcompile.onnx_graph.node_checks import check_attribute, check_node, is_local, label
-from mpcompile.onnx_graph.tensor_checks import check_tensor, check_type
+from mpcompile.onnx_graph.tensor_checks import AGAIN, check_tensor, check_type
 from mpcompile.validation import short
 
 MOST_NODES = 100_000
@@ -27,6 +27,7 @@ with the square."""
 DEEPEST_GRAPH = 16
 """Limit of graphs inside graphs, also through functions."""
 
+_SMALLER = "give a smaller model"
 _OPSETS_SINCE = 3
 _PLAIN = (
     AttributeProto.INT,
@@ -59,15 +60,15 @@ def check_model(model: onnx.ModelProto, data: DataFolder, where: str | None) -> 
     if not model.ir_version and not model.HasField("graph"):
         raise BadInput("this is not an ONNX file", where, "give the path of an ONNX file")
     if not 0 < model.ir_version <= onnx.IR_VERSION:
-        what = f"IR version {model.ir_version} is none that ONNX {onnx.__version__} reads"
+        what = f"IR version {model.ir_version} is not one that ONNX {onnx.__version__} reads"
         raise BadInput(what, where, "export the model again, or install a newer ONNX")
     if not model.HasField("graph"):
-        raise BadInput("the model has no graph", where, "export it again")
+        raise BadInput("the model has no graph", where, AGAIN)
     if len(model.training_info):
-        what = "the model carries training_info, which no runtime reads"
-        raise BadInput(what, where, "remove it")
+        what = "the model has training_info, which no runtime reads"
+        raise BadInput(what, where, "remove the training_info")
     if len(model.configuration):
-        raise BadInput("the model is split over devices", where, "export it for one")
+        raise BadInput("the model is split over devices", where, "export the model for one device")
     opsets = _opsets(model.opset_import, "the model", where)
     if not opsets and model.ir_version < _OPSETS_SINCE:
         opsets = {"": 1}
@@ -75,7 +76,7 @@ def check_model(model: onnx.ModelProto, data: DataFolder, where: str | None) -> 
     for function in model.functions:
         key = (function.domain, function.name, function.overload)
         if key in functions or not function.name:
-            raise BadInput(f"the function {short(function.name)} is there twice", where)
+            raise BadInput(f"the function {short(function.name)} is defined twice", where, AGAIN)
         functions[key] = function
     everywhere = dict(opsets)
     sizes = {
@@ -93,7 +94,9 @@ def _opsets(
     for item in imports:
         domain = "" if item.domain == "ai.onnx" else item.domain
         if found.get(domain, item.version) != item.version:
-            raise BadInput(f"{name} imports two versions of the domain {short(domain)}", where)
+            raise BadInput(
+                f"{name} imports two versions of the domain {short(domain)}", where, AGAIN
+            )
         found[domain] = item.version
         newest = onnx.defs.onnx_opset_version() if not domain else 1 << 31
         if not 0 < item.version <= newest:
@@ -113,25 +116,30 @@ def _check_function(
     opsets = _opsets(function.opset_import, name, where)
     for domain, version in opsets.items():
         if outer.setdefault(domain, version) != version:
-            what = f"{name} imports opset {version} of {short(domain)}, others {outer[domain]}"
-            raise BadInput(what, where, "export it again, all for one opset")
+            what = (
+                f"{name} imports opset {version} of {short(domain)}, but the model imports "
+                f"{outer[domain]}"
+            )
+            raise BadInput(what, where, "export the model again for one opset")
     defaults = [attribute.name for attribute in function.attribute_proto]
     known = [*function.attribute, *defaults]
     if len(set(known)) < len(known) or "" in known:
-        raise BadInput(f"{name} declares an attribute twice, or without a name", where)
+        raise BadInput(f"{name} declares an attribute twice, or one without a name", where, AGAIN)
     checked = _Checked(where, data, opsets, functions, frozenset(known))
     for attribute in function.attribute_proto:
         check_attribute(attribute, name, where, None)
         if attribute.type not in _PLAIN:
-            raise BadInput(f"{name} has a default that is no number or text", where)
+            raise BadInput(
+                f"{name} has a default that is neither a number nor a text", where, AGAIN
+            )
     if len(set(function.output)) < len(function.output):
-        raise BadInput(f"{name} returns a value twice", where)
+        raise BadInput(f"{name} returns a value twice", where, AGAIN)
     scope: set[str] = set()
     checked.define(function.input, scope, name)
     checked.nodes(function.node, (scope,), 0)
     for output in function.output:
         if output not in scope:
-            raise BadInput(f"{name} returns {short(output)}, which nothing makes", where)
+            raise BadInput(f"{name} returns {short(output)}, which nothing makes", where, AGAIN)
     for info in function.value_info:
         check_type(info.type, f"value {short(info.name)}", where)
     return checked.size
@@ -160,20 +168,26 @@ class _Checked:
     def graph(self, graph: GraphProto, scopes: tuple[set[str], ...], depth: int) -> None:
         """Check a graph; `scopes` are the names around it, outermost first."""
         if depth > DEEPEST_GRAPH:
-            raise BadInput(f"graphs are nested over {DEEPEST_GRAPH} deep", self.where)
+            raise BadInput(
+                f"graphs are nested more than {DEEPEST_GRAPH} deep", self.where, _SMALLER
+            )
         self.size.depth = max(self.size.depth, depth)
         if len(graph.sparse_initializer):
-            raise BadInput("the model has sparse weights", self.where, "make them dense")
+            raise BadInput(
+                "the model has sparse weights", self.where, "export the weights as dense tensors"
+            )
         scope: set[str] = set()
         self.define([value.name for value in graph.input], scope, "the graph's inputs")
         if max(len(graph.input), len(graph.output)) > MOST_NODES:
-            raise BadInput(f"a graph has over {MOST_NODES:,} inputs or outputs", self.where)
+            raise BadInput(
+                f"a graph has more than {MOST_NODES:,} inputs or outputs", self.where, _SMALLER
+            )
         for value in (*graph.input, *graph.output, *graph.value_info):
             if value.HasField("type"):
                 check_type(value.type, f"value {short(value.name)}", self.where)
         for value in graph.input:
             if depth == 0 and value.type.WhichOneof("value") is None:
-                raise BadInput(f"the input {short(value.name)} has no type", self.where)
+                raise BadInput(f"the input {short(value.name)} has no type", self.where, AGAIN)
         weights: set[str] = set()
         for tensor in graph.initializer:
             self.tensor(tensor, f"tensor {short(tensor.name)}")
@@ -182,22 +196,22 @@ class _Checked:
         self.nodes(graph.node, (*scopes, scope), depth)
         for value in graph.output:
             if value.name not in scope:
-                what = f"the output {short(value.name)} is made by nothing in its graph"
-                raise BadInput(what, self.where)
+                what = f"no node of its graph makes the output {short(value.name)}"
+                raise BadInput(what, self.where, AGAIN)
 
     def nodes(self, nodes: Iterable[NodeProto], scopes: tuple[set[str], ...], depth: int) -> None:
         """Check nodes in order; add the names of their outputs to the last scope."""
         nodes = list(nodes)
         self.size.nodes += len(nodes)
         if self.size.nodes > MOST_NODES:
-            raise BadInput(f"the model has over {MOST_NODES:,} nodes", self.where)
+            raise BadInput(f"the model has more than {MOST_NODES:,} nodes", self.where, _SMALLER)
         later: set[str] | None = None
         for index, node in enumerate(nodes):
             name = label(node, index)
             for value in node.input:
                 if value and not any(value in scope for scope in reversed(scopes)):
                     later = later or {output for each in nodes[index:] for output in each.output}
-                    raise BadInput(self._missing(name, value, value in later), self.where)
+                    raise BadInput(self._missing(name, value, value in later), self.where, AGAIN)
             check_node(node, name, self.opsets, self.functions, self.attributes, self.where)
             if is_local(node, self.functions):
                 self.size.calls.append(((node.domain, node.op_type, node.overload), depth))
@@ -206,7 +220,11 @@ class _Checked:
                 for tensor in [attribute.t] if attribute.HasField("t") else attribute.tensors:
                     self.tensor(tensor, owned)
                 if any(each.data_location for each in attribute.tensors):
-                    raise BadInput(f"{owned} lists tensors in another file", self.where)
+                    raise BadInput(
+                        f"{owned} has a list of tensors whose data is in another file",
+                        self.where,
+                        AGAIN,
+                    )
                 graphs = [attribute.g] if attribute.HasField("g") else [*attribute.graphs]
                 for graph in graphs:
                     self.graph(graph, scopes, depth + 1)
@@ -222,9 +240,11 @@ class _Checked:
         """Add names to a scope; refuse a name that it has already."""
         for name in names:
             if not name:
-                raise BadInput(f"one of {by} has no name", self.where)
+                raise BadInput(f"{by}: a value has no name", self.where, AGAIN)
             if name in scope:
-                raise BadInput(f"{short(name)} is defined twice, again by {by}", self.where)
+                raise BadInput(
+                    f"{short(name)} is defined twice, the second time by {by}", self.where, AGAIN
+                )
             scope.add(name)
 
     def _missing(self, node: str, value: str, later: bool) -> str:
@@ -242,8 +262,8 @@ def _check_growth(whole: _Size, sizes: Mapping[_Key, _Size], where: str | None) 
         calls = len(size.calls) + sum(done[key][1] for key, _ in size.calls)
         depth = max([size.depth, *(at + done[key][2] for key, at in size.calls)])
         if nodes > MOST_NODES or calls > MOST_CALLS or depth > DEEPEST_GRAPH:
-            what = f"over {MOST_NODES:,} nodes or {MOST_CALLS:,} calls, or too deep a nest"
-            raise BadInput(f"the model's functions unfold to {what}", where)
+            what = f"more than {MOST_NODES:,} nodes or {MOST_CALLS:,} calls, or nest too deeply"
+            raise BadInput(f"the model's functions expand to {what}", where, _SMALLER)
         return nodes, calls, depth
 
     # Not recursive: functions may call each other more deeply than Python allows.
@@ -258,7 +278,7 @@ def _check_growth(whole: _Size, sizes: Mapping[_Key, _Size], where: str | None) 
                 on_path.discard(key)
                 path.pop()
             elif callee in on_path:
-                raise BadInput(f"the function {short(callee[1])} calls itself", where)
+                raise BadInput(f"the function {short(callee[1])} calls itself", where, AGAIN)
             else:
                 on_path.add(callee)
                 path.append((callee, iter(sizes[callee].calls)))

@@ -128,7 +128,7 @@ def _lack(op_type: str, opset: int, precision: Precision, target: Target) -> str
     if target is Target.CUDA and letter not in cuda:
         return f"no CUDA kernel of {op_type} in op set {opset} takes {short}"
     if target is Target.ANY and letter not in cuda and _LETTERS[Precision.FP32] in cuda:
-        return f"{op_type} in op set {opset} has a CUDA kernel for FP32 and none for {short}"
+        return f"{op_type} in op set {opset} has a CUDA kernel for FP32 but none for {short}"
     if target is not Target.CUDA and on_cpu(op_type, opset, precision) is OnCpu.FAILS:
         return f"ONNX Runtime on a CPU cannot load {op_type} in op set {opset} in {short}"
     return ""

@@ -75,7 +75,7 @@ NEEDS: tuple[Need[Facts], ...] = (
     # The first three are of different op types, so their order among themselves does not matter.
     # They come before all others and give their reason even if the policy requests FP32.
     Need(ANY, lambda op: op.node.op_type in _OWN_CASTS, "the program itself asks for this dtype"),
-    Need(ANY, lambda op: _trains(op.node), "the statistics that it keeps are FP32"),
+    Need(ANY, lambda op: _trains(op.node), "its running statistics are FP32"),
     Need(ANY, lambda op: _adds_up(op.node), "adding up in 16 bits would round every addend"),
     # Before a missing kernel: the range of a square is too large on every machine.
     Need(FREE, lambda op: _squares(op.node) and not op.overridden, _SQUARE.why, _SQUARE),
@@ -84,7 +84,7 @@ NEEDS: tuple[Need[Facts], ...] = (
     Need(
         FREE,
         lambda op: op.needs_wide_inputs,
-        lambda op: f"{op.rule.why}, and its 16-bit kernel would not",
+        lambda op: f"{op.rule.why}, but its 16-bit kernel would not",
     ),
     # Last, because it is the most general: a line above that also matches says more.
     Need(NARROW, lambda op: op.made_of_nothing, "made in FP32, not computed from FP32"),

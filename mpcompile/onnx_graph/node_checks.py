@@ -10,7 +10,7 @@ from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto
 from onnx.defs import OpSchema
 
 from mpcompile.errors import BadInput
-from mpcompile.onnx_graph.tensor_checks import check_type
+from mpcompile.onnx_graph.tensor_checks import AGAIN, check_type
 from mpcompile.validation import short
 
 _FIELDS = {
@@ -72,28 +72,28 @@ def check_node(
         where: the file.
     """
     if not node.op_type:
-        raise BadInput(f"{name} has no op type", where)
+        raise BadInput(f"{name} has no op type", where, AGAIN)
     domain = "" if node.domain == "ai.onnx" else node.domain
     if domain not in opsets:
-        what = f"{name} is of the domain {short(domain)}, of which no opset is imported"
-        raise BadInput(what, where, "add the opset import")
+        what = f"{name} is of the domain {short(domain)}, but the model imports no opset of it"
+        raise BadInput(what, where, "add the import of that opset")
     if len(node.device_configurations):
-        raise BadInput(f"{name} is split over devices", where, "export the model for one")
+        raise BadInput(f"{name} is split over devices", where, "export the model for one device")
     names = [attribute.name for attribute in node.attribute]
     if len(set(names)) < len(names) or "" in names:
-        raise BadInput(f"{name} has an attribute twice, or one without a name", where)
+        raise BadInput(f"{name} has an attribute twice, or one without a name", where, AGAIN)
     for attribute in node.attribute:
         check_attribute(attribute, name, where, declared)
     if is_local(node, functions):
         function = functions[node.domain, node.op_type, node.overload]
         if len(node.input) > len(function.input) or len(node.output) > len(function.output):
-            raise BadInput(f"{name} gives or takes more than its function does", where)
+            raise BadInput(f"{name} has more inputs or outputs than its function", where, AGAIN)
         if any(attribute.type in _GRAPHS for attribute in node.attribute):
-            raise BadInput(f"{name} gives a graph to a function", where, "inline the function")
+            raise BadInput(f"{name} passes a graph to a function", where, "inline the function")
         return
     schema = _schema(node.op_type, opsets[domain], domain)
     if schema is None and not domain and node.op_type in _WITH_BODIES:
-        what = f"ONNX has no {node.op_type} in opset {opsets[domain]}, which {name} would be"
+        what = f"{name} does not exist in ONNX's opset {opsets[domain]}"
         raise BadInput(what, where, "export the model for a newer opset")
     if schema is not None:
         _check_schema(node, schema, name, where)
@@ -110,16 +110,16 @@ def check_attribute(
     if attribute.ref_attr_name:
         known = declared is not None and attribute.ref_attr_name in declared
         if not known or used or attribute.type in _GRAPHS:
-            what = f"{name} stands for {short(attribute.ref_attr_name)}, which is not there"
-            raise BadInput(what, where)
+            what = f"{name} refers to {short(attribute.ref_attr_name)}, which does not exist"
+            raise BadInput(what, where, AGAIN)
         return
     if attribute.type in _SPARSE:
-        raise BadInput(f"{name} is a sparse tensor", where, "make it dense")
+        raise BadInput(f"{name} is a sparse tensor", where, "export a dense tensor")
     field = _FIELDS.get(attribute.type)
     if field is None or set(used) - {field}:
-        raise BadInput(f"{name} is not of the type that it says", where)
+        raise BadInput(f"{name} is not of its declared type", where, AGAIN)
     if attribute.type in _NEEDED and not used:
-        raise BadInput(f"{name} holds nothing", where)
+        raise BadInput(f"{name} has no value", where, AGAIN)
     for given in [attribute.tp] if field == "tp" else attribute.type_protos:
         check_type(given, name, where)
 
@@ -135,26 +135,36 @@ def _schema(op_type: str, opset: int, domain: str) -> OpSchema | None:
 def _check_schema(node: NodeProto, schema: OpSchema, name: str, where: str | None) -> None:
     inputs, outputs = len(node.input), len(node.output)
     if not schema.min_input <= inputs <= schema.max_input:
-        raise BadInput(f"{name} has {inputs:,} inputs, which its op does not take", where)
+        raise BadInput(
+            f"{name} has {inputs:,} inputs, but its op does not take this number", where, AGAIN
+        )
     if not schema.min_output <= outputs <= schema.max_output:
-        raise BadInput(f"{name} has {outputs:,} outputs, which its op does not have", where)
+        raise BadInput(
+            f"{name} has {outputs:,} outputs, but its op does not have this number", where, AGAIN
+        )
     for attribute in node.attribute:
         known = schema.attributes.get(attribute.name)
         if known is None:
-            raise BadInput(f"{name} has no attribute {short(attribute.name)}", where)
+            raise BadInput(
+                f"{name} has the attribute {short(attribute.name)}, which its op does not have",
+                where,
+                AGAIN,
+            )
         if known.type.value != attribute.type:  # type: ignore[attr-defined]
             what = f"the attribute {short(attribute.name)} of {name} is of the wrong type"
-            raise BadInput(what, where)
+            raise BadInput(what, where, AGAIN)
     given = {attribute.name for attribute in node.attribute}
     for attribute_name, known in schema.attributes.items():
         if known.required and attribute_name not in given:
-            raise BadInput(f"{name} lacks the attribute {attribute_name}", where)
+            raise BadInput(f"{name} lacks the attribute {attribute_name}", where, AGAIN)
 
 
 def _check_bodies(node: NodeProto, opset: int, name: str, where: str | None) -> None:
     """Raise BadInput if a node's inputs or outputs do not match those of a graph inside it."""
     attributes = {attribute.name: attribute for attribute in node.attribute}
-    wrong = BadInput(f"{name} and a graph inside it do not fit each other", where)
+    wrong = BadInput(
+        f"{name} and a graph inside it do not match in their inputs or outputs", where, AGAIN
+    )
     if node.op_type == "If":
         for branch in ("then_branch", "else_branch"):
             inner = attributes[branch].g

@@ -12,6 +12,7 @@ from onnx import TensorProto
 from mpcompile.errors import BadInput
 from mpcompile.validation import short
 
+AGAIN = "export the model again"
 MOST_ELEMENTS = 1 << 48
 """Limit of a tensor; also the limit of the product of its dimensions other than 0."""
 MOST_DIMENSIONS = 64
@@ -48,30 +49,32 @@ def check_tensor(tensor: TensorProto, name: str, where: str | None) -> None:
     dtype = dtype_of(tensor.data_type, name, where)
     count = _elements(tensor.dims, name, where)
     if tensor.HasField("segment"):
-        raise BadInput(f"{name} is a segment of a tensor, which no runtime reads", where)
+        raise BadInput(f"{name} is a segment of a tensor, which no runtime reads", where, AGAIN)
     filled = [field for field in _NUMBERS if len(getattr(tensor, field))]
     if tensor.HasField("raw_data"):
         filled.append("raw_data")
     if tensor.data_location == TensorProto.EXTERNAL:
         if filled:
-            raise BadInput(f"{name} has data in the file and in another one", where)
+            raise BadInput(f"{name} has data both in this file and in another", where, AGAIN)
         if dtype is ir.DataType.STRING:
-            raise BadInput(f"{name} has texts in another file", where)
+            raise BadInput(f"{name} has texts in another file", where, AGAIN)
         return
     if len(tensor.external_data):
-        raise BadInput(f"{name} names another file, but says that its data stands in this", where)
+        raise BadInput(
+            f"{name} names another file, but declares that its data is in this file", where, AGAIN
+        )
     if len(filled) > 1:
-        raise BadInput(f"{name} has its data twice: as {' and as '.join(filled)}", where)
+        raise BadInput(f"{name} has its data twice: as {' and as '.join(filled)}", where, AGAIN)
     field = filled[0] if filled else _FIELDS.get(dtype, "int32_data")
     if field == "raw_data" and dtype is ir.DataType.STRING:
-        raise BadInput(f"{name} holds texts as raw bytes", where)
+        raise BadInput(f"{name} holds texts as raw bytes", where, AGAIN)
     if field not in ("raw_data", _FIELDS.get(dtype, "int32_data")):
-        raise BadInput(f"{name} holds {dtype.name} as {field}", where)
+        raise BadInput(f"{name} holds {dtype.name} as {field}", where, AGAIN)
     found, needed = len(getattr(tensor, field)), _needed(field, dtype, count)
     if found != needed:
-        claim = f"its shape {short(list(tensor.dims))} of {dtype.name} takes {needed:,}"
+        claim = f"its shape {short(list(tensor.dims))} of {dtype.name} needs {needed:,}"
         what = "bytes" if field == "raw_data" else f"numbers in {field}"
-        raise BadInput(f"{name} holds {found:,} {what}, but {claim}", where, "export it again")
+        raise BadInput(f"{name} holds {found:,} {what}, but {claim}", where, AGAIN)
     if dtype in _SIX_BITS:
         _check_six_bits(tensor, name, where)
 
@@ -88,21 +91,23 @@ def dtype_of(number: int, name: str, where: str | None) -> ir.DataType:
     except ValueError:
         dtype = ir.DataType.UNDEFINED
     if dtype is ir.DataType.UNDEFINED:
-        raise BadInput(f"{name} has no known dtype (number {number})", where)
+        raise BadInput(f"{name} has no known dtype (number {number})", where, AGAIN)
     return dtype
 
 
 def check_type(given: onnx.TypeProto, name: str, where: str | None, depth: int = 0) -> None:
     """Raise BadInput if the type of a value has no dtype, or a shape that no tensor can have."""
     if depth > DEEPEST_TYPE:
-        raise BadInput(f"the type of {name} is nested over {DEEPEST_TYPE} deep", where)
+        raise BadInput(f"the type of {name} is nested more than {DEEPEST_TYPE} deep", where, AGAIN)
     kind = given.WhichOneof("value")
     if kind is None:
         return
     if kind in ("sequence_type", "optional_type"):
         inner = getattr(given, kind)
         if inner.elem_type.WhichOneof("value") is None:
-            raise BadInput(f"{name} is a {kind.removesuffix('_type')} of nothing", where)
+            raise BadInput(
+                f"{name} is a {kind.removesuffix('_type')} without an element type", where, AGAIN
+            )
         check_type(inner.elem_type, name, where, depth + 1)
     elif kind in ("tensor_type", "sparse_tensor_type"):
         inner = getattr(given, kind)
@@ -117,11 +122,15 @@ def _elements(dims: Iterable[int], name: str, where: str | None) -> int:
     """Return how many elements a shape has."""
     sizes = list(dims)
     if len(sizes) > MOST_DIMENSIONS:
-        raise BadInput(f"{name} has {len(sizes):,} dimensions", where)
+        raise BadInput(
+            f"{name} has {len(sizes):,} dimensions, more than {MOST_DIMENSIONS}", where, AGAIN
+        )
     if any(size < 0 for size in sizes):
-        raise BadInput(f"{name} has a negative dimension: {short(sizes)}", where)
+        raise BadInput(f"{name} has a negative dimension: {short(sizes)}", where, AGAIN)
     if prod(max(size, 1) for size in sizes) > MOST_ELEMENTS:
-        raise BadInput(f"{name} claims the shape {short(sizes)}, too large for any tensor", where)
+        raise BadInput(
+            f"{name} claims the shape {short(sizes)}, which is too large for a tensor", where, AGAIN
+        )
     return prod(sizes)
 
 
@@ -143,4 +152,4 @@ def _check_six_bits(tensor: TensorProto, name: str, where: str | None) -> None:
     try:
         ir.serde.TensorProtoTensor(tensor).tobytes()
     except ValueError as error:
-        raise BadInput(f"{name} holds what is no number of six bits", where) from error
+        raise BadInput(f"{name} holds bits outside its six-bit numbers", where, AGAIN) from error

@@ -52,7 +52,7 @@ def check_wire(data: bytes | mmap, where: str | None) -> None:
                 if size > 127:
                     size, position = _varint(data, position - 1)
                 if size > end - position:
-                    raise BadInput("the file ends before its contents do", where, "fetch it again")
+                    raise BadInput("the file is cut off", where, "fetch the file again")
                 counts, inner, is_text = fields.get(tag >> 3, _UNCOUNTED)
                 entries += counts
                 if inner is not None and (size or len(open_ends) == DEEPEST):
@@ -100,7 +100,7 @@ def check_texts(message: Any, where: str | None) -> None:
 
 
 def _not_text(where: str | None) -> BadInput:
-    return BadInput("a name in the model is not UTF-8", where, "export it again")
+    return BadInput("a text in the model is not UTF-8", where, "export the model again")
 
 
 def _not_a_model(where: str | None) -> BadInput:

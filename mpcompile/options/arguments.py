@@ -7,7 +7,11 @@ from typing import Annotated
 from cyclopts import Parameter
 
 Source = Annotated[
-    str, Parameter(help="A file that defines workload(), package.module:name, or an .onnx file.")
+    str,
+    Parameter(help="A Python file that defines workload(), package.module:name, or an .onnx file."),
+]
+ProgramSource = Annotated[
+    str, Parameter(help="A Python file that defines workload(), or package.module:name.")
 ]
 AnySource = Annotated[
     str,
@@ -19,9 +23,9 @@ Json = Annotated[
     str | None,
     Parameter(
         name="--json",
-        help="Write one JSON document to a file, or to stdout with '-'.",
+        help="Also write the result as one JSON document to this file, or to stdout with '-'.",
         allow_leading_hyphen=True,
     ),
 ]
-Debug = Annotated[bool, Parameter(help="Show tracebacks.", negative=())]
+Debug = Annotated[bool, Parameter(help="Show the traceback of an error.", negative=())]
 """`mpcompile.cli.leave`, which ends every command, reads this flag; no command does."""

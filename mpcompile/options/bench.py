@@ -15,7 +15,9 @@ from mpcompile.options.arguments import Debug, Json
 class BenchOptions:
     """How long a program's step is timed."""
 
-    steps: Annotated[int, Parameter(help="Timed steps a way.")] = 30
-    warmup: Annotated[int, Parameter(help="Steps before them, after the first.")] = 5
+    steps: Annotated[int, Parameter(help="Timed steps of each variant.")] = 30
+    warmup: Annotated[
+        int, Parameter(help="Untimed steps before them, in addition to the first step.")
+    ] = 5
     json: Json = None
     debug: Debug = False

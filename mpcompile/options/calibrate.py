@@ -17,12 +17,13 @@ class CalibrateOptions:
     """How much is measured, and where the ranges go."""
 
     output: Annotated[
-        Path | None, Parameter(name=["--output", "-o"], help="File; default: NAME.ranges.json.")
+        Path | None,
+        Parameter(name=["--output", "-o"], help="The file to write; default: NAME.ranges.json."),
     ] = None
-    batches: Annotated[int, Parameter(help="The most batches to run.")] = 8
+    batches: Annotated[int, Parameter(help="The largest number of batches to run.")] = 8
     data: Annotated[
-        Path | None, Parameter(help="Inputs of an .onnx model: an .npz with arrays by name.")
+        Path | None, Parameter(help="For an .onnx model: an .npz file with its inputs by name.")
     ] = None
-    force: Annotated[bool, Parameter(help="Replace the file.", negative=())] = False
+    force: Annotated[bool, Parameter(help="Replace an existing file.", negative=())] = False
     json: Json = None
     debug: Debug = False

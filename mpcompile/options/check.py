@@ -17,11 +17,13 @@ class CheckOptions:
     """What is compared, and how near it must be."""
 
     tolerance: Annotated[
-        float, Parameter(help="The largest error of a tensor, as a part of its size.")
+        float, Parameter(help="The largest accepted relative error of a tensor.")
     ] = 0.25
-    batches: Annotated[int, Parameter(help="Batches to compare on.")] = 1
-    steps: Annotated[int, Parameter(help="Training steps before that.")] = 0
-    all: Annotated[bool, Parameter(help="Print every tensor, in order.", negative=())] = False
+    batches: Annotated[int, Parameter(help="The number of batches to compare.")] = 1
+    steps: Annotated[int, Parameter(help="Training steps before the comparison.")] = 0
+    all: Annotated[bool, Parameter(help="Print all tensors, in execution order.", negative=())] = (
+        False
+    )
     flags: PlanFlags = NO_FLAGS
     json: Json = None
     debug: Debug = False

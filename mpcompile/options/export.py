@@ -21,14 +21,14 @@ class ExportOptions:
     kind: Annotated[
         Literal["step", "forward"] | None,
         Parameter(
-            help="The whole training step, or the model for inference; default: forward for "
+            help="Export the whole training step, or the model for inference; default: forward for "
             "forward.onnx and for a program without a loss."
         ),
     ] = None
     dynamic: Annotated[
-        bool, Parameter(help="Leave the batch size of a forward pass open.", negative=())
+        bool, Parameter(help="Leave the batch size of the forward pass open.", negative=())
     ] = False
     flags: PlanFlags = NO_FLAGS
-    force: Annotated[bool, Parameter(help="Replace what is there.", negative=())] = False
+    force: Annotated[bool, Parameter(help="Replace existing files.", negative=())] = False
     json: Json = None
     debug: Debug = False

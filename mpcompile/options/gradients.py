@@ -18,13 +18,13 @@ class GradientsOptions:
     """How much is measured, and where it goes."""
 
     batches: Annotated[
-        int, Parameter(help="The most batches to measure, where --ranges gives no measurement.")
+        int, Parameter(help="Without --ranges: the largest number of batches to measure.")
     ] = 8
-    steps: Annotated[int, Parameter(help="Steps whose updates are looked at.")] = 8
+    steps: Annotated[int, Parameter(help="Training steps whose updates are examined.")] = 8
     figure: Annotated[
-        Path | None, Parameter(help="A .svg or .png of the histogram, by matplotlib.")
+        Path | None, Parameter(help="A .svg or .png file for the histogram; needs matplotlib.")
     ] = None
-    force: Annotated[bool, Parameter(help="Replace that file.", negative=())] = False
+    force: Annotated[bool, Parameter(help="Replace an existing figure.", negative=())] = False
     flags: PlanFlags = NO_FLAGS
     json: Json = None
     debug: Debug = False

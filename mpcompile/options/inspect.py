@@ -20,42 +20,54 @@ class InspectOptions:
     module: Annotated[
         tuple[str, ...],
         Parameter(
-            help="Only modules of this path, and those in them (wildcards; repeatable).",
+            help="Show only modules of this path and modules inside them (wildcards; repeatable).",
             negative=(),
             show_default=False,
         ),
     ] = ()
     op: Annotated[
         tuple[str, ...],
-        Parameter(help="Only this op (wildcards; repeatable).", negative=(), show_default=False),
+        Parameter(
+            help="Show only this op (wildcards; repeatable).", negative=(), show_default=False
+        ),
     ] = ()
     in_precision: Annotated[
         tuple[Literal["f16", "bf16", "f32", "both", "other"], ...],
         Parameter(
             name="--in",
-            help="Only what is in this precision (repeatable).",
+            help="Show only nodes in this precision (repeatable).",
             negative=(),
             show_default=False,
         ),
     ] = ()
     stage: Annotated[
         tuple[Literal["forward", "backward", "update"], ...],
-        Parameter(help="Only this stage (repeatable).", negative=(), show_default=False),
+        Parameter(help="Show only this stage (repeatable).", negative=(), show_default=False),
     ] = ()
-    all: Annotated[bool, Parameter(help="Cut no table short.", negative=())] = False
+    all: Annotated[bool, Parameter(help="Show all rows of each table.", negative=())] = False
     format: Annotated[
-        Literal["text", "csv"], Parameter(help="Tables, or a comma-separated row a node.")
+        Literal["text", "csv"], Parameter(help="Tables, or one comma-separated row per node.")
     ] = "text"
     model_explorer: Annotated[
-        Path | None, Parameter(help="A folder for files that Model Explorer reads.")
+        Path | None, Parameter(help="A folder to write files for Model Explorer to.")
     ] = None
     check: Annotated[
-        Path | None, Parameter(help="What `mpcompile check --json` wrote, for its errors there.")
+        Path | None,
+        Parameter(
+            help="With --model-explorer: a file of `mpcompile check --json`, for its errors."
+        ),
     ] = None
-    force: Annotated[bool, Parameter(help="Replace those files.", negative=())] = False
+    force: Annotated[
+        bool, Parameter(help="Replace existing files in that folder.", negative=())
+    ] = False
     device: Annotated[
         Literal["h100", "h200", "a100", "v100", "cpu", "all"],
-        Parameter(help="Whose bound; cpu is measured here, all compares the others."),
+        Parameter(
+            help=(
+                "Show the least step time on this device; cpu is measured here, all compares "
+                "the others."
+            )
+        ),
     ] = "h100"
     flags: PlanFlags = NO_FLAGS
     json: Json = None

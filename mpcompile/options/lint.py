@@ -20,32 +20,40 @@ class LintOptions:
     select: Annotated[
         tuple[str, ...],
         Parameter(
-            help="Rules by id or its beginning (MP1, MP201 or ALL; repeatable, or with commas).",
+            help="Rules to apply, by id or its beginning (MP1, MP201 or ALL; repeatable, or with "
+            "commas).",
             negative=(),
             show_default=False,
         ),
     ] = ()
     ignore: Annotated[
         tuple[str, ...],
-        Parameter(help="Rules to leave out; the longer id wins.", negative=(), show_default=False),
+        Parameter(
+            help="Rules to leave out; if --select matches too, the longer id decides.",
+            negative=(),
+            show_default=False,
+        ),
     ] = ()
     format: Annotated[
-        Literal["text", "github", "sarif", "json"], Parameter(help="What is printed.")
+        Literal["text", "github", "sarif", "json"], Parameter(help="The output format.")
     ] = "text"
     output: Annotated[
-        Path | None, Parameter(name=["--output", "-o"], help="A file for that, not stdout.")
+        Path | None,
+        Parameter(name=["--output", "-o"], help="A file for the output, instead of stdout."),
     ] = None
     baseline: Annotated[
-        Path | None, Parameter(help="A file of known findings, which are not found again.")
+        Path | None, Parameter(help="A file of known findings, which are not reported.")
     ] = None
     write_baseline: Annotated[
-        bool, Parameter(help="Write that file: all that is found is known.", negative=())
+        bool, Parameter(help="Write all findings to the file of --baseline.", negative=())
     ] = False
-    exit_zero: Annotated[bool, Parameter(help="Exit with 0 whatever is found.", negative=())] = (
-        False
-    )
+    exit_zero: Annotated[
+        bool, Parameter(help="Exit with 0 even if there are findings.", negative=())
+    ] = False
     flags: PlanFlags = NO_FLAGS
-    rules: Annotated[bool, Parameter(help="List the rules.", negative=())] = False
-    explain: Annotated[str | None, Parameter(help="Print the page of a rule: MP103.")] = None
+    rules: Annotated[bool, Parameter(help="List the rules and exit.", negative=())] = False
+    explain: Annotated[
+        str | None, Parameter(help="Print the page of a rule, such as MP103, and exit.")
+    ] = None
     json: Json = None
     debug: Debug = False

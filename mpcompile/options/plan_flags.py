@@ -21,37 +21,54 @@ class PlanFlags:
 
     level: Annotated[
         Literal["careful", "paper", "tensor-cores-only", "fp32"] | None,
-        Parameter(help="How much is stored in 16 bits; default: paper."),
+        Parameter(help="How many tensors are stored in 16 bits; default: paper."),
     ] = None
     precision: Annotated[
         Literal["fp16", "bf16", "fp32"] | None,
-        Parameter(help="The 16-bit format; fp32 changes nothing; default: fp16."),
+        Parameter(help="The 16-bit format, or fp32 to keep the program unchanged; default: fp16."),
     ] = None
     full: Annotated[tuple[str, ...], _patterns("to keep in FP32")] = ()
-    half: Annotated[tuple[str, ...], _patterns("to run in 16 bits all the same")] = ()
-    free: Annotated[tuple[str, ...], _patterns("that may take either")] = ()
+    half: Annotated[tuple[str, ...], _patterns("to run in 16 bits against the level's rules")] = ()
+    free: Annotated[tuple[str, ...], _patterns("whose precision the planner may choose")] = ()
     plan: Annotated[
         Path | None,
-        Parameter(help="A plan.json of this program; its decisions hold before everything else."),
+        Parameter(
+            help=(
+                "A plan.json of this program; its decisions override --level, --full, --half "
+                "and --free."
+            )
+        ),
     ] = None
     ranges: Annotated[
         Path | None,
-        Parameter(help="What `mpcompile calibrate` measured; what came near overflow stays FP32."),
+        Parameter(
+            help="A file of `mpcompile calibrate`; tensors that came near overflow stay in FP32."
+        ),
     ] = None
     margin: Annotated[
-        int | None, Parameter(help="Bits to keep below the largest 16-bit number; default: 2.")
+        int | None,
+        Parameter(help="With --ranges: bits of headroom that FP16 must leave; default: 2."),
     ] = None
     release: Annotated[
-        bool, Parameter(help="Store in 16 bits what could grow but did not.", negative=())
+        bool,
+        Parameter(
+            help="With --ranges: store in 16 bits the results that could overflow but stayed "
+            "small.",
+            negative=(),
+        ),
     ] = False
     loss_scale: Annotated[
         str | None,
-        Parameter(help="dynamic, none, or a number; default: dynamic with fp16, else none."),
+        Parameter(
+            help=(
+                "The loss scale: dynamic, none, or a number; default: dynamic with fp16, else none."
+            )
+        ),
     ] = None
     without: Annotated[
         tuple[str, ...],
         Parameter(
-            help="A pass to leave out, such as join_matmuls (repeatable).",
+            help="An optional pass to leave out, such as join_matmuls (repeatable).",
             negative=(),
             show_default=False,
         ),

@@ -18,17 +18,18 @@ class ReduceOptions:
     """Which failure is looked for, and where the script goes."""
 
     node: Annotated[
-        str | None, Parameter(help="A node of the step; default: the first that fails.")
+        str | None, Parameter(help="The failing node of the step; default: the first that fails.")
     ] = None
     tolerance: Annotated[
-        float, Parameter(help="The error against FP64 that a tensor may have, as a part of it.")
+        float, Parameter(help="The largest accepted relative error of a tensor against FP64.")
     ] = 0.25
-    steps: Annotated[int, Parameter(help="Training steps before that.")] = 0
-    batches: Annotated[int, Parameter(help="The most batches to look at.")] = 1
+    steps: Annotated[int, Parameter(help="Training steps before the search.")] = 0
+    batches: Annotated[int, Parameter(help="The largest number of batches to search.")] = 1
     output: Annotated[
-        Path | None, Parameter(name=["--output", "-o"], help="File; default: NAME.reduced.py.")
+        Path | None,
+        Parameter(name=["--output", "-o"], help="The script to write; default: NAME.reduced.py."),
     ] = None
-    force: Annotated[bool, Parameter(help="Replace the file.", negative=())] = False
+    force: Annotated[bool, Parameter(help="Replace existing files.", negative=())] = False
     flags: PlanFlags = NO_FLAGS
     json: Json = None
     debug: Debug = False

@@ -18,15 +18,17 @@ class ReportOptions:
     """What the report shows, and where it goes."""
 
     output: Annotated[
-        Path | None, Parameter(name=["--output", "-o"], help="File; default: NAME.report.html.")
+        Path | None,
+        Parameter(name=["--output", "-o"], help="The file to write; default: NAME.report.html."),
     ] = None
-    log: Annotated[
-        Path | None, Parameter(help="The log of a run, a JSON object a step, to plot.")
-    ] = None
+    log: Annotated[Path | None, Parameter(help="A file of `mpcompile run --log`, to plot it.")] = (
+        None
+    )
     check: Annotated[
-        Path | None, Parameter(help="What a check measured of each node, to show beside it.")
+        Path | None,
+        Parameter(help="A file of `mpcompile check --json`, to show its errors at the nodes."),
     ] = None
     flags: PlanFlags = NO_FLAGS
-    force: Annotated[bool, Parameter(help="Replace the file.", negative=())] = False
+    force: Annotated[bool, Parameter(help="Replace an existing file.", negative=())] = False
     json: Json = None
     debug: Debug = False

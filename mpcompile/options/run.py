@@ -18,16 +18,22 @@ class OnnxRunFlags:
     """What only a training step as a ``train.onnx`` takes."""
 
     data: Annotated[
-        Path | None, Parameter(help="Of a train.onnx: an .npz with its batches by input.")
+        Path | None,
+        Parameter(help="For a train.onnx: an .npz file with its batches by input name."),
     ] = None
-    device: Annotated[Literal["cpu", "cuda"], Parameter(help="Of a train.onnx: where it runs.")] = (
-        "cpu"
-    )
+    device: Annotated[
+        Literal["cpu", "cuda"], Parameter(help="For a train.onnx: where it runs.")
+    ] = "cpu"
     output: Annotated[
         Path | None,
-        Parameter(name=["--output", "-o"], help="Of a train.onnx: a .safetensors for its state."),
+        Parameter(
+            name=["--output", "-o"],
+            help="For a train.onnx: a .safetensors file for its last state.",
+        ),
     ] = None
-    force: Annotated[bool, Parameter(help="Replace that file.", negative=())] = False
+    force: Annotated[bool, Parameter(help="Replace an existing file of --output.", negative=())] = (
+        False
+    )
 
 
 @Parameter(name="*")
@@ -36,16 +42,16 @@ class CheckpointFlags:
     """When a run is saved, so that it can go on."""
 
     out: Annotated[
-        Path | None, Parameter(help="A folder for checkpoints, one at the end at least.")
+        Path | None, Parameter(help="A folder for checkpoints; one is saved at the end.")
     ] = None
     checkpoint_every: Annotated[
-        int | None, Parameter(help="Save a checkpoint to --out every so many steps.")
+        int | None, Parameter(help="Also save a checkpoint each time after this number of steps.")
     ] = None
     resume: Annotated[
         bool,
-        Parameter(help="Go on from the newest complete checkpoint in --out.", negative=()),
+        Parameter(help="Continue from the newest complete checkpoint in --out.", negative=()),
     ] = False
-    keep: Annotated[int, Parameter(help="Checkpoints that stay in --out.")] = 3
+    keep: Annotated[int, Parameter(help="The number of newest checkpoints that stay in --out.")] = 3
 
 
 @Parameter(name="*")
@@ -55,11 +61,14 @@ class ProcessFlags:
 
     shard: Annotated[
         bool,
-        Parameter(help="Of torchrun: a slice of masters and optimizer each (ZeRO-1).", negative=()),
+        Parameter(
+            help="With torchrun: each process holds a slice of masters and optimizer (ZeRO-1).",
+            negative=(),
+        ),
     ] = False
     reduce: Annotated[
         Literal["float32", "float16", "bfloat16"],
-        Parameter(help="Of torchrun: the precision in which gradients travel."),
+        Parameter(help="With torchrun: the precision of the all-reduce of gradients."),
     ] = "float32"
 
 
@@ -73,17 +82,17 @@ NO_PROCESS_FLAGS = ProcessFlags()
 class RunOptions:
     """How a program or a ``train.onnx`` is trained, and where that is told."""
 
-    steps: Annotated[int, Parameter(help="Training steps.")] = 100
+    steps: Annotated[int, Parameter(help="The number of training steps.")] = 100
     flags: PlanFlags = NO_FLAGS
     backend: Annotated[
         Literal["interpreter", "inductor"] | None,
-        Parameter(help="Default: inductor on CUDA, interpreter elsewhere."),
+        Parameter(help="What runs the step; default: inductor on CUDA, interpreter elsewhere."),
     ] = None
     log: Annotated[
-        Path | None, Parameter(help="A new file for a JSON line a step: loss, scale, causes.")
+        Path | None, Parameter(help="A new file for one JSON line per step: loss, scale, causes.")
     ] = None
     tensorboard: Annotated[
-        Path | None, Parameter(help="A folder for the same, as TensorBoard reads it.")
+        Path | None, Parameter(help="A folder for the same data, for TensorBoard.")
     ] = None
     checkpoints: CheckpointFlags = NO_CHECKPOINT_FLAGS
     processes: ProcessFlags = NO_PROCESS_FLAGS

@@ -12,6 +12,6 @@ from mpcompile.options.arguments import Debug
 @Parameter(name="*")
 @dataclass(frozen=True)
 class SchemaOptions:
-    """Nothing decides what is printed."""
+    """The common option only."""
 
     debug: Debug = False

@@ -19,19 +19,30 @@ class OnnxFlags:
 
     data: Annotated[
         Path | None,
-        Parameter(help="An .npz with inputs by name; for an .onnx model; default: made up."),
+        Parameter(
+            help="For an .onnx model: an .npz file with its inputs by name; default: random inputs."
+        ),
     ] = None
     target: Annotated[
         Literal["cuda", "cpu", "any"],
-        Parameter(help="Where an .onnx model shall run; what has no 16-bit kernel stays FP32."),
+        Parameter(
+            help="For an .onnx model: where it runs; ops without a 16-bit kernel stay in FP32."
+        ),
     ] = "any"
     free_io: Annotated[
         bool,
-        Parameter(help="Inputs and outputs of an .onnx model may be 16 bits.", negative=()),
+        Parameter(
+            help="For an .onnx model: its inputs and outputs may become 16 bits.", negative=()
+        ),
     ] = False
     tolerance: Annotated[
         float | None,
-        Parameter(help="Largest error of an .onnx model's outputs, as a part of their largest."),
+        Parameter(
+            help=(
+                "For an .onnx model: the largest error of an output, relative to its largest "
+                "number."
+            )
+        ),
     ] = None
 
 
@@ -44,10 +55,14 @@ class TransformOptions:
     """How a program or a model is transformed, and where it goes."""
 
     output: Annotated[
-        Path | None, Parameter(name=["--output", "-o"], help="Folder; default: NAME.mp here.")
+        Path | None,
+        Parameter(
+            name=["--output", "-o"],
+            help="The folder or .onnx file to write; default: NAME.mp or NAME.PRECISION.onnx.",
+        ),
     ] = None
     flags: PlanFlags = NO_FLAGS
     onnx: OnnxFlags = NO_ONNX_FLAGS
-    force: Annotated[bool, Parameter(help="Replace what is there.", negative=())] = False
+    force: Annotated[bool, Parameter(help="Replace existing output.", negative=())] = False
     json: Json = None
     debug: Debug = False

@@ -20,29 +20,32 @@ class TuneOptions:
     tolerance: Annotated[
         float | None,
         Parameter(
-            help="The largest relative error of the loss and of each gradient against FP64, by "
-            "default 0.25; with --eval the part of FP32's score that may be lost, by default 0.01."
+            help="The largest accepted relative error of the loss and of each gradient against "
+            "FP64 (default 0.25); with --eval the share of FP32's score that may be lost (default "
+            "0.01)."
         ),
     ] = None
     eval: Annotated[
         str | None,
         Parameter(
-            help="A function of yours, file.py:name or module:name, which gets the compiled step "
-            "and a fresh workload and returns a number; higher is better."
+            help="Your function, file.py:name or module:name, which takes the compiled step "
+            "and a fresh workload and returns a score; higher is better."
         ),
     ] = None
     score: Annotated[
-        float | None, Parameter(help="What it must return; default: by FP32 and --tolerance.")
+        float | None,
+        Parameter(help="The least accepted score; default: FP32's score less --tolerance."),
     ] = None
-    steps: Annotated[int, Parameter(help="Training steps before measuring.")] = 0
-    batches: Annotated[int, Parameter(help="How many batches are measured.")] = 2
+    steps: Annotated[int, Parameter(help="Training steps before each measurement.")] = 0
+    batches: Annotated[int, Parameter(help="The number of batches to measure.")] = 2
     output: Annotated[
-        Path | None, Parameter(name=["--output", "-o"], help="File; default: NAME.tune.toml.")
+        Path | None,
+        Parameter(name=["--output", "-o"], help="The file to write; default: NAME.tune.toml."),
     ] = None
     resume: Annotated[
-        bool, Parameter(help="Go on with the trials in NAME.tune.jsonl.", negative=())
+        bool, Parameter(help="Continue with the trials in NAME.tune.jsonl.", negative=())
     ] = False
-    force: Annotated[bool, Parameter(help="Replace the files.", negative=())] = False
+    force: Annotated[bool, Parameter(help="Replace existing files.", negative=())] = False
     flags: PlanFlags = NO_FLAGS
     json: Json = None
     debug: Debug = False

@@ -139,7 +139,7 @@ def _state(decision: Decision) -> str:
 def _cast(cast: Cast) -> str:
     return (
         f"{cast.tensor} to {cast.to.short}, {cast.elements:,} numbers, for "
-        f"{', '.join(cast.readers) or 'nobody'} ({cast.reason})"
+        f"{', '.join(cast.readers) or 'no reader'} ({cast.reason})"
     )
 
 
@@ -151,7 +151,7 @@ def _rewired(old: Cast, new: Cast) -> str:
         f"now also for {', '.join(come)}" if come else "",
         f"no longer for {', '.join(gone)}" if gone else "",
     ]
-    said = "; ".join(part for part in parts if part) or "its readers in another order"
+    said = "; ".join(part for part in parts if part) or "its readers are in another order"
     return f"cast {new.tensor} to {new.to.short}: {said}"
 
 

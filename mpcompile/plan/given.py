@@ -66,16 +66,22 @@ def _pinned(flow: Dataflow, given: Plan, own: Plan) -> Dataflow:
     different = differences(given.graph, graph_of(flow), "the plan", "this program")
     if different:
         raise BadInput(
-            f"the plan is of another graph: {'; '.join(different)}",
+            f"the plan belongs to another graph: {'; '.join(different)}",
             "the plan",
-            "make one from this program",
+            "make a plan from this program",
         )
     decisions = {decision.op: decision for decision in given.decisions}
-    twice = [op for op, count in Counter(d.op for d in given.decisions).items() if count > 1]
+    counts = Counter(decision.op for decision in given.decisions)
+    twice = sorted(op for op, count in counts.items() if count > 1)
     strange = decisions.keys() - {op.id for op in flow.ops if op.writes}
-    if twice or strange:
-        what = "decides twice about" if twice else "decides about what computes no FP32 tensor:"
-        raise BadInput(f"the plan {what} {sorted(twice or strange)[0]!r}", "the plan", "remove it")
+    if twice:
+        raise BadInput(f"the plan decides twice about {twice[0]!r}", "the plan", "remove one")
+    if strange:
+        raise BadInput(
+            f"the plan decides about {min(strange)!r}, which makes no FP32 tensor",
+            "the plan",
+            "remove that decision",
+        )
     mine = {decision.op: decision for decision in own.decisions}
     ops = tuple(
         _pin(op, decisions[op.id], mine[op.id], given.precision) if op.id in decisions else op
@@ -92,7 +98,7 @@ def _pin(op: Op, decision: Decision, own: Decision, precision: Precision) -> Op:
     """
     if decision.stores not in (precision, Precision.FP32):
         raise BadInput(
-            f"{op.id} stores {decision.stores.value}, and the plan's precision is "
+            f"{op.id} stores {decision.stores.value}, but the plan's precision is "
             f"{precision.value}",
             "the plan",
             f"choose {precision.value} or float32",

@@ -58,7 +58,7 @@ def apply_ranges(flow: Dataflow, ranges: Ranges, precision: Precision) -> Datafl
             op = replace(op, wish=Wish.FULL, reason=reason, unfit=op.unfit or unmeasured)
         elif _grew(op) and fits.issuperset(op.writes) and any(elements[n] > 1 for n in op.writes):
             most = max(sizes[name] for name in op.writes)
-            reason = f"it lay between 2^-14 and {most:.3g} in {ranges.batches} batches"
+            reason = f"it stayed between 2^-14 and {most:.3g} in {ranges.batches} batches"
             op = replace(op, wish=Wish.FREE, reason=reason)
         ops.append(op)
     tensors_now = tuple(replace(t, fits=True) if t.id in fits else t for t in flow.tensors)
@@ -71,7 +71,7 @@ def overruled(plan: Plan, ranges: Ranges) -> tuple[str, ...]:
     There is one only if an override of the policy or a given plan asks for FP16.
     """
     return tuple(
-        f"{name} is in FP16 as you said, but {_too_large(name, ranges)}"
+        f"{name} is in FP16 as you asked, but {_too_large(name, ranges)}"
         for name, held in ranges.values.items()
         if Precision.FP16 in plan.storage.get(name, ()) and held.largest_finite > _limit(ranges)
     )

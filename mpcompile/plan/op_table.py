@@ -152,15 +152,15 @@ TABLE: tuple[Rule, ...] = (
          "BatchNormalization InstanceNormalization MeanVarianceNormalization LRN"),
         ("in", False, "cudnn_batch_norm batch_norm_elemt", ""),
         full="weight bias running_mean running_var mean invstd"),
-    *_rows("softmax", _REDUCTION, "exponentials are summed in FP32, results lie in [0, 1]",
+    *_rows("softmax", _REDUCTION, "exponentials are summed in FP32, results are in [0, 1]",
         ("out", True, "softmax _softmax _safe_softmax special_softmax", "Softmax"),
         ("out", False, "_masked_softmax", "")),
-    *_rows("log_softmax", _REDUCTION, "summed in FP32, results span what the inputs span",
+    *_rows("log_softmax", _REDUCTION, "summed in FP32, results have the range of the inputs",
         ("out", True, "log_softmax _log_softmax special_log_softmax", "LogSoftmax")),
     *_rows("mean", _REDUCTION, "summed in FP32; a mean is no larger than its inputs",
         ("", True, "mean", "ReduceMean Mean"),
         ("in", True, "nanmean", "")),
-    *_rows("grid sampler", _REDUCTION, "weights are FP32, results lie between the inputs",
+    *_rows("grid sampler", _REDUCTION, "weights are FP32, results are between the inputs",
         ("in", False, "grid_sampler grid_sampler_2d grid_sampler_3d _grid_sampler_2d_cpu_fallback",
          "GridSample"),
         full="grid"),
@@ -174,7 +174,7 @@ TABLE: tuple[Rule, ...] = (
          "SoftmaxCrossEntropyLoss NegativeLogLikelihoodLoss"),
         ("", True, "l1_loss hinge_embedding_loss margin_ranking_loss triplet_margin_loss", ""),
         ("in out", False, "ctc_loss _ctc_loss", "")),
-    *_rows("log_sigmoid", _WIDE, "a log-likelihood: what is left of 1 is lost in 16 bits",
+    *_rows("log_sigmoid", _WIDE, "a log-likelihood: near 1, 16 bits lose the difference from 1",
         ("in", True, "log_sigmoid log_sigmoid_forward", "")),
     *_rows("range grows", _WIDE, "its result can leave the range of FP16, or it is steep",
         ("out", True, "exp exp2 special_exp2 expm1 special_expm1 reciprocal rsqrt tan",
@@ -232,9 +232,9 @@ TABLE: tuple[Rule, ...] = (
         ("in", False, "batch_norm_stats", ""),
         ("", False, "batch_norm_gather_stats batch_norm_gather_stats_with_counts "
          "batch_norm_update_stats", "")),
-    *_rows("quantile", _WIDE, "its kernel knows no 16 bits",
+    *_rows("quantile", _WIDE, "its kernel takes no 16-bit numbers",
         ("in", False, "quantile nanquantile", "")),
-    *_rows("linear algebra", _WIDE, "it loses digits, and its kernels know no 16 bits",
+    *_rows("linear algebra", _WIDE, "it loses digits, and its kernels take no 16-bit numbers",
         ("out", False, "cholesky inverse linalg_cholesky linalg_cholesky_ex linalg_eig "
          "linalg_eigh _linalg_eigh linalg_eigvals _linalg_eigvals linalg_eigvalsh linalg_inv "
          "linalg_inv_ex linalg_lu linalg_lu_factor linalg_lu_factor_ex _lu_with_info linalg_qr qr "
@@ -254,7 +254,7 @@ TABLE: tuple[Rule, ...] = (
          "fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftn _fft_c2c _fft_c2r _fft_r2c", ""),
         ("in", True, "angle", ""),
         ("in", False, "stft istft", "DFT STFT")),
-    *_rows("coordinates", _WIDE, "11 bits are too few to say where in an image",
+    *_rows("coordinates", _WIDE, "11 bits are too few for a position in an image",
         ("", True, "affine_grid_generator", "AffineGrid RoiAlign MaxRoiPool")),
     *_rows("cast", _WIDE, "the program itself asks for this dtype",
         ("", True, "to type_as _to_copy _cast_Half _cast_Float _cast_Double chalf "
@@ -284,7 +284,7 @@ TABLE: tuple[Rule, ...] = (
          "AveragePool GlobalAveragePool"),
         ("in", True, "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d",
          "")),
-    *_rows("interpolation", _EITHER, "its kernels compute in FP32, results lie between the inputs",
+    *_rows("interpolation", _EITHER, "its kernels compute in FP32, results are between the inputs",
         ("", False, "upsample_linear1d upsample_bilinear2d upsample_trilinear3d "
          "upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa",
          "Resize Upsample")),
@@ -337,7 +337,7 @@ TABLE: tuple[Rule, ...] = (
         ("in", False, "max_pool3d max_pool3d_with_indices adaptive_max_pool3d "
          "fractional_max_pool2d fractional_max_pool3d", ""),
         ("", False, "max_unpool2d max_unpool3d", "MaxUnpool")),
-    *_rows("comparison", _TRANSPARENT, "its result is no floating-point tensor",
+    *_rows("comparison", _TRANSPARENT, "its result is not a floating-point tensor",
         ("", True, "eq ne not_equal lt less le less_equal gt greater ge greater_equal equal "
          "allclose isclose isnan isinf isfinite isneginf isposinf isreal signbit is_nonzero any "
          "all _is_all_true _is_any_true logical_and logical_or logical_not logical_xor "
@@ -375,7 +375,7 @@ def _by_name(column: str) -> Mapping[str, Rule]:
     for rule in TABLE:
         for name in getattr(rule, column).split():
             if name in rows:
-                raise ValueError(f"{name} stands in two rows: {rows[name].name} and {rule.name}")
+                raise ValueError(f"{name} is in two rows: {rows[name].name} and {rule.name}")
             rows[name] = rule
     return MappingProxyType(rows)
 
@@ -386,5 +386,5 @@ TORCH_RULES: Mapping[str, Rule] = _by_name("torch")
 ONNX_RULES: Mapping[str, Rule] = _by_name("onnx")
 """ONNX op type to its row."""
 
-UNKNOWN = Rule("unknown", "", "", _UNTOUCHABLE, "in out", False, "no row of the op table names it")
+UNKNOWN = Rule("unknown", "", "", _UNTOUCHABLE, "in out", False, "no row of the op table has it")
 """The rule of an op that is in no row: ``rule is UNKNOWN``."""

@@ -123,7 +123,7 @@ class Plan:
         except ValidationError as error:
             raise _refusal(error, where) from error
         if file.fingerprint != file.graph.fingerprint:
-            raise BadInput("the fingerprint is not that of the plan's own graph", where, _AGAIN)
+            raise BadInput("the fingerprint does not match the plan's own graph", where, _AGAIN)
         return without_head(file, Plan)
 
 
@@ -156,6 +156,6 @@ def _refusal(error: ValidationError, where: str | None) -> BadInput:
     """Return the error for a bad plan; a wrong version is the only problem that is named."""
     for problem in error.errors(include_url=False):
         if problem["loc"] == ("version",) and problem["type"] != "missing":
-            what = f"this plan is of version {short(problem['input'])}"
-            return BadInput(f"{what}, and this mpcompile reads version {VERSION}", where, _AGAIN)
+            what = f"this plan has version {short(problem['input'])}"
+            return BadInput(f"{what}, but this mpcompile reads version {VERSION}", where, _AGAIN)
     return BadInput(f"this is not a plan: {sentence(error)}", where, _AGAIN)

@@ -97,7 +97,7 @@ class Policy:
                 raise BadInput(
                     f"{value!r} is not a {name}",
                     "Policy",
-                    f"use {kind.__name__}.X with X of {names}",
+                    f"use {kind.__name__}.X, where X is one of {names}",
                 )
         if Level.FP32 is self.level or Precision.FP32 is self.precision:
             # Both ways to ask for FP32 give one policy.
@@ -123,11 +123,13 @@ def _patterns(name: str, patterns: object) -> tuple[str, ...]:
         raise BadInput(f"{name} is {patterns!r}", "Policy", f"write {name}=({patterns!r},)")
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern.rpartition(":")[2]:
-            raise BadInput(f"{name} holds {pattern!r}", "Policy", "give the name of something")
+            raise BadInput(
+                f"{name} holds {pattern!r}", "Policy", "give the name of an op, a node or a module"
+            )
         prefix, colon, _ = pattern.rpartition(":")
         if colon and prefix not in _PREFIXES:
             raise BadInput(
-                f"{name} holds {pattern!r}, and {prefix!r} is no kind of name"
+                f"{name} holds {pattern!r}, and {prefix!r} is not a kind of name"
                 + did_you_mean(prefix, _PREFIXES),
                 "Policy",
                 f"write one of {', '.join(_PREFIXES)} before the colon",
@@ -189,7 +191,7 @@ def resolve(policy: Policy, rules: Mapping[str, Rule], rows: Iterable[Row]) -> R
     """
     rows = tuple(rows)
     if policy.changes_nothing:
-        why = "the level fp32 changes nothing"
+        why = "the level fp32 keeps all ops in FP32"
         wishes = {row.node: (_rule(rules, row), Wish.FULL, why) for row in rows}
         return Resolution(wishes, frozenset(), ())
     matched: set[str] = set()
@@ -276,7 +278,7 @@ def _by_level(level: Level, rule: Rule, row: Row) -> tuple[Wish, str]:
             return Wish.FULL, "careful: a residual stream is stored in FP32"
     moves = rule.precision_class is PrecisionClass.TRANSPARENT
     if level is Level.TENSOR_CORES_ONLY and rule.wish is Wish.FREE and not moves:
-        return Wish.FULL, "tensor-cores-only: no Tensor Core does it"
+        return Wish.FULL, "tensor-cores-only: no Tensor Core runs it"
     return rule.wish, rule.why
 
 

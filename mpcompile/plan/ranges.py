@@ -51,7 +51,7 @@ class Range:
         known = [exponent for exponent, _ in self.exponents]
         finite = sum(count for _, count in self.exponents)
         if known != sorted(set(known)) or not all(count for _, count in self.exponents):
-            raise ValueError("its exponents do not ascend, or one has no numbers")
+            raise ValueError("its exponents are not in ascending order, or one has no numbers")
         if finite + self.zeros + self.nonfinite != self.count:
             raise ValueError("its counts do not add up")
         if (max(known) if known else None) != _exponent(self.largest_finite):
@@ -139,7 +139,7 @@ class Ranges:
         Raises:
             BadInput: the text is no such document, or it contradicts itself.
         """
-        file = read_json(_File, text, "these are no ranges", where, _AGAIN)
+        file = read_json(_File, text, "this is not a file of ranges", where, _AGAIN)
         return without_head(file, Ranges)
 
 

@@ -110,7 +110,7 @@ def find_size(batch: Sequence[torch.Tensor], open_dims: Sequence[bool]) -> Batch
     environment.frozen = False  # after an export, torch would note no more guards
     if not _is_open(symbol):
         broken = _broken_guard(environment, {}, [size for size in _SIZES if size != symbol])
-        return broken or SizeLimit(f"the program fixes it to {symbol}", None)
+        return broken or SizeLimit(f"batch == {symbol}", None)
     # Comparing sizes that were equal in the example makes them one symbol.
     same = [bool(size == symbol) for size in sizes if _is_open(size)]
     assert all(same)

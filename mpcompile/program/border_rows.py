@@ -19,9 +19,9 @@ from mpcompile.torch_private.ops import op_name
 
 _WHY = {
     BorderKind.CARRY: "a loop carries it: one precision at entry, in every round and at exit",
-    BorderKind.OPERAND: "enters a graph; who needs another precision there casts it there",
-    BorderKind.SLICE: "a loop goes over its rows",
-    BorderKind.RESULT: "branches agree on what they return",
+    BorderKind.OPERAND: "it enters a graph; an op that needs another precision casts it there",
+    BorderKind.SLICE: "a loop iterates over its rows",
+    BorderKind.RESULT: "all branches return it in one precision",
     BorderKind.STACK: "a loop collects its rows",
 }
 

@@ -5,32 +5,30 @@ from __future__ import annotations
 import copy
 import io
 import logging
-import os
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from enum import Enum
-from importlib.resources import files
 from typing import Any
 
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput, CannotCapture
+from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.plan.dataflow import Fixed, Where
 from mpcompile.program.batch_size import BatchSize, dynamic_shapes
+from mpcompile.program.derivatives.noted import Noted
+from mpcompile.program.derivatives.own_backward import with_derivatives
 from mpcompile.program.functional import make_functional
 from mpcompile.program.returned import ReturnedTree, loss_last, stands_alone, tree_of_results
-from mpcompile.program.stack_lines import users_line
+from mpcompile.program.stack_lines import is_foreign, line_now, users_line
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.ops import op_name
+from mpcompile.torch_private.own_derivatives import own_tensors
 from mpcompile.torch_private.tracing import DataDependent
 from mpcompile.torch_private.versions import warn_if_untried
-
-# With the separator, because torchvision and torch_geometric count as the user's own packages.
-_FOREIGN = tuple(f"{files(package)}{os.sep}" for package in ("torch", "mpcompile"))
 
 
 class InputKind(Enum):
@@ -100,15 +98,55 @@ class Forward:
 
 
 class _Program(torch.nn.Module):
-    """The model under one name, so that its parameters' dotted names stay its own."""
+    """The model under one name, so that its parameters' dotted names stay its own.
+
+    Attributes:
+        noted: the derivatives that the program writes itself.
+    """
 
     def __init__(self, workload: Workload) -> None:
         super().__init__()
         self.model = workload.model
         self._loss = workload.loss
+        self._parameters_of_user = dict(workload.model.named_parameters())
+        self.noted = Noted(line_now)
 
     def forward(self, *batch: Any) -> Any:
-        return self.model(*batch) if self._loss is None else self._loss(self.model, *batch)
+        buffers = [
+            (module, name, value)
+            for module in self.model.modules()
+            for name, value in own_tensors(module)[1].items()
+        ]
+        if self._loss is None:
+            result = self.model(*batch)
+        else:
+            with self.noted.noting(self.model):
+                self.noted.hook_parameters(
+                    self._parameters_of_user, dict(self.model.named_parameters())
+                )
+                result = self._loss(self.model, *batch)
+        _write_replaced(buffers)
+        return result
+
+
+def _write_replaced(buffers: Sequence[tuple[torch.nn.Module, str, torch.Tensor | None]]) -> None:
+    """Write the tensors that the program has put in place of buffers into the buffers.
+
+    `torch.export` drops such an assignment inside a module of a module (torch 2.13 to 2.15).
+    """
+    for module, name, before in buffers:
+        current = own_tensors(module)[1]
+        now = current.get(name)
+        if now is before:
+            continue
+        if before is None or now is None or (now.shape, now.dtype) != (before.shape, before.dtype):
+            raise CannotCapture(
+                f"the program replaces the buffer {name} by a tensor of another shape or dtype",
+                fix="keep its shape and dtype, or write to a part of a larger buffer",
+            )
+        with torch.no_grad():
+            before.copy_(now)
+        current[name] = before
 
 
 def capture(workload: Workload, open_dims: tuple[bool, ...] = ()) -> Forward:
@@ -132,10 +170,18 @@ def capture(workload: Workload, open_dims: tuple[bool, ...] = ()) -> Forward:
                 workload.origin,
                 "make the batch a flat tuple of tensors",
             )
-    program = export(_Program(workload), workload, open_dims)
+    source = _Program(workload)
+    program = export(source, workload, open_dims)
     returns = _returns(program, workload)
     _refuse_hidden_writes(program.graph, workload)
-    program, module, written = make_functional(program)
+    trained = {
+        f"model.{name}"
+        for name, parameter in workload.model.named_parameters(remove_duplicate=False)
+        if parameter.requires_grad
+    }
+    functional = make_functional(program, trained, source.noted.own)
+    program, module, written = functional.program, functional.module, functional.written
+    with_derivatives(module.graph, source.noted.own)
     _place_loss(module, workload)
     if workload.loss is not None:
         loss_last(module.graph, len(written))
@@ -153,6 +199,8 @@ def export(
         with _quiet():
             shapes = dynamic_shapes(open_dims) if open_dims else None
             return torch.export.export(module, batch, dynamic_shapes=shapes, strict=False)
+    except CompileError:
+        raise
     except Exception as error:
         raise _refusal(error, module, batch, workload) from error
 
@@ -190,19 +238,19 @@ def _refusal(
         return CannotCapture(
             "a recurrent layer reads a packed sequence, whose shape depends on the batch",
             user_position(error) or workload.origin,
-            "give it the padded tensor, and leave the padding out of the loss",
+            "give the layer the padded tensor, and leave the padding out of the loss",
         )
     return CannotCapture(
-        "this cannot become one graph: "
+        "the program cannot become one graph: "
         + (
             "Python control flow depends on the value of a tensor"
             if isinstance(error, DataDependent)
             else f"{type(error).__name__}: {_first_line(error)}"
         ),
         user_position(error) or workload.origin,
-        "use torch.where or torch.cond instead of if, and no .item() in the model"
+        "use torch.where or torch.cond instead of if, and do not call .item() in the model"
         if isinstance(error, DataDependent)
-        else "express this line in other operations",
+        else "write this line with other operations",
     )
 
 
@@ -243,14 +291,14 @@ def _returns(program: torch.export.ExportedProgram, workload: Workload) -> Retur
     found = tree_of_results(program.call_spec.out_spec, users)
     if workload.loss is None:
         return found
-    advice = "return one 0-d FP32 tensor, or a pair of it and anything"
+    advice = "return one 0-d FP32 tensor, or a pair of this tensor and any other value"
     try:
         alone = stands_alone(found)
     except ValueError as error:
         raise BadInput(f"the loss returns {error}", defined_at, advice) from None
     value = users[0].meta.get("val") if isinstance(users[0], fx.Node) else None
     if not isinstance(value, torch.Tensor):
-        raise BadInput("the loss is no tensor", defined_at, advice)
+        raise BadInput("the loss is not a tensor", defined_at, advice)
     if value.dim() != 0 or value.dtype is not torch.float32:
         raise BadInput(
             f"the loss is a {str(value.dtype).removeprefix('torch.')} tensor of shape "
@@ -269,7 +317,7 @@ def _refuse_hidden_writes(graph: fx.Graph, workload: Workload) -> None:
             raise CannotCapture(
                 f"the instance norm {where.module} updates running statistics",
                 where.at or workload.origin,
-                "create it with track_running_stats=False",
+                "create the layer with track_running_stats=False",
             )
 
 
@@ -333,8 +381,3 @@ def source_position(node: fx.Node) -> Where:
     paths = [path for path, _ in stack.values()]
     module = paths[-1].removeprefix("model").removeprefix(".") if paths else ""
     return Where(module, *users_line(node.meta.get("stack_trace") or "", is_foreign))
-
-
-def is_foreign(path: str) -> bool:
-    """Whether a file belongs to torch or mpcompile."""
-    return path.startswith((*_FOREIGN, "<"))

@@ -140,7 +140,9 @@ def cudnn_rnn_backward(
     """
     whole = reserve.as_strided((reserve.untyped_storage().nbytes(),), (1,), 0)
     if whole.numel() == 1:
-        raise RuntimeError("the reserve of mpcompile::cudnn_rnn was copied on its way to backward")
+        raise RuntimeError(
+            "the reserve of mpcompile::cudnn_rnn was copied between forward and backward"
+        )
     if batch_first:  # cuDNN needs the memory order of forward, which is time-major
         output = output.transpose(0, 1).contiguous().transpose(0, 1)
     d_input, d_hx, d_cx, d_weights = _ATEN._cudnn_rnn_backward(

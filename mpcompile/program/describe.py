@@ -13,15 +13,26 @@ from torch import fx
 
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor, Where
 from mpcompile.plan.needs import settled
-from mpcompile.plan.op_table import TORCH_RULES, Rule, Wish
+from mpcompile.plan.op_table import TORCH_RULES, PrecisionClass, Rule, Wish
 from mpcompile.plan.policy import Policy, Resolution, Row, resolve
 from mpcompile.plan.weight_terms import keep_weight_terms
 from mpcompile.program.border_rows import border_row, border_rule
 from mpcompile.program.capture import source_position
 from mpcompile.program.control_flow import Nest, nest_of
+from mpcompile.program.derivatives.own_backward import OwnBackward, body_of
 from mpcompile.program.needs import NEEDS, Facts
 from mpcompile.program.node_tensors import count_of, is_full, is_size
 from mpcompile.torch_private.ops import arguments_of, is_view, op_name
+
+_OWN = Rule(
+    "own backward",
+    "own_backward",
+    "",
+    PrecisionClass.TRANSPARENT,
+    "",
+    True,
+    "passes values on; the program computes the gradient",
+)
 
 
 def dataflow(
@@ -44,6 +55,7 @@ def dataflow(
     ops: list[Op] = []
     tensors: list[Tensor] = []
     fixed = dict(fixed)
+    wide = _asked_wide(module)
     outputs = set(module.graph.output_node().all_input_nodes)
 
     for node, inner in nest.visited():
@@ -52,7 +64,10 @@ def dataflow(
                 ops.append(row[0])
                 tensors.extend(row[1])
         if _computes(node, nest):
-            op = _op(node, ids, resolution.wishes[ids[node]])
+            told = resolution.wishes[ids[node]]
+            if node in wide and ids[node] not in resolution.overridden:
+                told = told[0], Wish.FULL, wide[node]
+            op = _op(node, ids, told)
             ops.append(
                 replace(
                     op,
@@ -78,6 +93,16 @@ def dataflow(
     return keep_weight_terms(Dataflow(tuple(ops), tuple(tensors)))
 
 
+def _asked_wide(module: fx.GraphModule) -> dict[fx.Node, str]:
+    """Return, by node, why a Function of the program wants it in FP32."""
+    return {
+        op: f"the autograd Function {node.target.name} asks for FP32"
+        for node in module.graph.nodes
+        if isinstance(node.target, OwnBackward) and node.target.fp32
+        for op in body_of(node)
+    }
+
+
 def _computes(node: fx.Node, nest: Nest) -> bool:
     called = node.op == "call_function" and node.target is not operator.getitem
     return called and not is_size(node) and node not in nest.borders
@@ -94,7 +119,11 @@ def _position(node: fx.Node, calling: fx.Node | None) -> Where:
 
 def _resolve(nest: Nest, fixed: Mapping[str, Fixed], policy: Policy) -> Resolution:
     """Return the wish for each op and border; warn of overrides that match none."""
-    rules = {**TORCH_RULES, **{op_name(node): border_rule(op_name(node)) for node in nest.borders}}
+    rules = {
+        **TORCH_RULES,
+        _OWN.torch: _OWN,
+        **{op_name(node): border_rule(op_name(node)) for node in nest.borders},
+    }
 
     def rows() -> Iterator[Row]:
         for node, inner in nest.visited():
@@ -134,7 +163,10 @@ def _op(node: fx.Node, ids: dict[fx.Node, str], told: tuple[Rule, Wish, str]) ->
     if inside and results and isinstance(node.meta["val"], tuple | list):
         results = [item for item in results if item.args[1] == 0]  # the others are statistics
     writes = tuple(ids[result] for result in results)
-    reads = tuple(ids[item] for item in node.all_input_nodes if is_full(item))
+    own = isinstance(node.target, OwnBackward)
+    # Backward reads the other tensors of such a node, in whatever precision they are stored.
+    inputs: list[fx.Node] = list(node.args[0]) if own else node.all_input_nodes  # type: ignore[arg-type]
+    reads = tuple(ids[item] for item in inputs if is_full(item))
     largest = max((count_of(result.meta["val"]) for result in results), default=0)
     facts = Facts(reads, writes, largest, inside and not rule.streams)
     rule, wish, reason = settled(facts, told, NEEDS)
@@ -157,7 +189,7 @@ def _op(node: fx.Node, ids: dict[fx.Node, str], told: tuple[Rule, Wish, str]) ->
             if argument in wide and ids[item] in reads
         ),
         gathers=rule.gathers,
-        view=is_view(node),
+        view=own or is_view(node),
     )
 
 

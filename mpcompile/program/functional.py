@@ -3,65 +3,162 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
+from dataclasses import dataclass
 
 import torch
 from torch import fx
+from torch.export.graph_signature import OutputKind
 
+from mpcompile.errors import CannotCapture
 from mpcompile.program.control_flow import all_graphs
-from mpcompile.torch_private.graphs import module_of
+from mpcompile.program.derivatives.own_backward import OP as OWN_BACKWARD
+from mpcompile.program.derivatives.own_backward import OwnBackward, place_hooks
+from mpcompile.program.grad_modes import inline_grad_modes
+from mpcompile.program.marks import NO_GRAD
+from mpcompile.program.stack_lines import is_foreign, users_line
+from mpcompile.torch_private.graphs import module_of, note_readers
 from mpcompile.torch_private.ops import functional_overload, is_view, mutated_inputs
 
 _ATEN = torch.ops.aten
+_STATE_WRITES = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
+
+
+@dataclass(frozen=True, slots=True)
+class Functional:
+    """A program without mutation.
+
+    Attributes:
+        program: its signature describes the graph's inputs.
+        module: the graph; its first results are the next values of `written`.
+        written: names of the buffers and parameters that the program writes to.
+    """
+
+    program: torch.export.ExportedProgram
+    module: fx.GraphModule
+    written: tuple[str, ...]
 
 
 def make_functional(
-    program: torch.export.ExportedProgram,
-) -> tuple[torch.export.ExportedProgram, fx.GraphModule, tuple[str, ...]]:
-    """Return a program, its graph without mutation, and the names of the buffers it updates.
-
-    The next values of those buffers are the graph's first results, in the order of the names. The
-    program's signature describes the graph's inputs.
+    program: torch.export.ExportedProgram, trained: Collection[str], own: list[OwnBackward]
+) -> Functional:
+    """Return a program without mutation.
 
     An in-place op becomes its functional twin, and later readers of the tensor read the result. If
     views make that unsafe, torch's own functionalization does it, at the cost of a second trace.
+
+    A write without gradients (`mpcompile.program.grad_modes`) to a tensor that requires one changes
+    its value, and its gradient stays that of the tensor before the write.
+
+    Args:
+        program: as exported; it is changed.
+        trained: names of the parameters that require a gradient.
+        own: the program's derivatives by key; such writes add to them.
+
+    Raises:
+        CannotCapture: the program writes in a way that no graph without mutation can express.
     """
     graph = program.graph
-    buffers = program.graph_signature.inputs_to_buffers
+    signature = program.graph_signature
+    state = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    note_readers(graph)
+    requires = inline_grad_modes(
+        program.graph_module, {node for node, name in state.items() if name in trained}
+    )
+    place_hooks(graph, own)
     order = {node: position for position, node in enumerate(graph.nodes)}
     inside = [
         node for module in all_graphs(program.graph_module)[1:] for node in module.graph.nodes
     ]
-    if not all(_safe(node, buffers) for node in order) or any(map(mutated_inputs, inside)):
+    if not all(_safe(node, state, order) for node in order) or any(map(mutated_inputs, inside)):
+        for node in order:
+            _refuse_hidden(node, requires, state)
         return _by_torch(program)
     newest: dict[str, fx.Node] = {}
     for node in order:
         if node.target is _ATEN.batch_norm.default and _updates_statistics(node):
             for target, value in _functional_norm(graph, node):
                 _replace_later(target, value, node, order)
-                newest[_buffer_of(target, newest, buffers)] = value
+                newest[_name_of(target, newest, state)] = value
             graph.erase_node(node)
             continue
         for target in mutated_inputs(node):
+            value = node
+            if node in NO_GRAD and target in requires:
+                value = _functional_write(node, target, own)
+                requires.add(value)
             node.target = functional_overload(node)
-            _replace_later(target, node, node, order)
-            if target.name in buffers or target in newest.values():
-                newest[_buffer_of(target, newest, buffers)] = node
+            node.kwargs = {name: given for name, given in node.kwargs.items() if name != "out"}
+            _replace_later(target, value, node, order)
+            if target.name in state or target in newest.values():
+                newest[_name_of(target, newest, state)] = value
     output = graph.output_node()
     (returned,) = output.args
     assert isinstance(returned, list | tuple)
     output.args = ((*newest.values(), *returned),)
     graph.lint()
-    return program, module_of(graph, program.graph_module), tuple(newest)
+    return Functional(program, module_of(graph, program.graph_module), tuple(newest))
 
 
-def _safe(node: fx.Node, buffers: dict[str, str]) -> bool:
-    """Whether the node writes to no tensor, or only to tensors without views."""
+def _functional_write(node: fx.Node, target: fx.Node, own: list[OwnBackward]) -> fx.Node:
+    """Return the written value as a node whose gradient goes to the tensor before the write."""
+    graph = node.graph
+    with graph.inserting_before(node):
+        before = graph.call_function(_ATEN.detach.default, (target,))
+    before.meta = {**target.meta}
+    node.replace_input_with(target, before)
+    with graph.inserting_after(node):
+        call = graph.call_function(OWN_BACKWARD, ([node], [target], [], len(own)))
+    with graph.inserting_after(call):
+        value = graph.call_function(operator.getitem, (call, 0))
+    call.meta = {**node.meta, "val": [node.meta["val"]]}
+    value.meta = {**node.meta}
+    dtype = node.meta["val"].dtype
+    own.append(OwnBackward("write", lambda _, given: given, (dtype,), is_hook=False))
+    node.replace_all_uses_with(value, delete_user_cb=lambda user: user is not call)
+    return value
+
+
+def _refuse_hidden(node: fx.Node, requires: Collection[fx.Node], state: Collection[str]) -> None:
+    """Refuse the writes that torch's functionalization would get wrong."""
+    for target in mutated_inputs(node):
+        base = target
+        while base.op == "call_function" and is_view(base) and base.all_input_nodes:
+            base = base.all_input_nodes[0]
+        where = users_line(node.meta.get("stack_trace") or "", is_foreign)
+        at = f"{where[0]}:{where[1]}" if where[0] else None
+        if node in NO_GRAD and base in requires:
+            raise CannotCapture(
+                "a part of a tensor that requires a gradient is written without gradients",
+                at,
+                "write a new tensor instead, for example with torch.where",
+            )
+        if base.op == "placeholder" and base.name not in state:
+            raise CannotCapture(
+                "the program writes to a tensor of the batch", at, "write to a copy: x = x.clone()"
+            )
+
+
+def _safe(node: fx.Node, state: Collection[str], order: dict[fx.Node, int]) -> bool:
+    """Whether the node writes to no tensor, or only to tensors of which no view is read later."""
     return all(
         functional_overload(node) is not None
         and not is_view(target)
-        and not any(is_view(user) for user in target.users)
-        and (target.op != "placeholder" or target.name in buffers)
+        and not _view_read_after(target, node, order)
+        and (target.op != "placeholder" or target.name in state)
         for target in mutated_inputs(node)
+    )
+
+
+def _view_read_after(tensor: fx.Node, write: fx.Node, order: dict[fx.Node, int]) -> bool:
+    return any(
+        is_view(user)
+        and user is not write
+        and (
+            any(order[reader] > order[write] for reader in user.users)
+            or _view_read_after(user, write, order)
+        )
+        for user in tensor.users
     )
 
 
@@ -94,20 +191,26 @@ def _replace_later(old: fx.Node, new: fx.Node, since: fx.Node, order: dict[fx.No
     old.replace_all_uses_with(new, delete_user_cb=later.__contains__)
 
 
-def _buffer_of(target: fx.Node, newest: dict[str, fx.Node], buffers: dict[str, str]) -> str:
+def _name_of(target: fx.Node, newest: dict[str, fx.Node], state: dict[str, str]) -> str:
     for name, node in newest.items():
         if node is target:
             return name
-    return buffers[target.name]
+    return state[target.name]
 
 
-def _by_torch(
-    program: torch.export.ExportedProgram,
-) -> tuple[torch.export.ExportedProgram, fx.GraphModule, tuple[str, ...]]:
+def _by_torch(program: torch.export.ExportedProgram) -> Functional:
     functional = program.run_decompositions({})
-    mutated = functional.graph_signature.buffers_to_mutate
     (returned,) = functional.graph.output_node().args
     assert isinstance(returned, list | tuple)
-    names = [node.name for node in returned if isinstance(node, fx.Node)]
-    written = tuple(mutated[name] for name in names if name in mutated)
-    return functional, module_of(functional.graph, functional.graph_module), written
+    written, values, results = [], [], []
+    for value, spec in zip(returned, functional.graph_signature.output_specs, strict=True):
+        if spec.kind in _STATE_WRITES:
+            assert spec.target is not None
+            written.append(spec.target)
+            values.append(value)
+        elif spec.kind is OutputKind.USER_OUTPUT:
+            results.append(value)
+    functional.graph.output_node().args = ((*values, *results),)
+    return Functional(
+        functional, module_of(functional.graph, functional.graph_module), tuple(written)
+    )

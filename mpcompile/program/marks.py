@@ -211,6 +211,16 @@ BACKWARD_SEED: Mark[Literal[True]] = Mark(
 )
 """On the node that backward starts from, until `passes.step.scale_loss` replaces it."""
 
+NO_GRAD: Mark[Literal[True]] = Mark(
+    "no_grad",
+    writers=("program.grad_modes",),
+    readers=(
+        "program.functional",
+        "program.grad_modes",
+    ),
+)
+"""On an op of an exported program that runs without gradients, until the graph is functional."""
+
 EMULATES: Mark[str] = Mark(
     "emulates",
     writers=("passes.lowering.emulate_half",),
@@ -308,7 +318,7 @@ SHARED_NORM: Mark[Literal[True]] = Mark(
 """On a norm over the slices of all processes."""
 
 MARKS: tuple[Mark[object], ...] = (
-    SLOT, SLOTS, WHERE, PLANNED, MADE_BY, BACKWARD, BACKWARD_SEED, EMULATES,
+    SLOT, SLOTS, WHERE, PLANNED, MADE_BY, BACKWARD, BACKWARD_SEED, NO_GRAD, EMULATES,
     PACKED, CLIPPED, NORM, MEASURE, FINITE, AVERAGED, GATHERED, SHARED_NORM,
 )  # type: ignore[assignment]  # fmt: skip
 """All of them."""

@@ -21,11 +21,12 @@ from mpcompile.program.capture import (
     InputKind,
     capture,
     definition,
-    is_foreign,
     source_position,
 )
 from mpcompile.program.cudnn_rnn import MODES
+from mpcompile.program.derivatives.own_backward import OwnBackward, Seed
 from mpcompile.program.node_tensors import is_size
+from mpcompile.program.stack_lines import is_foreign
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.ops import draws, given, op_name
@@ -33,7 +34,9 @@ from mpcompile.torch_private.tracing import guards_named_by, python_dispatcher
 
 _ATEN = torch.ops.aten
 _WHAT = "the batch size cannot be left open"
-_ADVICE = "write it for any size, with x.shape[0] and not len(x), or leave out dynamic=True"
+_ADVICE = (
+    "write the program for any size, with x.shape[0] and not len(x), or leave out dynamic=True"
+)
 
 
 class _Foreign(Container[str]):
@@ -58,7 +61,7 @@ def capture_open(workload: Workload, open_dims: tuple[bool, ...]) -> Forward:
     plain = capture(workload)
     if size_of(workload.batch, open_dims) is None:
         raise BadInput(
-            "the example batch has no size to leave open",
+            "the example batch has no batch size that can stay open",
             workload.origin,
             f"give tensors with {LEAST} rows or more, or leave out dynamic=True",
         )
@@ -81,9 +84,9 @@ def capture_open(workload: Workload, open_dims: tuple[bool, ...]) -> Forward:
     for node in module.graph.output_node().all_input_nodes:
         if is_size(node):
             raise CannotCapture(
-                f"{_WHAT}: a number that depends on it is returned beside the loss",
+                f"{_WHAT}: the program returns, beside the loss, a number that depends on it",
                 where,
-                "return it as a tensor, or leave out dynamic=True",
+                "return the number as a tensor, or leave out dynamic=True",
             )
     return replace(forward, module=module, batch_size=size)
 
@@ -106,15 +109,19 @@ class WatchedInterpreter(fx.Interpreter):
     Args:
         forward: the graph; if its batch size is not open, no op is checked.
         origin: the user's source position for error messages.
+        seed: of the backward pass that follows.
     """
 
-    def __init__(self, forward: Forward, origin: str | None) -> None:
+    def __init__(self, forward: Forward, origin: str | None, seed: Seed) -> None:
         super().__init__(forward.module)
         self._size, self._origin = forward.batch_size, origin
+        self._seed = seed
         self._guards = len(self._size.environment.guards) if self._size else 0
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node, and check whether torch has added a guard on sizes."""
+        if isinstance(n.target, OwnBackward):
+            n.target.seed = self._seed
         if self._size is None:
             return super().run_node(n)
         where = source_position(n)
@@ -141,7 +148,7 @@ def needs_size(what: str, where: str | None) -> CannotCapture:
 
 
 def _refusal(fixed: SizeLimit, where: str | None) -> CannotCapture:
-    what = f"{_WHAT}, as this asks for {fixed.what}"
+    what = f"{_WHAT}, because the program requires {fixed.what}"
     return CannotCapture(what, fixed.where or where, _ADVICE)
 
 

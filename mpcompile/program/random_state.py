@@ -72,7 +72,7 @@ def every_state(device: torch.device) -> dict[str, Any]:
     if numpy["bit_generator"] != "MT19937":
         raise BadInput(
             f"NumPy's global generator is {numpy['bit_generator']}, which a checkpoint cannot hold",
-            fix="leave the global one as NumPy has it, and draw from a generator of your own",
+            fix="do not replace NumPy's global generator; draw from a generator of your own",
         )
     _, words, gauss = random.getstate()
     return {
@@ -113,8 +113,11 @@ def set_every_state(state: Any, device: torch.device) -> None:
         if device.type == "cuda" and state["cuda"] is not None:
             torch.cuda.set_rng_state(state["cuda"], device)
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        what = f"this is no state of random numbers ({' '.join(str(error).split())[:200]})"
-        raise BadInput(what, fix="take another checkpoint") from error
+        what = (
+            "the state of the random generators is not valid "
+            f"({' '.join(str(error).split())[:200]})"
+        )
+        raise BadInput(what, fix="load another checkpoint") from error
 
 
 def _words_of(generator: Any) -> list[int]:

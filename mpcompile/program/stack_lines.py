@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
+
+# With the separator, because torchvision and torch_geometric count as the user's own packages.
+_FOREIGN = tuple(f"{files(package)}{os.sep}" for package in ("torch", "mpcompile"))
+
+
+def is_foreign(path: str) -> bool:
+    """Whether a file belongs to torch or mpcompile."""
+    return path.startswith((*_FOREIGN, "<"))
+
+
+def line_now() -> str | None:
+    """Return ``file:line`` of the deepest frame outside torch and mpcompile, or None."""
+    frame = inspect.currentframe()
+    while frame is not None and is_foreign(frame.f_code.co_filename):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else None
 
 
 @cache

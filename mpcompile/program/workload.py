@@ -96,7 +96,7 @@ def load(source: str) -> Workload:
             spec = None
         if spec is None or spec.origin is None:
             raise BadInput(
-                f"there is no file and no module of the name {source!r}",
+                f"there is no file and no module {source!r}",
                 fix="give the path of a .py file, or package.module:name",
             )
         file = spec.origin
@@ -116,7 +116,7 @@ def load_function(source: str) -> Callable[..., Any]:
     path = Path(holder)
     if not holder or not name:
         raise BadInput(
-            f"{source!r} names no function", fix="write file.py:function or module:function"
+            f"{source!r} does not name a function", fix="write file.py:function or module:function"
         )
     if path.suffix == ".py":
         if not path.is_file():
@@ -136,7 +136,7 @@ def load_function(source: str) -> Callable[..., Any]:
         module = _run(file, lambda: importlib.import_module(holder))
     function = getattr(module, name, None)
     if not callable(function):
-        raise BadInput(f"it defines no function {name}", file, "check the name")
+        raise BadInput(f"the file defines no function {name}", file, "check the name")
     return function  # type: ignore[no-any-return]
 
 
@@ -185,7 +185,7 @@ def _run(file: str, action: Callable[[], Any]) -> Any:
         raise BadInput(
             f"the file raised {type(error).__name__} while loading: {_one_line(error)}",
             position_in_file(error, file),
-            "run it with python to see the whole traceback",
+            "run the file with python to see the whole traceback",
         ) from error
 
 
@@ -202,11 +202,15 @@ def _workload_of(module: ModuleType, name: str, file: str) -> Workload:
         code = getattr(made, "__code__", None)
         origin = f"{file}:{code.co_firstlineno}" if code else file
         if not callable(made):
-            raise BadInput(f"{name} is neither a function nor a Workload", origin)
+            raise BadInput(
+                f"{name} is neither a function nor a Workload",
+                origin,
+                f"let {name} be a function that returns an mpcompile.Workload",
+            )
         made = _run(file, made)
     if not isinstance(made, Workload):
         raise BadInput(
-            f"{name}() returned {type(made).__name__}", origin, "return a mpcompile.Workload"
+            f"{name}() returned {type(made).__name__}", origin, "return an mpcompile.Workload"
         )
     return replace(made, origin=origin)
 
@@ -215,10 +219,10 @@ def _from_names(module: ModuleType, name: str, file: str) -> Workload:
     missing = [field for field in FIELDS[:2] if not hasattr(module, field)]
     if missing:
         raise BadInput(
-            f"it defines no {name}(), and of the names that could stand for it these are missing: "
+            f"the file defines neither {name}() nor these names of a workload: "
             + ", ".join(missing),
             file,
-            "define workload() that returns a mpcompile.Workload",
+            f"define {name}() that returns an mpcompile.Workload",
         )
     fields = {field: getattr(module, field) for field in FIELDS if hasattr(module, field)}
     return Workload(**fields, origin=file)
@@ -238,5 +242,7 @@ def epochs(workload: Workload) -> Iterator[tuple[Any, ...]]:
             yield batch if isinstance(batch, tuple) else tuple(batch)
         if batch is None:
             raise BadInput(
-                "the workload's data gave no batch", workload.origin, "make it iterable repeatedly"
+                "the workload's data gave no batch",
+                workload.origin,
+                "give data that can be iterated more than once",
             )

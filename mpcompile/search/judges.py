@@ -71,7 +71,11 @@ class ToleranceJudge:
                 return Verdict(False, f"the error of {named[worst.id]} is {worst.error:.3g}")
             most = max([most, *(row.error for row in judged if row.error <= self.tolerance)])
             wrong_anyway |= {row.id for row in judged if row.error > self.tolerance}
-        but = f", without {len(wrong_anyway)} that are wrong in FP32 too" if wrong_anyway else ""
+        but = (
+            f"; not counted: {len(wrong_anyway)} that are over the tolerance in FP32 too"
+            if wrong_anyway
+            else ""
+        )
         return Verdict(True, f"the largest error of loss and gradients is {most:.3g}{but}")
 
 
@@ -105,7 +109,7 @@ class ScoreJudge:
     def __call__(self, transformed: Transformed) -> Verdict:
         """Compute the score and compare it."""
         reached = score(self.function, transformed, self.backend)
-        return Verdict(reached >= self.at_least, f"it scores {reached:.6g}")
+        return Verdict(reached >= self.at_least, f"the score is {reached:.6g}")
 
 
 def score(
@@ -124,11 +128,11 @@ def score(
         raise BadInput(
             f"the function raised {type(error).__name__}: {' '.join(str(error).split())[:300]}",
             position_in_file(error, where.rpartition(":")[0]) if where else None,
-            "make it function(step, workload), which returns a number",
+            "let it accept (step, workload) and return a number",
         ) from error
     try:
         reached = float(made)
     except (TypeError, ValueError, RuntimeError) as error:
-        what = f"the function returned something of type {type(made).__name__}"
-        raise BadInput(what, where, "return a number; higher is better") from error
+        what = f"the function returned a {type(made).__name__}, not a number"
+        raise BadInput(what, where, "return a float; higher is better") from error
     return float("-inf") if isnan(reached) else reached

@@ -118,7 +118,9 @@ class _Search:
         self._known: dict[frozenset[fx.Node], bool] = {}
         end = maker(captured.target)
         if end is None:
-            raise CannotCapture(f"{captured.target.name} is an input of the step, not a result")
+            raise CannotCapture(
+                f"{captured.target.name} is an input of the step, so there is nothing to reduce"
+            )
         self._end = end
         self.reachable = self._reachable()
         # The failure with all ops; parts must fail in the same way.
@@ -213,5 +215,6 @@ class _Search:
         ]
         why = f": {stops[-1]}" if stops else ""
         raise CannotCapture(
-            f"{self.captured.target.name} fails, but not with inputs that a script can contain{why}"
+            f"{self.captured.target.name} fails, but a script cannot contain the inputs with "
+            f"which it fails{why}"
         )

@@ -65,8 +65,8 @@ def main():
     fails = error > LIMIT or bad > 0
     print("in 16 bits:", ours)
     print("in FP64:", exact)
-    print(f"not finite, though finite in FP64: {bad} of {ours.numel()}")
-    print(f"zero, though not in FP64: {zeros} of {ours.numel()}")
+    print(f"not finite, but finite in FP64: {bad} of {ours.numel()}")
+    print(f"zero, but not in FP64: {zeros} of {ours.numel()}")
     print(f"relative error against FP64: {error:.4g}; the limit is {LIMIT:.4g}")
     print("FAILS" if fails else "does not fail")
     sys.exit(1 if fails else 0)
@@ -119,8 +119,8 @@ def program(reduced: Reduced, about: Sequence[str], data: str) -> ReducedProgram
     parts = [
         _START + "".join(f"# {printable(line)}\n" for line in about),
         _imports(bool(tensors), data),
-        f"HALF = {half}  # with torch.float32 here it runs without 16 bits\n",
-        f"LIMIT = {reduced.limit!r}  # an error over this is more than rounding explains\n",
+        f"HALF = {half}  # with torch.float32 here the script runs without 16 bits\n",
+        f"LIMIT = {reduced.limit!r}  # an error over this is a failure\n",
         _DRAWN if any(isinstance(source.made, Drawn) for source in reduced.inputs.values()) else "",
         "\n\ndef inputs():\n" + "\n".join([*lines, f"    return [{listed}]"]) + "\n",
         f"\n\ndef in_16_bits({listed}):\n" + "\n".join([*ours, result]) + "\n",

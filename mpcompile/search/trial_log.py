@@ -128,7 +128,7 @@ class TrialLog:
             _read(line, f"{path}:{number}") for number, line in enumerate(whole.splitlines(), 1)
         )
         if not isinstance(first, Head):
-            raise BadInput("the first line is not a head", str(path), _AGAIN)
+            raise BadInput("the first line does not describe a search", str(path), _AGAIN)
         _check(first.asked, asked, path)
         log = TrialLog(path)
         for line in lines:
@@ -166,15 +166,16 @@ def _read(line: bytes, where: str) -> Head | Suspects | Reference | Trial:
 def _check(then: Mapping[str, str], now: Mapping[str, str], path: Path) -> None:
     """Raise BadInput if two searches differ."""
     said = [
-        f"{name} is {short(then.get(name, ''))} there and {short(now.get(name, ''))} here"
+        f"{name} is {short(then.get(name, ''))} in the file and {short(now.get(name, ''))} in "
+        "this search"
         for name in dict.fromkeys((*now, *then))
         if then.get(name) != now.get(name)
     ]
     if said:
         raise BadInput(
-            "these trials are of another search: " + "; ".join(said),
+            "the trials belong to another search: " + "; ".join(said),
             str(path),
-            f"give the arguments of that search, or {_AGAIN}",
+            f"repeat the arguments of that search, or {_AGAIN}",
         )
 
 

@@ -226,7 +226,7 @@ def tune(
         order = log.suspects or ()
         if {item.op for item in order} != everything or len(order) != len(everything):
             raise BadInput(
-                "the suspects are not the ops of this program",
+                "the recorded ops are not the ops of this program",
                 str(log.path),
                 "start again with --force and without --resume",
             )
@@ -264,7 +264,7 @@ def _trial(
         made = Trial(full=tuple(sorted(ops)), holds=verdict.holds, why=verdict.why, seconds=seconds)
         log.note(made)
         word = "holds" if made.holds else "fails"
-        say(f"trial {len(log.trials)}: {len(ops)} more in FP32: {word}, {made.why}")
+        say(f"trial {len(log.trials)}: {len(ops)} more ops in FP32: {word}, {made.why}")
     return log.trials[ops]
 
 
@@ -276,12 +276,12 @@ def _hopeless(
     if not verdict.holds or not found.pinned:
         why = last.why if verdict.holds else verdict.why
         return CheckFailed(
-            f"it does not hold in FP32 either: {why}",
+            f"the requirement does not hold in FP32 either: {why}",
             workload.origin,
-            "change the program or ask for less, because the precision is not the cause",
+            "change the program or the requirement; the precision is not the cause",
         )
     return CheckFailed(
-        f"it does not hold with all other {len(found.ops)} ops in FP32: {last.why}",
+        f"the requirement does not hold with all other {len(found.ops)} ops in FP32: {last.why}",
         workload.origin,
         f"remove the overrides that name nodes: {', '.join(found.pinned)}",
     )
@@ -317,7 +317,7 @@ def _fresh(workload: Workload) -> Workload:
         raise BadInput(
             f"the model cannot be copied ({type(error).__name__}: {error})",
             workload.origin,
-            "make copy.deepcopy((model, optimizer, loss)) work",
+            "let copy.deepcopy((model, optimizer, loss)) work",
         ) from error
     return replace(workload, model=model, optimizer=optimizer, loss=loss)
 

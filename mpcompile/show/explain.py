@@ -60,7 +60,7 @@ def explain(subject: ExplainInput, name: str) -> list[str]:
     known = [*subject.planned.by_id, *subject.view.by_id]
     known += [node.where.module for node in subject.planned.nodes]
     raise BadInput(
-        f"no node, cast or module is called {name!r}{did_you_mean(name, known)}",
+        f"there is no node, cast or module {name!r}{did_you_mean(name, known)}",
         subject.view.source or None,
         "`mpcompile inspect --all` lists them",
     )
@@ -98,14 +98,14 @@ def _line(node: ViewNode) -> list[str]:
 
 
 def _how(node: ViewNode) -> str:
-    stored = " and ".join(_LONG.get(part, part) for part in node.stores.split("+") if part)
+    stored = " and ".join(_LONG.get(part, part) for part in node.stores)
     computes = _LONG.get(node.computes, node.computes)
     if node.role == "cast":
-        return f"It converts to {stored}: {bytes_text(node.bytes)} are written if nothing fuses it."
+        return f"It converts to {stored}: {bytes_text(node.bytes)} are written if it is not fused."
     if node.role == "input" or not computes:
         return f"It is stored in {stored}: {bytes_text(node.bytes)}."
     if node.role == "view":
-        return f"It moves no bytes: it is another view of its operand, in {stored}."
+        return f"It moves no bytes: it is a view of its operand, in {stored}."
     kept = ", which backward reads again" if node.saved else ""
     where = "memory" if node.bytes else "no memory of its own"
     return f"It computes in {computes}; its result is {stored} in {where}{kept}."
@@ -123,7 +123,7 @@ def _neighbours(view: View, node: ViewNode) -> list[str]:
 
 
 def _named(node: ViewNode) -> str:
-    stored = "" if node.role == "output" or not node.stores else f" ({node.op}, {node.stores})"
+    stored = "" if node.role == "output" or not node.stores else f" ({node.op}, {node.stored})"
     return f"{node.id}{stored}"
 
 
@@ -171,7 +171,7 @@ def _other_choice(subject: ExplainInput, node: ViewNode) -> list[str]:
     flag = f"--{'full' if to_full else 'half'} node:{node.id}"
     where = "FP32" if to_full else "16 bits"
     if other.decisions == plan.decisions:
-        return [f"In {where} nothing else would change. `{flag}` asks for it."]
+        return [f"In {where} nothing else would change. `{flag}` requests it."]
     more = [
         _change(other.cost - plan.cost, "written"),
         _change(_cast_bytes(other) - _cast_bytes(plan), "cast"),
@@ -184,8 +184,8 @@ def _other_choice(subject: ExplainInput, node: ViewNode) -> list[str]:
     if to_full and decision.rule in _ON_TENSOR_CORES:
         changes.append("no Tensor Core")
     return [
-        f"In {where} instead: {', '.join(changes) or 'the same bytes and casts'}, by the planner's "
-        f"count. `{flag}` asks for it."
+        f"In {where} instead: {', '.join(changes) or 'the same bytes and casts'}, as the "
+        f"planner counts. `{flag}` requests it."
     ]
 
 

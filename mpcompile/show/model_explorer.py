@@ -60,7 +60,7 @@ def _node(node: ViewNode) -> dict[str, Any]:
     said = {
         "precision": node.precision,
         "computes": node.computes,
-        "stored": node.stores,
+        "stored": node.stored,
         "bytes": f"{node.bytes:,}",
         "why": node.reason,
         "rule": node.rule,

@@ -53,7 +53,7 @@ def view_of_model(model: ir.Model, source: str) -> View:
     nest = nest_of(model.graph)
     rows = _Rows(nest)
     nodes = rows.inputs() + [rows.node(node) for node, _ in nest.visited()] + rows.outputs()
-    narrow = {node.precision for node in nodes} | {node.stores for node in nodes}
+    narrow = {name for node in nodes for name in (node.precision, *node.stores)}
     precision = "fp16" if "f16" in narrow else "bf16" if "bf16" in narrow else "fp32"
     return View(source, "onnx", precision, tuple(nodes))  # type: ignore[arg-type]
 
@@ -92,7 +92,7 @@ class _Rows:
                     role="input",
                     stage="forward",
                     precision=precision_of(stored, set(), {stored}),
-                    stores=stored,
+                    stores=(stored,) if stored else (),
                     type=_type(value),
                     bytes=_bytes(value),
                 )
@@ -117,7 +117,7 @@ class _Rows:
                     stage="forward",
                     precision=precision_of(stored, set(), {stored}),
                     computes=stored,
-                    stores=stored,
+                    stores=(stored,) if stored else (),
                     type=_type(value),
                     reads=self._reads([value]),
                 )
@@ -138,7 +138,7 @@ class _Rows:
             stage="forward",
             precision=precision_of(computes, read, written),
             computes=computes,
-            stores="+".join(sorted(written)),
+            stores=tuple(sorted(written)),
             type=_type(result) if result is not None else "",
             bytes=0 if role == "view" else sum(map(_bytes, node.outputs)),
             reads=self._reads([*values, *self._returned(node)]),

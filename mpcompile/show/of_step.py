@@ -86,9 +86,12 @@ class _Reasons:
         if stage == "update":
             return "update", "the optimizer computes in FP32, on the master weights (paper 3.1)"
         if role == "cast":
-            return "cast", "written in the program, or added where gradients of two formats meet"
+            return (
+                "cast",
+                "it is in the program, or it was added where gradients of two formats meet",
+            )
         if stage == "backward" and role == "op":
-            return "gradient", "added by autograd, where gradients begin or are added up"
+            return "gradient", "autograd added it where gradients begin or are summed"
         return "", ""
 
     @staticmethod
@@ -99,8 +102,8 @@ class _Reasons:
             stored = _FORMATS[node.meta["val"].dtype]
             return f"the gradient of {cast.tensor} is stored in {stored}, like {cast.tensor}"
         if source_of(node) in BACKWARD:
-            return f"the gradient of {cast.tensor} goes into arithmetic in FP32"
-        cost = "widening it costs less than keeping it in FP32"
+            return f"arithmetic in FP32 reads the gradient of {cast.tensor}"
+        cost = "a cast costs less than an FP32 copy"
         return f"arithmetic in FP32 reads {cast.tensor} again; {cost}"
 
 
@@ -147,7 +150,7 @@ def _row(
         stage=stage,
         precision=precision_of(computes, read, written),
         computes=computes,
-        stores="+".join(sorted(written)),
+        stores=tuple(sorted(written)),
         type=_type(node.meta.get("val")),
         bytes=0 if role == "view" else sum(map(tensor_bytes, values)),
         reads=tuple(f"{prefix}{item.name}" for item in node.all_input_nodes),
@@ -177,7 +180,7 @@ def _outputs(graph: fx.Graph, prefix: str) -> Iterator[ViewNode]:
             stage=_stage(node, prefix),
             precision=precision_of(stored, set(), {stored}),
             computes=stored,
-            stores=stored,
+            stores=(stored,) if stored else (),
             type=type_text(value),
             reads=(f"{prefix}{node.name}",),
         )

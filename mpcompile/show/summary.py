@@ -162,7 +162,7 @@ def print_summary(summary: Summary, title: str, console: Console) -> None:
     facts.add_row(
         "casts",
         f"{summary.casts_planned} planned, {summary.casts_cleaned} shared or cancelled, "
-        f"{summary.casts_hoisted} lifted out of the step; {summary.casts} remain, "
+        f"{summary.casts_hoisted} moved out of the step; {summary.casts} remain, "
         f"{bytes_text(summary.cast_bytes)} if none is fused",
     )
     if summary.weights:
@@ -184,7 +184,7 @@ def print_summary(summary: Summary, title: str, console: Console) -> None:
         facts.add_row("passes for the Tensor Core", counts)
     if summary.unknown:
         kinds = ", ".join(f"{name} x{count}" for name, count in summary.unknown.items())
-        facts.add_row("in no row of the table", f"{kinds}: left in FP32")
+        facts.add_row("unknown ops", f"{kinds}: left in FP32")
     console.print(facts)
     for sentence in summary.unfit:
         console.print(f"does not fit FP16: {printable(sentence)}", markup=False, soft_wrap=True)
@@ -206,7 +206,9 @@ def print_ranges(ranges: Ranges, console: Console) -> None:
     if not ranges.gradients:
         return
     scale = LossScale().initial
-    title = f"gradients of which most is lost in FP16: alone, and times a loss scale of {scale:g}"
+    title = (
+        f"gradients with the largest losses in FP16: unscaled, and times a loss scale of {scale:g}"
+    )
     columns = ("gradient of", "largest", "below 2^-14", "below 2^-24", "scaled, below 2^-24")
     table = numbers_table(title, *columns)
     lost = {name: held.share_lost(scale) for name, held in ranges.gradients.items()}

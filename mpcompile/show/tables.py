@@ -102,7 +102,7 @@ def casts_of(view: View, nodes: Sequence[ViewNode]) -> list[CastRow]:
             node.stage,
             node.reads[0] if node.reads else "",
             view.readers.get(node.id, ()),
-            node.stores,
+            node.stored,
             cast_bytes(node),
             node.reason,
             node.where.module,
@@ -115,7 +115,7 @@ def casts_of(view: View, nodes: Sequence[ViewNode]) -> list[CastRow]:
 
 def cast_bytes(node: ViewNode) -> int:
     """Return the bytes that an unfused cast reads and writes: 4 and 2 per element, or 2 and 4."""
-    return 3 * node.bytes // 2 if node.stores == "f32" else 3 * node.bytes
+    return 3 * node.bytes // 2 if node.stores == ("f32",) else 3 * node.bytes
 
 
 def saved_of(nodes: Sequence[ViewNode]) -> list[ViewNode]:

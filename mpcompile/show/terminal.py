@@ -98,7 +98,7 @@ def saved_table(nodes: Sequence[ViewNode], limit: int) -> Table | None:
         table.add_row(
             text_of(node.id),
             text_of(node.op),
-            Text(node.type, style=_STYLES.get(node.stores, "")),
+            Text(node.type, style=_STYLES.get(node.stored, "")),
             bytes_text(node.bytes),
             where_of(node.where),
         )

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from mpcompile.errors import BadInput
 from mpcompile.plan.dataflow import Where
@@ -27,6 +28,16 @@ NodePrecision: TypeAlias = Literal["f16", "bf16", "f32", "both", "other"]
 _Count = Annotated[int, Field(ge=0)]
 
 
+def _formats(text: object) -> tuple[str, ...]:
+    """Return the formats in a text of a view's file, such as ``f16+f32``."""
+    if not isinstance(text, str):
+        raise PydanticCustomError("string_type", "Input should be a valid string")
+    return tuple(part for part in text.split("+") if part)
+
+
+_Formats = Annotated[tuple[str, ...], BeforeValidator(_formats)]
+
+
 @dataclass(frozen=True, slots=True)
 class ViewNode:
     """One node of a graph.
@@ -41,7 +52,8 @@ class ViewNode:
             stored in it; ``both`` if it computes in FP32 on tensors that are stored in 16 bits, or
             converts between the two; ``other`` without such tensors.
         computes: the format of the operands it computes with, ``f32``; empty without a float.
-        stores: the format in which its result is stored; empty without a float.
+        stores: the formats in which its results are stored, sorted; empty without a float. The
+            file joins them with ``+``.
         type: its first result, ``f16[8,32]``; ``number`` for a Python number.
         bytes: bytes of all its results.
         reads: ids of the nodes it reads, each once, in order.
@@ -59,7 +71,7 @@ class ViewNode:
     stage: Stage
     precision: NodePrecision
     computes: str = ""
-    stores: str = ""
+    stores: _Formats = ()
     type: str = ""
     bytes: _Count = 0
     reads: tuple[str, ...] = ()
@@ -70,6 +82,11 @@ class ViewNode:
     alive: _Count = 0
     where: Where = field(default_factory=Where)
 
+    @property
+    def stored(self) -> str:
+        """The formats of its results as text, such as ``f16+f32``."""
+        return "+".join(self.stores)
+
 
 _FIELDS = tuple(item.name for item in fields(ViewNode) if item.name != "where")
 
@@ -78,7 +95,8 @@ def plain(node: ViewNode) -> dict[str, Any]:
     """Return a row as a JSON-ready dictionary; `dataclasses.asdict` would copy every string."""
     where = node.where
     row = {name: getattr(node, name) for name in _FIELDS}
-    return row | {"where": {"module": where.module, "file": where.file, "line": where.line}}
+    at = {"module": where.module, "file": where.file, "line": where.line}
+    return row | {"stores": node.stored, "where": at}
 
 
 @dataclass(frozen=True)
@@ -129,13 +147,15 @@ class View:
         Raises:
             BadInput: it is not a view of this version, or its nodes do not fit together.
         """
-        file = read_json(_File, text, "this is no view", where, _AGAIN)
+        file = read_json(_File, text, "this is not a view", where, _AGAIN)
         view: View = without_head(file, View)
         if len(view.by_id) != len(view.nodes):
-            raise BadInput("two nodes of the view have one id", where, _AGAIN)
+            raise BadInput("two nodes of the view have the same id", where, _AGAIN)
         unknown = next((name for name in view.readers if name not in view.by_id), None)
         if unknown is not None:
-            raise BadInput(f"the view reads {unknown}, which is not in it", where, _AGAIN)
+            raise BadInput(
+                f"a node of the view reads {unknown}, which is not in the view", where, _AGAIN
+            )
         return view
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture, CompileError
-from mpcompile.program.capture import Forward, InputKind, source_position
+from mpcompile.program.capture import Forward, Input, InputKind, source_position
 from mpcompile.program.control_flow import all_graphs, called_graphs, is_control_flow
+from mpcompile.program.derivatives.own_backward import Seed
 from mpcompile.program.marks import BACKWARD, BACKWARD_SEED, PLANNED, SLOT, SLOTS, WHERE
 from mpcompile.program.open_capture import WatchedInterpreter, needs_size
 from mpcompile.program.returned import PREFIX
@@ -43,7 +44,7 @@ def differentiate(
     module, inputs = forward.module, forward.inputs
     _refuse_sparse(module, origin)
     _refuse_inside(module, origin)
-    roles = [_role(item.kind, item.name in trained) for item in inputs]
+    roles = [_role(item, trained, forward.written) for item in inputs]
 
     def joint(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         state = [value.detach() for value in values]
@@ -51,16 +52,21 @@ def differentiate(
             value.requires_grad_(role is Role.MASTER)
         by_name = {item.name: value for item, value in zip(inputs, state, strict=True)}
         with torch.enable_grad():
-            run = WatchedInterpreter(forward, origin).run
+            start = Seed()
+            run = WatchedInterpreter(forward, origin, start).run
             *others, loss = run(*state, enable_io_processing=False)
         # The next recorded op is the seed: it and all later nodes are backward.
-        seed = torch.ones_like(loss)
+        seed = start.value = torch.ones_like(loss)
         with torch.enable_grad():
             gradients = torch.autograd.grad(
                 loss, [by_name[name] for name in trained], seed, allow_unused=True
             )
-        _refuse_unreached(trained, gradients, origin)
-        return (loss, *gradients, *others)
+            # A Function that runs a part of the model again adds to ``weight.grad`` itself.
+            found = tuple(
+                _sum(gradient, by_name[name].grad)
+                for name, gradient in zip(trained, gradients, strict=True)
+            )
+        return (loss, *_all_reached(trained, found, origin), *others)
 
     for node in module.graph.nodes:
         PLANNED.setdefault(node, node.name)
@@ -79,7 +85,7 @@ def differentiate(
         raise CannotCapture(
             f"torch cannot differentiate this {op_name(calls[0])} ({type(error).__name__})",
             _line(calls[0], origin),
-            "write it with torch.where, or as a loop of a fixed number of rounds",
+            "use torch.where, or a loop with a fixed number of iterations",
         ) from error
     graph = traced.graph
     slots: dict[str, Slot] = {}
@@ -101,10 +107,21 @@ def differentiate(
     return traced, slots
 
 
-def _role(kind: InputKind, trained: bool) -> Role:
-    if kind is InputKind.PARAMETER:
-        return Role.MASTER if trained else Role.CONSTANT
-    return Role.BUFFER if kind is InputKind.BUFFER else Role.BATCH
+def _sum(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+    return one if other is None else other if one is None else one + other
+
+
+def _role(item: Input, trained: Sequence[str], written: Sequence[str]) -> Role:
+    if item.kind is InputKind.BATCH:
+        return Role.BATCH
+    if item.name in trained:
+        return Role.MASTER
+    # A parameter that only the program writes is state as a buffer is.
+    return (
+        Role.CONSTANT
+        if item.kind is InputKind.PARAMETER and item.name not in written
+        else Role.BUFFER
+    )
 
 
 def _slot(name: str, role: Role, node: fx.Node) -> Slot:
@@ -122,7 +139,7 @@ def _refuse_sparse(module: fx.GraphModule, origin: str | None) -> None:
             raise BadInput(
                 f"the embedding {source_position(node).module or node.name} makes sparse gradients",
                 _line(node, origin),
-                "create it with sparse=False",
+                "create the embedding with sparse=False",
             )
 
 
@@ -144,7 +161,7 @@ def _refuse_inside(module: fx.GraphModule, origin: str | None) -> None:
                             f"the {op_name(op)} inside a {kind} would draw other numbers in "
                             "backward",
                             _line(node, origin),
-                            "draw random numbers outside and pass them in",
+                            "draw the random numbers outside and pass them in",
                         )
 
 
@@ -153,18 +170,19 @@ def _line(node: fx.Node, origin: str | None) -> str | None:
     return where.at or origin
 
 
-def _refuse_unreached(
+def _all_reached(
     trained: Sequence[str], gradients: Sequence[torch.Tensor | None], origin: str | None
-) -> None:
+) -> list[torch.Tensor]:
     unreached = [name for name, grad in zip(trained, gradients, strict=True) if grad is None]
     if unreached:
         more = f" and {len(unreached) - 3} more" if len(unreached) > 3 else ""
         raise BadInput(
-            f"the loss does not depend on {', '.join(unreached[:3])}{more}, "
-            "which the optimizer is to train",
+            f"the optimizer trains {', '.join(unreached[:3])}{more}, "
+            "but the loss does not depend on them",
             origin,
             "leave unused parameters out of the optimizer",
         )
+    return [grad for grad in gradients if grad is not None]
 
 
 def _plain_casts(graph: fx.Graph) -> None:

@@ -108,7 +108,7 @@ class StepGraph:
                 or arena.offsets[last + 1] - arena.offsets[start] < length
                 or (before + prod(arena.shapes[last]) < length and not arena.zeros)
             ):
-                raise Defect(f"the weights of {name} do not lie side by side")
+                raise Defect(f"the weights of {name} are not side by side")
 
     def _check_slot(self, graph: str, name: object, node: object) -> None:
         if name not in self.slots or not isinstance(node, fx.Node):

@@ -34,11 +34,12 @@ class Loop:
                 raise BadInput(f"{name} is {limit}", fix="give a number above 0, or None")
         if not isinstance(self.accumulate, int) or self.accumulate < 1:
             raise BadInput(
-                f"an update over {self.accumulate} micro-batches", fix="give a number from 1 on"
+                f"accumulate is {self.accumulate}",
+                fix="give a number of micro-batches: an integer of at least 1",
             )
         if self.max_grad_norm is not None and self.max_grad_value is not None:
             raise BadInput(
-                "the gradients would be clipped by norm and by value", fix="choose one of the two"
+                "max_grad_norm and max_grad_value are both given", fix="give one of the two"
             )
 
 

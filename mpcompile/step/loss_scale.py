@@ -40,7 +40,7 @@ class LossScale:
     def __post_init__(self) -> None:
         if not 0.0 < self.floor <= self.initial <= self.ceiling < float("inf"):
             raise BadInput(
-                f"the scale {self.initial:g} does not lie in [{self.floor:g}, {self.ceiling:g}]",
+                f"the scale {self.initial:g} is not in [{self.floor:g}, {self.ceiling:g}]",
                 "LossScale",
                 "choose 0 < floor <= initial <= ceiling < inf",
             )

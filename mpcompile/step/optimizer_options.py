@@ -85,7 +85,7 @@ class OptionInputs:
         groups = self._optimizer.param_groups
         if len(groups) != len(self._traced):
             raise BadInput(
-                f"the optimizer has {len(groups)} parameter groups, the step was compiled for "
+                f"the optimizer has {len(groups)} parameter groups, but the step was compiled for "
                 f"{len(self._traced)}",
                 fix="compile again",
             )
@@ -130,11 +130,11 @@ class OptionInputs:
             if value != before:
                 zero = ", or from a start other than 0" * (before == 0 and before is not False)
                 raise BadInput(
-                    f"{what}, and it is a constant of the compiled step",
+                    f"{what}, but it is a constant of the compiled step",
                     fix=f"compile again with the new value{zero}",
                 )
         elif not isinstance(value, int | float | torch.Tensor):
-            raise BadInput(f"{what}, which is no number", fix="give a number")
+            raise BadInput(f"{what}, which is not a number", fix="give a number")
         kind = type(self._optimizer).__name__
         for names, guard in self._guards:
             if full in names and not guard.holds({key: float(now[key]) for key in names}):

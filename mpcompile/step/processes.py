@@ -100,7 +100,9 @@ def data_parallel(
     group = group or distributed.group.WORLD
     rank = distributed.get_rank(group)
     if rank < 0:
-        raise BadInput("this process is not one of the group", fix="compile only in those that are")
+        raise BadInput(
+            "this process is not in the group", fix="compile in the processes of the group only"
+        )
     ranks = distributed.get_world_size(group)
     return DataParallel(ranks, rank, weakref.ref(group), shard, reduce, bucket_bytes)
 
@@ -119,7 +121,8 @@ def lost(error: RuntimeError) -> LostProcess | None:
         return None
     return LostProcess(
         f"another process of this run is gone or does not answer ({text.splitlines()[0][:160]})",
-        fix="see what that one printed last, then start all again from the newest checkpoint",
+        fix="read the last output of that process, then start all processes again from the "
+        "newest checkpoint",
     )
 
 

@@ -139,9 +139,9 @@ class _Recorder(DispatchMode):
             self.note(value, self._graph.get_attr(name))
         if id(value) not in self._nodes:
             raise CannotCapture(
-                f"the program uses a tensor of shape {list(value.shape)} that is neither an input, "
-                "a parameter, a buffer nor computed from one",
-                fix="register it with register_buffer",
+                f"the program uses a tensor of shape {list(value.shape)} that is not an input, "
+                "a parameter or a buffer, and is not computed from one",
+                fix="register the tensor with register_buffer",
             )
         return self._nodes[id(value)][1]
 

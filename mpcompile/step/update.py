@@ -86,11 +86,11 @@ def trained_parameters(
         raise BadInput(
             f"{kind}.step() needs a closure, so one step is not one graph",
             origin,
-            "use an optimizer whose step() takes none, for example AdamW",
+            "use an optimizer whose step() needs no closure, for example AdamW",
         )
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise BadInput(
-            f"{kind} takes sparse gradients, and those of a compiled step are dense",
+            f"{kind} takes sparse gradients, but a compiled step computes dense ones",
             origin,
             "use Adam, and Embedding(sparse=False)",
         )
@@ -103,21 +103,24 @@ def trained_parameters(
             name = names.get(id(parameter))
             if name is None:
                 raise BadInput(
-                    f"parameter {position} of the optimizer's group {index}, of shape "
-                    f"{list(parameter.shape)}, is not reached by the loss",
+                    f"the loss does not read parameter {position} of the optimizer's group "
+                    f"{index}, of shape {list(parameter.shape)}",
                     origin,
-                    "leave it out of the optimizer, or use it in the loss",
+                    "leave the parameter out of the optimizer, or use it in the loss",
                 )
             if parameter.dtype is not torch.float32:
                 raise BadInput(
-                    f"the parameter {name} is {str(parameter.dtype).removeprefix('torch.')}",
+                    f"the parameter {name} is {str(parameter.dtype).removeprefix('torch.')}, not "
+                    "float32",
                     origin,
                     "start from an FP32 model; mpcompile makes the 16-bit copies itself",
                 )
             members.append(name)
         groups.append(members)
     if not any(groups):
-        raise BadInput("the optimizer trains no parameter", origin, "give it model.parameters()")
+        raise BadInput(
+            "the optimizer trains no parameter", origin, "give the optimizer model.parameters()"
+        )
     return groups
 
 
@@ -196,7 +199,8 @@ def trace_update(
         ) from error.__cause__
     except DataDependent as error:
         raise CannotCapture(
-            f"{type(optimizer).__name__}.step() decides in Python by the value of a tensor",
+            f"{type(optimizer).__name__}.step() has a Python branch that depends on the value of "
+            "a tensor",
             origin,
             "use an optimizer without such a branch, for example AdamW",
         ) from error

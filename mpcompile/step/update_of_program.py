@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput
+from mpcompile.errors import BadInput, CannotCapture
 from mpcompile.program.capture import Forward, InputKind
 from mpcompile.program.casts import is_cast
+from mpcompile.program.derivatives.own_backward import OwnBackward
 from mpcompile.program.workload import Workload
 from mpcompile.step.arena import ArenaPosition
 from mpcompile.step.graph import StepGraph, add_inputs, results, set_results
+from mpcompile.step.loop import PLAIN, Loop
 from mpcompile.step.optimizer_start import progress_of
-from mpcompile.step.processes import DataParallel
 from mpcompile.step.slots import Role, Slot
 from mpcompile.step.update import Update, trace_update, trained_parameters
 
@@ -21,7 +22,7 @@ def update_of(
     workload: Workload,
     optimizer: torch.optim.Optimizer,
     forward: Forward,
-    parallel: DataParallel | None = None,
+    loop: Loop = PLAIN,
 ) -> tuple[list[str], Update]:
     """Trace the optimizer's step for a forward graph that has its casts.
 
@@ -32,6 +33,7 @@ def update_of(
     groups = trained_parameters(optimizer, named, workload.origin)
     shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
     device = next(iter(workload.model.parameters())).device
+    parallel = loop.parallel
     ranks = parallel.ranks if parallel is not None and parallel.shard else 1
     cast = weights_cast(forward, alone=ranks > 1)
     tensors = {item.name: item.tensor for item in forward.inputs}
@@ -40,11 +42,27 @@ def update_of(
     update = trace_update(optimizer, groups, cast, shapes, device, workload.origin, ranks, progress)
     if ranks > 1 and not all(arena.flat for arena in update.arenas):
         raise BadInput(
-            f"{type(optimizer).__name__} looks at a whole weight at a time, so its state cannot be "
+            f"{type(optimizer).__name__} reads whole weights, so its state cannot be "
             "cut into slices",
             workload.origin,
             "leave out shard=True, or use an optimizer that works element by element",
         )
+    written = sorted({*trained} & {*forward.written})
+    if written and (parallel is not None or loop.accumulate > 1):
+        raise BadInput(
+            f"the program writes to the weight {written[0]}, which it trains",
+            workload.origin,
+            "write to it after the step, or train on one process without accumulation",
+        )
+    for node in forward.module.graph.nodes:
+        own = node.target
+        if isinstance(own, OwnBackward) and own.complete and (parallel or loop.accumulate > 1):
+            raise CannotCapture(
+                f"the hook {own.name} waits for the complete gradient of a weight, which several "
+                "calls or processes add up",
+                own.where,
+                "use register_hook, or train on one process without accumulation",
+            )
     return trained, update
 
 
@@ -87,8 +105,17 @@ def join(gradient: fx.GraphModule, slots: dict[str, Slot], update: Update) -> St
     graph = update.module.graph
     values = results(graph)
     like = next(iter(graph.find_nodes(op="placeholder")))
-    updated = [slot for slot in slots.values() if slot.role is Role.UPDATED]
+    updated = [
+        slot
+        for slot in slots.values()
+        # The pass `store_written` puts trained weights into their arenas.
+        if slot.role is Role.UPDATED and not _is_trained(slot, slots)
+    ]
     for slot, node in zip(updated, add_inputs(graph, updated, like), strict=True):
         values[slot.name.removeprefix("next.")] = node
     set_results(graph, values)
     return step
+
+
+def _is_trained(slot: Slot, slots: dict[str, Slot]) -> bool:
+    return slots[slot.name.removeprefix("next.")].role is Role.MASTER

@@ -23,6 +23,6 @@ except (ImportError, AttributeError) as error:
     if is_tried(torch.__version__):
         raise
     raise BadInput(
-        f"torch {torch.__version__} lacks what mpcompile needs of it ({error})",
+        f"torch {torch.__version__} lacks a part that mpcompile needs ({error})",
         fix=f"install torch {range_tried()}",
     ) from error

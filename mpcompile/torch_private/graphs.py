@@ -103,6 +103,17 @@ def new_program(
     )
 
 
+def note_readers(graph: fx.Graph) -> None:
+    """Let each node know all its readers.
+
+    If a program has a region without gradients, `torch.export` splits its graph and loses readers
+    that nothing reads (torch 2.13, 2.14).
+    """
+    for node in graph.nodes:
+        for source in node.all_input_nodes:
+            source.users.setdefault(node)
+
+
 def rename(node: fx.Node, name: str) -> None:
     """Give a node a name made from any text; torch adds a number if the name is taken."""
     name = "".join(c if c.isalnum() and c.isascii() else "_" for c in name)

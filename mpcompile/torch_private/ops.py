@@ -95,12 +95,29 @@ def _flat(value: object) -> list[object]:
 
 
 def functional_overload(node: fx.Node) -> Any | None:
-    """Return the functional twin of an in-place op (``add_.Tensor`` -> ``add.Tensor``), or None."""
+    """Return the functional twin of an op that writes, or None.
+
+    It is ``add.Tensor`` of ``add_.Tensor``, and ``div.Tensor`` of ``div.out``.
+    """
     name, overload = op_name(node), getattr(node.target, "_overloadname", "")
+    if "out" in node.kwargs:
+        return _without_out(node.target)
     if not name.endswith("_") or name.endswith("__"):
         return None
     packet = getattr(torch.ops.aten, name[:-1], None)
     return getattr(packet, overload, None) if packet is not None else None
+
+
+@cache
+def _without_out(target: Any) -> Any | None:
+    """Return the overload of an op that returns the tensor which the given one writes."""
+    wanted = [(a.name, str(a.type)) for a in target._schema.arguments if a.name != "out"]
+    packet = target.overloadpacket
+    for name in packet.overloads():
+        overload = getattr(packet, name)
+        if [(a.name, str(a.type)) for a in overload._schema.arguments] == wanted:
+            return overload
+    return None
 
 
 def is_pointwise(node: fx.Node) -> bool:

@@ -42,7 +42,7 @@ def warn_if_untried() -> None:
         return
     _warned = True
     warnings.warn(
-        f"mpcompile was tried on torch {range_tried()}, and this is torch {torch.__version__}: "
+        f"mpcompile was tried on torch {range_tried()}, but this is torch {torch.__version__}: "
         "if something fails or differs, install a version of that range",
         UntriedTorch,
         stacklevel=3,

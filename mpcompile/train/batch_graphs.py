@@ -120,16 +120,16 @@ class BatchGraphs:
         made = self._another(tuple(batch), () if size is None else self.is_open)
         if made.size is not None and made.size.open_dims != self.is_open:
             raise BadInput(
-                "for this shape the program fixes a size that the example batch leaves open",
+                "with this shape the program fixes a size that is open in the example batch",
                 fix="compile another step for this shape",
             )
         found.append(made)
         if self._said:
-            _log.info("%s: graph %d of the step", self._said, len(self))
+            _log.info("%s: compiled graph %d of the step", self._said, len(self))
             self._said = ""
         else:
             shapes = ", ".join(f"[{', '.join(map(str, shape))}]" for shape in key)
-            _log.info("graph %d of the step: batches of shapes %s", len(self), shapes)
+            _log.info("compiled graph %d of the step for batches of shapes %s", len(self), shapes)
         return made
 
     def _size_and_key(self, batch: Sequence[torch.Tensor]) -> tuple[int | None, _Shapes]:
@@ -152,15 +152,15 @@ class BatchGraphs:
         for value, slot, device in zip(batch, self._slots, self._devices, strict=True):
             if value.device != device:
                 raise BadInput(
-                    f"{slot.name} is on {value.device}, the example batch was on {device}",
-                    fix=f"move it, for example {slot.name}.to({str(device)!r})",
+                    f"{slot.name} is on {value.device}, but the example batch was on {device}",
+                    fix=f"move the tensor with .to({str(device)!r})",
                 )
             if value.dim() != len(slot.shape) or value.dtype is not slot.dtype:
                 raise BadInput(
                     f"{slot.name} is {str(value.dtype).removeprefix('torch.')}"
-                    f"{list(value.shape)}, the step was compiled for "
+                    f"{list(value.shape)}, but the step was compiled for "
                     f"{str(slot.dtype).removeprefix('torch.')}{list(slot.shape)}",
-                    fix="give the number of dimensions and the dtype of the example batch",
+                    fix="give the same number of dimensions and dtype as in the example batch",
                 )
 
 

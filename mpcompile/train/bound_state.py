@@ -258,7 +258,7 @@ class BoundState:
             raise BadInput("a step is called inside step.whole()", fix="leave the with block first")
         if self._lost:
             raise BadInput(
-                f"{self._lost} has moved to a step that was compiled later and trains it too",
+                f"{self._lost} now belongs to a step that was compiled later and also trains it",
                 fix="use that step, or leave the parameter out of one of the two optimizers and "
                 "compile both again",
             )
@@ -284,7 +284,7 @@ class BoundState:
         for name, view in zip(arena.parameters, arena_views(arena, whole), strict=True):
             if is_absent(self._parameters[name]):
                 raise BadInput(
-                    f"the weight {name} is held in slices by another step",
+                    f"another step holds the weight {name} in slices",
                     fix="compile inside `with step.whole():` of that step",
                 )
             view.copy_(self._parameters[name].detach())
@@ -416,7 +416,7 @@ class BoundState:
             mine = entries()
             if any(map(is_absent, trained)) or (mine is not None and mine.are_sliced()):
                 raise BadInput(
-                    "this process holds slices of the weights and of the optimizer's state",
+                    "this process holds only slices of the weights and of the optimizer's state",
                     fix="call step.save, or state_dict() inside `with step.whole():`",
                 )
 

@@ -83,7 +83,7 @@ def save(
         others: the state that each other process has of its own, not packed.
     """
     if keep is not None and keep < 1:
-        raise BadInput(f"keep is {keep}", fix="keep at least 1 checkpoint")
+        raise BadInput(f"keep is {keep}", fix="give at least 1")
     more: dict[str, torch.Tensor] = {}
     checkpoint = Checkpoint(
         steps=held.steps,
@@ -194,13 +194,13 @@ def _check_step(held: Held, opened: Opened) -> None:
         lines = in_words(diff)
         more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
         raise BadInput(
-            f"the checkpoint is of another plan: {'; '.join(islice(lines, _SHOWN))}{more}",
+            f"the checkpoint has another plan: {'; '.join(islice(lines, _SHOWN))}{more}",
             where,
-            "compile with its plan.json, or load with any_plan=True",
+            "compile with the plan.json of the checkpoint, or load with any_plan=True",
         )
     if opened.checkpoint.loss_scale != held.rule:
         raise BadInput(
-            f"the checkpoint was trained with {opened.checkpoint.loss_scale} and this step has "
+            f"the checkpoint was trained with {opened.checkpoint.loss_scale}, but this step has "
             f"{held.rule}",
             where,
             "compile with that loss scale, or load with any_plan=True",
@@ -210,7 +210,7 @@ def _check_step(held: Held, opened: Opened) -> None:
 def _check_tensors(
     stored: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: str
 ) -> None:
-    advice = "load a checkpoint of this same model and optimizer"
+    advice = "load a checkpoint of the same model and optimizer"
     for what, names in (
         ("the checkpoint lacks", wanted.keys() - stored.keys()),
         ("this step has no", stored.keys() - wanted.keys()),
@@ -220,7 +220,7 @@ def _check_tensors(
     for name, value in wanted.items():
         other = stored[name]
         if other.shape != value.shape or other.dtype is not value.dtype:
-            what = f"{name} is {_type(other)} in the checkpoint and {_type(value)} in this step"
+            what = f"{name} is {_type(other)} in the checkpoint, but {_type(value)} in this step"
             raise BadInput(what, where, advice)
 
 
@@ -237,11 +237,15 @@ def _states(
     """Return the other objects' states; raise BadInput if the names differ from those requested."""
     for name in checkpoint.also:
         if name not in also:
-            what = f"the checkpoint holds the state of {short(name)}, which no argument takes"
+            what = (
+                f"the checkpoint holds the state of {short(name)}, but load() has no such argument"
+            )
             raise BadInput(what, where, "give load() the same arguments as save()")
     for name in also:
         if name not in checkpoint.also:
-            raise BadInput(f"the checkpoint holds no state of {name}", where, f"leave {name} out")
+            raise BadInput(
+                f"the checkpoint holds no state of {name}", where, f"call load() without {name}"
+            )
     return {name: unpack(state, stored) for name, state in checkpoint.also.items()}
 
 
@@ -253,9 +257,9 @@ def _check_options(
     if optimizer != mine or len(groups) != len(held.optimizer.param_groups):
         raise BadInput(
             f"the checkpoint is of {short(optimizer)[1:-1]} with {len(groups)} parameter groups, "
-            f"this step of {mine} with {len(held.optimizer.param_groups)}",
+            f"but this step is of {mine} with {len(held.optimizer.param_groups)}",
             where,
-            "load a checkpoint of this same model and optimizer",
+            "load a checkpoint of the same model and optimizer",
         )
     for index, (group, options) in enumerate(zip(held.optimizer.param_groups, groups, strict=True)):
         for name, value in options.items():
@@ -265,7 +269,7 @@ def _check_options(
                 fits = any_plan or name not in group or _same(group[name], value)
             if not fits:
                 raise BadInput(
-                    f"{name} of parameter group {index} is {short(value)} in the checkpoint and "
+                    f"{name} of parameter group {index} is {short(value)} in the checkpoint, but "
                     f"{short(group.get(name))} in this step",
                     where,
                     "give the optimizer the same options, or load with any_plan=True",

@@ -35,7 +35,8 @@ STATE, CHECKPOINT, PLAN, MANIFEST = (
     "manifest.json",
 )
 VERSION = 1
-_ADVICE = "take another checkpoint"
+_ADVICE = "load another checkpoint"
+_ELSEWHERE = "save to another folder"
 _LARGEST_JSON = 1 << 28
 _LARGEST_MANIFEST = 1 << 12
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -185,7 +186,9 @@ def write_checkpoint(
             shutil.rmtree(fresh, ignore_errors=True)
         if isinstance(error, OSError | SafetensorError):
             reason = getattr(error, "strerror", None) or error
-            raise BadInput(f"the checkpoint cannot be written ({reason})", str(folder)) from error
+            raise BadInput(
+                f"the checkpoint cannot be written ({reason})", str(folder), _ELSEWHERE
+            ) from error
         raise
 
 
@@ -207,17 +210,17 @@ def read_checkpoint(folder: Path, largest: int) -> Opened:
     for name in (STATE, CHECKPOINT, PLAN):
         path = folder / name
         if name not in manifest.files:
-            raise BadInput(f"it does not list {name}", str(folder / MANIFEST), _ADVICE)
+            raise BadInput(f"the manifest does not list {name}", str(folder / MANIFEST), _ADVICE)
         wanted = manifest.files[name]
         size = _size(path, largest if name == STATE else _LARGEST_JSON)
         if size != wanted.bytes:
-            what = f"it has {size:,} bytes and was written with {wanted.bytes:,}"
+            what = f"the file has {size:,} bytes, but was written with {wanted.bytes:,}"
             raise BadInput(what, str(path), _ADVICE)
         if name != STATE:
             texts[name] = _read(path, _LARGEST_JSON)
         found = _sum(path) if name == STATE else _sum_of(texts[name])
         if found != wanted:
-            raise BadInput("its SHA-256 is not that in the manifest", str(path), _ADVICE)
+            raise BadInput("the file's SHA-256 is not the one in the manifest", str(path), _ADVICE)
     path = folder / CHECKPOINT
     file = _parse(format_of(_CheckpointFile), texts[CHECKPOINT], path, "a checkpoint")
     return Opened(
@@ -227,7 +230,7 @@ def read_checkpoint(folder: Path, largest: int) -> Opened:
 
 def _check_same(folder: Path, fresh: Path) -> None:
     if _read(folder / MANIFEST, _LARGEST_MANIFEST) != (fresh / MANIFEST).read_bytes():
-        raise BadInput("another checkpoint is there already", str(folder), "save elsewhere")
+        raise BadInput("the folder already has another checkpoint", str(folder), _ELSEWHERE)
 
 
 def _json(document: dict[str, Any]) -> bytes:
@@ -239,11 +242,11 @@ def _parse(kind: TypeAdapter[Any], text: bytes, path: Path, what: str) -> Any:
     try:
         document = kind.validate_json(text)
         if _json(json.loads(text)) != text:
-            raise BadInput(f"this is not {what} as it is written", str(path), _ADVICE)
+            raise BadInput(f"this is not {what} as mpcompile writes it", str(path), _ADVICE)
     except ValidationError as error:
         raise BadInput(f"this is not {what}: {sentence(error)}", str(path), _ADVICE) from error
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"this is not {what} as it is written", str(path), _ADVICE) from error
+        raise BadInput(f"this is not {what} as mpcompile writes it", str(path), _ADVICE) from error
     return document
 
 
@@ -257,7 +260,7 @@ def _size(path: Path, largest: int) -> int:
     if not stat.S_ISREG(found.st_mode):
         raise BadInput("this is not a plain file", str(path), _ADVICE)
     if found.st_size > largest:
-        what = f"{found.st_size:,} bytes are too many for it"
+        what = f"the file has {found.st_size:,} bytes, which is too large"
         raise BadInput(what, str(path), _ADVICE)
     return found.st_size
 
@@ -267,7 +270,7 @@ def _read(path: Path, largest: int) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BadInput(f"it cannot be read ({error.strerror})", str(path), _ADVICE) from error
+        raise BadInput(f"the file cannot be read ({error.strerror})", str(path), _ADVICE) from error
 
 
 def _sum(path: Path) -> _Sum:
@@ -276,7 +279,7 @@ def _sum(path: Path) -> _Sum:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return _Sum(os.fstat(file.fileno()).st_size, digest)
     except OSError as error:
-        raise BadInput(f"it cannot be read ({error.strerror})", str(path), _ADVICE) from error
+        raise BadInput(f"the file cannot be read ({error.strerror})", str(path), _ADVICE) from error
 
 
 def _sum_of(text: bytes) -> _Sum:

@@ -50,9 +50,9 @@ def newest(run: Path, largest: int) -> tuple[Opened, tuple[str, ...]]:
         except BadInput as error:
             wrong.append(f"{error.where or folder}: {error.what}")
     if wrong:
-        what = f"no checkpoint in it is complete ({wrong[0]})"
-        raise BadInput(what, str(run), "give another folder")
-    raise BadInput("there is no checkpoint in it", str(run), "give the folder of a run")
+        what = f"no checkpoint in this folder is complete ({wrong[0]})"
+        raise BadInput(what, str(run), "give the folder of another run")
+    raise BadInput("there is no checkpoint in this folder", str(run), "give the folder of a run")
 
 
 def make_room(folder: Path, largest: int) -> None:
@@ -94,4 +94,4 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(away, ignore_errors=True)
     except OSError as error:
         what = f"the checkpoint cannot be removed ({error.strerror})"
-        raise BadInput(what, str(folder), "remove it yourself") from error
+        raise BadInput(what, str(folder), "remove the folder by hand") from error

@@ -81,7 +81,9 @@ class Batches:
                 return batch if isinstance(batch, tuple) else tuple(batch)
             if self._position == 0 and not self._may_be_empty:
                 raise BadInput(
-                    "the workload's data gave no batch", self._origin, "make it iterable repeatedly"
+                    "the workload's data gave no batch",
+                    self._origin,
+                    "give data that can be iterated more than once",
                 )
             self._epoch, self._position, self._left = self._epoch + 1, 0, None
             self._may_be_empty = False

@@ -155,7 +155,7 @@ def read_working_copies(forward: Forward, working: Mapping[int, torch.Tensor]) -
     for item, node in zip(forward.inputs, nodes, strict=True):
         if is_absent(item.tensor) and node.users:
             raise BadInput(
-                f"in evaluation mode {item.name} is read in FP32, and this process holds a slice",
+                f"evaluation reads {item.name} in FP32, but this process holds only a slice of it",
                 fix="call the model itself inside `with step.whole():`",
             )
     return copied

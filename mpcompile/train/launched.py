@@ -31,8 +31,8 @@ def launched(*, shard: bool, reduce: str) -> Iterator[DataParallel | None]:
     """
     if not distributed.is_available() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         if shard or reduce != "float32":
-            what = "--shard and --reduce are for several processes, and this process is alone"
-            raise BadInput(what, fix="start it with torchrun, or leave them out")
+            what = "--shard and --reduce need several processes, but this process is alone"
+            raise BadInput(what, fix="start mpcompile with torchrun, or leave out the two flags")
         yield None
         return
     if torch.cuda.is_available():

@@ -47,10 +47,10 @@ class Places:
                 or parameter.shape != view.shape
             ):
                 raise BadInput(
-                    f"the model's parameters have moved since this step was compiled: {name} is "
+                    f"the model's parameters were moved after this step was compiled: {name} is "
                     f"{str(parameter.dtype).removeprefix('torch.')}{list(parameter.shape)} on "
                     f"{parameter.device}",
-                    fix="compile again after model.to(...)",
+                    fix="compile the step after model.to(...)",
                 )
         self._refuse_shared(other)
         for _, parameter, view in other:

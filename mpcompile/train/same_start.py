@@ -39,7 +39,7 @@ def check_same_step(
     if others:
         raise BadInput(
             f"process {others[0]} has compiled another step than process 0",
-            fix="give all processes the same model, optimizer, options and shapes of the example",
+            fix="give all processes the same model, optimizer, options and example shapes",
         )
 
 

@@ -32,12 +32,14 @@ def load_scaler_state(
     """Take over scale and tracker; see `mpcompile.TrainStep.load_scaler_state`."""
     mine = scaler_state(rule, state)
     if set(given) != set(mine):
-        raise BadInput(f"the scaler state has the keys {sorted(given)}", fix=f"give {sorted(mine)}")
+        raise BadInput(
+            f"the scaler state has the keys {sorted(given)}", fix=f"give the keys {sorted(mine)}"
+        )
     for key in ("growth_factor", "backoff_factor", "growth_interval"):
         if key in mine and given[key] != mine[key]:
             raise BadInput(
-                f"{key} is {given[key]} in the state and {mine[key]} in this step",
-                fix="compile with a LossScale of the same factors",
+                f"{key} is {given[key]} in the state, but {mine[key]} in this step",
+                fix="compile with a LossScale that has the same factors",
             )
     if mine:
         state[SCALE].fill_(given["scale"])

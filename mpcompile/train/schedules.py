@@ -40,18 +40,18 @@ class Schedules:
         if isinstance(schedule, ReduceLROnPlateau):
             raise BadInput(
                 f"{kind}.step() needs a measured number",
-                fix="step it yourself, for example after each evaluation",
+                fix="call step() of this schedule yourself, for example after each evaluation",
             )
         if not isinstance(schedule, LRScheduler):
             raise BadInput(f"a {kind} is not a learning-rate schedule", fix="give an LRScheduler")
         optimizer = getattr(schedule, "optimizer", self._optimizer)
         if optimizer is not self._optimizer:
             raise BadInput(
-                f"the {kind} sets the rates of another optimizer",
-                fix="give it to the step of that optimizer",
+                f"the {kind} sets the learning rates of another optimizer",
+                fix="add the schedule to the step of that optimizer",
             )
         if schedule in self._schedules:
-            raise BadInput(f"this step already steps this {kind}", fix="give it once")
+            raise BadInput(f"this step already steps this {kind}", fix="add the schedule once")
         self._schedules.append(schedule)
 
     def note(self, applied: torch.Tensor) -> None:

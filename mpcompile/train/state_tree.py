@@ -47,8 +47,9 @@ def pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
         kind = "counter" if isinstance(value, Counter) else "dict"
         return {kind: [[pack(k, name, tensors), pack(v, name, tensors)] for k, v in value.items()]}
     raise BadInput(
-        f"the state of {name} holds {short(value)}, which is {type(value).__name__}",
-        fix="a checkpoint takes numbers, strings, tensors, and lists and dictionaries of these",
+        f"the state of {name} holds {short(value)}of type {type(value).__name__}, which a "
+        "checkpoint cannot store",
+        fix="use numbers, strings and tensors, or lists and dictionaries of these",
     )
 
 
@@ -64,7 +65,7 @@ def unpack(packed: Any, tensors: Mapping[str, torch.Tensor], depth: int = 0) -> 
         BadInput: `pack` cannot have made the value.
     """
     if depth > _DEEPEST:
-        raise BadInput(f"a state is nested more than {_DEEPEST} deep")
+        raise BadInput(f"a saved state is nested more than {_DEEPEST} deep")
     if packed is None or isinstance(packed, bool | int | float | str):
         return packed
     if isinstance(packed, list):
@@ -83,4 +84,4 @@ def unpack(packed: Any, tensors: Mapping[str, torch.Tensor], depth: int = 0) -> 
                 keys = [key for key, _ in items]
                 if all(key is None or isinstance(key, int | float | str) for key in keys):
                     return Counter(dict(items)) if kind == "counter" else dict(items)
-    raise BadInput(f"a state holds {short(packed)}, which a checkpoint never contains")
+    raise BadInput(f"a saved state holds {short(packed)}, which save() never writes")

@@ -369,8 +369,8 @@ class TrainStep:
                 same number of steps, or some micro-batches of an update are still missing.
         """
         if self._gathered:
-            done = f"{self._gathered} of {self._every} micro-batches of an update are gathered"
-            raise BadInput(done, fix="save after a call that updates")
+            done = f"{self._gathered} of {self._every} micro-batches of an update are done"
+            raise BadInput(done, fix="save after the last micro-batch of an update")
         self._schedules.settle()
         return save(self._held, Path(run), keep, also, self.parallel, self._bound.whole)
 

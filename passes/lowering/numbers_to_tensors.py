@@ -76,7 +76,7 @@ def _rewrite(graph: fx.Graph, node: fx.Node, tensors: dict[fx.Node, fx.Node]) ->
     if rewrite is None:
         raise CompileError(
             f"{op_name(node)} takes a number that was read from a tensor",
-            fix="report this optimizer; it runs on a CPU with backend='interpreter'",
+            fix="report this optimizer, and use backend='interpreter' on a CPU",
         )
     made = rewrite(graph, *args, **kwargs)
     assert isinstance(made, fx.Node)

@@ -30,7 +30,7 @@ def batch():
 """
 
 CASES = {
-    "no workload": ("x = 1\n", 2, r"model\.py: .*defines no workload\(\)", ""),
+    "no workload": ("x = 1\n", 2, r"model\.py: .*defines neither workload\(\)", ""),
     "raises while loading": (
         "import torch\ndef workload():\n    return 1 / 0\n",
         2,
@@ -72,7 +72,7 @@ CASES = {
         "    return Workload(m, b, lambda model, *batch: model(*batch), o)\n",
         3,
         r"model\.py:24: a recurrent layer reads a packed sequence",
-        "give it the padded tensor",
+        "give the layer the padded tensor",
     ),
     "three losses": (
         HEAD + "def bad(model, x, y):\n"
@@ -111,7 +111,8 @@ CASES = {
         "    m.extra = nn.Linear(3, 3)\n"
         "    return Workload(m, batch(), loss, torch.optim.SGD(m.parameters(), lr=0.1))\n",
         2,
-        r"model\.py:18: the loss does not depend on extra\.weight, extra\.bias",
+        r"model\.py:18: the optimizer trains extra\.weight, extra\.bias, but the loss does not "
+        r"depend on",
         "leave",
     ),
     "foreign parameter": (
@@ -119,7 +120,8 @@ CASES = {
         "    m = Net()\n"
         "    return Workload(m, batch(), loss, torch.optim.SGD(Net().parameters(), lr=0.1))\n",
         2,
-        r"model\.py:18: parameter 0 of the optimizer's group 0, of shape \[8, 4\], is not",
+        r"model\.py:18: the loss does not read parameter 0 of the optimizer's group 0, of shape "
+        r"\[8, 4\]",
         "",
     ),
     "closure": (

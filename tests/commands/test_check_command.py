@@ -43,7 +43,7 @@ def test_a_sound_program_passes(folder: Path, capsys: pytest.CaptureFixture[str]
     assert (document["batches"], document["steps"]) == (2, 1)
     assert {row["stage"] for row in document["rows"]} == {"forward", "backward"}
     assert "none over the tolerance of 0.25" in people
-    assert "eager autocast makes too" in " ".join(people.split())
+    assert "eager autocast also computes" in " ".join(people.split())
     assert max(map(len, people.splitlines()[:-1])) <= 80
 
 
@@ -52,7 +52,12 @@ def test_a_sound_program_passes(folder: Path, capsys: pytest.CaptureFixture[str]
     [
         ("Logits", "logits", (), "of its numbers are not finite; `--full node:matmul`"),
         ("Epsilon", "division", ("--half", "add", "--half", "div"), "are not finite"),
-        ("Underflow", "underflow", (), "its error is 1, over 0.25, 100% of it rounded to zero"),
+        (
+            "Underflow",
+            "underflow",
+            (),
+            "its error is 1, over 0.25, 100% of its numbers rounded to zero",
+        ),
     ],
 )
 def test_a_planted_fault_is_exit_code_1_with_its_line(
@@ -97,7 +102,7 @@ def test_what_it_advises_makes_it_pass(
         (["--tolerance", "0"], "--tolerance is 0.0; give a number above 0"),
         (["--tolerance", "nan"], "--tolerance is nan"),
         (["--batches", "0"], "--batches is 0"),
-        (["--steps", "-1"], "--steps -1"),
+        (["--steps", "-1"], "--steps is -1"),
     ],
 )
 def test_odd_arguments_are_one_sentence(

@@ -212,7 +212,8 @@ def test_settings_of_the_project_and_flags_over_them(
     (folder / "pyproject.toml").write_text("[tool.mpcompile]\nhalve = []\n")
     assert exit_code(["model.py", "--force"]) == 2
     assert capsys.readouterr().err == (
-        "mpcompile: pyproject.toml: [tool.mpcompile]: there is no halve (did you mean 'half'?); "
+        "mpcompile: pyproject.toml: [tool.mpcompile]: there is no field halve (did you mean "
+        "'half'?); "
         "the settings are level, precision, full, half, free, loss_scale, backend, without, lint.\n"
     )
 
@@ -264,7 +265,7 @@ def test_a_plan_of_another_program_is_refused(
     (folder / "model.py").write_text(MODEL.replace("nn.ReLU", "nn.GELU"))
     assert exit_code(["model.py", "-o", "new", "--plan", "model.mp/plan.json"]) == 2
     assert (
-        "the plan is of another graph: only in the plan: relu (relu); only in this program: "
+        "the plan belongs to another graph: only in the plan: relu (relu); only in this program: "
         in (capsys.readouterr().err)
     )
     assert not (folder / "new").exists()
@@ -331,7 +332,7 @@ def test_ranges_are_measured_written_and_followed(
     against = ["model.py", "--ranges", "model.ranges.json", "--half", "module:0", "--force"]
     assert exit_code(against) == 0
     warned = capsys.readouterr().err.splitlines()
-    assert [line for line in warned if "linear is in FP16 as you said, but linear reached" in line]
+    assert [line for line in warned if "linear is in FP16 as you asked, but linear reached" in line]
     assert all(line.startswith("mpcompile: warning: ") for line in warned)
 
 

@@ -64,7 +64,7 @@ def test_two_models(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("model.py@papper", "did you mean 'paper'?"),
         ("model.py@none.toml", "none.toml: there is no such file"),
-        ("model.mp@paper", "is planned already"),
+        ("model.mp@paper", "already holds a plan"),
         ("nowhere", "nowhere"),
     ],
 )

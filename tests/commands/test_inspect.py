@@ -120,7 +120,7 @@ def test_a_program_without_a_step_has_no_bound(
     document, people = inspect(capsys)
     assert "bounds" not in document
     assert list(document["ops"]) == ["forward"]
-    assert "no step on it is faster" not in people
+    assert "least time of a step" not in people
 
 
 def test_an_unknown_device_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,7 +76,7 @@ def test_filters_let_through_what_they_say(view: View, capsys: pytest.CaptureFix
     document, _ = inspect(capsys, "model.py", "--op", "add*", "--stage", "update")
     assert {node["stage"] for node in document["nodes"]} == {"update"}
     assert exit_code(["inspect", "model.py", "--op", "nothing"]) == 0
-    assert "no node fits" in capsys.readouterr().out
+    assert "no node matches the filters" in capsys.readouterr().out
 
 
 def test_tables_are_cut_short_unless_all_is_asked_for(
@@ -119,7 +119,7 @@ def test_plans_folders_and_models_are_shown_too(
         (["missing.onnx"], "missing.onnx"),
         (["missing.json"], "there is no such file"),
         (["empty"], "holds neither view.json nor plan.json"),
-        (["plan.json", "--plan", "plan.json"], "is shown as it is"),
+        (["plan.json", "--plan", "plan.json"], "is not planned again"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(

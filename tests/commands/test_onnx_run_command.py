@@ -51,9 +51,12 @@ def test_it_trains_an_epoch_after_another(folder: Path, capsys: pytest.CaptureFi
         ("run train.onnx --data train.json", "not a .npz file"),
         ("run train.onnx --data batches.npz --steps 0", "--steps is 0"),
         ("run train.onnx --data batches.npz -o train.safetensors", "already exists"),
-        ("run train.onnx --data batches.npz --level paper", "leave out its flags"),
+        (
+            "run train.onnx --data batches.npz --level paper",
+            "leave out --backend and the planner's flags",
+        ),
         ("run none.onnx --data batches.npz", "none.onnx"),
-        ("run none.py --data batches.npz", "no .onnx file"),
+        ("run none.py --data batches.npz", "not an .onnx file"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(

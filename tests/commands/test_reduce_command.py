@@ -140,7 +140,7 @@ def test_a_program_that_fails_in_fp64_too_is_told_so(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(["reduce", "own_fault.py"]) == 1
-    assert "the cause is the program, not its precision" in capsys.readouterr().err
+    assert "the program is the cause, not its precision" in capsys.readouterr().err
     assert not list(folder.glob("*.reduced.*"))
 
 

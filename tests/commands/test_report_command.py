@@ -110,7 +110,7 @@ def test_ranges_log_and_check_are_shown(folder: Path, capsys: pytest.CaptureFixt
         (["model.py"], "model.report.html already exists"),
         (["model.py", "-o", "."], ". is a folder"),
         (["model.py", "-o", "x.html", "--log", "model.py"], "this is not a log of a run"),
-        (["model.py", "-o", "x.html", "--check", "model.py"], "this is no check"),
+        (["model.py", "-o", "x.html", "--check", "model.py"], "this is not a check"),
         (["absent.onnx"], "the file cannot be read"),
     ],
 )

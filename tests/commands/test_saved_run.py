@@ -93,7 +93,7 @@ def test_a_signal_lets_the_step_finish_and_saves_it(
     monkeypatch.setenv("SIGNAL", f"{number} 8")
     assert run(*options) == code
     assert signal.getsignal(number) is before
-    assert "after step 8: saved, go on with --resume" in capsys.readouterr().out
+    assert "after step 8: the run is saved; continue it with --resume" in capsys.readouterr().out
     names = [path.name for path in checkpoints(folder / "out")]
     assert names == ["step-00000008", "step-00000006", "step-00000003"]
     monkeypatch.delenv("SIGNAL")
@@ -144,8 +144,10 @@ def test_a_damaged_checkpoint_is_said_and_passed_over(
     assert run("--steps", "20", "--out", "out", "--resume") == 0
     said = capsys.readouterr()
     (warning,) = [line for line in said.err.splitlines() if "warning" in line]
-    assert warning.startswith("mpcompile: warning: out/step-00000012/plan.json: it has 2 bytes and")
-    assert "going on from out/step-00000006 after 6 steps." in said.out
+    assert warning.startswith(
+        "mpcompile: warning: out/step-00000012/plan.json: the file has 2 bytes, but"
+    )
+    assert "continuing from out/step-00000006 after 6 steps." in said.out
     assert (checkpoints(folder / "out")[0] / MANIFEST).read_bytes() == undisturbed
 
 
@@ -173,11 +175,11 @@ def test_what_cannot_be_is_refused_before_anything_runs(
         assert run("--steps", "2", *options) == 2
         assert why in capsys.readouterr().err
     assert run("--steps", "2", "--out", "o", "--resume") == 0
-    assert "no checkpoint is in o yet; starting anew" in capsys.readouterr().out
+    assert "there is no checkpoint in o yet; the run starts at step 0" in capsys.readouterr().out
     assert run("--steps", "2", "--out", "o") == 2
-    assert "give --resume to go on" in capsys.readouterr().err
+    assert "give --resume to continue that run" in capsys.readouterr().err
     assert run("--steps", "4", "--out", "o", "--resume", "--precision", "bf16") == 2
-    assert "is of another plan" in capsys.readouterr().err
+    assert "has another plan" in capsys.readouterr().err
     (folder / "log").write_text("no log")
     assert run("--steps", "4", "--out", "o", "--resume", "--log", "log") == 2
     assert (folder / "log").read_text() == "no log"

@@ -62,9 +62,12 @@ def test_the_nearest_file_upward_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ('levle = "paper"', "there is no levle (did you mean 'level'?); the settings are level, "),
-        ('loss-scale = "none"', "there is no loss-scale (did you mean 'loss_scale'?)"),
-        ("zzz = 1", "there is no zzz; the settings are"),
+        (
+            'levle = "paper"',
+            "there is no field levle (did you mean 'level'?); the settings are level, ",
+        ),
+        ('loss-scale = "none"', "there is no field loss-scale (did you mean 'loss_scale'?)"),
+        ("zzz = 1", "there is no field zzz; the settings are"),
         ('level = "carefull"', "level should be 'careful', 'paper', 'tensor-cores-only' or 'fp32'"),
         ('precision = "float16"', "precision should be 'fp16', 'bf16' or 'fp32', not 'float16'"),
         ("full = [3]", "full[0] should be a valid string, not 3"),

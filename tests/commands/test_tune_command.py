@@ -110,24 +110,28 @@ def test_nothing_to_return(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     flags = ["--full", "rise", "--full", "tanh"]
     assert exit_code(["tune", "model.py", *flags]) == 0
     said = capsys.readouterr().out
-    assert "nothing has to be returned to FP32; with 1 ops in 16 bits the largest" in said
+    assert "no op has to return to FP32; with 1 ops in 16 bits the largest" in said
     assert read_settings(folder / "model.tune.toml").full == ()
 
 
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        (["--plan", "plan.json"], 2, "the decisions of --plan hold before every override"),
+        (["--plan", "plan.json"], 2, "--plan overrides every override that tune tries"),
         (["--steps", "-1"], 2, "--steps is -1; give at least 0"),
         (["--batches", "0"], 2, "--batches is 0; give at least 1"),
         (["--tolerance", "nan"], 2, "--tolerance is nan"),
-        (["--score", "1"], 2, "--score needs a function that scores"),
-        (["--eval", "model.py"], 2, "'model.py' names no function"),
-        (["--eval", "model.py:nothing"], 2, "it defines no function nothing"),
+        (["--score", "1"], 2, "--score needs a function that computes a score"),
+        (["--eval", "model.py"], 2, "'model.py' does not name a function"),
+        (["--eval", "model.py:nothing"], 2, "the file defines no function nothing"),
         (["--eval", "nowhere.py:score"], 2, "nowhere.py: there is no such file"),
         (["--eval", "no.where:score"], 2, "there is no module 'no.where'"),
-        (["--eval", "model.py:no_number"], 2, "something of type NoneType"),
-        (["--eval", "model.py:score", "--score", "9"], 1, "it does not hold in FP32 either"),
+        (["--eval", "model.py:no_number"], 2, "returned a NoneType, not a number"),
+        (
+            ["--eval", "model.py:score", "--score", "9"],
+            1,
+            "the requirement does not hold in FP32 either",
+        ),
         (["--eval", "model.py:score", "--score", "1", "--tolerance", "1"], 2, "leave out one"),
         (["--resume"], 2, "model.tune.jsonl: there is no such file"),
     ],
@@ -149,7 +153,7 @@ def test_onnx_and_data_that_is_gone_after_one_pass_are_refused(
     text = MODEL.replace("lr=1e-3), data)", "lr=1e-3), iter(data))")
     (folder / "once.py").write_text(text)
     assert exit_code(["tune", "once.py", "--eval", "once.py:score"]) == 2
-    assert "can be read once only" in capsys.readouterr().err
+    assert "can be read only once" in capsys.readouterr().err
     assert exit_code(["tune", "once.py", "--batches", "3"]) == 0
 
 
@@ -165,13 +169,15 @@ def test_resume_goes_on_and_refuses_another_search(
     assert "model.tune.jsonl already exists" in capsys.readouterr().err
     trials.write_text("".join(lines[:3]))
     assert exit_code(["tune", "model.py", "--resume"]) == 0
-    assert "took up 2 trials" in capsys.readouterr().out
+    assert "read 2 earlier trials" in capsys.readouterr().out
     assert found.read_text() == text
     found.unlink()
     assert exit_code(["tune", "model.py", "--resume", "--tolerance", "0.5", "--batches", "1"]) == 2
     said = capsys.readouterr().err
-    assert "the judge is '--tolerance 0.25' there and '--tolerance 0.5' here" in said
-    assert "--batches is '2' there and '1' here" in said
+    assert (
+        "the judge is '--tolerance 0.25' in the file and '--tolerance 0.5' in this search" in said
+    )
+    assert "--batches is '2' in the file and '1' in this search" in said
     (folder / "model.py").write_text(MODEL.replace("1e6", "1e5"))
     assert exit_code(["tune", "model.py", "--resume"]) == 2
     assert "the start (weights and buffers) is" in capsys.readouterr().err
@@ -208,13 +214,13 @@ def test_a_last_line_that_breaks_off_is_dropped(tmp_path: Path, torn: str) -> No
     ("text", "sentence"),
     [
         ("x\n", "a.jsonl:1: this is not a line of trials: this is not JSON"),
-        (TRIAL, "the first line is not a head"),
+        (TRIAL, "the first line does not describe a search"),
         (HEAD.replace("1", "2"), "this is not a line of trials"),
         (HEAD + "[]\n", "a.jsonl:2: this is not a line of trials"),
         (HEAD + '{"kind":"virus"}\n', "this is not a line of trials"),
         (HEAD + TRIAL.replace("0.5", "-1"), "seconds should be greater than or equal to 0"),
         (HEAD + TRIAL.replace("0.5", "NaN"), "this is not a line of trials"),
-        (HEAD + TRIAL.replace('"so"', '"so","more":1'), "there is no trial.more"),
+        (HEAD + TRIAL.replace('"so"', '"so","more":1'), "there is no field trial.more"),
         (HEAD + TRIAL.replace("true", '"yes"'), "holds should be a valid boolean"),
         (HEAD + TRIAL.replace('["a"]', '"a"'), "full should be a list"),
         (HEAD + "\xff\n", "this is not a line of trials"),
@@ -237,4 +243,4 @@ def test_suspects_of_another_program_are_refused(
     trials = folder / "model.tune.jsonl"
     trials.write_text(trials.read_text().replace('"op":"tanh"', '"op":"linear"'))
     assert exit_code(["tune", "model.py", "--resume"]) == 2
-    assert "the suspects are not the ops of this program" in capsys.readouterr().err
+    assert "the recorded ops are not the ops of this program" in capsys.readouterr().err

@@ -74,7 +74,7 @@ def test_reading(tmp_path: Path) -> None:
         ("[", "this is not JSON"),
         ('{"version": 2, "findings": []}', "version should be 1"),
         ('{"version": 1, "findings": [{"rule": "MP101"}]}', "findings[0].module is missing"),
-        ('{"version": 1, "findings": [], "more": 1}', "there is no more"),
+        ('{"version": 1, "findings": [], "more": 1}', "there is no field more"),
         (None, "there is no such file"),
     ],
 )

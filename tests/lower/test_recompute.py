@@ -219,5 +219,5 @@ def test_an_impossible_budget_is_refused(budget: float) -> None:
     w = PROGRAMS["linear"]()
     assert w.loss is not None
     assert w.optimizer is not None
-    with pytest.raises(mpcompile.BadInput, match="memory budget"):
+    with pytest.raises(mpcompile.BadInput, match="memory_budget is"):
         mpcompile.compile(w.model, w.loss, w.optimizer, w.batch, memory_budget=budget)

@@ -154,7 +154,7 @@ def test_infinities_are_counted_apart() -> None:
         ([], "gave no batch"),
         ([(torch.randn(3, 8), torch.zeros(4, dtype=torch.long))], r"float32\[3, 8\]"),
         ([(torch.randn(4, 8).double(), torch.zeros(4, dtype=torch.long))], "float64"),
-        ([(torch.randn(4, 8),)], "holds 1 tensors"),
+        ([(torch.randn(4, 8),)], "has 1 tensors"),
         ([(torch.randn(4, 8), [0, 1, 2, 0])], "of type list"),
     ],
 )

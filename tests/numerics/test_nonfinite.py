@@ -30,7 +30,12 @@ def cause_in(made: Workload, policy: Policy | None = None, scale: float = 1024.0
     ("middle", "fault", "op", "why"),
     [
         (marked.Logits, "logits", "bmm", r"its result reaches \d\.\d+e\+05, beyond 65504"),
-        (marked.Epsilon, "division", "div", "because add .*marked.py:.* rounds to 0 a number"),
+        (
+            marked.Epsilon,
+            "division",
+            "div",
+            "because add .*marked.py:.* rounded a nonzero number to 0",
+        ),
         (marked.Sum, "sum", "add", r"its result reaches 6\.\d+e\+04, beyond 65504"),
     ],
 )
@@ -119,7 +124,7 @@ class Masked(nn.Module):
 def test_numbers_not_finite_in_fp64_either_come_from_the_program() -> None:
     found = cause_in(marked.program(Root))
     assert found is not None
-    assert "in FP64 either, so the cause is the program" in found.why
+    assert "in FP64 either, so the program is the cause" in found.why
     assert found.stage == "backward"
     assert found.where.module == "middle"
 

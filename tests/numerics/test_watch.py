@@ -153,4 +153,4 @@ def test_a_step_in_onnx_runtime_keeps_no_log(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(["run", "train.onnx", "--log", "run.jsonl"]) == 2
-    assert "keeps no log" in capsys.readouterr().err
+    assert "writes no log" in capsys.readouterr().err

@@ -163,7 +163,7 @@ def test_other_random_numbers_are_refused_with_their_line() -> None:
     workload = Workload(model, (torch.ones(4, 4),), lambda model, x: model(x), optimizer)
     transformed = transform(workload)
     assert transformed.step is not None
-    with pytest.raises(CannotCapture, match=r"random numbers that an ONNX step cannot draw"):
+    with pytest.raises(CannotCapture, match=r"random numbers, which an exported step cannot do"):
         plain_step(transformed.step)
 
 

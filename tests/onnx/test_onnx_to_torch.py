@@ -88,7 +88,9 @@ def test_a_step_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     step(*linear.batches(1)[0])
     wide = nn.Linear(5, 1, bias=False)
     before = wide.weight.detach().clone()
-    with pytest.raises(BadInput, match=r"weight is \[1, 5\] in the model, \[1, 4\] in the step"):
+    with pytest.raises(
+        BadInput, match=r"weight is \[1, 5\] in the model, but \[1, 4\] in the step"
+    ):
         load_into(wide, step)
     assert torch.equal(wide.weight, before)
     with pytest.raises(BadInput, match="the model has no weight"):

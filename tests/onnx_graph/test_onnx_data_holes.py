@@ -49,8 +49,8 @@ located("C:\\outside", OUT, "drive_of_windows")
 located("..\\outside", OUT, "parent_folder_of_windows")
 located("\\\\host\\share\\outside", OUT, "share_of_windows")
 located("file://OUTSIDE", "cannot be read", "url")
-located("weights.bin\0../outside", "no path", "zero_byte_in_a_path")
-located("", "no path", "empty_path")
+located("weights.bin\0../outside", "is not a path", "zero_byte_in_a_path")
+located("", "is not a path", "empty_path")
 located(".", "not a plain file", "the_folder_itself")
 located("a" * 5000, "cannot be read", "path_of_5000_characters")
 located("*/_ORT_MEM_ADDR_/*", "cannot be read", "address_in_memory_as_onnx_runtime_has_it")
@@ -111,12 +111,12 @@ def socket_as_data(model: ModelProto, folder: Path) -> None:
     os.chdir(before)
 
 
-@hole("is no word")
+@hole("an unknown entry")
 def cve_2026_34445_unknown_word(model: ModelProto, folder: Path) -> None:
     entry(model, "__class__", "int")
 
 
-@hole("something twice")
+@hole("an entry about its data file twice")
 def word_twice(model: ModelProto, folder: Path) -> None:
     model.graph.initializer[0].external_data.add(key="location", value="../outside")
 
@@ -126,17 +126,17 @@ def offset_past_the_end(model: ModelProto, folder: Path) -> None:
     entry(model, "offset", "4")
 
 
-@hole("as offset")
+@hole("as the offset of its data, which is not a valid number")
 def negative_offset(model: ModelProto, folder: Path) -> None:
     entry(model, "offset", "-4")
 
 
-@hole("as offset")
+@hole("as the offset of its data, which is not a valid number")
 def offset_of_other_digits(model: ModelProto, folder: Path) -> None:
     entry(model, "offset", "\u0663")
 
 
-@hole("as length")
+@hole("as the length of its data, which is not a valid number")
 def length_beyond_64_bits(model: ModelProto, folder: Path) -> None:
     entry(model, "length", "9" * 30)
 
@@ -146,7 +146,7 @@ def length_not_that_of_the_shape(model: ModelProto, folder: Path) -> None:
     entry(model, "length", "16380")
 
 
-@hole("another checksum")
+@hole("not have the recorded checksum")
 def data_exchanged(model: ModelProto, folder: Path) -> None:
     entry(model, "checksum", "0" * 40)
 
@@ -161,7 +161,7 @@ def digest_of_a_file_outside(model: ModelProto, folder: Path) -> None:
     model.metadata_props.add(key="mpcompile.sha256", value="0" * 64 + " ../outside")
 
 
-@hole("in the file and in another")
+@hole("both in this file and in another")
 def data_in_two_places(model: ModelProto, folder: Path) -> None:
     model.graph.initializer[0].raw_data = SECRET
 
@@ -224,5 +224,5 @@ def test_the_model_without_a_hole_is_read(tmp_path: Path) -> None:
 
 
 def test_a_model_in_memory_has_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="there is no folder"):
+    with pytest.raises(BadInput, match="not read from a folder"):
         model_of(with_data(tmp_path))

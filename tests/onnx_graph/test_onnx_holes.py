@@ -26,12 +26,12 @@ def raw_data_too_short(model: ModelProto, folder: Path) -> None:
     model.graph.initializer.add(name="s", data_type=1, dims=[1_000_000], raw_data=bytes(4))
 
 
-@hole("too large for any tensor")
+@hole("too large for a tensor")
 def dimensions_beyond_64_bits(model: ModelProto, folder: Path) -> None:
     model.graph.initializer.add(name="s", data_type=1, dims=[1 << 62, 1 << 62], raw_data=bytes(4))
 
 
-@hole("too large for any tensor")
+@hole("too large for a tensor")
 def dimensions_that_a_zero_hides(model: ModelProto, folder: Path) -> None:
     model.graph.initializer.add(name="s", data_type=1, dims=[0, 1 << 62, 1 << 62])
 
@@ -89,7 +89,7 @@ def function_calls_itself(model: ModelProto, folder: Path) -> None:
     )
 
 
-@hole("unfold")
+@hole("expand to more than")
 def functions_that_unfold_to_a_billion_nodes(model: ModelProto, folder: Path) -> None:
     text = "g (float[2] x) => (float[2] y) { y = f.F0(x) }"
     for k in range(30):
@@ -107,7 +107,7 @@ def cve_2024_7254_nested_types(model: ModelProto, folder: Path) -> None:
     given.tensor_type.elem_type = 1
 
 
-@hole("nested over 16 deep")
+@hole("nested more than 16 deep")
 def nested_graphs(model: ModelProto, folder: Path) -> None:
     same(model, text_of(BRANCH))
     for _ in range(18):
@@ -120,7 +120,7 @@ def nested_graphs(model: ModelProto, folder: Path) -> None:
         branch.node.append(inner)
 
 
-@hole("inputs, which its op does not take")
+@hole("inputs, but its op does not take this number")
 def cve_2026_44512_node_without_inputs(model: ModelProto, folder: Path) -> None:
     """Version converters read a second input of Upsample that is not there."""
     del model.graph.node[0].input[1:]
@@ -132,7 +132,7 @@ def cve_2026_44512_attribute_of_another_type(model: ModelProto, folder: Path) ->
     node.attribute.add(name="transB", type=AttributeProto.FLOAT, f=1.0)
 
 
-@hole("do not fit each other")
+@hole("do not match in their inputs or outputs")
 def branch_without_results(model: ModelProto, folder: Path) -> None:
     same(model, text_of(BRANCH))
     del model.graph.node[0].attribute[1].g.output[:]
@@ -143,7 +143,7 @@ def node_of_no_device(model: ModelProto, folder: Path) -> None:
     model.graph.node[0].device_configurations.add()
 
 
-@hole("gives a graph to a function")
+@hole("passes a graph to a function")
 def function_of_a_graph(model: ModelProto, folder: Path) -> None:
     same(
         model,
@@ -154,7 +154,7 @@ def function_of_a_graph(model: ModelProto, folder: Path) -> None:
     attribute.g.SetInParent()
 
 
-@hole("others 17")
+@hole("but the model imports 17")
 def functions_of_two_opsets(model: ModelProto, folder: Path) -> None:
     same(
         model,
@@ -163,7 +163,7 @@ def functions_of_two_opsets(model: ModelProto, folder: Path) -> None:
     )
 
 
-@hole("no opset is imported")
+@hole("imports no opset of it")
 def domain_without_opset(model: ModelProto, folder: Path) -> None:
     model.graph.node[0].domain = "nowhere"
 
@@ -186,9 +186,9 @@ def test_a_known_hole_is_closed(
     [
         (b"", "empty"),
         (b"\x80\x04.", "not an ONNX file"),
-        (b"\x08\x0a\x3a\x80\x80\x80\x80\x08", "ends before"),
+        (b"\x08\x0a\x3a\x80\x80\x80\x80\x08", "the file is cut off"),
         (b"\x08\x0a\x3a\x80\x9e\xe8\x03" + b"\x0a\x00" * 4_000_000, "1,000,000 parts"),
-        (b"\x08\x0a" + b"\x3a\x7f\x0a\x7d" * 3, "ends before"),
+        (b"\x08\x0a" + b"\x3a\x7f\x0a\x7d" * 3, "the file is cut off"),
         (b"\x08\x0a\x12\x01\xff", "not UTF-8"),
     ],
 )

@@ -31,7 +31,7 @@ def facts(
 
 ADDING = (ir.AttrString("reduction", "add"),)
 SQUARE = ONNX_RULES["Pow"].why
-MEAN = f"{ONNX_RULES['ReduceMean'].why}, and its 16-bit kernel would not"
+MEAN = f"{ONNX_RULES['ReduceMean'].why}, but its 16-bit kernel would not"
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ MEAN = f"{ONNX_RULES['ReduceMean'].why}, and its 16-bit kernel would not"
     [
         (facts("Relu"), None, None, None),
         (facts("Cast"), *["the program itself asks for this dtype"] * 3),
-        (facts("BatchNormalization", outputs=3), *["the statistics that it keeps are FP32"] * 3),
+        (facts("BatchNormalization", outputs=3), *["its running statistics are FP32"] * 3),
         (facts("BatchNormalization"), None, None, None),
         (facts("ScatterND", attributes=ADDING), ADDS, ADDS, ADDS),
         (facts("Mul"), SQUARE, None, None),

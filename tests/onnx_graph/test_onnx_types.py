@@ -37,8 +37,8 @@ INTO, FROM = "m = MatMul(x, w) s = SequenceConstruct(m)", "y = SequenceAt(s, i)"
 MVN = "r = Reshape(x, t) m = MeanVarianceNormalization<axes = [2, 3]>(r) u = Reshape(m, p)"
 STAYS = {
     "SequenceAt": (f"{INTO} {FROM}", "a sequence"),
-    "Bernoulli": ("m = MatMul(x, w) b = Bernoulli(w) y = Add(m, b)", "an attribute says"),
-    "EyeLike": ("m = MatMul(x, w) b = EyeLike(m) y = Add(m, b)", "an attribute says"),
+    "Bernoulli": ("m = MatMul(x, w) b = Bernoulli(w) y = Add(m, b)", "an attribute sets"),
+    "EyeLike": ("m = MatMul(x, w) b = EyeLike(m) y = Add(m, b)", "an attribute sets"),
     "ScatterND": ('m = MatMul(x, w) y = ScatterND<reduction = "max">(m, j, k)', "scatters no"),
     "MeanVarianceNormalization": (f"{MVN} y = MatMul(u, w)", "definition"),
 }

@@ -72,4 +72,4 @@ def test_a_failing_pass_says_which_one_it_was() -> None:
 
     with pytest.raises(ValueError, match="on purpose") as caught:
         run_passes([], (len, broken), lambda _: None)
-    assert caught.value.__notes__ == ["while broken rewrote the graph; finished before it: ['len']"]
+    assert caught.value.__notes__ == ["while broken rewrote the graph; finished before: ['len']"]

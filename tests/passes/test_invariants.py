@@ -265,4 +265,4 @@ def test_a_pass_that_breaks_what_holds_is_named() -> None:
 
     with pytest.raises(BrokenInvariant) as caught:
         run_passes(step, [careless], StepGraph.check, between=between)
-    assert caught.value.__notes__ == ["while careless rewrote the graph; finished before it: []"]
+    assert caught.value.__notes__ == ["while careless rewrote the graph; finished before: []"]

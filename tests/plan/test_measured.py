@@ -148,10 +148,10 @@ def test_with_ranges_the_step_trains_as_fp32_does_where_fp16_alone_skips() -> No
 def test_an_override_or_a_given_plan_stands_with_a_warning_for_each_tensor() -> None:
     work = workload()
     ranges = mpcompile.calibrate(work)
-    with pytest.warns(MeasuredOverflow, match="linear is in FP16 as you said, but linear reached"):
+    with pytest.warns(MeasuredOverflow, match="linear is in FP16 as you asked, but linear reached"):
         plan = transform(work, Choices(policy=Policy(half=("module:rise",)), ranges=ranges)).plan
     assert plan.decision("linear").stores is Precision.FP16
-    with pytest.warns(MeasuredOverflow, match="relu is in FP16 as you said"):
+    with pytest.warns(MeasuredOverflow, match="relu is in FP16 as you asked"):
         transform(work, Choices(plan=transform(work).plan, ranges=ranges))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -222,7 +222,7 @@ def test_a_harmless_result_is_released_where_that_is_asked_for() -> None:
     kept, released = (side.plan for side in both(exponential))
     assert kept.decision("exp").stores is kept.decision("mul").stores is Precision.FP32
     assert released.decision("exp").stores is released.decision("mul").stores is Precision.FP16
-    assert "it lay between 2^-14 and" in released.decision("exp").reason
+    assert "it stayed between 2^-14 and" in released.decision("exp").reason
 
 
 def test_what_lies_below_the_normal_numbers_is_not_released_nor_what_follows() -> None:

@@ -38,7 +38,7 @@ LISTS: dict[str, str] = {
 
 # Ops planned otherwise than autocast plans them; docs/op-classes.md prints the same table.
 DIFFERENCES: dict[str, str] = {
-    "prelu": "it is pointwise: no Tensor Core does it, either precision is right",
+    "prelu": "it is pointwise: no Tensor Core runs it, either precision is right",
     "softmax": "the arithmetic is FP32, the result in [0, 1] may be stored in 16 bits",
     "log_softmax": "the arithmetic is FP32; rounding a result costs what rounding its input costs",
     "layer_norm": "the arithmetic is FP32, so are scale and bias; only its input and result narrow",
@@ -48,8 +48,8 @@ DIFFERENCES: dict[str, str] = {
     "reflection_pad1d": "it copies values",
     "bilinear": "it is a matrix product: a Tensor Core does it",
     "tensordot": "it is a matrix product: a Tensor Core does it",
-    "dot": "it is a sum: it may outgrow FP16, and no Tensor Core does it",
-    "vdot": "it is a sum: it may outgrow FP16, and no Tensor Core does it",
+    "dot": "it is a sum: it may outgrow FP16, and no Tensor Core runs it",
+    "vdot": "it is a sum: it may outgrow FP16, and no Tensor Core runs it",
     "grid_sampler": "the arithmetic and the grid are FP32, the sampled image may be 16 bits",
     "scatter_add": "it is a sum of any length: in 16 bits every addend would be rounded",
 }

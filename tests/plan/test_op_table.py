@@ -11,14 +11,14 @@ from mpcompile.plan.op_table import ONNX_RULES, TABLE, TORCH_RULES, PrecisionCla
 def test_no_op_stands_in_two_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     again = Rule("again", "softmax", "", PrecisionClass.WIDE, "", False, "why")
     monkeypatch.setattr(op_table, "TABLE", (*TABLE, again))
-    with pytest.raises(ValueError, match="softmax stands in two rows: softmax and again"):
+    with pytest.raises(ValueError, match="softmax is in two rows: softmax and again"):
         op_table._by_name("torch")
 
 
 def test_no_op_stands_twice_in_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     twice = Rule("twice", "new_op new_op", "", PrecisionClass.WIDE, "", False, "why")
     monkeypatch.setattr(op_table, "TABLE", (*TABLE, twice))
-    with pytest.raises(ValueError, match="new_op stands in two rows: twice and twice"):
+    with pytest.raises(ValueError, match="new_op is in two rows: twice and twice"):
         op_table._by_name("torch")
 
 

@@ -145,8 +145,8 @@ def test_the_order_of_the_rows_does_not_count_but_everything_else_does() -> None
     [
         (
             Dataflow(FLOW.ops[:-1], FLOW.tensors),
-            "the plan: the plan is of another graph: only in the plan: best (argmax); "
-            "make one from this program.",
+            "the plan: the plan belongs to another graph: only in the plan: best (argmax); "
+            "make a plan from this program.",
         ),
         (
             Dataflow((*FLOW.ops, replace(FLOW.ops[-1], id="more")), FLOW.tensors),
@@ -182,13 +182,13 @@ def test_many_differences_are_counted() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda p: edited(p, gelu="bfloat16"), "gelu stores bfloat16, and the plan's precision is"),
+        (lambda p: edited(p, gelu="bfloat16"), "gelu stores bfloat16, but the plan's precision is"),
         (lambda p: edited(p, made="float16"), "made stores float16, but it is made in FP32"),
-        (lambda p: replace(p, precision=Precision.FP32), "linear stores float16, and the plan's"),
+        (lambda p: replace(p, precision=Precision.FP32), "linear stores float16, but the plan's"),
         (lambda p: replace(p, decisions=p.decisions * 2), "decides twice about 'gelu'"),
         (
             lambda p: replace(p, decisions=(replace(p.decisions[0], op="best"),)),
-            "decides about what computes no FP32 tensor: 'best'",
+            "decides about 'best', which makes no FP32 tensor",
         ),
         (
             lambda p: replace(p, decisions=(replace(p.decisions[0], op="nowhere"),)),
@@ -253,7 +253,7 @@ def test_compile_and_rewrite_take_a_plan() -> None:
     assert torch.isfinite(step(*workload.batch))
     full = edited(plan, **{d.op: "float32" for d in plan.decisions})
     program = torch.export.export(workload.model, workload.batch[:1])
-    with pytest.raises(BadInput, match="the plan is of another graph"):
+    with pytest.raises(BadInput, match="the plan belongs to another graph"):
         mpcompile.rewrite(program, plan=full)
 
 
@@ -274,23 +274,23 @@ DECISION = json.loads(PLAN.to_json())["decisions"][0]
         ("[" * 100_000, "this is not JSON (recursion limit exceeded"),
         (b"\xff\xfe", "this is not JSON"),
         ("\ud800", "unable to parse raw data as a unicode string"),
-        ('{"version": 1}', "this plan is of version 1, and this mpcompile reads version 2; write"),
-        ('{"version": "2"}', "this plan is of version '2'"),
+        ('{"version": 1}', "this plan has version 1, but this mpcompile reads version 2; write"),
+        ('{"version": "2"}', "this plan has version '2'"),
         ('{"version": ' + "9" * 5000 + "}", "number out of range"),
         ("{}", "precision is missing"),
-        (changed(extra=1), "there is no extra"),
+        (changed(extra=1), "there is no field extra"),
         (changed(cost=-1), "cost should be greater than or equal to 0, not -1"),
         (changed(cost=float("nan")), "cost should be a valid integer, not nan"),
         (changed(cost="7"), "cost should be a valid integer, not '7'"),
         (changed(precision="fp8"), "precision should be 'float16', 'bfloat16' or 'float32', not"),
         (changed(decisions=[DECISION, {**DECISION, "stores": "f"}]), "decisions[1].stores should"),
-        (changed(decisions=[{**DECISION, "line": 3}]), "there is no decisions[0].line"),
+        (changed(decisions=[{**DECISION, "line": 3}]), "there is no field decisions[0].line"),
         (changed(decisions=[{**DECISION, "where": None}]), "decisions[0].where should be"),
         (changed(decisions={"a": 1}), "decisions should be a list"),
         (changed(storage={"x": ["float64"]}), "storage.x[0] should be 'float16'"),
         (changed(graph={"ops": {}, "elements": {"x": True}}), "graph.elements.x should be a valid"),
-        (changed(graph={"ops": {}, "elements": {}}), "the fingerprint is not that of the plan's"),
-        (changed(fingerprint="0"), "the fingerprint is not that of the plan's own graph"),
+        (changed(graph={"ops": {}, "elements": {}}), "the fingerprint does not match the plan's"),
+        (changed(fingerprint="0"), "the fingerprint does not match the plan's own graph"),
     ],
 )
 def test_what_is_not_a_plan_is_refused_in_one_sentence(text: str | bytes, sentence: str) -> None:
@@ -347,7 +347,7 @@ def test_a_file_that_is_not_there_or_too_large(tmp_path: Path) -> None:
     huge = tmp_path / "huge.json"
     with huge.open("wb") as file:
         file.truncate(1 << 29)
-    with pytest.raises(BadInput, match="536,870,912 bytes are too many"):
+    with pytest.raises(BadInput, match="the file has 536,870,912 bytes, which is too large"):
         read_plan(huge)
     huge.write_text(PLAN.to_json())
     assert read_plan(huge) == PLAN

@@ -167,12 +167,15 @@ def test_the_library_warns_of_an_override_that_matches_nothing() -> None:
     ("arguments", "sentence"),
     [
         ({"precision": "fp8"}, "'fp8' is not a precision; use Precision.X"),
-        ({"level": "careful"}, "'careful' is not a level; use Level.X with X of CAREFUL, PAPER"),
+        (
+            {"level": "careful"},
+            "'careful' is not a level; use Level.X, where X is one of CAREFUL, PAPER",
+        ),
         ({"full": "gelu"}, r"full is 'gelu'; write full=\('gelu',\)"),
         ({"half": (3,)}, "half holds 3"),
         ({"free": ("",)}, "free holds ''"),
         ({"free": ("op:",)}, "free holds 'op:'"),
-        ({"free": ("modul:x",)}, r"'modul' is no kind of name \(did you mean 'module'\?\)"),
+        ({"free": ("modul:x",)}, r"'modul' is not a kind of name \(did you mean 'module'\?\)"),
     ],
 )
 def test_what_is_no_policy_is_refused(arguments: dict[str, object], sentence: str) -> None:

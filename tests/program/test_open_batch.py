@@ -242,7 +242,7 @@ def test_a_program_of_one_size_is_refused_with_its_line(
     with pytest.raises(CannotCapture, match="the batch size cannot be left open") as raised:
         compiled(loss, rows(6))
     assert raised.value.where == f"{__file__}:{loss.__code__.co_firstlineno + line}"
-    assert f"as this asks for {condition}" in raised.value.what
+    assert f"because the program requires {condition}" in raised.value.what
     assert raised.value.fix is not None
     assert "leave out dynamic=True" in raised.value.fix
 
@@ -270,14 +270,18 @@ def test_a_number_beside_the_loss_must_not_depend_on_the_size() -> None:
 
         return both
 
-    with pytest.raises(CannotCapture, match="returned beside the loss"):
+    with pytest.raises(
+        CannotCapture, match="returns, beside the loss, a number that depends on it"
+    ):
         compiled(pair(True), rows(6))
     _, (logits, three) = compiled(pair(False), rows(6))(*rows(4))
     assert (logits.shape, three) == ((4, 4), 3)
 
 
 def test_an_example_of_one_row_is_refused() -> None:
-    with pytest.raises(BadInput, match="no size to leave open; give tensors with 2 rows or more"):
+    with pytest.raises(
+        BadInput, match="no batch size that can stay open; give tensors with 2 rows or more"
+    ):
         compiled(classes, rows(1))
 
 

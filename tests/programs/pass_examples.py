@@ -58,14 +58,49 @@ def graph(
     return module
 
 
-def forward(model: nn.Module, *batch: torch.Tensor, casts: bool = True) -> fx.GraphModule:
-    """Return the forward graph of a model, in FP16 unless `casts` is False."""
-    module = capture(Workload(model, batch)).module
+def forward(
+    model: nn.Module, *batch: torch.Tensor, casts: bool = True, until: str = ""
+) -> fx.GraphModule:
+    """Return the forward graph of a model, in FP16 unless `casts` is False.
+
+    With `until` it is the graph of a training program, before the pass of that name.
+    """
+    if until:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        module = capture(Workload(model, batch, _loss, optimizer)).module
+    else:
+        module = capture(Workload(model, batch)).module
     if casts:
         plan = planned(module)
         for rewrite in forward_passes(plan):
+            if pass_name(rewrite) == until:
+                break
             rewrite(module)
     return module
+
+
+class By(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, weight = ctx.saved_tensors
+        return grad @ weight.t(), x.t() @ grad
+
+
+class MatmulByHand(nn.Module):
+    """A matmul with a derivative of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = By.apply(x, self.w)  # type: ignore[no-untyped-call]
+        return result
 
 
 def planned(module: fx.GraphModule) -> Plan:
@@ -76,13 +111,15 @@ def planned(module: fx.GraphModule) -> Plan:
 class Head(nn.Module):
     """A linear, perhaps after running statistics or after a weight that is only read."""
 
-    def __init__(self, before: nn.Module | None = None) -> None:
+    def __init__(self, before: nn.Module | None = None, clips: bool = False) -> None:
         super().__init__()
-        self.before = before
+        self.before, self.clips = before, clips
         self.w = nn.Parameter(torch.ones(3, 4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x if self.before is None else self.before(x)
+        if self.clips:
+            self.w.data.clamp_(-1, 1)
         return nn.functional.linear(x, self.w)
 
 
@@ -96,13 +133,14 @@ def step_before(
     loop: Loop = PLAIN,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
     before: nn.Module | None = None,
+    clips: bool = False,
 ) -> StepGraph:
     """Return a step that trains one weight ``w`` of shape [3, 4], before the named pass.
 
     It is in FP16 and has a loss scale of 128; the arena holds this weight only. The default
-    optimizer is SGD.
+    optimizer is SGD. With `clips` the program clips the weight before it reads it.
     """
-    model = Head(before)
+    model = Head(before, clips)
     workload = Workload(model, (torch.ones(2, 4),), _loss, optimizer([model.w], lr=0.5))
     ranks = loop.parallel.ranks if loop.parallel is not None and loop.parallel.shard else 1
     step = step_of(workload, ranks=ranks)

@@ -15,7 +15,7 @@ HELD = Range(3.0, 10, 1, 1, ((-26, 2), (-3, 4), (1, 2)))
 
 def hostile(texts: list[str]) -> ReportInput:
     """Return a report in which each name is one of these texts."""
-    nodes = [ViewNode("start", "input", "input", "forward", "f32", "", "f32", "f32[2]", 8)]
+    nodes = [ViewNode("start", "input", "input", "forward", "f32", "", ("f32",), "f32[2]", 8)]
     for place, text in enumerate(texts):
         nodes.append(
             ViewNode(
@@ -25,7 +25,7 @@ def hostile(texts: list[str]) -> ReportInput:
                 stage=("forward", "backward", "update")[place % 3],
                 precision=("f16", "f32", "both", "bf16", "other")[place % 5],
                 computes=text,
-                stores=text,
+                stores=(text,),
                 type=text,
                 bytes=place,
                 reads=(nodes[-1].id,),

@@ -121,7 +121,9 @@ def what_is_in_slices() -> None:
     wanted = state(step, model, optimizer)
     for name, value in state(other, fresh, its).items():
         assert torch.equal(value, wanted[name]), name
-    refused(lambda: mpcompile.compile(model, loss, optimizer, batch(0)), "slices by another step")
+    refused(
+        lambda: mpcompile.compile(model, loss, optimizer, batch(0)), "another step holds the weight"
+    )
 
 
 def what_cannot_be() -> None:

@@ -66,7 +66,7 @@ It computes in FP16; its result is FP16 in memory.
 Why: a Tensor Core accumulates it in FP32 (rule 'matmul' of the op table).
 It reads tanh (tanh, f16), p_model_second_weight.f16 (cast, f16) and p_model_second_bias.f16 (cast, f16).
 It is read by linear_1.f32 (cast, f32).
-In FP32 instead: 5.2 kB fewer written, 25.0 kB fewer cast, 2 fewer casts, no Tensor Core, by the planner's count. `--full node:linear_1` asks for it.
+In FP32 instead: 5.2 kB fewer written, 25.0 kB fewer cast, 2 fewer casts, no Tensor Core, as the planner counts. `--full node:linear_1` requests it.
 In the step it is addmm_1 (f16) in forward; mm (f16), mm_1 (f16) and sum_1 (f16) in backward.
 """,
     )
@@ -79,7 +79,7 @@ def test_casts_backward_nodes_and_modules_are_explained(
         said(capsys, "model.py", "batch_0.f16", "mm", "second"),
         """\
 batch_0.f16 is a cast; f16 x 128.
-It converts to FP16: 256 B are written if nothing fuses it.
+It converts to FP16: 256 B are written if it is not fused.
 Why: a batch, read in 16 bits.
 It reads batch_0 (input, f32).
 It is read by linear (linear, f16).
@@ -106,7 +106,7 @@ def test_the_cost_of_the_other_choice_equals_that_of_a_plan_with_the_override(
     text = said(capsys, "model.py", op)
     mine = transform(load("model.py")).plan
     other = transform(load("model.py"), Choices(policy=Policy(full=(f"node:{op}",)))).plan
-    assert f"`--full node:{op}` asks for it." in text
+    assert f"`--full node:{op}` requests it." in text
     found = re.search(r"In FP32 instead: (?:(.*?) (more|fewer) written)?", text)
     assert found is not None
     written = other.cost - mine.cost
@@ -120,7 +120,7 @@ def test_an_override_is_given_as_the_reason(
     text = said(capsys, "model.py", "linear_1", "--full", "second")
     assert "Why: the policy's full='second'" in text
     assert "In 16 bits instead:" in text
-    assert "`--half node:linear_1` asks for it." in text
+    assert "`--half node:linear_1` requests it." in text
 
 
 def test_measured_ranges_are_explained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +147,7 @@ def test_a_model_that_was_not_rewritten_is_explained_by_its_plan(
 
 @pytest.mark.parametrize(
     ("names", "sentence"),
-    [(["linear_9"], "did you mean 'linear"), ([], "nothing to explain was named")],
+    [(["linear_9"], "did you mean 'linear"), ([], "no name was given")],
 )
 def test_an_unknown_name_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], names: list[str], sentence: str

@@ -99,8 +99,9 @@ def as_rows(view: View) -> list[dict[str, Any]]:
     return [
         {
             name: printable(getattr(node, name))
-            for name in ("id", "op", "type", "planned", "rule", "reason", "computes", "stores")
+            for name in ("id", "op", "type", "planned", "rule", "reason", "computes")
         }
+        | {"stores": printable("+".join(node.stores))}
         | {"module": printable(node.where.module), "line": node.where.line}
         | {"file": printable(node.where.file.removeprefix(here))}
         | {name: getattr(node, name) for name in ("bytes", "alive", "role", "stage", "precision")}
@@ -313,5 +314,5 @@ def test_a_check_is_read_and_other_files_are_refused(tmp_path: Path) -> None:
     assert check.reference == "fp64"
     assert (check.nodes["mm"].error, check.nodes["mm"].headroom_bits) == (0.5, -1.5)
     file.write_text(json.dumps(document | {"version": 2}))
-    with pytest.raises(BadInput, match="this is no check: version should be 1"):
+    with pytest.raises(BadInput, match="this is not a check: version should be 1"):
         read_check(file)

@@ -59,7 +59,7 @@ forward  _to_copy                   both  f32[8,64]        read by arithmetic in
 forward  pow                        both  f32[8,64]        its result can leave the range of FP16, or it is steep
 forward  mean                       f32   f32[]            a single number: nothing to save in 16 bits
 backward div                        f32   f32[8,64]        backward of mean (mean): a single number: nothing to save in 16 bits
-backward _to_copy                   both  f32[8,64]        arithmetic in FP32 reads add again; widening it costs less than keeping it in FP32
+backward _to_copy                   both  f32[8,64]        arithmetic in FP32 reads add again; a cast costs less than an FP32 copy
 backward pow                        both  f32[8,64]        backward of square (square): its result can leave the range of FP16, or it is steep
 backward mul                        f32   f32[8,64]        backward of square (square): its result can leave the range of FP16, or it is steep
 backward mul                        both  f32[8,64]        backward of square (square): its result can leave the range of FP16, or it is steep
@@ -67,7 +67,7 @@ backward _to_copy                   both  f16[8,64]        the gradient of add i
 backward mm                         f16   f16[8,64]   fc   backward of linear (linear): a Tensor Core accumulates it in FP32
 backward mm                         f16   f16[64,64]  fc   backward of linear (linear): a Tensor Core accumulates it in FP32
 backward sum                        f16   f16[1,64]   fc   backward of linear (linear): a Tensor Core accumulates it in FP32
-backward _to_copy                   both  f32[8,64]   fc   the gradient of layer_norm goes into arithmetic in FP32
+backward _to_copy                   both  f32[8,64]   fc   arithmetic in FP32 reads the gradient of layer_norm
 backward native_layer_norm_backward both  f32[64]     norm backward of layer_norm (layer_norm): statistics are summed in FP32, storage may be 16 bits; stored in f16: no choice writes fewer bytes""",
     )
 

@@ -74,7 +74,7 @@ def test_a_branch_in_a_step_where_parameters_meet_is_refused_and_nothing_is_chan
     model, _ = pair()
     optimizer = Meeting(model.parameters(), lr=0.01)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(CannotCapture, match=r"Meeting\.step\(\) decides in Python"):
+    with pytest.raises(CannotCapture, match=r"Meeting\.step\(\) has a Python branch"):
         mpcompile.compile(model, cross_entropy, optimizer, batch(0))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 

@@ -19,7 +19,7 @@ from mpcompile.torch_private import versions
 from mpcompile.torch_private.versions import TRIED, is_tried, range_tried, release
 
 SENTENCE = (
-    f"mpcompile was tried on torch {range_tried()}, and this is torch 9.1.0+cpu: if something "
+    f"mpcompile was tried on torch {range_tried()}, but this is torch 9.1.0+cpu: if something "
     "fails or differs, install a version of that range"
 )
 MODEL = """
@@ -119,7 +119,7 @@ def test_a_version_that_lacks_a_private_name_is_refused_in_one_sentence(tmp_path
     done = run(tmp_path, before, "net.py")
     assert done.returncode == 2
     said = " ".join(done.stderr.split())
-    assert said.startswith("mpcompile: torch 9.1.0+cpu lacks what mpcompile needs of it (")
+    assert said.startswith("mpcompile: torch 9.1.0+cpu lacks a part that mpcompile needs (")
     assert said.endswith(f"; install torch {range_tried()}.")
     assert "_LazyGraphModule" in said
     assert "Traceback" not in said

@@ -91,7 +91,9 @@ def test_other_shapes_are_refused(wrong: Any) -> None:
     def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Any:
         return wrong(nn.functional.cross_entropy(model(x), y))
 
-    with pytest.raises(BadInput, match=r"returns . values.*pair of it and anything"):
+    with pytest.raises(
+        BadInput, match=r"returns . values.*pair of this tensor and any other value"
+    ):
         compiled(loss)
 
 

@@ -49,8 +49,8 @@ def test_a_new_shape_makes_one_graph_and_logs_it(caplog: pytest.LogCaptureFixtur
             step(*some(0, count))
     said = [record.getMessage() for record in caplog.records]
     assert said == [
-        "graph 2 of the step: batches of shapes [5, 8], [5]",
-        "graph 3 of the step: batches of shapes [7, 8], [7]",
+        "compiled graph 2 of the step for batches of shapes [5, 8], [5]",
+        "compiled graph 3 of the step for batches of shapes [7, 8], [7]",
     ]
     assert step.taken + step.skipped == 5
 

@@ -75,7 +75,7 @@ def test_one_flipped_bit_anywhere_is_found_and_the_older_checkpoint_loads(
         assert len(wrong) == 1
         assert "\n" not in wrong[0]
         flip(last / name, bit)
-    with pytest.warns(DamagedCheckpoint, match="SHA-256 is not that .*step-00000001 is loaded"):
+    with pytest.warns(DamagedCheckpoint, match="SHA-256 is not the one .*step-00000001 is loaded"):
         flip(last / STATE, 12345)
         step.load(run)
     assert step.taken + step.skipped == 1
@@ -122,9 +122,9 @@ def test_without_a_complete_checkpoint_loading_says_so(
 ) -> None:
     for folder in checkpoints(run):
         flip(folder / PLAN, 5)
-    with pytest.raises(BadInput, match=r"no checkpoint in it is complete \(.*SHA-256"):
+    with pytest.raises(BadInput, match=r"no checkpoint in this folder is complete \(.*SHA-256"):
         step.load(run)
-    with pytest.raises(BadInput, match="there is no checkpoint in it"):
+    with pytest.raises(BadInput, match="there is no checkpoint in this folder"):
         step.load(tmp_path / "nowhere")
     with pytest.raises(BadInput, match="not complete"):
         step.load(tmp_path / "step-00000007")
@@ -193,7 +193,7 @@ MANIFESTS: list[tuple[str, str]] = [
     (json.dumps({"version": 1, "files": {"/etc/passwd": SUM}}), "etc/passwd"),
     ('{"version":1,"files":{}}\n', "does not list state.safetensors"),
     ('{"version":2,"files":{}}\n', "version"),
-    ('{"version":1,"version":1,"files":{}}\n', "as it is written"),
+    ('{"version":1,"version":1,"files":{}}\n', "as mpcompile writes it"),
     ('{"version":1,"files":{"plan.json":{"bytes":NaN,"sha256":""}}}\n', "bytes"),
     ('{"version":1,"files":{"plan.json":{"bytes":-1,"sha256":""}}}\n', "bytes"),
     ('{"version":1,"files":{"plan.json":{"bytes":1e400,"sha256":""}}}\n', "bytes"),
@@ -202,7 +202,7 @@ MANIFESTS: list[tuple[str, str]] = [
     ("[" * 1000 + "]" * 1000, "manifest"),
     ("", "not JSON"),
     ("\x00\xff", "not JSON"),
-    (" " * 5000, "too many"),
+    (" " * 5000, "which is too large"),
     ("null\n", "manifest"),
 ]
 
@@ -248,12 +248,12 @@ def python_words(words: torch.Tensor) -> Callable[[dict[str, torch.Tensor]], Any
 
 
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a field more": (edited(lambda d: d.update(more=1)), "there is no more"),
+    "a field more": (edited(lambda d: d.update(more=1)), "there is no field more"),
     "a field less": (edited(lambda d: d.pop("steps")), "steps is missing"),
     "negative": (edited(lambda d: d.update(steps=-1)), "steps"),
     "huge": (edited(lambda d: d.update(steps=10**30)), "steps"),
     "a long name": (edited(lambda d: d.update(torch="x" * 10**6)), "torch"),
-    "nan": (edited(lambda d: d["groups"][0].update(lr=float("nan"))), "as it is written"),
+    "nan": (edited(lambda d: d["groups"][0].update(lr=float("nan"))), "as mpcompile writes it"),
     "deep": (edited(lambda d: d.update(random=deep(150))), "nested"),
     "far too deep": (replaced("[" * 10**5), "not a checkpoint"),
     "twice": (replaced('{"version":1,"version":1}\n'), "not a checkpoint"),
@@ -261,14 +261,17 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no groups": (edited(lambda d: d.update(groups=[])), "0 parameter groups"),
     "a strange tag": (
         edited(lambda d: d.update(random={"eval": "1"})),
-        "which a checkpoint never contains",
+        "which save() never writes",
     ),
     "no such tensor": (
         edited(lambda d: d.update(random={"tensor": "/etc"})),
-        "a checkpoint never contains",
+        "save() never writes",
     ),
-    "no random numbers": (edited(lambda d: d.update(random=None)), "no state of random"),
-    "an odd scale": (edited(lambda d: d["loss_scale"].update(initial=0.0)), "0 does not lie"),
+    "no random numbers": (
+        edited(lambda d: d.update(random=None)),
+        "state of the random generators is not valid",
+    ),
+    "an odd scale": (edited(lambda d: d["loss_scale"].update(initial=0.0)), "0 is not in"),
     "an odd rate": (edited(lambda d: d["groups"][0].update(lr="x")), "lr of parameter group 0"),
     "a tensor less": (tensors(lambda s: s.pop("model.one.weight")), "lacks 'model.one.weight'"),
     "a tensor more": (
@@ -290,11 +293,17 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         "not a safetensors",
     ),
     "no plan": (lambda f: (f / PLAN).write_text("{}"), "not a plan"),
-    "python's words": (tensors(python_words(torch.zeros(3))), "no state of random"),
-    "large words": (tensors(python_words(torch.full((624,), 1 << 40))), "no state of random"),
+    "python's words": (
+        tensors(python_words(torch.zeros(3))),
+        "state of the random generators is not valid",
+    ),
+    "large words": (
+        tensors(python_words(torch.full((624,), 1 << 40))),
+        "state of the random generators is not valid",
+    ),
     "torch's state": (
         tensors(lambda s: s.update({"random.0": torch.zeros(5056, dtype=torch.uint8)})),
-        "no state of random",
+        "state of the random generators is not valid",
     ),
 }
 
@@ -333,7 +342,7 @@ def test_a_state_of_a_terabyte_is_not_read(step: TrainStep, run: Path) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"][STATE]["bytes"] = size
     write(folder / MANIFEST, manifest)
-    assert "too many" in refused(step, folder)
+    assert "which is too large" in refused(step, folder)
 
 
 def test_links_among_the_checkpoints_do_not_count(run: Path, tmp_path: Path) -> None:

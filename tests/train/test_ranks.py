@@ -62,8 +62,8 @@ def test_a_killed_process_is_resumed_to_the_same_bits(
     process = run(2, killed, *words, restarts=2, ONCE=str(tmp_path / "once"), AT="11")
     out = [nursery.run(2, tmp_path / "out", *command(calm, *words)), finished(process)]
     assert (tmp_path / "once").exists()
-    assert "going on from" in out[1]
-    assert "going on from" not in out[0]
+    assert "continuing from" in out[1]
+    assert "continuing from" not in out[0]
     expected, found = weights(calm, 10), weights(killed, 10)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
@@ -83,7 +83,7 @@ def test_sigterm_saves_after_the_same_step_on_all_processes(
     assert 4 <= steps < 4000
     more = ("--steps", str(steps + 2), "--resume", "--shard")
     taken_over = nursery.run(4, tmp_path / "out", *command(out, *more))
-    assert "going on from" in taken_over, "more processes take it over, in slices"
+    assert "continuing from" in taken_over, "more processes take it over, in slices"
 
 
 def test_a_skipped_step_names_the_process_that_overflowed(tmp_path: Path, nursery: Nursery) -> None:

@@ -66,7 +66,7 @@ def test_a_pass_that_does_not_exist_is_refused(
     assert exit_code(["run", "model.py", "--without", "join_matmul"]) == 2
     assert capsys.readouterr().err == (
         "mpcompile: there is no pass 'join_matmul' to leave out (did you mean 'join_matmuls'?); "
-        f"the passes are {', '.join(OPTIONAL)}.\n"
+        f"the optional passes are {', '.join(OPTIONAL)}.\n"
     )
     with pytest.raises(BadInput, match="there is no pass 'hoist_weight_casts' to leave out"):
         transform(load("model.py"), Choices(without=["hoist_weight_casts"]))

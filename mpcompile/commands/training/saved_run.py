@@ -38,10 +38,11 @@ def check_saving(saving: CheckpointFlags, log: Path | None) -> None:
     if saving.keep < 1:
         raise BadInput(f"--keep is {saving.keep}", fix="give at least 1")
     if saving.out is not None and saving.out.exists() and not saving.out.is_dir():
-        raise BadInput(f"{saving.out} is not a folder", fix="give another --out")
+        raise BadInput(f"{saving.out} is not a folder", fix="give a folder as --out")
     if saving.out is not None and not saving.resume and checkpoints(saving.out):
         raise BadInput(
-            f"{saving.out} holds checkpoints", fix="give --resume to go on, or --out elsewhere"
+            f"{saving.out} already holds checkpoints",
+            fix="give --resume to continue that run, or another --out",
         )
     if log is not None:
         check_file(log, force=saving.resume)
@@ -100,12 +101,12 @@ class SavedRun:
 
     def _resume(self, run: Path) -> None:
         if not first_says(bool(checkpoints(run)), self._step.parallel):
-            self._say(f"no checkpoint is in {run} yet; starting anew")
+            self._say(f"there is no checkpoint in {run} yet; the run starts at step 0")
             return
         with warnings_on_one_line():
             found = self._step.load(run, data=self._data)
         self._saved = self._step.taken + self._step.skipped
-        self._say(f"going on from {found} after {self._saved:,} steps")
+        self._say(f"continuing from {found} after {self._saved:,} steps")
 
     def _save(self) -> None:
         if self._saving.out is not None and self._saved != self.done:
@@ -142,5 +143,7 @@ def cut_log(log: Path, done: int) -> None:
     if log.exists():
         rows = read_run_log(log)
         if not rows and log.stat().st_size:
-            raise BadInput("no line of it is a step", str(log), "give another --log")
+            raise BadInput(
+                "the file has no line of a training step", str(log), "give another file as --log"
+            )
         write_file(log, "".join(row.to_json() for row in rows if row.step < done), force=True)

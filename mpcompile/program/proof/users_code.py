@@ -10,7 +10,7 @@ from types import CodeType, FunctionType, ModuleType
 
 import torch
 
-from mpcompile.program.capture import is_foreign
+from mpcompile.program.stack_lines import is_foreign
 
 _STDLIB = f"{sysconfig.get_paths()['stdlib']}{sep}"
 _INSTALLED = tuple(f"{sep}{name}{sep}" for name in ("site-packages", "dist-packages"))

@@ -71,5 +71,5 @@ def read_check(path: Path) -> Check:
         BadInput: the file is not such a document.
     """
     text = read_document(path, "check.json", _AGAIN)
-    file = read_json(_File, text, "this is no check", str(path), _AGAIN)
+    file = read_json(_File, text, "this is not a check", str(path), _AGAIN)
     return Check(file.reference, {row.id: row for row in file.rows})

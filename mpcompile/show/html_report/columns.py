@@ -12,7 +12,7 @@ from mpcompile.show.view import PRECISIONS, STAGES, View
 ROLES = ("input", "op", "cast", "view", "output")
 LARGEST = 1 << 53
 """The largest number up to which JavaScript's integers are exact."""
-_TEXTS = ("id", "op", "type", "planned", "rule", "reason", "computes", "stores")
+_TEXTS = ("id", "op", "type", "planned", "rule", "reason", "computes")
 
 
 class Strings:
@@ -43,6 +43,7 @@ def columns_of_view(view: View, strings: Strings) -> dict[str, Any]:
         name: [strings.index(getattr(node, name)) for node in nodes] for name in _TEXTS
     }
     return columns | {
+        "stores": [strings.index(node.stored) for node in nodes],
         "module": [strings.index(node.where.module) for node in nodes],
         "file": [strings.index(shown_file(node.where.file)) for node in nodes],
         "line": [min(node.where.line, LARGEST) for node in nodes],

@@ -137,7 +137,7 @@ def test_check_sees_weights_that_do_not_lie_side_by_side() -> None:
             shapes=tuple(arena.shapes[i] for i in order),
         ),
     )
-    with pytest.raises(Defect, match=r"weights of 0\.weight\.joined do not lie side by side"):
+    with pytest.raises(Defect, match=r"weights of 0\.weight\.joined are not side by side"):
         step.check()
 
 
@@ -162,7 +162,7 @@ def test_zeros_behind_a_weight_are_those_of_the_arena() -> None:
     pack_gradients(step)
     step.check()
     step.arenas = tuple(replace(arena, zeros=False) for arena in step.arenas)
-    with pytest.raises(Defect, match="do not lie side by side"):
+    with pytest.raises(Defect, match="are not side by side"):
         step.check()
 
 
