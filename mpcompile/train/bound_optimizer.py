@@ -31,7 +31,7 @@ def when_loaded(optimizer: torch.optim.Optimizer, method: Callable[[], None]) ->
 
     hook = optimizer.register_load_state_dict_post_hook(call)
     weakref.finalize(method.__self__, hook.remove)  # type: ignore[attr-defined]
-    return hook.remove  # type: ignore[no-any-return]
+    return hook.remove
 
 
 class BoundOptimizer:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import Any
 
 import torch
 
@@ -22,6 +20,12 @@ from mpcompile.step.transformed import Transformed
 from mpcompile.torch_private.tensors import version_of
 from mpcompile.train.bound_optimizer import BoundOptimizer, when_loaded
 from mpcompile.train.places import Places
+from mpcompile.train.users_state import (
+    give_own_memory,
+    named_of_user,
+    names_in,
+    refuse_to_save_slices,
+)
 from mpcompile.train.weight_copies import ReadWeights, claim
 
 
@@ -41,9 +45,7 @@ class BoundState:
     """
 
     def __init__(
-        self,
-        transformed: Transformed,
-        kept: Mapping[str, torch.Tensor] | None = None,
+        self, transformed: Transformed, kept: Mapping[str, torch.Tensor] | None = None
     ) -> None:
         workload, forward, step = transformed.workload, transformed.forward, transformed.step
         assert workload.optimizer is not None
@@ -66,6 +68,7 @@ class BoundState:
         )
         self._trained: list[torch.Tensor] = []
         self._places = Places()
+        self._constants: list[torch.Tensor] = []
         self._lost = ""
         self._read = ReadWeights(self.tensors)
         for arena in step.arenas:
@@ -73,9 +76,12 @@ class BoundState:
         claim(self._trained, self)
         self._bind_rest()
         self._read.follow()
-        self._refuse_to_save_slices()
+        if any(arena.ranks > 1 for arena in step.arenas):
+            refuse_to_save_slices(self._model, self._optimizer, self._trained, self._entries)
         self._forget_loads = when_loaded(self._optimizer, self.adopt)
         self._written = self._versions()
+        # Without copies or slices the graphs read the masters themselves.
+        self._copied = bool(step.working) or any(arena.ranks > 1 for arena in step.arenas)
 
     def take_over(self) -> bool:
         """Write the working copies again if the parameters were written to.
@@ -99,7 +105,7 @@ class BoundState:
             moved: tensors of the program whose storage has changed.
 
         Returns:
-            Whether all are trained, or read in a way that follows them.
+            Whether all are trained, read in a way that follows them, or not read at all.
 
         Raises:
             BadInput: another step trains the parameters, or one has another device or dtype.
@@ -108,7 +114,10 @@ class BoundState:
         if self._places.take_up(moved):
             self.rewrite()
         followed = self._read.parameters()
-        return all(id(value) in followed or value in self._places for value in moved)
+        return all(
+            id(value) in followed or value in self._places or id(value) not in self._names
+            for value in moved
+        )
 
     def admit(self, forward: Forward, step: StepGraph) -> dict[str, torch.Tensor] | None:
         """Let another gradient graph read the state.
@@ -134,17 +143,15 @@ class BoundState:
                 if name not in others
             )
         )
-        own_constants = others.keys().isdisjoint((*self._model_names(), *forward.written))
+        own_constants = others.keys().isdisjoint(names_in(self._model) | {*forward.written})
         if not alike or not own_constants:
             return None
         for arena in step.arenas:
             self._bind_joined(step, arena)
         self._read.add(step, self._parameters)
+        self._names |= {id(value): name for name, value in others.items()}
+        self._constants += others.values()  # kept, so that an id stays its own
         return {name: value.detach() for name, value in others.items()}
-
-    def _model_names(self) -> Iterator[str]:
-        for name, _ in (*self._model.named_parameters(), *self._model.named_buffers()):
-            yield name
 
     def masters(self, step: StepGraph) -> dict[str, torch.Tensor]:
         """Return the FP32 masters of each 16-bit copy that is read; all processes call this."""
@@ -176,22 +183,11 @@ class BoundState:
         Neither names nor shapes depend on the plan: ``model.fc1.weight``,
         ``optimizer.exp_avg.fc1.weight``, and for the step itself ``step.scale`` and its counters.
         """
-        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
         users = (Role.MASTER, Role.WORKING, Role.BUFFER, Role.OPTIMIZER, Role.PENDING)
-        return {
-            **{f"model.{name}": value for name, value in self._model.named_parameters()},
-            **{f"model.{name}": value for name, value in self._model.named_buffers()},
-            **{
-                f"optimizer.{key}.{names[id(parameter)]}": value
-                for parameter, entries in self._optimizer.state.items()
-                for key, value in entries.items()
-                if isinstance(value, torch.Tensor)
-            },
-            **{
-                f"step.{slot.name}": self.tensors[slot.name]
-                for slot in self._step.slots.values()
-                if slot.role in STATE and slot.role not in users
-            },
+        return named_of_user(self._model, self._optimizer) | {
+            f"step.{slot.name}": self.tensors[slot.name]
+            for slot in self._step.slots.values()
+            if slot.role in STATE and slot.role not in users
         }
 
     def working_copies(self) -> dict[int, torch.Tensor]:
@@ -229,7 +225,7 @@ class BoundState:
 
     def catch_up(self) -> None:
         """See `mpcompile.train.weight_copies.Trainer`."""
-        if self._versions() != self._written:
+        if self._copied and self._versions() != self._written:
             self.rewrite()
 
     def rewrite(self) -> None:
@@ -342,15 +338,9 @@ class BoundState:
     def release(self, successor: BoundState) -> None:
         """Give the weights and states that a successor does not train memory of their own."""
         self._forget_loads()
-        mine = {id(parameter): parameter for parameter in self._trained}
-        for parameter in successor._trained:
-            mine.pop(id(parameter), None)
-        for parameter in mine.values():
-            parameter.data = parameter.detach().clone()
-            entries = self._optimizer.state.get(parameter, {})
-            for key, value in entries.items():
-                if isinstance(value, torch.Tensor):
-                    entries[key] = value.clone()
+        others = {id(parameter) for parameter in successor._trained}
+        mine = [parameter for parameter in self._trained if id(parameter) not in others]
+        give_own_memory(mine, self._optimizer)
         self.tensors.clear()
 
     def adopt(self) -> None:
@@ -407,23 +397,6 @@ class BoundState:
         finally:
             for parameter in missing:
                 parameter.data = absent(parameter, self._device)
-
-    def _refuse_to_save_slices(self) -> None:
-        """Make ``state_dict()`` of a model or optimizer fail if this process holds slices only."""
-        trained, entries = self._trained, weakref.ref(self._entries)
-
-        def check(*_: Any) -> None:
-            mine = entries()
-            if any(map(is_absent, trained)) or (mine is not None and mine.are_sliced()):
-                raise BadInput(
-                    "this process holds only slices of the weights and of the optimizer's state",
-                    fix="call step.save, or state_dict() inside `with step.whole():`",
-                )
-
-        if any(arena.ranks > 1 for arena in self._step.arenas):
-            self._optimizer.register_state_dict_pre_hook(check)
-            for module in self._model.modules():
-                module.register_state_dict_pre_hook(check)
 
     def _bind_rest(self) -> None:
         self._read.add(self._step, self._parameters)

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from mpcompile.errors import BadInput
 from mpcompile.lower.cuda_graph import CapturedStep
 from mpcompile.lower.lower import Lowered, Lowering, lower
 from mpcompile.program.capture import Forward
@@ -39,6 +40,26 @@ class OtherLayout(Exception):
     def __init__(self, made: Transformed) -> None:
         super().__init__()
         self.made = made
+
+
+def refuse_other_layout(step: StepGraph, said: str, gathered: str) -> None:
+    """Raise BadInput if the weights of a step cannot be stored in another way now.
+
+    Args:
+        step: the present step graph.
+        said: what has changed in the program.
+        gathered: how many micro-batches of an unfinished update have run, such as ``1 of 2``.
+    """
+    if gathered:
+        raise BadInput(
+            f"{said}, and {gathered} micro-batches of an update are gathered",
+            fix="change what is trained after a call that updates",
+        )
+    if any(arena.ranks > 1 for arena in step.arenas):
+        raise BadInput(
+            f"{said}, and each process holds a slice of the weights",
+            fix="compile again inside `with step.whole():`",
+        )
 
 
 class BoundStep:
@@ -78,7 +99,7 @@ class BoundStep:
         device = next(iter(workload.model.parameters())).device
         backend = lowering.backend_on(device)
         self.lowered = lower(step, device, lowering)
-        self.state = BoundState(transformed, before.state.kept() if before else None)
+        self.state: BoundState = BoundState(transformed, before.state.kept() if before else None)
         if before is not None:
             before.state.release(self.state)
         tensors = self.state.tensors

@@ -8,7 +8,7 @@ values are compared, and only if one differs is the program walked over again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -82,30 +82,36 @@ class Guard:
         )
 
     def moved(self) -> list[torch.Tensor]:
-        """Return the tensors in another storage than before; `keep_places` accepts it."""
+        """Return the tensors in another storage than before; `accept` notes it."""
         now = map(torch.Tensor.data_ptr, self._tensors)
         pairs = zip(self._tensors, now, self._places, strict=True)
         return [tensor for tensor, place, before in pairs if place != before]
 
     def state_was_replaced(self) -> bool:
-        """Whether entries of the optimizer's state are new or gone; `keep_state` accepts it."""
+        """Whether entries of the optimizer's state are new or gone; `accept` notes it."""
         state = self._optimizer.state
         return state is not self._state or dict_version(state) != self._state_version
 
-    def keep_state(self) -> None:
-        """Note the present entries of the optimizer's state."""
+    def accept(self) -> None:
+        """Note the present storage of tensors, entries of the optimizer's state, and hooks."""
+        self._places = list(map(torch.Tensor.data_ptr, self._tensors))
         self._state = self._optimizer.state
         self._state_version = dict_version(self._state)
-
-    def keep_places(self) -> None:
-        """Note the present storage of all tensors."""
-        self._places = list(map(torch.Tensor.data_ptr, self._tensors))
+        self._made = hooks_made()
 
     def _note(self, found: Surroundings) -> None:
         """Collect what the fast check reads."""
         self._rejected = False
         groups = [group["params"] for group in self._optimizer.param_groups]
         self._members = [list(group) for group in groups]
+        singles = [
+            (index, position, value)
+            for index, group in enumerate(groups)
+            for position, value in enumerate(group)
+            if _is_single(value)
+        ]
+        self._single_places = [(index, position) for index, position, _ in singles]
+        self._singles = [value for _, _, value in singles]
         mine = {id(value): value for _, value in found.tensors}
         mine |= {id(value): value for value in chain.from_iterable(groups)}
         self._tensors = [value for value in mine.values() if value.layout is torch.strided]
@@ -115,8 +121,7 @@ class Guard:
         ]
         self._trains = [value for value in weights if value.requires_grad]
         self._frozen = tuple(value for value in weights if not value.requires_grad)
-        self.keep_places()
-        self.keep_state()
+        self.accept()
         self._note_settings()
         self._note_hooks()
         self._note_values(found)
@@ -125,7 +130,6 @@ class Guard:
         self._settings, self._set = settings_guard(), tuple(settings())
 
     def _note_hooks(self) -> None:
-        self._made = hooks_made()
         lists = [*step_hook_lists(self._optimizer), *tensor_hook_lists(self._tensors)]
         self._hooks = [(hooks, list(hooks)) for hooks in lists if hooks]
 
@@ -187,37 +191,30 @@ class Guard:
         if len(groups) != len(self._members) or self.state_was_replaced():
             return False
         for group, members in zip(groups, self._members, strict=True):
-            now = group["params"]
-            if len(now) != len(members) or not all(map(is_, now, members)):
+            if not _alike(group["params"], members):
                 return False
         return (
-            all(map(_needs_gradient, self._trains))
+            all(map(is_, self._single_now(), self._singles))
+            and all(map(_needs_gradient, self._trains))
             and not (self._frozen and any(map(_needs_gradient, self._frozen)))
             and list(map(torch.Tensor.data_ptr, self._tensors)) == self._places
         )
 
+    def _single_now(self) -> Iterator[torch.Tensor]:
+        """Yield the optimizer's parameters of one element, which `_alike` compares by value."""
+        groups = self._optimizer.param_groups
+        for index, position in self._single_places:
+            yield groups[index]["params"][position]
+
     def _values_hold(self) -> bool:
         return (
             list(map(dict_version, self._dicts)) == self._versions
-            and self._alike_hold()
+            and _alike(self._alike, self._copies)
             and not any(self._empty)
             and all(map(is_, map(look, self._holders, self._keys), self._values))
-            and all(
-                len(value) == len(was) and all(map(is_, value, was)) for value, was in self._lists
-            )
-            and all(value == was for value, was in self._sets)
+            and not (self._lists and not all(map(_same_items, *zip(*self._lists, strict=True))))
+            and not (self._sets and any(value != was for value, was in self._sets))
         )
-
-    def _alike_hold(self) -> bool:
-        """Whether modules have the same parameters, buffers and submodules.
-
-        Python compares two values by identity first. Only another tensor is compared by value, and
-        that raises, because it has more than one element.
-        """
-        try:
-            return bool(self._alike == self._copies)
-        except (RuntimeError, TypeError, ValueError):
-            return False
 
     def _hooks_hold(self) -> bool:
         return hooks_made() == self._made and all(list(hooks) == was for hooks, was in self._hooks)
@@ -226,7 +223,7 @@ class Guard:
         """Compare values instead of identities, and note the new identities if all are equal."""
         if not (self._tensors_hold() and self._hooks_hold() and self._set == tuple(settings())):
             return False
-        if any(self._empty) or not self._alike_hold():
+        if any(self._empty) or not _alike(self._alike, self._copies):
             return False
         if any(value != was for value, was in self._sets):
             return False
@@ -248,6 +245,18 @@ class Guard:
         return True
 
 
+def _alike(now: Any, before: Any) -> bool:
+    """Whether two lists hold the same tensors of several elements.
+
+    Python compares two values by identity first. Only another tensor is compared by value, and that
+    raises, because it has more than one element.
+    """
+    try:
+        return bool(now == before)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
 def _parts_of_modules(found: Surroundings) -> tuple[set[int], set[int]]:
     """Return the ids of the dictionaries of all modules' members, and of those of their hooks."""
     modules = [
@@ -259,6 +268,10 @@ def _parts_of_modules(found: Surroundings) -> tuple[set[int], set[int]]:
         {id(module[name]) for module in modules for name in MEMBERS},
         {id(module[name]) for module in modules for name in HOOKS},
     )
+
+
+def _same_items(now: Any, before: list[Any]) -> bool:
+    return len(now) == len(before) and all(map(is_, now, before))
 
 
 def _is_single(value: Any) -> bool:

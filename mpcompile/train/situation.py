@@ -117,7 +117,7 @@ def token(value: Any) -> Any:
         return Kind(type(value).__name__, tuple(map(token, value)))
     if isinstance(value, list | tuple | deque):
         return Kind(type(value).__name__, len(value))
-    if is_followed(type(value)):
+    if is_followed(type(value)):  # type: ignore[arg-type]
         return Kind(type(value).__name__)
     return Same(value)
 
@@ -134,7 +134,9 @@ def situation_of(
     """
     own = {id(value) for value in (*model.parameters(), *model.buffers())}
     members = {id(value) for group in optimizer.param_groups for value in group["params"]}
-    layout, modes, program = [], [], []
+    layout: list[tuple[str, Any]] = []
+    modes: list[tuple[str, Any]] = []
+    program: list[tuple[str, Any]] = []
     for item in found.held:
         fact = (item.path, token(item.value))
         if item.key == "training" and _is_mode(item):
@@ -142,7 +144,7 @@ def situation_of(
         else:
             (layout if id(item.value) in own else program).append(fact)
     for path, tensor in found.tensors:
-        needs = (f"{path}.requires_grad", Number(bool, repr(tensor.requires_grad)))
+        needs: tuple[str, Any] = (f"{path}.requires_grad", Number(bool, repr(tensor.requires_grad)))
         (layout if id(tensor) in members else program).append(needs)
         hooks = tuple(map(Same, hooks_of(tensor)))
         if hooks:
@@ -199,6 +201,8 @@ def _by_place(facts: Facts) -> Mapping[str, Any]:
 
 def summary(said: list[str]) -> str:
     """Return a list of differences as one short text."""
+    if not said:
+        return "tensors of the program have other memory"
     rest = len(said) - 1
     return said[0] + (f", and {rest} more" if rest > 0 else "")
 

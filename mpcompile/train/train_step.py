@@ -26,9 +26,10 @@ from mpcompile.step.whole_step import whole_step
 from mpcompile.torch_private.tracing import note_step
 from mpcompile.train import checkpoint
 from mpcompile.train.batch_graphs import BatchGraph
-from mpcompile.train.bound_step import BoundStep, ForBatch, OtherLayout
+from mpcompile.train.bound_step import BoundStep, ForBatch, OtherLayout, refuse_other_layout
 from mpcompile.train.checkpoint_of_processes import load, save
 from mpcompile.train.guards import Guard
+from mpcompile.train.optimizer_hooks import hooks_after_update, run_hooks
 from mpcompile.train.same_start import check_same_step
 from mpcompile.train.scaler_state import load_scaler_state, scaler_state
 from mpcompile.train.schedules import Schedules
@@ -80,8 +81,8 @@ class TrainStep:
         self._all, self._bound, self._state = bound, bound.state, bound.state.tensors
         self._lowered, self._graphs, self._forward = bound.lowered, bound.graphs, bound.forward
         self._update, self._gather, self._options = bound.update, bound.gather, bound.options
-        self._guard.keep_places()
-        self._guard.keep_state()
+        self._guard.accept()
+        self._after_update = hooks_after_update(self._optimizer)
 
     def __call__(self, *batch: torch.Tensor) -> Any:
         """Run one step; with ``accumulate=k`` each k-th call updates.
@@ -121,6 +122,8 @@ class TrainStep:
         if due:
             note_step(self._optimizer)
             self._schedules.note(self.applied)
+            if self._after_update and (not self._rule.gated or bool(self.applied)):
+                run_hooks(self._after_update, self._optimizer)
         return loss if graph.returns is None else graph.returns([loss, *beside])
 
     def forward(self, *inputs: torch.Tensor) -> Any:
@@ -238,42 +241,35 @@ class TrainStep:
         if not (others or self._bound.uneven) and self._guard.holds():
             return
         self._graphs.check(batch)
-        before = self._guard.situation
+        before, replaced = self._guard.situation, self._guard.state_was_replaced()
         now = self._guard.look()
+        if replaced and now.layout == before.layout:
+            self._bound.adopt()
+            self._guard.accept()
         said = differences(before, now)
-        if others or self._bound.uneven or now.layout != before.layout:
-            try:
-                self._lay_out(self._for_batch(tuple(batch), self._graphs.is_open), summary(said))
-            except BaseException:
-                self._guard.reject(before)
-                raise
-        elif said:
-            self._graphs.enter(now, summary(said))
+        try:
+            self._after_update = hooks_after_update(self._optimizer)
+            if others or self._bound.uneven or now.layout != before.layout:
+                made = self._for_batch(tuple(batch), self._graphs.is_open)
+                self._lay_out(made, summary(said))
+            elif said:
+                self._graphs.enter(now, summary(said))
+        except BaseException:
+            self._guard.reject(before)
+            raise
 
     def _take_up(self) -> bool:
         """Take up tensors in new storage; return whether some are not the step's own."""
-        if self._guard.state_was_replaced():
-            self._bound.adopt()
-            self._guard.keep_state()
         moved = self._guard.moved()
         followed = self._bound.take_up(moved) if moved else True
         if moved and followed:
-            self._guard.keep_places()
+            self._guard.accept()
         return not followed
 
     def _lay_out(self, made: Transformed, said: str) -> None:
         """Store weights and state in another way, on which the program as it is now can run."""
-        if self._gathered:
-            raise BadInput(
-                f"{said}, and {self._gathered} of {self._every} micro-batches of an update are "
-                "gathered",
-                fix="change what is trained after a call that updates",
-            )
-        if any(arena.ranks > 1 for arena in self.step.arenas):
-            raise BadInput(
-                f"{said}, and each process holds a slice of the weights",
-                fix="compile again inside `with step.whole():`",
-            )
+        gathered = f"{self._gathered} of {self._every}" if self._gathered else ""
+        refuse_other_layout(self.step, said, gathered)
         assert made.step is not None
         if self.parallel is not None:
             check_same_step(made.step, self._rule, self._optimizer, self.parallel)
