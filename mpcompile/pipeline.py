@@ -37,7 +37,7 @@ from mpcompile.program.marks import MADE_BY
 from mpcompile.program.open_capture import capture_open, check_open
 from mpcompile.program.unfit_constants import UnfitConstant, unfit_constants, unfit_reasons
 from mpcompile.program.workload import Workload
-from mpcompile.step.differentiate import differentiate
+from mpcompile.step.differentiate import NotReached, differentiate
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.loop import Loop
 from mpcompile.step.loss_scale import LossScale
@@ -177,7 +177,13 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     )
     if workload.optimizer is None:
         return made
-    made = _with_step(made, workload.optimizer)
+    try:
+        made = _with_step(made, workload.optimizer)
+    except NotReached as error:
+        if choices.like is None:
+            raise
+        # The program has changed since it was compiled; eager PyTorch gives these no update.
+        made = _with_step(made, workload.optimizer, error.names)
     check_open(forward, workload)
     trace("mpcompile_step", lambda: str(made.step))
     return made
@@ -197,10 +203,12 @@ def _planned(flow: Dataflow, choices: Choices) -> Plan:
     return plan
 
 
-def _with_step(made: Transformed, optimizer: torch.optim.Optimizer) -> Transformed:
+def _with_step(
+    made: Transformed, optimizer: torch.optim.Optimizer, without: Collection[str] = ()
+) -> Transformed:
     """Differentiate, trace the update, and run the training passes."""
     forward, choices, workload = made.forward, made.choices, made.workload
-    trained, update = update_of(workload, optimizer, forward, choices.loop)
+    trained, update = update_of(workload, optimizer, forward, choices.loop, without)
     # The user is shown the graph of composite ops; autograd gets a copy.
     prepared = replace(forward, module=copy_graph(forward.module))
     passes = matmul_passes(arena_positions(forward, update), choices.without)

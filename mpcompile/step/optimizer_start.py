@@ -185,7 +185,7 @@ def has_begun(states: Iterable[Mapping[str, Any]], first: Mapping[str, torch.Ten
 def progress_of(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
 ) -> dict[str, Hashable]:
-    """Return what must be equal of parameters in one arena: their counters, and whether any began.
+    """Return what must be equal of parameters in one arena: counters, and which state is zero.
 
     Parameters differ in it if some were frozen for a time, or came to the optimizer later.
 
@@ -199,9 +199,9 @@ def progress_of(
         for key, value in optimizer.state.get(parameter, {}).items()
     }
     numbers = {
-        place: value.detach().double()
+        place: value.detach().double() if value.dim() == 0 else value.detach().any().double()
         for place, value in entries.items()
-        if isinstance(value, torch.Tensor) and value.dim() == 0
+        if isinstance(value, torch.Tensor)
     }
     values: dict[tuple[str, str], Any] = {}
     for device in {value.device for value in numbers.values()}:  # one read of each device

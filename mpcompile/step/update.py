@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput, CannotCapture
+from mpcompile.errors import CannotCapture
 from mpcompile.program.marks import SLOT, SLOTS
 from mpcompile.step.arena import Arena
 from mpcompile.step.graph import results
@@ -64,64 +63,6 @@ class Update:
     initial: dict[str, State]
     options: dict[str, float]
     guards: tuple[Guard, ...]
-
-
-def trained_parameters(
-    optimizer: torch.optim.Optimizer, names: Mapping[int, str], origin: str | None
-) -> list[list[str]]:
-    """Return, per parameter group, the names of the parameters that the optimizer trains.
-
-    Args:
-        optimizer: the user's.
-        names: ``id(parameter)`` to its name in the captured graph.
-        origin: the user's source position for error messages.
-
-    Raises:
-        BadInput: the optimizer needs a closure or sparse gradients, or holds a parameter that is
-            not the model's.
-    """
-    kind = type(optimizer).__name__
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise BadInput(
-            f"{kind}.step() needs a closure, so one step is not one graph",
-            origin,
-            "use an optimizer whose step() needs no closure, for example AdamW",
-        )
-    if isinstance(optimizer, torch.optim.SparseAdam):
-        raise BadInput(
-            f"{kind} takes sparse gradients, but a compiled step computes dense ones",
-            origin,
-            "use Adam, and Embedding(sparse=False)",
-        )
-    groups: list[list[str]] = []
-    for index, group in enumerate(optimizer.param_groups):
-        members: list[str] = []
-        for position, parameter in enumerate(group["params"]):
-            if not parameter.requires_grad:
-                continue
-            name = names.get(id(parameter))
-            if name is None:
-                raise BadInput(
-                    f"the loss does not read parameter {position} of the optimizer's group "
-                    f"{index}, of shape {list(parameter.shape)}",
-                    origin,
-                    "leave the parameter out of the optimizer, or use it in the loss",
-                )
-            if parameter.dtype is not torch.float32:
-                raise BadInput(
-                    f"the parameter {name} is {str(parameter.dtype).removeprefix('torch.')}, not "
-                    "float32",
-                    origin,
-                    "start from an FP32 model; mpcompile makes the 16-bit copies itself",
-                )
-            members.append(name)
-        groups.append(members)
-    if not any(groups):
-        raise BadInput(
-            "the optimizer trains no parameter", origin, "give the optimizer model.parameters()"
-        )
-    return groups
 
 
 def trace_update(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import fx
 
@@ -15,7 +17,8 @@ from mpcompile.step.graph import StepGraph, add_inputs, results, set_results
 from mpcompile.step.loop import PLAIN, Loop
 from mpcompile.step.optimizer_start import progress_of
 from mpcompile.step.slots import Role, Slot
-from mpcompile.step.update import Update, trace_update, trained_parameters
+from mpcompile.step.trained import trained_parameters
+from mpcompile.step.update import Update, trace_update
 
 
 def update_of(
@@ -23,14 +26,22 @@ def update_of(
     optimizer: torch.optim.Optimizer,
     forward: Forward,
     loop: Loop = PLAIN,
+    without: Collection[str] = (),
 ) -> tuple[list[str], Update]:
     """Trace the optimizer's step for a forward graph that has its casts.
+
+    Args:
+        workload: the program.
+        optimizer: its optimizer.
+        forward: its graph.
+        loop: what happens between backward and the optimizer.
+        without: parameters that are not trained now; see `trained_parameters`.
 
     Returns:
         The names of the trained parameters, and the update.
     """
     named = {id(i.tensor): i.name for i in forward.inputs if i.kind is InputKind.PARAMETER}
-    groups = trained_parameters(optimizer, named, workload.origin)
+    groups = trained_parameters(optimizer, named, workload.origin, without)
     shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
     device = next(iter(workload.model.parameters())).device
     parallel = loop.parallel

@@ -54,6 +54,7 @@ class BatchGraphs:
     before, the graphs of then are used again.
 
     Attributes:
+        said: how the program differs from before, if no graph was made for it yet.
         is_open: per tensor of a batch whether its size is left open; empty if none is.
 
     Args:
@@ -78,7 +79,7 @@ class BatchGraphs:
         self._graphs: dict[_Shapes, list[BatchGraph]] = {key: [first]}
         self._situations = OrderedDict({_key(situation): self._graphs})
         self._another = another
-        self._said = ""
+        self.said = ""
 
     def __len__(self) -> int:
         """Count the graphs that are kept."""
@@ -96,7 +97,7 @@ class BatchGraphs:
             said: how it differs from before; a graph that has to be made is announced with it.
         """
         key = _key(situation)
-        self._said = "" if key in self._situations else said
+        self.said = "" if key in self._situations else said
         self._graphs = self._situations.setdefault(key, {})
         self._situations.move_to_end(key)
         if len(self._situations) > MOST_SITUATIONS:
@@ -124,9 +125,9 @@ class BatchGraphs:
                 fix="compile another step for this shape",
             )
         found.append(made)
-        if self._said:
-            _log.info("%s: compiled graph %d of the step", self._said, len(self))
-            self._said = ""
+        if self.said:
+            _log.info("%s: compiled graph %d of the step", self.said, len(self))
+            self.said = ""
         else:
             shapes = ", ".join(f"[{', '.join(map(str, shape))}]" for shape in key)
             _log.info("compiled graph %d of the step for batches of shapes %s", len(self), shapes)

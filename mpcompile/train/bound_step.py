@@ -119,7 +119,7 @@ class BoundStep:
         self.graphs = BatchGraphs(first, situation, workload.batch, self._another)
 
     def _another(self, batch: tuple[torch.Tensor, ...], is_open: tuple[bool, ...]) -> BatchGraph:
-        with self.state.placeholders_for_absent():
+        with torch.inference_mode(False), self.state.placeholders_for_absent():
             made = self._for_batch(batch, is_open)
         assert made.step is not None
         constants = self.state.admit(made.forward, made.step)

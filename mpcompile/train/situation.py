@@ -154,6 +154,7 @@ def situation_of(
             place = f"parameter {position} of the optimizer's group {index}"
             layout.append((place, (Same(value), value.requires_grad)))
     program += list(settings())
+    modes.sort(key=lambda fact: fact[0].count("."))  # a module before its parts
     return Situation(tuple(layout), tuple(modes), tuple(program))
 
 

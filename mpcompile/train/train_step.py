@@ -229,7 +229,7 @@ class TrainStep:
         try:
             graph = self._graphs(batch)
         except OtherLayout as other:
-            self._lay_out(other.made, "the program reads the weights in another way")
+            self._lay_out(other.made, self._graphs.said or "this batch reads the weights otherwise")
             graph = self._graphs(batch)
         if self._bound.take_over():
             self._graphs.bind()
@@ -274,7 +274,8 @@ class TrainStep:
         if self.parallel is not None:
             check_same_step(made.step, self._rule, self._optimizer, self.parallel)
         situation = self._guard.situation
-        self._use(BoundStep(made, self._lowering, self._for_batch, situation, self._all))
+        with torch.inference_mode(False):
+            self._use(BoundStep(made, self._lowering, self._for_batch, situation, self._all))
         _log.info("%s: the step is made again, on the same state", said)
 
     @property
