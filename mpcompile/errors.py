@@ -56,6 +56,12 @@ class CannotCapture(CompileError):
     exit_code = 3
 
 
+class Unfaithful(CompileError):
+    """A captured graph does not compute what the program computes (exit code 3)."""
+
+    exit_code = 3
+
+
 class LostProcess(CompileError):
     """Another process of the run is gone or no longer answers (exit code 4)."""
 
@@ -68,6 +74,14 @@ class Defect(Exception):
 
 class DamagedCheckpoint(UserWarning):
     """A newer checkpoint was not complete, so an older one was loaded."""
+
+
+class SideEffect(UserWarning):
+    """The program changes a Python value when it runs, and a compiled step does not."""
+
+
+class Unverified(UserWarning):
+    """A captured graph could not be compared with the program."""
 
 
 class UntriedTorch(UserWarning):

@@ -35,6 +35,8 @@ from mpcompile.program.describe import dataflow
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.marks import MADE_BY
 from mpcompile.program.open_capture import capture_open, check_open
+from mpcompile.program.proof.effects import Effects
+from mpcompile.program.proof.verify import verify as verify_graph
 from mpcompile.program.unfit_constants import UnfitConstant, unfit_constants, unfit_reasons
 from mpcompile.program.workload import Workload
 from mpcompile.step.differentiate import NotReached, differentiate
@@ -42,6 +44,7 @@ from mpcompile.step.graph import StepGraph
 from mpcompile.step.loop import Loop
 from mpcompile.step.loss_scale import LossScale
 from mpcompile.step.processes import DataParallel
+from mpcompile.step.slices import is_absent
 from mpcompile.step.transformed import Choices, Transformed
 from mpcompile.step.update_of_program import arena_positions, join, update_of
 from mpcompile.torch_private.graphs import copy_graph
@@ -73,6 +76,7 @@ def compile(
     options: Mapping[str, Any] | None = None,
     without: Collection[str] = (),
     dynamic: bool = False,
+    verify: bool = True,
 ) -> TrainStep:
     """Compile a training step into mixed precision.
 
@@ -100,9 +104,13 @@ def compile(
         without: names of passes to leave out, of `mpcompile.passes.order.OPTIONAL`.
         dynamic: one graph for batches of every size from 2 on: dimension 0 of the tensors that are
             as long there as the first becomes a symbol. Decisions are those of the example.
+        verify: run the program once in eager PyTorch, forward and backward, and compare loss,
+            gradients, buffers and random state with the captured graph, for each shape of batch.
+            It costs about two eager steps and a copy of the weights while it compiles.
 
     Raises:
-        BadInput: an argument is wrong.
+        BadInput: an argument is wrong, or the program fails on the batch.
+        Unfaithful: the captured graph does not do what the program does.
         CannotCapture: the program cannot become one graph, or not one for every size.
     """
     choices = Choices(
@@ -113,6 +121,7 @@ def compile(
         loop=Loop(max_grad_norm, max_grad_value, accumulate, parallel),
         without=tuple(without),
         dynamic=dynamic,
+        verify=verify,
     )
     lowering = Lowering(backend, memory_budget, cuda_graph, options)
     return to_step(transform(Workload(model, batch, loss, optimizer), choices), lowering)
@@ -148,7 +157,7 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     to be too large for it.
 
     Raises:
-        BadInput, CannotCapture: see `compile`.
+        BadInput, CannotCapture, Unfaithful: see `compile`.
     """
     _check_passes(choices.without)
     if choices.ranges is not None:
@@ -156,7 +165,15 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     precision = choices.precision
     # What is transformed in FP32 is there to compare with.
     trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
-    forward = _captured(workload, choices.dynamic)
+    effects = Effects(workload)
+    with effects.undone():
+        forward = _captured(workload, choices.dynamic)
+    # Weights in slices have no values here to run the program with.
+    held = not any(map(is_absent, workload.model.parameters()))
+    if choices.verify and workload.optimizer is not None and held:
+        verify_graph(workload, forward, effects)
+    if choices.like is None:  # once for a step, not for each shape of batch
+        effects.say()
     trace("mpcompile_before", lambda: graph_text(forward.module.graph))
     unfit = unfit_constants(forward.module, forward.constants(), precision)
     flow = describe(forward, choices.policy, unfit)
@@ -177,13 +194,14 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     )
     if workload.optimizer is None:
         return made
-    try:
-        made = _with_step(made, workload.optimizer)
-    except NotReached as error:
-        if choices.like is None:
-            raise
-        # The program has changed since it was compiled; eager PyTorch gives these no update.
-        made = _with_step(made, workload.optimizer, error.names)
+    with effects.undone():  # hooks of the program run in its backward pass
+        try:
+            made = _with_step(made, workload.optimizer)
+        except NotReached as error:
+            if choices.like is None:
+                raise
+            # The program has changed since; eager PyTorch gives these weights no update.
+            made = _with_step(made, workload.optimizer, error.names)
     check_open(forward, workload)
     trace("mpcompile_step", lambda: str(made.step))
     return made

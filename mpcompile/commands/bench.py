@@ -17,6 +17,7 @@ from mpcompile.errors import BadInput, CheckFailed
 from mpcompile.options import BenchOptions
 from mpcompile.program.workload import Workload, load
 from mpcompile.speed.peers import VARIANTS, stepper
+from mpcompile.speed.proof_cost import seconds_of_proof
 from mpcompile.speed.side_by_side import Found, compare, run_process, said, summarize
 from mpcompile.speed.timing import measure
 
@@ -56,6 +57,9 @@ def bench(source: str, options: BenchOptions) -> None:
             with console.status(f"timing {title}"):
                 run = run_process(command, Path(folder), name, LIMIT)
             found[name] = summarize([run])
+    ours, eager = found["ours"], found.get("fp32", {})
+    if "verify_s" in ours and "median_ms" in eager:
+        ours["verify_in_eager_steps"] = 1000 * ours["verify_s"] / eager["median_ms"]
     best = compare(found, {name for name in COMPARED if VARIANTS[name].peer})
     console.print(table_of(found, f"{source} on {device}, {steps} steps per variant"))
     write_json(options.json, {"source": source, "device": device, "variants": found, **best})
@@ -79,6 +83,7 @@ ROWS: tuple[tuple[str, str, float, str], ...] = (
     ("speed / best peer's", "times_faster_than_best_peer", 1, ".2f"),
     ("memory / least peer's", "memory_of_best_peer", 1, ".2f"),
     ("setup / torch.compile's", "setup_of_compiled", 1, ".2f"),
+    ("verify / eager step", "verify_in_eager_steps", 1, ".1f"),
 )
 """Rows of the table: title, key in a summary, unit and format."""
 
@@ -135,6 +140,8 @@ def main(arguments: list[str] | None = None) -> None:
     _, found = measure(
         lambda: stepper(workload, variant, device), device, given.warmup, given.steps
     )
+    if not variant.peer:
+        found["verify_s"] = seconds_of_proof(workload)
     sys.stdout.write(json.dumps({"batch": samples(workload), **found}) + "\n")
 
 

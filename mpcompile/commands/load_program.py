@@ -28,5 +28,6 @@ def load_program(
                 ranges=inputs.ranges,
                 without=settings.without,
                 loop=loop,
+                verify=inputs.verify,
             ),
         )

@@ -21,11 +21,13 @@ class PlanInputs:
         settings: those of the project, overridden by the flags.
         plan_file: the file of ``--plan``; its decisions come before everything else.
         ranges: the ranges of ``--ranges``, with the given margin.
+        verify: whether a captured program is compared with the program itself.
     """
 
     settings: Settings
     plan_file: Path | None = None
     ranges: Ranges | None = None
+    verify: bool = True
 
     @cached_property
     def plan(self) -> Plan | None:
@@ -43,7 +45,7 @@ def read_plan_inputs(flags: PlanFlags) -> PlanInputs:
     """
     ranges = _ranges(flags)
     settings = find_settings(Path.cwd()).over(flags.given())
-    return PlanInputs(settings, flags.plan, ranges)
+    return PlanInputs(settings, flags.plan, ranges, flags.verify)
 
 
 def _ranges(flags: PlanFlags) -> Ranges | None:

@@ -128,7 +128,13 @@ def _search(workload: Workload, options: TuneOptions, inputs: PlanInputs) -> Sea
     given = tuple(islice(epochs(workload), options.steps + options.batches))
     settings = inputs.settings
     return Search(
-        settings.policy, settings.scale, inputs.ranges, settings.without, given, options.steps
+        settings.policy,
+        settings.scale,
+        inputs.ranges,
+        settings.without,
+        given,
+        options.steps,
+        inputs.verify,
     )
 
 

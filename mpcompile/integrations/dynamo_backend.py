@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +28,10 @@ from mpcompile.program.control_flow import is_control_flow
 from mpcompile.settings import Settings, check_settings
 from mpcompile.torch_private.inductor import compile_under_autograd, composite, dynamo_constant
 from mpcompile.torch_private.ops import is_higher_order, op_name
+from mpcompile.torch_private.tracing import keep_missing_gradients
 from mpcompile.torch_private.versions import warn_if_untried
+
+keep_missing_gradients()
 
 _ATEN = torch.ops.aten
 _LOG = logging.getLogger("mpcompile")
@@ -36,6 +41,32 @@ _NOT_HERE = {
     "without": "leave it out, because these passes need the whole training step",
     "lint": "leave it out, because only `mpcompile lint` reads it",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one graph.
+
+    Attributes:
+        casts: how many casts the plan inserted.
+        wide: why the whole graph stays in FP32; None if some of it is in 16 bits.
+    """
+
+    casts: int
+    wide: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rewritten:
+    """A graph with casts, in composite ops and without writes.
+
+    Attributes:
+        module: its first results are the new values of the inputs that are `written`.
+        written: the names of these placeholders.
+    """
+
+    module: fx.GraphModule
+    written: tuple[str, ...]
 
 
 def mpcompile(
@@ -68,23 +99,41 @@ def mpcompile(
             "torch.compile",
             "leave out mode=, and give options=",
         )
+    return compile_graph(module, inputs, options or {})[0]
+
+
+def compile_graph(
+    module: fx.GraphModule, inputs: Sequence[Any], options: Mapping[str, Any], within: str = ""
+) -> tuple[Callable[..., Any], Outcome]:
+    """Rewrite one graph of Dynamo, and say what became of it.
+
+    Args:
+        module: as in `mpcompile`.
+        inputs: as in `mpcompile`.
+        options: as in `mpcompile`.
+        within: the dotted name of the module that is compiled, in the model that overrides name.
+
+    Raises:
+        BadInput: as in `mpcompile`.
+    """
     warn_if_untried()
-    settings = _settings(options or {})
+    settings = _settings(options)
     _refuse_autocast(module)
     tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
     device = tensors[0].device if tensors else torch.device("cpu")
     backend = settings.backend or default_backend(device)
-    rewritten = None if settings.policy.changes_nothing else _rewritten(module, settings.policy)
+    rewritten, outcome = _rewritten(module, settings.policy, within)
     if backend == "inductor":
         if rewritten is not None:
-            _write_back(*rewritten)
-        return compile_under_autograd(module, rewritten and rewritten[0], inputs)
+            _write_back(rewritten)
+        instead = None if rewritten is None else rewritten.module
+        return compile_under_autograd(module, instead, inputs), outcome
     if rewritten is None:
-        return module.forward
+        return module.forward, outcome
     if device.type == "cpu":
-        emulate_half(rewritten[0])
-    _write_back(*rewritten)
-    return rewritten[0].forward
+        emulate_half(rewritten.module)
+    _write_back(rewritten)
+    return rewritten.module.forward, outcome
 
 
 def _settings(options: Mapping[str, Any]) -> Settings:
@@ -106,25 +155,20 @@ def _refuse_autocast(module: fx.GraphModule) -> None:
 
 
 def _rewritten(
-    module: fx.GraphModule, policy: Policy
-) -> tuple[fx.GraphModule, tuple[str, ...]] | None:
-    """Return the graph with casts, in composite ops and without writes; None if it has no cast.
-
-    The names of the written placeholders are returned too. The graph's first results are the new
-    values of these inputs.
-    """
+    module: fx.GraphModule, policy: Policy, within: str
+) -> tuple[_Rewritten | None, Outcome]:
+    if policy.changes_nothing:
+        return None, Outcome(0, "the policy changes nothing")
     for node in module.graph.nodes:
         if is_higher_order(node) and not is_control_flow(node):
-            _say_left(f"calls {op_name(node)}, which has its own backward")
-            return None
+            return None, _left(f"calls {op_name(node)}, which has its own backward")
     placeholders = module.graph.find_nodes(op="placeholder")
     values = [node.meta["example_value"] for node in placeholders]
     traced, written = composite(module, values)
     names = [node.name for node in traced.graph.find_nodes(op="placeholder")]
     parameters = [isinstance(value, torch.nn.Parameter) for value in values]
     if any(name in written for name, mine in zip(names, parameters, strict=True) if mine):
-        _say_left("writes to a parameter")
-        return None
+        return None, _left("writes to a parameter")
     constants = {
         name: constant
         for name, placeholder in zip(names, placeholders, strict=True)
@@ -135,14 +179,16 @@ def _rewritten(
         for name, parameter in zip(names, parameters, strict=True)
     }
     for node in traced.graph.nodes:
-        _name_modules(node)
+        _name_modules(node, within)
     _detach_instead_of_switching(traced.graph)
     with warnings.catch_warnings():
         # An override may be for an op in another graph of the model.
         warnings.simplefilter("ignore", UnmatchedOverride)
         plan = insert_casts(traced, fixed, constants, policy)
     if not plan.casts:
-        return None
+        reasons = Counter(decision.reason for decision in plan.decisions).most_common(1)
+        why = f", most often because: {reasons[0][0]}" if reasons else ""
+        return None, Outcome(0, f"the plan leaves all {len(plan.decisions)} ops in FP32{why}")
     narrow = sum(decision.computes is not Precision.FP32 for decision in plan.decisions)
     _LOG.info(
         "a graph of %d ops: %d compute in 16 bits, %d casts",
@@ -150,17 +196,23 @@ def _rewritten(
         narrow,
         len(plan.casts),
     )
-    return traced, written
+    return _Rewritten(traced, written), Outcome(len(plan.casts), None)
 
 
-def _say_left(reason: str) -> None:
+def _left(reason: str) -> Outcome:
     _LOG.warning("a graph stays in FP32, because it %s; move this out of the compiled code", reason)
+    return Outcome(0, f"it {reason}")
 
 
-def _name_modules(node: fx.Node) -> None:
+def _name_modules(node: fx.Node, within: str) -> None:
     """Give modules the dotted names that they have in the model: ``L['self'].fc`` is ``fc``."""
     stack = node.meta.get("nn_module_stack") or {}
-    named = {key: (_ROOT.sub("", path), kind) for key, (path, kind) in stack.items()}
+    named = {
+        key: (".".join(filter(None, (within, _ROOT.sub("", path)))), kind)
+        for key, (path, kind) in stack.items()
+    }
+    if within and not named:
+        named = {within: (within, "")}
     node.meta["nn_module_stack"] = named
 
 
@@ -190,13 +242,13 @@ def _detach_instead_of_switching(graph: fx.Graph) -> None:
                 user.replace_input_with(node, detached)
 
 
-def _write_back(module: fx.GraphModule, written: Sequence[str]) -> None:
+def _write_back(rewritten: _Rewritten) -> None:
     """Let the graph write the new values of inputs into the inputs, and return the other results.
 
     The graph reads a copy of each input, because autograd keeps the inputs of ops, and these must
     not change.
     """
-    graph = module.graph
+    written, graph = rewritten.written, rewritten.module.graph
     output = graph.output_node()
     (returned,) = output.args
     assert isinstance(returned, list | tuple)
@@ -212,4 +264,4 @@ def _write_back(module: fx.GraphModule, written: Sequence[str]) -> None:
             graph.call_function(_ATEN.copy_.default, (inputs[name], value))
     output.args = (tuple(returned[len(written) :]),)
     graph.lint()
-    module.recompile()
+    rewritten.module.recompile()

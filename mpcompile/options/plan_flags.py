@@ -73,11 +73,14 @@ class PlanFlags:
             show_default=False,
         ),
     ] = ()
+    verify: Annotated[
+        bool, Parameter(help="Compare the captured graph with the program in eager PyTorch.")
+    ] = True
 
     def given(self) -> dict[str, Any]:
         """Return the settings that were given, by name."""
         everything = {item.name: getattr(self, item.name) for item in fields(self)}
-        other = ("plan", "ranges", "margin", "release")
+        other = ("plan", "ranges", "margin", "release", "verify")
         return {k: v for k, v in everything.items() if v not in (None, ()) and k not in other}
 
     def words(self) -> tuple[str, ...]:
@@ -85,7 +88,9 @@ class PlanFlags:
         words: list[str] = []
         for item in fields(self):
             value, name = getattr(self, item.name), f"--{item.name.replace('_', '-')}"
-            if value is True:
+            if item.default is True:
+                words += [] if value else [f"--no-{name[2:]}"]
+            elif value is True:
                 words.append(name)
             elif value is not None and value is not False:
                 for part in value if isinstance(value, tuple) else (value,):

@@ -186,12 +186,14 @@ TABLE: tuple[Rule, ...] = (
         ("in out", True, "pow ldexp", "Pow"),
         ("", True, "nextafter", "")),
     *_rows("special function", _WIDE, "a series computed in FP32",
-        ("in", True, "lgamma special_gammaln mvlgamma special_multigammaln i0 special_i0", ""),
+        ("in", True, "lgamma special_gammaln mvlgamma special_multigammaln i0 special_i0 "
+         "special_bessel_j0 special_bessel_y0 special_modified_bessel_i0", ""),
         ("in", False, "digamma special_digamma special_psi polygamma special_polygamma igamma "
-         "igammac special_gammainc special_gammaincc special_zeta", ""),
-        ("in out", False, "special_i0e special_i1e", ""),
-        ("in out", True, "special_i1 special_erfcx special_log_ndtr", ""),
-        ("", False, "special_airy_ai special_modified_bessel_k0 special_modified_bessel_k1 "
+         "igammac special_gammainc special_gammaincc special_zeta special_modified_bessel_k0", ""),
+        ("in out", False, "special_i0e special_i1e special_modified_bessel_k1", ""),
+        ("in out", True, "special_i1 special_erfcx special_log_ndtr special_bessel_j1 "
+         "special_bessel_y1 special_modified_bessel_i1", ""),
+        ("", False, "special_airy_ai "
          "special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1 "
          "special_spherical_bessel_j0 special_chebyshev_polynomial_t "
          "special_chebyshev_polynomial_u special_chebyshev_polynomial_v "
@@ -200,8 +202,7 @@ TABLE: tuple[Rule, ...] = (
          "special_shifted_chebyshev_polynomial_w special_hermite_polynomial_h "
          "special_hermite_polynomial_he special_laguerre_polynomial_l "
          "special_legendre_polynomial_p", ""),
-        ("", True, "special_bessel_j0 special_bessel_j1 special_bessel_y0 special_bessel_y1 "
-         "special_modified_bessel_i0 special_modified_bessel_i1 special_ndtr", ""),
+        ("", True, "special_ndtr", ""),
         ("out", False, "special_ndtri", "")),
     *_rows("sum", _WIDE, "a sum or product grows with its length",
         ("", True, "sum sum_to_size trace trapezoid trapz", "ReduceSum"),

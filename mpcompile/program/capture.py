@@ -230,7 +230,7 @@ def _refusal(
             shapes = ", ".join(str(list(value.shape)) for value in batch)
             return BadInput(
                 f"the program raises {type(eager).__name__} on the example batch of shapes "
-                f"{shapes}: {_first_line(eager)}",
+                f"{shapes}: {first_line(eager)}",
                 user_position(eager) or workload.origin,
                 "give a batch that loss(model, *batch) accepts",
             )
@@ -245,7 +245,7 @@ def _refusal(
         + (
             "Python control flow depends on the value of a tensor"
             if isinstance(error, DataDependent)
-            else f"{type(error).__name__}: {_first_line(error)}"
+            else f"{type(error).__name__}: {first_line(error)}"
         ),
         user_position(error) or workload.origin,
         "use torch.where or torch.cond instead of if, and do not call .item() in the model"
@@ -263,7 +263,8 @@ def _reads_packed_sequence(error: Exception) -> bool:
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, without a full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".")[:300] if lines else "no message"
 

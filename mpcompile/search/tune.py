@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mpcompile.errors import BadInput, CheckFailed
+from mpcompile.errors import BadInput, CheckFailed, SideEffect
 from mpcompile.lower.lower import Backend
 from mpcompile.numerics.warm_up import Batches
 from mpcompile.passes.order import OPTIONAL
@@ -48,6 +48,7 @@ class Search:
         without: see `mpcompile.compile`.
         batches: the batches to train on, then the batches to measure.
         steps: the number of batches to train on.
+        verify: whether the captured program is compared with the program itself, once.
     """
 
     policy: Policy
@@ -56,6 +57,7 @@ class Search:
     without: tuple[str, ...]
     batches: Batches
     steps: int
+    verify: bool = True
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def candidates(workload: Workload, search: Search) -> Candidates:
         raise BadInput(
             "the workload has no loss and no optimizer", workload.origin, "add both to train it"
         )
-    made = _transformed(workload, search, ())
+    made = _transformed(workload, search, (), verify=search.verify)
     narrow = {d.op for d in made.plan.decisions if {d.computes, d.stores} != {Precision.FP32}}
     ops = [op for op in made.flow.ops if op.id in narrow]
     pinned = {op.id for op in ops if _pinned(op, search.policy)}
@@ -185,7 +187,9 @@ def score_in_full_precision(
 
 
 def _in_full_precision(workload: Workload, search: Search) -> Transformed:
-    return transform(_fresh(workload), Choices(policy=FULL_PRECISION, without=search.without))
+    return transform(
+        _fresh(workload), Choices(policy=FULL_PRECISION, without=search.without, verify=False)
+    )
 
 
 def tune(
@@ -298,13 +302,19 @@ def _suspects(
         return suspects(made, set(ops), search.batches, search.steps)
 
 
-def _transformed(workload: Workload, search: Search, full: Collection[str]) -> Transformed:
+def _transformed(
+    workload: Workload, search: Search, full: Collection[str], *, verify: bool = False
+) -> Transformed:
     more = tuple(f"node:{op}" for op in sorted(full))
     policy = replace(search.policy, full=(*search.policy.full, *more))
     return transform(
         _fresh(workload),
         Choices(
-            policy=policy, loss_scale=search.scale, ranges=search.ranges, without=search.without
+            policy=policy,
+            loss_scale=search.scale,
+            ranges=search.ranges,
+            without=search.without,
+            verify=verify,
         ),
     )
 
@@ -329,4 +339,5 @@ def _seeded_and_quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnmatchedOverride)
         warnings.simplefilter("ignore", MeasuredOverflow)
+        warnings.simplefilter("ignore", SideEffect)
         yield

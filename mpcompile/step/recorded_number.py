@@ -28,7 +28,7 @@ _MOST_BRANCHES = 6
 
 TAKE_TENSORS = frozenset(
     ["add", "sub", "mul", "div", "addcmul", "addcdiv", "lerp", "pow", "clamp", "full", "full_like",
-     "scalar_tensor", "eq", "ne", "lt", "le", "gt", "ge"]
+     "scalar_tensor", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge"]
 )  # fmt: skip
 """Ops whose number may also be a 0-d tensor (`mpcompile.passes.lowering.numbers_to_tensors`)."""
 

@@ -35,6 +35,7 @@ class Choices:
         without: names of passes to leave out.
         dynamic: whether one graph is made for batches of every size, or per tensor of the batch
             whether it has the size that is left open.
+        verify: whether the captured graph is compared with the program on the batch.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -45,6 +46,7 @@ class Choices:
     loop: Loop = PLAIN
     without: Collection[str] = ()
     dynamic: bool | tuple[bool, ...] = False
+    verify: bool = True
 
     @property
     def precision(self) -> Precision:
@@ -61,12 +63,21 @@ class Choices:
     def for_another_batch(self, plan: Plan, open_dims: tuple[bool, ...]) -> Choices:
         """Return the choices for a batch of another shape, which follow the first one's plan.
 
+        Its graph is verified too, unless the weights are in slices: this process has no values.
+
         Args:
             plan: of the first shape.
             open_dims: per tensor of the batch whether it has the size that is left open.
         """
+        parallel = self.loop.parallel
         return replace(
-            self, plan=None, like=plan, ranges=None, loss_scale=self.scale, dynamic=open_dims
+            self,
+            plan=None,
+            like=plan,
+            ranges=None,
+            loss_scale=self.scale,
+            dynamic=open_dims,
+            verify=self.verify and not (parallel is not None and parallel.shard),
         )
 
 

@@ -6,19 +6,38 @@ Checked on torch 2.11, 2.13, 2.14 and 2.15.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch.autograd.function import FunctionCtx, _SingleLevelFunction
+from torch.autograd.function import FunctionCtx, FunctionMeta, _SingleLevelFunction
 
-Function = type[torch.autograd.Function]
+
+@dataclass(frozen=True)
+class OwnFunction:
+    """A custom autograd Function of the program.
+
+    Attributes:
+        name: of its class.
+        forward: its own forward.
+        setup_context: its own ``setup_context``; None: forward gets the context.
+        backward: its own derivative, under either of its two names.
+        fp32: whether ``torch.amp.custom_fwd(cast_inputs=torch.float32)`` decorates forward.
+    """
+
+    name: str
+    forward: Callable[..., Any]
+    setup_context: Callable[..., Any] | None
+    backward: Callable[..., Any]
+    fp32: bool
 
 
 @contextmanager
 def intercepted(
-    apply: Callable[..., Any],
+    apply: Callable[[OwnFunction, tuple[Any, ...]], Any],
     tensor_hook: Callable[[torch.Tensor, Callable[..., Any]], Any],
     grad_hook: Callable[[torch.Tensor, Callable[..., Any]], Any],
     module_hooks: Callable[..., Any],
@@ -26,30 +45,128 @@ def intercepted(
     """Let the user's code call these functions where autograd would note a derivative.
 
     Args:
-        apply: in place of ``Function.apply``; gets the class first. Also a bound ``apply`` that the
-            program has kept under another name comes here, because it calls its base class.
+        apply: in place of the forward of each custom Function; gets the Function and the arguments
+            of ``Function.apply``, and returns its results. ``apply`` itself cannot be replaced: a
+            program may keep it under another name, and since torch 2.14 it is not Python.
         tensor_hook: in place of ``Tensor.register_hook``.
         grad_hook: in place of ``Tensor.register_post_accumulate_grad_hook``.
         module_hooks: in place of the class that installs full backward hooks of modules.
     """
-    modules: Any = torch.nn.modules.module
-    before = modules.BackwardHook
-    tensor: Any = torch.Tensor
-    register, accumulated = tensor.register_hook, tensor.register_post_accumulate_grad_hook
-    level: Any = _SingleLevelFunction
-    level.apply = classmethod(apply)
-    # Only a plain function becomes a method of the class.
-    tensor.register_hook = lambda self, hook: tensor_hook(self, hook)
-    tensor.register_post_accumulate_grad_hook = lambda self, hook: grad_hook(self, hook)
-    tensor.data = property(torch.Tensor.detach, _set_data)
-    modules.BackwardHook = module_hooks
+    with ExitStack() as undo:
+
+        def put(owner: Any, name: str, value: Any) -> None:
+            if name in vars(owner):
+                undo.callback(setattr, owner, name, vars(owner)[name])
+            else:
+                undo.callback(delattr, owner, name)
+            setattr(owner, name, value)
+
+        def stand_in(function: Any) -> None:
+            if function.__module__.partition(".")[0] != "torch":
+                forward, setup_context = _stand_ins(function, apply)
+                put(function, "forward", staticmethod(forward))
+                if setup_context is not None:
+                    put(function, "setup_context", staticmethod(setup_context))
+
+        def made(cls: Any, *args: Any) -> None:
+            begin(cls, *args)
+            stand_in(cls)
+
+        begin = FunctionMeta.__init__
+        functions = _subclasses(torch.autograd.Function)
+        for function in functions:
+            stand_in(function)
+        put(FunctionMeta, "__init__", made)  # a program may define a Function while it runs
+        # Only a plain function becomes a method of the class.
+        put(torch.Tensor, "register_hook", lambda self, hook: tensor_hook(self, hook))
+        put(
+            torch.Tensor,
+            "register_post_accumulate_grad_hook",
+            lambda self, hook: grad_hook(self, hook),
+        )
+        put(torch.Tensor, "data", property(torch.Tensor.detach, _set_data))
+        put(torch.nn.modules.module, "BackwardHook", module_hooks)
+        # The block runs once, and autograd differentiates it like any other part.
+        put(torch.utils.checkpoint, "CheckpointFunction", _RunsOnce)
+        yield
+
+
+class _RunsOnce:
+    @staticmethod
+    def apply(run: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        del preserve_rng_state
+        return run(*args)
+
+
+def _subclasses(kind: Any) -> list[Any]:
+    found = []
+    for each in kind.__subclasses__():
+        found += [each, *_subclasses(each)]
+    return found
+
+
+def _stand_ins(
+    function: Any, apply: Callable[[OwnFunction, tuple[Any, ...]], Any]
+) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+    """Return what takes the place of a Function's forward and of its ``setup_context``."""
+    sets_up = function.setup_context is not _SingleLevelFunction.setup_context
+    own_backward = function.backward is not _SingleLevelFunction.backward
+    own = OwnFunction(
+        function.__name__,
+        function.forward,
+        function.setup_context if sets_up else None,
+        function.backward if own_backward else function.vjp,
+        _fp32_inside(function.forward),
+    )
+
+    @wraps(own.forward)  # torch binds default arguments by its signature
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if sets_up:
+            # `apply` runs forward without gradients; otherwise the program calls it itself.
+            by_apply = not torch.is_grad_enabled()
+        else:
+            by_apply = bool(args) and isinstance(args[0], torch._C._FunctionBase)
+        if not by_apply:
+            return own.forward(*args, **kwargs)
+        with _gradients_unseen():
+            return apply(own, args if sets_up else args[1:])
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(ctx, Context) and own.setup_context is not None:
+            own.setup_context(ctx, inputs, output)
+
+    return forward, setup_context if sets_up else None
+
+
+@contextmanager
+def _gradients_unseen() -> Iterator[None]:
+    """Turn gradients on; what traces the program does not see it, as it did not see them go off.
+
+    Otherwise it would note the mode that ``torch.no_grad()`` restores inside a Function's forward,
+    and take the rest of the program for a region without gradients.
+    """
+    before = torch.is_grad_enabled()
+    with torch._C.DisableTorchFunction():
+        torch._C._set_grad_enabled(True)
     try:
         yield
     finally:
-        modules.BackwardHook = before
-        del tensor.data, level.apply
-        tensor.register_hook = register
-        tensor.register_post_accumulate_grad_hook = accumulated
+        with torch._C.DisableTorchFunction():
+            torch._C._set_grad_enabled(before)
+
+
+def _fp32_inside(forward: Any) -> bool:
+    """Whether ``torch.amp.custom_fwd(cast_inputs=torch.float32)`` decorates a Function's forward.
+
+    The decorator keeps its options in the closure of the function that it returns.
+    """
+    while forward is not None:
+        code = getattr(forward, "__code__", None)
+        if code is not None and "cast_inputs" in code.co_freevars:
+            cells = dict(zip(code.co_freevars, forward.__closure__, strict=True))
+            return cells["cast_inputs"].cell_contents is torch.float32
+        forward = getattr(forward, "__wrapped__", None)
+    return False
 
 
 class DataReplaced(Exception):
@@ -61,42 +178,6 @@ def _set_data(tensor: torch.Tensor, value: torch.Tensor) -> None:
         raise DataReplaced
     with torch.no_grad():
         tensor.copy_(value)
-
-
-def applied_by_torch(function: Function, *args: Any) -> Any:
-    """Call ``Function.apply`` as it is outside `intercepted`."""
-    return torch._C._FunctionBase.__dict__["apply"].__get__(None, function)(*args)
-
-
-def sets_up_context(function: Function) -> bool:
-    """Whether the Function has ``setup_context``, so that its forward gets no context."""
-    return function.setup_context is not _SingleLevelFunction.setup_context
-
-
-def is_checkpoint(function: Function) -> bool:
-    """Whether the Function is the one of ``torch.utils.checkpoint`` with ``use_reentrant``."""
-    return function is torch.utils.checkpoint.CheckpointFunction
-
-
-def backward_of(function: Function) -> Callable[..., Any]:
-    """Return the Function's derivative, which may be under either of its two names."""
-    own = function.backward is not _SingleLevelFunction.backward
-    return function.backward if own else function.vjp
-
-
-def fp32_inside(function: Function) -> bool:
-    """Whether ``torch.amp.custom_fwd(cast_inputs=torch.float32)`` decorates the Function's forward.
-
-    The decorator keeps its options in the closure of the function that it returns.
-    """
-    forward: Any = function.forward
-    while forward is not None:
-        code = getattr(forward, "__code__", None)
-        if code is not None and "cast_inputs" in code.co_freevars:
-            cells = dict(zip(code.co_freevars, forward.__closure__, strict=True))
-            return cells["cast_inputs"].cell_contents is torch.float32
-        forward = getattr(forward, "__wrapped__", None)
-    return False
 
 
 class Context(FunctionCtx):

@@ -13,7 +13,7 @@ from torch._higher_order_ops.utils import materialize_as_graph
 from torch._logging._internal import trace_structured_artifact
 from torch.fx.experimental import symbolic_shapes
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_unflatten
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
@@ -95,14 +95,69 @@ def note_step(optimizer: torch.optim.Optimizer) -> None:
     optimizer._opt_called = True  # type: ignore[attr-defined]
 
 
+def compile_guarded(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Compile a function as ``torch.compile`` does, and again when modules get or lose hooks.
+
+    By default Dynamo puts no guards on hooks, and drops those that are registered after a graph
+    was made.
+
+    Args:
+        function: calls modules.
+        options: of ``torch.compile``.
+    """
+    made = torch.compile(function, **options)
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+            return made(*args, **kwargs)
+
+    return guarded
+
+
+def compile_call(module: torch.nn.Module, **options: Any) -> None:
+    """Compile each call of a module, with its hooks, also if the module's class is torch's own.
+
+    ``module.compile()`` compiles the frames that the call enters, and Dynamo skips frames of
+    torch's files: no line of a ``Sequential`` of torch's layers would be compiled.
+
+    Args:
+        module: its weights, hooks and ``state_dict`` do not change.
+        options: of ``torch.compile``.
+    """
+
+    def whole_call(*args: Any, **kwargs: Any) -> Any:
+        return module._call_impl(*args, **kwargs)
+
+    # Dynamo counts graphs per code object, and stops compiling after eight. Each module gets its
+    # own code object, because one that all modules share would reach this limit.
+    whole_call.__code__ = whole_call.__code__.replace()
+    module._compiled_call_impl = compile_guarded(whole_call, **options)
+
+
 def uncompile(module: torch.nn.Module) -> None:
-    """Undo ``module.compile()``, for which torch has no function."""
+    """Undo `compile_call` and ``module.compile()``, for which torch has no function."""
     module._compiled_call_impl = None
+
+
+def keep_missing_gradients() -> None:
+    """Let Dynamo leave autograd Functions that call ``ctx.set_materialize_grads`` as they are.
+
+    Dynamo ignores the call (torch 2.11 to 2.15, with every backend): the compiled backward gets
+    zeros where the program's own gets None, and gives wrong gradients.
+    """
+    called: Any = torch.autograd.function.FunctionCtx.set_materialize_grads
+    called._torchdynamo_disable = True
 
 
 def unflatten(leaves: list[Any], structure: Any) -> Any:
     """Return a tree of a structure that `torch.export` has recorded, with other leaves."""
     return tree_unflatten(leaves, structure)
+
+
+def leaves_of(tree: Any) -> list[Any]:
+    """Return the leaves of a result in the order in which `torch.export` has them."""
+    found: list[Any] = tree_leaves(tree)
+    return found
 
 
 def python_dispatcher() -> AbstractContextManager[Any]:

@@ -13,7 +13,7 @@ import torch
 
 from mpcompile.errors import UntriedTorch
 
-TRIED = ("2.11.0", "2.13.0", "2.14.1")
+TRIED = ("2.11.0", "2.13.0", "2.14.1", "2.15.0")
 """All tests were run on these, oldest first; ``docs/versions.md`` shows the results."""
 
 _warned = False
@@ -31,7 +31,7 @@ def is_tried(version: str) -> bool:
 
 
 def range_tried() -> str:
-    """Return the range as text: ``2.11 to 2.14``."""
+    """Return the range as text: ``2.11 to 2.15``."""
     return " to ".join(".".join(map(str, release(version))) for version in (TRIED[0], TRIED[-1]))
 
 

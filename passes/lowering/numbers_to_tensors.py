@@ -217,6 +217,10 @@ def _scalar_tensor(graph: fx.Graph, number: object, **options: Any) -> fx.Node:
     return _full(graph, [], number, **options)
 
 
+def _masked_fill(graph: fx.Graph, value: object, mask: object, number: object) -> fx.Node:
+    return call(graph, _ATEN.masked_fill.Tensor, value, mask, number)
+
+
 _ON_TENSORS: dict[str, Callable[..., object]] = {
     "add": _add,
     "sub": _sub,
@@ -230,5 +234,6 @@ _ON_TENSORS: dict[str, Callable[..., object]] = {
     "full": _full,
     "full_like": _full_like,
     "scalar_tensor": _scalar_tensor,
+    "masked_fill": _masked_fill,
     **{name: _COMPARE[getattr(operator, name)] for name in ("eq", "ne", "lt", "le", "gt", "ge")},
 }

@@ -49,6 +49,8 @@ def test_every_way_is_timed_and_trains_alike(folder: Path) -> None:
         assert run["loss"] == pytest.approx(exact, abs=0.02)
         # 1 first, 1 to warm up, 4 timed: the loss has moved from where it began by now.
         assert run["loss"] < run["losses_before_timing"][0]
+    assert variants["ours"]["verify_in_eager_steps"] > 0
+    assert "verify_s" not in variants["fp32"]
     best = variants[found["best_peer"]]["median_ms"]
     ratio = variants["ours"]["times_faster_than_best_peer"]
     assert ratio == pytest.approx(best / variants["ours"]["median_ms"])

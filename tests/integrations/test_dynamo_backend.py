@@ -321,6 +321,22 @@ def test_an_override_names_a_module_as_the_model_does(caplog: pytest.LogCaptureF
     assert len(caplog.records) == 1  # the graph with the first layer is left as it is
 
 
+@pytest.mark.parametrize("backend", ["interpreter", "inductor"])
+def test_modules_of_torch_run_in_16_bits(backend: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    quick = compiled(model, backend=backend)
+    x = torch.randn(3, 8)
+    with caplog.at_level("INFO", "mpcompile"):
+        torch.autograd.backward(quick(x).sum())
+    assert "a graph of 3 ops: 3 compute in 16 bits" in caplog.text
+    if backend == "interpreter":
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            quick(x)
+        casts = sum(event.count for event in seen.key_averages() if event.key == "aten::_to_copy")
+        assert casts >= 6
+    assert not torch.equal(quick(x), model(x))
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

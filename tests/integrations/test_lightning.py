@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,173 @@ def test_prediction_is_in_mixed_precision_and_the_module_is_restored() -> None:
     assert not torch.equal(found, expected)
     assert "forward" not in vars(model)
     assert torch.equal(copy.deepcopy(model)(torch.ones(1, 8)), model(torch.ones(1, 8)))
+
+
+class Built(pl.LightningModule):  # type: ignore[misc]
+    """A module that calls one of torch's own modules, and counts the casts of the last step."""
+
+    def __init__(self, net: nn.Module, called: Callable[[Any, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.called = net, called
+        self.casts = 0
+
+    def training_step(self, batch: list[torch.Tensor], index: int) -> Any:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            result = self.called(self.net, batch[0])
+        self.casts = sum(e.count for e in seen.key_averages() if e.key == "aten::_to_copy")
+        return result.square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def of_torch() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+
+
+def twenty() -> nn.ModuleList:
+    return nn.ModuleList(nn.Linear(8, 8) for _ in range(20))
+
+
+def hooked() -> nn.Sequential:
+    net = of_torch()
+    net.register_forward_hook(lambda *values: values[2] + values[2])
+    net[0].register_forward_pre_hook(lambda *values: (values[1][0].neg(),))
+    return net
+
+
+def encoder() -> nn.Module:
+    return nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+
+def whole(net: Any, x: torch.Tensor) -> Any:
+    return net(x)
+
+
+def layers(net: Any, x: torch.Tensor) -> Any:
+    for layer in net:
+        x = layer(x)
+    return x
+
+
+def as_sequence(net: Any, x: torch.Tensor) -> Any:
+    return net(x[None])
+
+
+def weight(net: Any, x: torch.Tensor) -> Any:
+    return nn.functional.linear(x, net.weight)
+
+
+# At least the operands and the result of each linear are rounded.
+BUILT: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, torch.Tensor], Any], int]] = {
+    "sequential": (of_torch, whole, 6),
+    "layers of a sequential": (of_torch, layers, 6),
+    "linear": (lambda: nn.Linear(8, 8), whole, 3),
+    "more than Dynamo's limit": (twenty, layers, 60),
+    "with hooks": (hooked, whole, 6),
+    "encoder": (encoder, as_sequence, 12),
+}
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_modules_of_torch_run_in_16_bits(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    make, called, least = BUILT[name]
+    net = make()
+    plain, mine = Built(copy.deepcopy(net), called), Built(net, called)
+    trainer(max_epochs=1).fit(plain, rows())
+    trainer(lightning.MPCompilePrecision(), max_epochs=1).fit(mine, rows())
+    assert plain.casts == 0
+    assert mine.casts >= least
+    for one, other in zip(plain.parameters(), mine.parameters(), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-2, atol=2e-3)
+    assert "16 bits" not in caplog.text
+
+
+def test_an_override_names_a_module_as_the_model_does() -> None:
+    casts = {}
+    for full in ((), ("net.0",), ("net",)):
+        for called in (whole, layers):
+            torch.compiler.reset()
+            mine = Built(of_torch(), called)
+            plugin = lightning.MPCompilePrecision(mpcompile.Policy(full=full))
+            trainer(plugin, max_epochs=1).fit(mine, rows())
+            casts[full, called] = mine.casts
+    for called in (whole, layers):
+        assert casts[(), called] > casts[("net.0",), called] > casts[("net",), called] == 0
+
+
+class HooksLater(Built):
+    """It gets a hook of a layer after its first step."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.trainer.global_step == 1:
+            self.net[2].register_forward_hook(lambda *values: values[2].neg())
+            self.net.register_forward_pre_hook(lambda *values: (values[1][0] + values[1][0],))
+
+
+@pytest.mark.parametrize("called", [whole, layers])
+def test_a_hook_that_is_registered_later_is_seen(called: Any) -> None:
+    plain = HooksLater(of_torch(), called)
+    mine = copy.deepcopy(plain)
+    trainer(max_epochs=1).fit(plain, rows())
+    trainer(lightning.MPCompilePrecision(mpcompile.FULL_PRECISION), max_epochs=1).fit(mine, rows())
+    assert all(map(torch.equal, plain.parameters(), mine.parameters()))
+
+
+def test_a_copy_that_is_made_in_training_has_its_own_weights() -> None:
+    class Copies(Classifier):
+        def on_train_batch_end(self, *_: Any) -> None:
+            twin = copy.deepcopy(self)
+            torch.nn.init.zeros_(twin.blocks[1][1].weight)
+            torch.nn.init.zeros_(twin.blocks[1][1].bias)
+            assert not twin(torch.ones(1, 8)).any()
+            assert not twin.forward(torch.ones(1, 8)).any()
+            assert self(torch.ones(1, 8)).any()
+
+    trainer(lightning.MPCompilePrecision(), max_epochs=1).fit(Copies(), rows())
+
+
+class Negates(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.neg()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad.neg()
+
+
+class WithNegates(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = Negates.apply(super().forward(x))  # type: ignore[no-untyped-call]
+        return result
+
+
+WIDE: list[tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = [
+    (lambda: nn.Linear(8, 8), weight, {}, "the step calls no module that has parameters"),
+    (lambda: WithNegates(8, 8), whole, {}, "it calls autograd_function_apply, which has its own"),
+    (of_torch, whole, {"full": ("*",)}, "the plan leaves all 3 ops in FP32, most often because: "),
+]
+
+
+@pytest.mark.parametrize(("make", "called", "options", "reason"), WIDE)
+def test_a_model_of_which_nothing_is_in_16_bits_is_told_once(
+    make: Callable[[], nn.Module],
+    called: Any,
+    options: dict[str, Any],
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mine = Built(make(), called)
+    trainer(lightning.MPCompilePrecision(mpcompile.Policy(**options))).fit(mine, rows())
+    said = [text for text in caplog.messages if "nothing in the first step" in text]
+    assert len(said) == 1
+    assert reason in said[0]
+    assert mine.casts == 0
+    caplog.clear()
+    plugin = lightning.MPCompilePrecision(mpcompile.FULL_PRECISION)
+    trainer(plugin).fit(Built(make(), called), rows())
+    assert "16 bits" not in caplog.text
 
 
 def test_an_optimizer_that_one_scale_cannot_fit_is_refused() -> None:

@@ -46,6 +46,11 @@ KEPT_BEFORE: dict[str, tuple[tuple[int, int], str]] = {
     "quantile": ((2, 14), ""),
     "nanquantile": ((2, 14), ""),
     "combinations": ((2, 14), "in"),
+    **{
+        f"special_{kind}_{order}": ((2, 15), "")
+        for kind, orders in (("bessel", "j0 j1 y0 y1"), ("modified_bessel", "i0 i1 k0 k1"))
+        for order in orders.split()
+    },
 }
 
 

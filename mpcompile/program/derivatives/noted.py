@@ -23,15 +23,10 @@ from mpcompile.program.derivatives.own_backward import OP, Gradients, OwnBackwar
 from mpcompile.torch_private.own_derivatives import (
     Context,
     DataReplaced,
-    Function,
-    applied_by_torch,
-    backward_of,
-    fp32_inside,
+    OwnFunction,
     has_old_hook,
     hooks_of,
     intercepted,
-    is_checkpoint,
-    sets_up_context,
 )
 from mpcompile.torch_private.tensors import version_of
 
@@ -170,37 +165,32 @@ class Noted:
     def _on_leaf(self, tensor: torch.Tensor, hook: Callable[..., Any]) -> _Handle:
         return _Handle(self._on_grad(tensor, hook, "that the program hooks"))
 
-    def _apply(self, function: Function, *args: Any) -> Any:
-        """Stand for ``Function.apply``: run forward without gradients, note backward."""
-        if is_checkpoint(function):
-            run, _, *inputs = args
-            return run(*inputs)
-        if function.__module__.partition(".")[0] == "torch":
-            return applied_by_torch(function, *args)
+    def _apply(self, function: OwnFunction, args: tuple[Any, ...]) -> Any:
+        """Stand for a Function's forward, which runs without gradients; note its backward."""
         needs = tuple(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
         ctx = Context(needs)
         inside = [a.detach() if isinstance(a, torch.Tensor) else a for a in args]
         self._inside += 1
         try:
-            if sets_up_context(function):
+            if function.setup_context is None:
+                made = function.forward(ctx, *inside)
+            else:
                 made = function.forward(*inside)
                 function.setup_context(ctx, tuple(inside), made)
-            else:
-                made = function.forward(ctx, *inside)
         finally:
             self._inside -= 1
         if ctx.dirty_tensors:
             raise CannotCapture(
-                f"the autograd Function {function.__name__} writes to its input",
+                f"the autograd Function {function.name} writes to its input",
                 self._position(),
                 "let it return a new tensor, and leave out ctx.mark_dirty",
             )
-        if self._inside or not (torch.is_grad_enabled() and any(needs)):
+        if self._inside or not any(needs):
             return made
         return self._differentiable(function, ctx, args, made)
 
     def _differentiable(
-        self, function: Function, ctx: Context, args: tuple[Any, ...], made: Any
+        self, function: OwnFunction, ctx: Context, args: tuple[Any, ...], made: Any
     ) -> Any:
         results = list(made) if isinstance(made, tuple | list) else [made]
         plain = {id(value) for value in ctx.non_differentiable}
@@ -215,7 +205,7 @@ class Noted:
         saved = [place.value for place in places]
         wanted = [index for index, needed in enumerate(ctx.needs_input_grad) if needed]
         likes = [value if isinstance(value, torch.Tensor) else None for value in results]
-        backward, name = backward_of(function), function.__name__
+        backward, name = function.backward, function.name
 
         def gradients(read: Sequence[torch.Tensor], given: Gradients) -> Gradients:
             by_index = dict(zip(found, given, strict=True))
@@ -236,7 +226,7 @@ class Noted:
             tuple(value.dtype for value in (*(results[index] for index in found), *saved)),
             is_hook=False,
             where=self._position(),
-            fp32=fp32_inside(function),
+            fp32=function.fp32,
         )
         values = self.mark(
             [results[index] for index in found], [args[index] for index in wanted], saved, own

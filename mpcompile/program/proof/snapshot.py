@@ -7,14 +7,14 @@ cannot be seen before it happens; so they cost the memory of the tensors once, u
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from mpcompile.program.proof.surroundings import GONE, Holder, Path, Surroundings, look
+from mpcompile.program.proof.surroundings import GONE, Holder, Path, Surroundings, elements, look
 from mpcompile.torch_private.tensors import is_fake, set_version, version_of
 
 _EQUAL = (bool, int, float, complex, str, bytes)
@@ -29,12 +29,28 @@ class Change:
         key: key, attribute or index of the first element that differs.
         before: its value in the snapshot; `GONE` if it is new.
         after: its present value; `GONE` if it is missing now.
+        holder: what holds it, or the generator.
     """
 
     path: str
     key: Any
     before: Any
     after: Any
+    holder: Any
+
+    @property
+    def named(self) -> bool:
+        """Whether it is an attribute, not an element of a container."""
+        return isinstance(self.holder, Holder) and self.holder.attributes
+
+    @property
+    def is_state(self) -> bool:
+        """Whether a parameter, buffer or submodule was replaced: no side effect, but state.
+
+        So is a tensor that torch keeps on a layer of its own, such as a normed weight.
+        """
+        held = isinstance(self.holder, Holder) and self.holder.state
+        return held and not isinstance(self.after, _EQUAL)
 
 
 class Snapshot:
@@ -46,13 +62,26 @@ class Snapshot:
 
     def changes(self) -> list[Change]:
         """Return what differs now."""
-        found = [change for item, before in self._contents for change in _differences(item, before)]
+        found = [
+            change
+            for item, before in self._contents
+            for change in _differences(item, before, lenient=True)
+        ]
         found += [
-            Change(path, None, before, _state(item))
+            Change(path, None, before, _state(item), item)
             for path, item, before in self._drawn
             if not _same_state(before, _state(item))
         ]
         return found
+
+    def probe(self, change: Change) -> Callable[[], bool]:
+        """Return a function that says whether a change is there, and looks at nothing else."""
+        for item, before in self._contents:
+            if item is change.holder:
+                return lambda: any(
+                    now.path == change.path for now in _differences(item, before, lenient=True)
+                )
+        return lambda: not _same_state(change.before, _state(change.holder))
 
     def drawn(self) -> list[str]:
         """Return the places of the generators that have drawn numbers since."""
@@ -75,22 +104,39 @@ class TensorCopies:
         self._kept = [
             _Kept.of(path, tensor)
             for path, tensor in tensors
-            if tensor.layout is torch.strided and not is_fake(tensor)
+            if tensor.layout is torch.strided and not is_fake(tensor) and not tensor.is_inference()
         ]
-        self._values = {id(kept.tensor): kept.value for kept in self._kept}
+        self._written: list[_Kept] | None = None
 
-    def value_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """Return a tensor's value at the time of the copy; None if it was not copied."""
-        return self._values.get(id(tensor))
+    def set_gradients_aside(self) -> None:
+        """Leave no tensor a gradient; `restore` brings them back."""
+        for kept in self._kept:
+            if kept.grad is not None:
+                kept.tensor.grad = None
 
-    def changed(self) -> list[str]:
-        """Return the places of the tensors whose value differs now."""
-        return [kept.path for kept in self._kept if kept.is_written()]
+    def changed(self) -> list[tuple[str, torch.Tensor]]:
+        """Return the tensors whose value differs; `restore` looks at no other value then."""
+        self._written = [kept for kept in self._kept if kept.is_written()]
+        return [(kept.path, kept.tensor) for kept in self._written]
+
+    @property
+    def written(self) -> list[tuple[str, torch.Tensor]]:
+        """What `changed` has found."""
+        return [(kept.path, kept.tensor) for kept in self._written or ()]
+
+    def changed_by_ops(self) -> None:
+        """Find the tensors that PyTorch's operations have written, without reading values."""
+        self._written = [kept for kept in self._kept if version_of(kept.tensor) != kept.version]
 
     def restore(self) -> None:
         """Put back storage, values, versions, gradients and whether one is required."""
+        if self._written is None:
+            self.changed()
+        for kept in self._written or ():
+            kept.put_back()
         for kept in self._kept:
-            kept.restore()
+            kept.put_back_gradient()
+        self._written = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,14 +162,17 @@ class _Kept:
             return True
         return not _same_numbers(now, self.value)
 
-    def restore(self) -> None:
+    def put_back(self) -> None:
         tensor = self.tensor
         with torch.no_grad():
             if tensor.data_ptr() != self.storage.data_ptr() or tensor.shape != self.storage.shape:
                 tensor.data = self.storage
-            if not _same_numbers(self.storage, self.value):
-                self.storage.copy_(self.value)
-        set_version(tensor, self.version)
+            self.storage.copy_(self.value)
+
+    def put_back_gradient(self) -> None:
+        tensor = self.tensor
+        if version_of(tensor) != self.version:
+            set_version(tensor, self.version)
         if tensor.is_leaf:
             if tensor.requires_grad != self.trained:
                 tensor.requires_grad_(self.trained)
@@ -132,9 +181,10 @@ class _Kept:
 
 
 def _same_numbers(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.is_floating_point() or one.is_complex():
-        return bool(((one == other) | ((one != one) & (other != other))).all())
-    return torch.equal(one, other)
+    if torch.equal(one, other):
+        return True
+    floating = one.is_floating_point() or one.is_complex()
+    return floating and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def with_optimizer(found: Surroundings, optimizer: torch.optim.Optimizer) -> Surroundings:
@@ -163,9 +213,9 @@ def _content(item: Holder) -> Any:
     if item.keys is not None:
         return {key: look(holder, key) for key in item.keys}
     if isinstance(holder, dict):
-        return dict(holder)
+        return dict(dict.items(holder))  # a class may make something else of reading it
     if isinstance(holder, list | deque):
-        return list(holder)
+        return list(elements(holder))
     if isinstance(holder, set):
         return set(holder)
     names = ("cell_contents",) if hasattr(type(holder), "cell_contents") else _DEFAULTS
@@ -175,25 +225,26 @@ def _content(item: Holder) -> Any:
 _DEFAULTS = ("__defaults__", "__kwdefaults__")
 
 
-def _differences(item: Holder, before: Any) -> list[Change]:
+def _differences(item: Holder, before: Any, *, lenient: bool = False) -> list[Change]:
+    """Return what differs; with ``lenient`` an attribute may be a copy, as `torch.export` makes."""
     now = _content(item)
     if isinstance(before, dict):
         pairs = [(key, value, now.get(key, GONE)) for key, value in before.items()]
         pairs += [(key, GONE, value) for key, value in now.items() if key not in before]
         return [
-            Change(_path(item, key), key, old, new)
+            Change(_path(item, key), key, old, new, item)
             for key, old, new in pairs
-            if not _same(old, new)
+            if not (_alike(old, new) if lenient else _same(old, new))
         ]
     if isinstance(before, set):
         if before == now:
             return []
-        return [Change(str(item.path), None, before, now)]
+        return [Change(str(item.path), None, before, now, item)]
     length = max(len(before), len(now))
     for index in range(length):
         old, new = (part[index] if index < len(part) else GONE for part in (before, now))
         if not _same(old, new):
-            return [Change(str(item.path), index, old, new)]
+            return [Change(str(item.path), index, old, new, item)]
     return []
 
 
@@ -212,20 +263,32 @@ def _same(one: Any, other: Any) -> bool:
     )
 
 
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values are the same, or containers of the same elements."""
+    if _same(one, other):
+        return True
+    if type(one) is not type(other) or not isinstance(one, list | tuple | dict | set | deque):
+        return False
+    if len(one) != len(other):
+        return False
+    if isinstance(one, dict):
+        return all(key in other and _alike(value, other[key]) for key, value in one.items())
+    return one == other if isinstance(one, set) else all(map(_alike, one, other))
+
+
 def _put_back(item: Holder, before: Any) -> None:
     holder = item.value
     if isinstance(holder, dict):
-        if item.keys is None and list(holder) != list(before):
-            holder.clear()
-            holder.update(before)
-            return
+        kind = OrderedDict if isinstance(holder, OrderedDict) else dict
+        if item.keys is None and list(dict.keys(holder)) != list(before):
+            kind.clear(holder)
         for key, value in before.items():
             if value is GONE:
-                holder.pop(key, None)
-            elif holder.get(key, GONE) is not value:
-                holder[key] = value
+                kind.pop(holder, key, None)
+            elif look(holder, key) is not value:
+                kind.__setitem__(holder, key, value)
     elif isinstance(holder, list):
-        holder[:] = before
+        list.__setitem__(holder, slice(None), before)
     elif isinstance(holder, deque | set):
         holder.clear()
         (holder.extend if isinstance(holder, deque) else holder.update)(before)

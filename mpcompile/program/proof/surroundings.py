@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,13 @@ import torch
 
 from mpcompile.program.proof.users_code import (
     codes_in,
+    is_class_value,
     is_followed,
     is_torch_module,
     is_users_class,
     is_users_code,
     is_users_module,
+    slots_of,
 )
 from mpcompile.torch_private.modules import HOOKS, INTERNAL, MEMBERS, hooks_of
 
@@ -69,12 +71,14 @@ class Holder:
         value: the holder itself; for an object its ``__dict__`` if it has one.
         keys: the only keys that count, of a module's globals; None: all.
         attributes: whether its keys are read as attributes, not as items.
+        state: whether it holds parameters, buffers or submodules, or is a layer of torch.
     """
 
     path: Path
     value: Any
     keys: frozenset[str] | None = None
     attributes: bool = False
+    state: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +146,21 @@ def current(item: Held, default: Any = None) -> Any:
 def look(holder: Any, key: Any) -> Any:
     """Return what a holder has under a key, or `GONE`."""
     if isinstance(holder, dict):
-        return holder.get(key, GONE)
+        return dict.get(holder, key, GONE)
     if isinstance(holder, list | tuple | deque):
-        return holder[key] if key < len(holder) else GONE
+        parts = elements(holder)
+        return parts[key] if key < len(parts) else GONE
     try:
         return getattr(holder, key, GONE)
     except ValueError:  # an empty cell
         return GONE
+
+
+def elements(holder: Any) -> Any:
+    """Return the elements of a list, tuple or deque, whatever its class makes of reading them."""
+    if isinstance(holder, deque):
+        return holder
+    return list(list.__iter__(holder) if isinstance(holder, list) else tuple.__iter__(holder))
 
 
 class _Walk:
@@ -173,17 +185,18 @@ class _Walk:
         """Walk over a module, its submodules, hooks, attributes and code."""
         if not self._first(module):
             return
-        self._holder(path, vars(module), attributes=True)
+        torchs = type(module).__module__.startswith("torch.")
+        self._holder(path, vars(module), None, True, torchs)
         members = vars(module)
         for group in MEMBERS:
-            self._holder(path, members[group], attributes=True)
+            self._holder(path, members[group], None, True, True)
             for name, value in list(members[group].items()):
                 self._entry(path.attribute(name), members[group], name, value, depth)
         for group, word in HOOKS.items():
             self._holder(Path(f"the {word}s", f" of {path}"), members[group])
             for key, hook in list(members[group].items()):
                 self._entry(Path(f"a {word}", f" of {path}"), members[group], key, hook, depth)
-        whole = is_torch_module(type(module))
+        whole = is_torch_module(type(module))  # type: ignore[arg-type]
         for name, value in list(members.items()):
             if name not in INTERNAL:
                 take = partial(self._entry, path.attribute(name), members, name, value, depth)
@@ -211,7 +224,7 @@ class _Walk:
                 self._class(value, path, made=True)
         elif isinstance(value, dict | list | tuple | deque | set | frozenset):
             self._container(value, path, depth)
-        elif is_followed(type(value)):
+        elif is_followed(type(value)):  # type: ignore[arg-type]
             self._object(value, path, depth)
 
     def _entry(self, path: Path, holder: Any, key: Any, value: Any, depth: int) -> None:
@@ -234,7 +247,8 @@ class _Walk:
         if len(value) > min(LARGE, self._room) or depth > DEPTH:
             return
         self._room -= len(value)
-        for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+        pairs = dict.items(value) if isinstance(value, dict) else enumerate(elements(value))
+        for key, item in list(pairs):
             self._entry(path.item(key), value, key, item, depth + 1)
 
     def _object(self, value: Any, path: Path, depth: int) -> None:
@@ -245,7 +259,7 @@ class _Walk:
             self._holder(path, members, attributes=True)
             for name, item in list(members.items()):
                 self._limited(path.attribute(name), members, name, item, depth + 1)
-        slots = frozenset(_slots(type(value)))
+        slots = frozenset(slots_of(type(value)))
         if slots:
             self._holder(path, value, slots, True)
             for name in slots:
@@ -266,7 +280,7 @@ class _Walk:
                 continue
             self._classes.add((owner, made))
             values = frozenset(
-                name for name, value in vars(owner).items() if _is_class_value(name, value)
+                name for name, value in vars(owner).items() if is_class_value(name, value)
             )
             self._holder(path, owner, values, True)
             for name, value in list(vars(owner).items()):
@@ -300,7 +314,7 @@ class _Walk:
             value = value.__func__
         if not self._first(value):
             return
-        name = "loss" if value.__name__ == "<lambda>" else value.__name__
+        name = str(path) if value.__name__ == "<lambda>" else value.__name__
         users = is_users_code(value)
         for variable, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             if (item := look(cell, "cell_contents")) is GONE:
@@ -379,20 +393,7 @@ class _Walk:
         value: Any,
         keys: frozenset[str] | None = None,
         attributes: bool = False,
+        state: bool = False,
     ) -> None:
-        self.holders.setdefault((id(value), keys), Holder(path, value, keys, attributes))
-
-
-def _slots(kind: type) -> list[str]:
-    return [
-        name
-        for owner in kind.__mro__
-        for name, value in vars(owner).items()
-        if isinstance(value, MemberDescriptorType) and not name.startswith("__")
-    ]
-
-
-def _is_class_value(name: str, value: Any) -> bool:
-    """Whether an entry of a class is a value, not a method, a property or Python's own."""
-    own = name.startswith(("__", "_abc_"))
-    return not own and not callable(value) and not hasattr(value, "__get__")
+        made = Holder(path, value, keys, attributes, state)
+        self.holders.setdefault((id(value), keys), made)

@@ -6,7 +6,8 @@ import sys
 import sysconfig
 from functools import cache
 from os import sep
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
+from typing import Any
 
 import torch
 
@@ -68,3 +69,19 @@ def codes_in(code: CodeType) -> list[CodeType]:
     """Return a code object and those of the functions and classes written inside it."""
     inside = [c for c in code.co_consts if isinstance(c, CodeType)]
     return [code, *(found for inner in inside for found in codes_in(inner))]
+
+
+def slots_of(kind: type) -> list[str]:
+    """Return the names of the attributes that a class keeps in slots."""
+    return [
+        name
+        for owner in kind.__mro__
+        for name, value in vars(owner).items()
+        if isinstance(value, MemberDescriptorType) and not name.startswith("__")
+    ]
+
+
+def is_class_value(name: str, value: Any) -> bool:
+    """Whether an entry of a class is a value, not a method, a property or Python's own."""
+    own = name.startswith(("__", "_abc_"))
+    return not own and not callable(value) and not hasattr(value, "__get__")

@@ -1,0 +1,121 @@
+"""What a program does beside its tensors when it runs: draws, and changes of Python values.
+
+A graph holds neither. A number that was drawn would be the same in each step, so the program is
+refused. A change is undone, because it may hold a tensor without values, and is said.
+`torch.export` itself puts back attributes of modules; only the proof's own run shows these.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpcompile.errors import CannotCapture, SideEffect
+from mpcompile.program.capture import definition
+from mpcompile.program.proof.second_look import lines_of
+from mpcompile.program.proof.snapshot import Change, Snapshot
+from mpcompile.program.proof.surroundings import surroundings
+from mpcompile.program.workload import Workload
+
+_GLOBAL: dict[str, Callable[[], Any]] = {
+    "Python's random": random.getstate,
+    "NumPy's random": lambda: repr(np.random.get_state(legacy=False)),
+}
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Put the global generators of Python and NumPy back at the end."""
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+class Effects:
+    """The effects of one program, collected over several runs of it.
+
+    Attributes:
+        found: what the program can read.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self.found = surroundings(workload.model, workload.loss)
+        self._workload = workload
+        self._note = Snapshot(self.found)
+        self._states = {name: state() for name, state in _GLOBAL.items()}
+        self._changes: dict[str, Change] = {}
+        self._written: list[str] = []
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Undo what runs of the program inside the ``with`` block change beside tensors.
+
+        Raises:
+            CannotCapture: the program draws numbers from a generator that is not torch's.
+        """
+        with generators_kept():
+            try:
+                yield
+                drawn = [name for name, state in _GLOBAL.items() if state() != self._states[name]]
+                drawn += self._note.drawn()
+                for change in self._note.changes():
+                    # A list that was added to says more than the attribute that holds a copy.
+                    if not change.is_state and not (change.path in self._changes and change.named):
+                        self._changes[change.path] = change
+            finally:
+                self._note.restore()
+        if drawn:
+            raise self._refusal(drawn[0])
+
+    def note_written(self, paths: list[str]) -> None:
+        """Note tensors outside the model's state that the program writes in place."""
+        self._written += paths
+
+    def say(self) -> None:
+        """Warn with `SideEffect` of each change once, with the line that makes it."""
+        changes, lines = self._changes, dict[str, str]()
+        if changes:
+            probes = {path: self._note.probe(change) for path, change in changes.items()}
+            lines = self._lines(probes)
+        for path, change in changes.items():
+            tensor = change.named and isinstance(change.after, torch.Tensor)
+            kind = "gets a tensor from the program" if tensor else "is changed by the program"
+            self._warn(path, kind, lines.get(path))
+        for path in self._written:
+            self._warn(path, "is written by the program", None)
+
+    def _warn(self, path: str, kind: str, line: str | None) -> None:
+        where = line or definition(self._workload.loss) or self._workload.origin
+        warnings.warn(
+            f"{where + ': ' if where else ''}{path} {kind} when it runs, and a compiled step "
+            "does not do that; return it beside the loss, or change it outside the step.",
+            SideEffect,
+            stacklevel=5,
+        )
+
+    def _refusal(self, name: str) -> CannotCapture:
+        probe = _GLOBAL.get(name, lambda: name in self._note.drawn())
+        return CannotCapture(
+            f"the program draws a number from {name}, which would be the same in every step",
+            self._lines({name: probe}).get(name)
+            or definition(self._workload.loss)
+            or self._workload.origin,
+            "draw it with torch, such as torch.rand(()), or draw it before the step and give it in "
+            "the batch",
+        )
+
+    def _lines(self, probes: dict[str, Callable[[], Any]]) -> dict[str, str]:
+        with generators_kept():
+            try:
+                return lines_of(self._workload, self.found, probes)
+            finally:
+                self._note.restore()

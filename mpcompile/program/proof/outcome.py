@@ -1,0 +1,222 @@
+"""What one forward and backward pass leaves behind: in eager PyTorch, and by the captured graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from mpcompile.program.capture import Forward, InputKind
+from mpcompile.program.derivatives.own_backward import OwnBackward
+from mpcompile.program.proof.snapshot import TensorCopies
+from mpcompile.program.random_state import RandomState, drawn_again, random_state
+from mpcompile.program.workload import Workload
+from mpcompile.torch_private.modules import hooks_of
+from mpcompile.torch_private.ops import draws
+from mpcompile.torch_private.tracing import leaves_of
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """The results of one forward and backward pass; all tensors are detached.
+
+    Attributes:
+        loss: 0-d.
+        beside: the tensors that the loss function returns beside the loss.
+        gradients: per trained parameter its gradient; None: the loss does not reach it.
+        written: the next values of the model's parameters and buffers that the pass has written.
+        random: the state of torch's generators after the forward pass.
+    """
+
+    loss: torch.Tensor
+    beside: tuple[torch.Tensor, ...]
+    gradients: dict[str, torch.Tensor | None]
+    written: dict[str, torch.Tensor]
+    random: RandomState
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A captured program and the tensors of its model.
+
+    Attributes:
+        workload: the program, with a loss and an optimizer.
+        forward: its captured graph.
+        state: the parameters, buffers and constants by the name that the graph gives them.
+        hooked: whether code of the program runs in backward: hooks, Functions.
+        homes: every name of a tensor in the model, and its key in `state`: it may have several.
+        trained: the names of the captured parameters that the optimizer trains.
+        device: the device of the model.
+    """
+
+    workload: Workload
+    forward: Forward
+    state: dict[str, torch.Tensor]
+    hooked: bool
+    homes: dict[str, str]
+    trained: tuple[str, ...]
+    device: torch.device
+
+    @classmethod
+    def of(cls, workload: Workload, forward: Forward) -> Subject:
+        """Collect the tensors of a captured program."""
+        assert workload.optimizer is not None
+        model = workload.model
+        state = {
+            item.name: item.tensor for item in forward.inputs if item.kind is not InputKind.BATCH
+        }
+        keys = {id(tensor): name for name, tensor in state.items()}
+        homes = {}
+        for name, tensor in _tensors(model).items():
+            homes[name] = keys.setdefault(id(tensor), name)
+            state.setdefault(homes[name], tensor)
+        groups = workload.optimizer.param_groups
+        wanted = {id(p) for group in groups for p in group["params"] if p.requires_grad}
+        trained = tuple(
+            item.name
+            for item in forward.inputs
+            if item.kind is InputKind.PARAMETER and id(item.tensor) in wanted
+        )
+        device = next(iter(model.parameters())).device
+        nodes = forward.module.graph.nodes
+        hooked = any(isinstance(node.target, OwnBackward) for node in nodes)
+        hooked = hooked or any(map(hooks_of, state.values()))
+        return cls(workload, forward, state, hooked, homes, trained, device)
+
+
+def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return {**named, **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def of_program(subject: Subject, copies: TensorCopies, state: RandomState) -> Outcome:
+    """Run the user's own program once, forward and backward, so that all its hooks run.
+
+    The caller puts back what the program has changed.
+
+    Args:
+        subject: the program; its tensors are written if the program writes them.
+        copies: of all its tensors before.
+        state: the random numbers to draw.
+    """
+    workload = subject.workload
+    assert workload.loss is not None
+    copies.set_gradients_aside()
+    batch = [value.detach().clone().requires_grad_(value.requires_grad) for value in workload.batch]
+    with drawn_again(state), torch.enable_grad():
+        result = workload.loss(workload.model, *batch)
+        after = random_state(subject.device)
+        loss, *beside = [leaf for leaf in leaves_of(result) if isinstance(leaf, torch.Tensor)]
+        if loss.requires_grad:
+            loss.backward()
+    gradients: dict[str, torch.Tensor | None] = {}
+    for name in subject.trained:
+        gradient = subject.state[name].grad
+        gradients[name] = _dense(gradient)
+    written = {}
+    homes = subject.homes
+    now = {homes.get(name, name): tensor for name, tensor in _tensors(workload.model).items()}
+    changed = {id(tensor) for _, tensor in copies.changed()}
+    for name, tensor in {**subject.state, **now}.items():
+        if tensor is not subject.state.get(name) or id(tensor) in changed:
+            written[name] = tensor.detach().clone()
+    kept = tuple(value.detach().clone() for value in beside)
+    return Outcome(loss.detach(), kept, gradients, written, after)
+
+
+def of_graph(subject: Subject, state: RandomState, *, exact: bool = False) -> Outcome:
+    """Run the captured graph once under autograd, on the user's tensors, which it only reads.
+
+    Args:
+        subject: the captured program.
+        state: the random numbers to draw.
+        exact: compute in FP64; random numbers are those of FP32.
+    """
+    forward = subject.forward
+    values, leaves = [], {}
+    for item in forward.inputs:
+        value = item.tensor.detach()
+        value = value.double() if exact and value.dtype is torch.float32 else value
+        if item.name in subject.trained:
+            leaves[item.name] = value.requires_grad_()
+        values.append(value)
+    run = (_Exact if exact else _Plain)(forward.module).run
+    with drawn_again(state), torch.enable_grad():
+        results: Sequence[torch.Tensor] = run(*values, enable_io_processing=False)
+        after = random_state(subject.device)
+        loss = results[-1]
+        found: Sequence[torch.Tensor | None] = [None] * len(leaves)
+        if loss.requires_grad and leaves:
+            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            # A Function that runs a part of the model again adds to ``weight.grad`` itself.
+            found = [
+                _sum(gradient, leaf.grad)
+                for gradient, leaf in zip(found, leaves.values(), strict=True)
+            ]
+    count = len(forward.written)
+    return Outcome(
+        loss.detach(),
+        tuple(value.detach() for value in results[count:-1]),
+        dict(zip(leaves, map(_dense, found), strict=True)),
+        {
+            subject.homes.get(name, name): value.detach()
+            for name, value in zip(forward.written, results, strict=False)
+        },
+        after,
+    )
+
+
+def _sum(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
+
+
+def _dense(gradient: torch.Tensor | None) -> torch.Tensor | None:
+    if gradient is None or gradient.layout is torch.strided:
+        return None if gradient is None else gradient.detach()
+    return gradient.detach().to_dense()
+
+
+class _Plain(fx.Interpreter):
+    """Runs a functional graph under autograd on real tensors."""
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an op; the functional copy, which torch cannot differentiate, as a conversion."""
+        if target is torch.ops.aten.copy.default:
+            like, value = args[:2]
+            return value.to(like.device, like.dtype).expand(like.shape)
+        return super().call_function(target, args, kwargs)
+
+
+class _Exact(_Plain):
+    """Computes in FP64 what a graph computes in FP32, on the random numbers of FP32."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op != "call_function" or not draws(n):
+            return fx.node.map_aggregate(super().run_node(n), _widened)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        narrow = fx.node.map_aggregate((args, kwargs), _narrowed)
+        made = n.target(*narrow[0], **narrow[1])  # type: ignore[operator]
+        return fx.node.map_aggregate(made, _widened)
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def wide(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        return super().call_function(
+            target, fx.node.map_aggregate(args, wide), fx.node.map_aggregate(kwargs, wide)
+        )
+
+
+def _widened(value: Any) -> Any:
+    is_narrow = isinstance(value, torch.Tensor) and value.dtype is torch.float32
+    return value.double() if is_narrow else value
+
+
+def _narrowed(value: Any) -> Any:
+    is_wide = isinstance(value, torch.Tensor) and value.dtype is torch.float64
+    return value.float() if is_wide else value
