@@ -34,13 +34,12 @@ from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.describe import dataflow
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.marks import MADE_BY
-from mpcompile.program.module_modes import in_modes, modes_of
 from mpcompile.program.open_capture import capture_open, check_open
 from mpcompile.program.proof.effects import Effects
 from mpcompile.program.proof.verify import verify as verify_graph
 from mpcompile.program.unfit_constants import UnfitConstant, unfit_constants, unfit_reasons
 from mpcompile.program.workload import Workload
-from mpcompile.step.differentiate import differentiate
+from mpcompile.step.differentiate import NotReached, differentiate
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.loop import Loop
 from mpcompile.step.loss_scale import LossScale
@@ -135,18 +134,14 @@ def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainSt
         raise BadInput(
             "the workload has no loss and no optimizer", workload.origin, "add both to train it"
         )
-    modes = modes_of(workload.model)
 
-    def for_batch(
-        batch: tuple[torch.Tensor, ...], open_dims: tuple[bool, ...]
-    ) -> tuple[Forward, StepGraph]:
-        with in_modes(modes):
-            made = transform(
+    def for_batch(batch: tuple[torch.Tensor, ...], open_dims: tuple[bool, ...]) -> Transformed:
+        # The caller may be inside torch.no_grad(), and a step trains there too.
+        with torch.inference_mode(False), torch.enable_grad():
+            return transform(
                 replace(workload, batch=batch),
                 choices.for_another_batch(transformed.plan, open_dims),
             )
-        assert made.step is not None
-        return made.forward, made.step
 
     parallel = choices.loop.parallel
     if parallel is not None:
@@ -200,7 +195,13 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     if workload.optimizer is None:
         return made
     with effects.undone():  # hooks of the program run in its backward pass
-        made = _with_step(made, workload.optimizer)
+        try:
+            made = _with_step(made, workload.optimizer)
+        except NotReached as error:
+            if choices.like is None:
+                raise
+            # The program has changed since; eager PyTorch gives these weights no update.
+            made = _with_step(made, workload.optimizer, error.names)
     check_open(forward, workload)
     trace("mpcompile_step", lambda: str(made.step))
     return made
@@ -220,10 +221,12 @@ def _planned(flow: Dataflow, choices: Choices) -> Plan:
     return plan
 
 
-def _with_step(made: Transformed, optimizer: torch.optim.Optimizer) -> Transformed:
+def _with_step(
+    made: Transformed, optimizer: torch.optim.Optimizer, without: Collection[str] = ()
+) -> Transformed:
     """Differentiate, trace the update, and run the training passes."""
     forward, choices, workload = made.forward, made.choices, made.workload
-    trained, update = update_of(workload, optimizer, forward, choices.loop)
+    trained, update = update_of(workload, optimizer, forward, choices.loop, without)
     # The user is shown the graph of composite ops; autograd gets a copy.
     prepared = replace(forward, module=copy_graph(forward.module))
     passes = matmul_passes(arena_positions(forward, update), choices.without)

@@ -22,7 +22,7 @@ from torch import nn
 import mpcompile
 from bench.machine import describe
 from mpcompile.lower import lower as lower_module
-from mpcompile.train import train_step
+from mpcompile.train import bound_step
 
 CALLS, ROUNDS = 1000, 7
 
@@ -43,7 +43,7 @@ def empty_step(layers: int) -> tuple[Callable[[], Any], torch.optim.Optimizer]:
         results = [torch.zeros(()) for _ in made.gradient_results]
         return replace(made, gradient=lambda *_: results, update=lambda *_: None)
 
-    with patch.object(train_step, "lower", lower):
+    with patch.object(bound_step, "lower", lower):
         step = mpcompile.compile(model, loss, optimizer, (batch,), backend="interpreter")
     return lambda: step(batch), optimizer
 

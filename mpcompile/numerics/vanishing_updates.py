@@ -19,7 +19,7 @@ from mpcompile.numerics.calibration import batch_by_node, same_random_numbers
 from mpcompile.program.capture import Forward, InputKind
 from mpcompile.program.workload import Workload
 from mpcompile.step.optimizer_start import optimizer_around
-from mpcompile.step.update import trained_parameters
+from mpcompile.step.trained import trained_parameters
 
 _EXPONENT, _MANTISSA, _BIAS = 10, 0x3FF, 15  # the layout of the bits of an FP16 number
 

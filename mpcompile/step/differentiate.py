@@ -21,6 +21,18 @@ from mpcompile.torch_private.graphs import fake_mode_of, rename
 from mpcompile.torch_private.ops import draws, op_name, scan_is_differentiable
 
 
+class NotReached(BadInput):
+    """The loss does not depend on some of the trained parameters.
+
+    Attributes:
+        names: those parameters.
+    """
+
+    def __init__(self, names: Sequence[str], what: str, where: str | None) -> None:
+        super().__init__(what, where, "leave unused parameters out of the optimizer")
+        self.names = tuple(names)
+
+
 def differentiate(
     forward: Forward, trained: Sequence[str], origin: str | None
 ) -> tuple[fx.GraphModule, dict[str, Slot]]:
@@ -176,11 +188,11 @@ def _all_reached(
     unreached = [name for name, grad in zip(trained, gradients, strict=True) if grad is None]
     if unreached:
         more = f" and {len(unreached) - 3} more" if len(unreached) > 3 else ""
-        raise BadInput(
+        raise NotReached(
+            unreached,
             f"the optimizer trains {', '.join(unreached[:3])}{more}, "
             "but the loss does not depend on them",
             origin,
-            "leave unused parameters out of the optimizer",
         )
     return [grad for grad in gradients if grad is not None]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from mpcompile.step.arena import ALIGNMENT, Arena
 from mpcompile.step.optimizer_options import KERNELS, is_input, parts, replaced
+from mpcompile.torch_private.guarding import plain_step, without_step_hooks
 
 State = dict[str, torch.Tensor]
 
@@ -56,14 +57,15 @@ class _Recorded(dict[str, Any]):
 def optimizer_around(
     optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], state: Mapping[Any, Any]
 ) -> torch.optim.Optimizer:
-    """Return a copy of the user's optimizer with other parameters and state.
+    """Return a copy of the user's optimizer with other parameters and state, without hooks.
 
-    Step it with ``type(it).step(it)``: a schedule may have replaced ``step`` on the user's object.
+    Step it with `mpcompile.torch_private.guarding.plain_step`.
     """
     shell: torch.optim.Optimizer = object.__new__(type(optimizer))
     shell.__dict__.update(optimizer.__dict__)
     shell.param_groups = groups
     shell.state = state  # type: ignore[assignment]
+    without_step_hooks(shell)
     return shell
 
 
@@ -114,7 +116,7 @@ def _shape(arena: Arena, length: int = ALIGNMENT) -> tuple[int, ...]:
 def _plain_step(shell: torch.optim.Optimizer) -> None:
     """Run ``step()`` on plain tensors; raises StepFails."""
     try:
-        type(shell).step(shell)
+        plain_step(shell)
     except Exception as error:
         raise StepFails(type(shell).__name__) from error
 
@@ -178,6 +180,38 @@ def has_begun(states: Iterable[Mapping[str, Any]], first: Mapping[str, torch.Ten
         for key, value in first.items()
         if isinstance(state.get(key), torch.Tensor)
     )
+
+
+def progress_of(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
+) -> dict[str, Hashable]:
+    """Return what must be equal of parameters in one arena: counters, and which state is zero.
+
+    Parameters differ in it if some were frozen for a time, or came to the optimizer later.
+
+    Args:
+        optimizer: the user's, with its present state.
+        parameters: its parameters by name.
+    """
+    entries = {
+        (name, key): value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    numbers = {
+        place: value.detach().double() if value.dim() == 0 else value.detach().any().double()
+        for place, value in entries.items()
+        if isinstance(value, torch.Tensor)
+    }
+    values: dict[tuple[str, str], Any] = {}
+    for device in {value.device for value in numbers.values()}:  # one read of each device
+        here = {place: value for place, value in numbers.items() if value.device == device}
+        values |= zip(here, torch.stack(list(here.values())).tolist(), strict=True)
+    found: dict[str, list[Any]] = {name: [] for name in parameters}
+    for (name, key), value in entries.items():
+        plain = isinstance(value, bool | int | float)
+        found[name].append((key, value if plain else values.get((name, key))))
+    return {name: tuple(sorted(each, key=lambda pair: pair[0])) for name, each in found.items()}
 
 
 def acts_alone(optimizer: torch.optim.Optimizer, arena: Arena) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput, CannotCapture
+from mpcompile.errors import CannotCapture
 from mpcompile.program.marks import SLOT, SLOTS
 from mpcompile.step.arena import Arena
 from mpcompile.step.graph import results
@@ -34,6 +33,7 @@ from mpcompile.step.record import record
 from mpcompile.step.recorded_number import Guard, Numbers, python_takes_numbers
 from mpcompile.step.slots import Role, Slot
 from mpcompile.torch_private.graphs import drop_profiler_nodes, rename
+from mpcompile.torch_private.guarding import plain_step
 from mpcompile.torch_private.ops import is_pointwise, op_name
 from mpcompile.torch_private.tensors import fake_like, fake_mode
 from mpcompile.torch_private.tracing import DataDependent, functionalized
@@ -65,64 +65,6 @@ class Update:
     guards: tuple[Guard, ...]
 
 
-def trained_parameters(
-    optimizer: torch.optim.Optimizer, names: Mapping[int, str], origin: str | None
-) -> list[list[str]]:
-    """Return, per parameter group, the names of the parameters that the optimizer trains.
-
-    Args:
-        optimizer: the user's.
-        names: ``id(parameter)`` to its name in the captured graph.
-        origin: the user's source position for error messages.
-
-    Raises:
-        BadInput: the optimizer needs a closure or sparse gradients, or holds a parameter that is
-            not the model's.
-    """
-    kind = type(optimizer).__name__
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise BadInput(
-            f"{kind}.step() needs a closure, so one step is not one graph",
-            origin,
-            "use an optimizer whose step() needs no closure, for example AdamW",
-        )
-    if isinstance(optimizer, torch.optim.SparseAdam):
-        raise BadInput(
-            f"{kind} takes sparse gradients, but a compiled step computes dense ones",
-            origin,
-            "use Adam, and Embedding(sparse=False)",
-        )
-    groups: list[list[str]] = []
-    for index, group in enumerate(optimizer.param_groups):
-        members: list[str] = []
-        for position, parameter in enumerate(group["params"]):
-            if not parameter.requires_grad:
-                continue
-            name = names.get(id(parameter))
-            if name is None:
-                raise BadInput(
-                    f"the loss does not read parameter {position} of the optimizer's group "
-                    f"{index}, of shape {list(parameter.shape)}",
-                    origin,
-                    "leave the parameter out of the optimizer, or use it in the loss",
-                )
-            if parameter.dtype is not torch.float32:
-                raise BadInput(
-                    f"the parameter {name} is {str(parameter.dtype).removeprefix('torch.')}, not "
-                    "float32",
-                    origin,
-                    "start from an FP32 model; mpcompile makes the 16-bit copies itself",
-                )
-            members.append(name)
-        groups.append(members)
-    if not any(groups):
-        raise BadInput(
-            "the optimizer trains no parameter", origin, "give the optimizer model.parameters()"
-        )
-    return groups
-
-
 def trace_update(
     optimizer: torch.optim.Optimizer,
     groups: Sequence[Sequence[str]],
@@ -131,6 +73,7 @@ def trace_update(
     device: torch.device,
     origin: str | None,
     ranks: int = 1,
+    progress: Mapping[str, Hashable] | None = None,
 ) -> Update:
     """Trace ``optimizer.step()``.
 
@@ -149,14 +92,21 @@ def trace_update(
         device: where the update runs.
         origin: the user's source position for error messages.
         ranks: number of processes; each updates a slice of each flat arena.
+        progress: parameters that differ in it are stored in arenas of their own, because an arena
+            has one counter (`mpcompile.step.optimizer_start.progress_of`); None: none differ.
 
     Raises:
         CannotCapture: ``step()`` fails, or depends on values in a way that a graph cannot express.
     """
+    progress = progress or {}
     parts = [
-        (index, [name for name in names if (name in cast) is narrow])
+        (
+            index,
+            [name for name in names if (name in cast) is narrow and progress.get(name) == stage],
+        )
         for index, names in enumerate(groups)
         for narrow in (True, False)
+        for stage in dict.fromkeys(map(progress.get, names))
     ]
 
     def arena(number: int, part: tuple[int, Sequence[str]], flat: bool, ranks: int) -> Arena:
@@ -303,7 +253,7 @@ class _Trace:
             mine = {k.removeprefix(prefix): v for k, v in options.items() if k.startswith(prefix)}
             groups.append(replaced(group_of(self.optimizer, arena, params=[master]), mine))
         shell = optimizer_around(self.optimizer, groups, defaultdict(dict, state))
-        type(shell).step(shell)
+        plain_step(shell)
         for arena in arenas:
             after = shell.state[held[f"{arena.name}.master"]]
             held |= {f"{arena.name}.{key}": after[key] for key in self.starts[arena.name].state}

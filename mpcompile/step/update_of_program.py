@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import fx
 
@@ -13,8 +15,10 @@ from mpcompile.program.workload import Workload
 from mpcompile.step.arena import ArenaPosition
 from mpcompile.step.graph import StepGraph, add_inputs, results, set_results
 from mpcompile.step.loop import PLAIN, Loop
+from mpcompile.step.optimizer_start import progress_of
 from mpcompile.step.slots import Role, Slot
-from mpcompile.step.update import Update, trace_update, trained_parameters
+from mpcompile.step.trained import trained_parameters
+from mpcompile.step.update import Update, trace_update
 
 
 def update_of(
@@ -22,20 +26,31 @@ def update_of(
     optimizer: torch.optim.Optimizer,
     forward: Forward,
     loop: Loop = PLAIN,
+    without: Collection[str] = (),
 ) -> tuple[list[str], Update]:
     """Trace the optimizer's step for a forward graph that has its casts.
+
+    Args:
+        workload: the program.
+        optimizer: its optimizer.
+        forward: its graph.
+        loop: what happens between backward and the optimizer.
+        without: parameters that are not trained now; see `trained_parameters`.
 
     Returns:
         The names of the trained parameters, and the update.
     """
     named = {id(i.tensor): i.name for i in forward.inputs if i.kind is InputKind.PARAMETER}
-    groups = trained_parameters(optimizer, named, workload.origin)
+    groups = trained_parameters(optimizer, named, workload.origin, without)
     shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
     device = next(iter(workload.model.parameters())).device
     parallel = loop.parallel
     ranks = parallel.ranks if parallel is not None and parallel.shard else 1
     cast = weights_cast(forward, alone=ranks > 1)
-    update = trace_update(optimizer, groups, cast, shapes, device, workload.origin, ranks)
+    tensors = {item.name: item.tensor for item in forward.inputs}
+    trained = [name for group in groups for name in group]
+    progress = progress_of(optimizer, {name: tensors[name] for name in trained})
+    update = trace_update(optimizer, groups, cast, shapes, device, workload.origin, ranks, progress)
     if ranks > 1 and not all(arena.flat for arena in update.arenas):
         raise BadInput(
             f"{type(optimizer).__name__} reads whole weights, so its state cannot be "
@@ -43,7 +58,6 @@ def update_of(
             workload.origin,
             "leave out shard=True, or use an optimizer that works element by element",
         )
-    trained = [name for group in groups for name in group]
     written = sorted({*trained} & {*forward.written})
     if written and (parallel is not None or loop.accumulate > 1):
         raise BadInput(

@@ -1,9 +1,10 @@
-"""The gradient graphs of one step, one for each shape of batch."""
+"""The gradient graphs of one step: one for each situation of the program and shape of batch."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeAlias
@@ -17,6 +18,10 @@ from mpcompile.program.returned import ReturnedTree
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.slots import Role
 from mpcompile.train.bound_graphs import BoundGradient
+from mpcompile.train.situation import Facts, Situation
+
+MOST_SITUATIONS = 16
+"""Graphs are kept for so many situations of the program; those not used for longest are dropped."""
 
 _log = logging.getLogger("mpcompile")
 
@@ -45,8 +50,16 @@ class BatchGraph:
 class BatchGraphs:
     """All graphs of a step: one for the example batch, and one more for each new shape.
 
+    After a change in the program there is one more for each shape. If the program is as it was
+    before, the graphs of then are used again.
+
+    Attributes:
+        said: how the program differs from before, if no graph was made for it yet.
+        is_open: per tensor of a batch whether its size is left open; empty if none is.
+
     Args:
         first: the graph for the example batch.
+        situation: the one that this graph was captured in.
         batch: the example batch.
         another: makes a graph for a batch of other shapes; its second argument says which tensors
             have an open batch size.
@@ -55,58 +68,83 @@ class BatchGraphs:
     def __init__(
         self,
         first: BatchGraph,
+        situation: Situation,
         batch: Sequence[torch.Tensor],
         another: Callable[[tuple[torch.Tensor, ...], tuple[bool, ...]], BatchGraph],
     ) -> None:
         self._slots = [slot for slot in first.step.slots.values() if slot.role is Role.BATCH]
         self._devices = [value.device for value in batch]
-        self._is_open = first.size.open_dims if first.size else ()
-        self._graphs: dict[_Shapes, list[BatchGraph]] = {}
+        self.is_open = first.size.open_dims if first.size else ()
         _, key = self._size_and_key(batch)
-        self._graphs[key] = [first]
+        self._graphs: dict[_Shapes, list[BatchGraph]] = {key: [first]}
+        self._situations = OrderedDict({_key(situation): self._graphs})
         self._another = another
+        self.said = ""
 
     def __len__(self) -> int:
-        """Count the graphs made so far."""
-        return sum(map(len, self._graphs.values()))
+        """Count the graphs that are kept."""
+        return sum(1 for _ in self._every())
 
-    def bind(self, state: Mapping[str, torch.Tensor]) -> None:
+    def _every(self) -> Iterator[BatchGraph]:
+        for graphs in self._situations.values():
+            yield from chain.from_iterable(graphs.values())
+
+    def enter(self, situation: Situation, said: str) -> None:
+        """Use the graphs of a situation of the program from now on.
+
+        Args:
+            situation: how the program is now.
+            said: how it differs from before; a graph that has to be made is announced with it.
+        """
+        key = _key(situation)
+        self.said = "" if key in self._situations else said
+        self._graphs = self._situations.setdefault(key, {})
+        self._situations.move_to_end(key)
+        if len(self._situations) > MOST_SITUATIONS:
+            self._situations.popitem(last=False)
+
+    def bind(self) -> None:
         """Let all graphs read the state at its present storage."""
-        for graph in chain.from_iterable(self._graphs.values()):
-            graph.gradient.bind(state)
+        for graph in self._every():
+            graph.gradient.bind()
             if isinstance(graph.run, CapturedStep):
                 graph.run.forget()
 
     def __call__(self, batch: Sequence[torch.Tensor]) -> BatchGraph:
         """Return the graph for a batch; raise BadInput if the program does not admit the batch."""
-        self._check(batch)
+        self.check(batch)
         size, key = self._size_and_key(batch)
         found = self._graphs.setdefault(key, [])
         for graph in found:  # more than one if inductor makes other code for large sizes
             if graph.size is None or size is None or graph.size.admits(size):
                 return graph
-        made = self._another(tuple(batch), () if size is None else self._is_open)
-        if made.size is not None and made.size.open_dims != self._is_open:
+        made = self._another(tuple(batch), () if size is None else self.is_open)
+        if made.size is not None and made.size.open_dims != self.is_open:
             raise BadInput(
                 "with this shape the program fixes a size that is open in the example batch",
                 fix="compile another step for this shape",
             )
         found.append(made)
-        shapes = ", ".join(f"[{', '.join(map(str, shape))}]" for shape in key)
-        _log.info("compiled graph %d of the step for batches of shapes %s", len(self), shapes)
+        if self.said:
+            _log.info("%s: compiled graph %d of the step", self.said, len(self))
+            self.said = ""
+        else:
+            shapes = ", ".join(f"[{', '.join(map(str, shape))}]" for shape in key)
+            _log.info("compiled graph %d of the step for batches of shapes %s", len(self), shapes)
         return made
 
     def _size_and_key(self, batch: Sequence[torch.Tensor]) -> tuple[int | None, _Shapes]:
         """Return the open size of a batch, if it has one, and its shapes without this size."""
-        size = size_of(batch, self._is_open) if self._is_open else None
+        size = size_of(batch, self.is_open) if self.is_open else None
         if size is None:
             return None, tuple(value.shape for value in batch)
         return size, tuple(
             ("any", *value.shape[1:]) if is_open else value.shape
-            for value, is_open in zip(batch, self._is_open, strict=True)
+            for value, is_open in zip(batch, self.is_open, strict=True)
         )
 
-    def _check(self, batch: Sequence[torch.Tensor]) -> None:
+    def check(self, batch: Sequence[torch.Tensor]) -> None:
+        """Raise BadInput if a batch differs from the example in more than its sizes."""
         if len(batch) != len(self._slots):
             raise BadInput(
                 f"the step was called with {len(batch)} tensors",
@@ -125,3 +163,8 @@ class BatchGraphs:
                     f"{str(slot.dtype).removeprefix('torch.')}{list(slot.shape)}",
                     fix="give the same number of dimensions and dtype as in the example batch",
                 )
+
+
+def _key(situation: Situation) -> tuple[Facts, Facts]:
+    """Return what graphs on one layout of the weights depend on."""
+    return situation.modes, situation.program

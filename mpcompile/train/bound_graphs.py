@@ -47,14 +47,15 @@ class BoundGradient:
         slots = [slot.name for slot in step.slots.values() if slot.role is Role.BATCH]
         in_batch = {name: index for index, name in enumerate(slots)}
         self._inputs: list[Any] = []
-        self.bind(state)
+        self._state = state
+        self.bind()
         self._batch_inputs = [
             (index, in_batch[name]) for index, name in enumerate(self._names) if name in in_batch
         ]
 
-    def bind(self, state: Mapping[str, torch.Tensor]) -> None:
+    def bind(self) -> None:
         """Read the state at its present storage."""
-        self._inputs = [state.get(name) for name in self._names]
+        self._inputs = [self._state.get(name) for name in self._names]
 
     def prepare(self, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return a batch in the memory layout of the example."""
@@ -123,16 +124,28 @@ class BoundWrites:
         self._function = function
         self._inputs: list[Any] = [state.get(name) for name in names]
         made = {name: index for index, name in enumerate(results)}
-        self._passed = [
-            (index, made[name]) for index, name in enumerate(names) if name not in state
-        ]
+        passed = [(index, made[name]) for index, name in enumerate(names) if name not in state]
+        self._passed = _runs(passed)
+        self._nothing = [[None] * (last - first) for first, last, _, _ in self._passed]
 
     def __call__(self, results: Sequence[torch.Tensor] = ()) -> None:
         """Run the graph on the results of a gradient graph."""
         inputs = self._inputs
-        for index, in_results in self._passed:
-            inputs[index] = results[in_results]
+        for first, last, start, end in self._passed:
+            inputs[first:last] = results[start:end]
         with torch.no_grad():
             self._function(*inputs)
-        for index, _ in self._passed:
-            inputs[index] = None
+        for (first, last, _, _), nothing in zip(self._passed, self._nothing, strict=True):
+            inputs[first:last] = nothing
+
+
+def _runs(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
+    """Join pairs of indices into ranges: many gradients are handed over as one slice."""
+    runs: list[tuple[int, int, int, int]] = []
+    for index, place in pairs:
+        if runs and runs[-1][1] == index and runs[-1][3] == place:
+            first, _, start, _ = runs.pop()
+            runs.append((first, index + 1, start, place + 1))
+        else:
+            runs.append((index, index + 1, place, place + 1))
+    return runs

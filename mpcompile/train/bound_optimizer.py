@@ -16,8 +16,12 @@ from mpcompile.step.processes import DataParallel
 from mpcompile.step.slices import own_slice
 
 
-def when_loaded(optimizer: torch.optim.Optimizer, method: Callable[[], None]) -> None:
-    """Call a method after each ``load_state_dict``, as long as its object is alive."""
+def when_loaded(optimizer: torch.optim.Optimizer, method: Callable[[], None]) -> Callable[[], None]:
+    """Call a method after each ``load_state_dict``, as long as its object is alive.
+
+    Returns:
+        A function that ends this.
+    """
     reference = weakref.WeakMethod(method)
 
     def call(_: torch.optim.Optimizer) -> None:
@@ -27,6 +31,7 @@ def when_loaded(optimizer: torch.optim.Optimizer, method: Callable[[], None]) ->
 
     hook = optimizer.register_load_state_dict_post_hook(call)
     weakref.finalize(method.__self__, hook.remove)  # type: ignore[attr-defined]
+    return hook.remove
 
 
 class BoundOptimizer:
@@ -42,6 +47,10 @@ class BoundOptimizer:
         parameters: the model's parameters by name.
         tensors: the step's tensors by slot; the state is added to them.
         parallel: the processes that share the sharded arenas.
+
+    Attributes:
+        uneven: arenas of which some parameters have taken more steps than others. The update graph
+            has one counter for all, so they cannot be updated together.
     """
 
     def __init__(
@@ -55,16 +64,20 @@ class BoundOptimizer:
     ) -> None:
         self._optimizer, self._step, self._initial = optimizer, step, initial
         self._parameters, self._tensors, self._parallel = parameters, tensors, parallel
+        self.uneven: set[str] = set()
 
     def bind(self, arena: Arena) -> None:
         """Take over an arena's state; it has begun if it differs from the initial state."""
         initial, entries = self._initial[arena.name], self._entries(arena)
+        self.uneven.discard(arena.name)
         begun, there = f"{arena.name}.{BEGUN}", self._in_slices(arena, entries)
         if begun in self._step.slots and not there:
             device = entries[0][1].device
             self._tensors.setdefault(begun, torch.zeros((), device=device))
-            states = [entry for entry, _ in entries]
-            self._tensors[begun].fill_(has_begun(states, initial))
+            each = [has_begun([entry], initial) for entry, _ in entries]
+            self._tensors[begun].fill_(any(each))
+            if any(each) != all(each):
+                self.uneven.add(arena.name)
         sliced = self._sliced(arena)
         for key, first in initial.items():
             if not (there and key in sliced):
@@ -127,6 +140,8 @@ class BoundOptimizer:
             else:
                 view.fill_(first.flatten()[0])
             entry[key] = view
+        if numbers and bool((state != state[0]).any()):
+            self.uneven.add(arena.name)
         if not sliced:
             self._tensors[slot.name] = state
             return

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import Any
 
 import torch
 
 from mpcompile.errors import BadInput
 from mpcompile.passes.step.accumulate_gradients import BEFORE
+from mpcompile.program.capture import Forward, InputKind
 from mpcompile.step.arena import Arena, arena_views
 from mpcompile.step.collectives import put_together
 from mpcompile.step.graph import StepGraph, placeholders
@@ -20,6 +19,13 @@ from mpcompile.step.slots import STATE, Role
 from mpcompile.step.transformed import Transformed
 from mpcompile.torch_private.tensors import version_of
 from mpcompile.train.bound_optimizer import BoundOptimizer, when_loaded
+from mpcompile.train.places import Places
+from mpcompile.train.users_state import (
+    give_own_memory,
+    named_of_user,
+    names_in,
+    refuse_to_save_slices,
+)
 from mpcompile.train.weight_copies import ReadWeights, claim
 
 
@@ -30,13 +36,16 @@ class BoundState:
     its state. The step takes over writes to either. In a sharded arena this process holds a slice:
     outside `whole`, optimizer state and weights that forward reads in 16 bits only are absent.
 
+    Args:
+        transformed: the step, and the workload whose parameters it trains.
+        kept: tensors of slots that another layout of the same step has used: scale and counters.
+
     Attributes:
         tensors: the step's tensors by slot.
     """
 
     def __init__(
-        self,
-        transformed: Transformed,
+        self, transformed: Transformed, kept: Mapping[str, torch.Tensor] | None = None
     ) -> None:
         workload, forward, step = transformed.workload, transformed.forward, transformed.step
         assert workload.optimizer is not None
@@ -48,7 +57,7 @@ class BoundState:
         self._device = next(iter(workload.model.parameters())).device
         self._parameters = {item.name: item.tensor for item in forward.inputs}
         self._names = {id(item.tensor): item.name for item in forward.inputs}
-        self.tensors: dict[str, torch.Tensor] = {}
+        self.tensors: dict[str, torch.Tensor] = dict(kept or {})
         self._entries = BoundOptimizer(
             self._optimizer,
             step,
@@ -58,7 +67,8 @@ class BoundState:
             self._parallel,
         )
         self._trained: list[torch.Tensor] = []
-        self._first: list[tuple[torch.Tensor, int]] = []
+        self._places = Places()
+        self._constants: list[torch.Tensor] = []
         self._lost = ""
         self._read = ReadWeights(self.tensors)
         for arena in step.arenas:
@@ -66,9 +76,12 @@ class BoundState:
         claim(self._trained, self)
         self._bind_rest()
         self._read.follow()
-        self._refuse_to_save_slices()
-        when_loaded(self._optimizer, self.adopt)
+        if any(arena.ranks > 1 for arena in step.arenas):
+            refuse_to_save_slices(self._model, self._optimizer, self._trained, self._entries)
+        self._forget_loads = when_loaded(self._optimizer, self.adopt)
         self._written = self._versions()
+        # Without copies or slices the graphs read the masters themselves.
+        self._copied = bool(step.working) or any(arena.ranks > 1 for arena in step.arenas)
 
     def take_over(self) -> bool:
         """Write the working copies again if the parameters were written to.
@@ -79,18 +92,46 @@ class BoundState:
             Whether such a parameter or its copy has moved, so that slots have other tensors now.
 
         Raises:
-            BadInput: trained parameters have moved, or another step trains them.
+            BadInput: another step trains the parameters, or `whole` has them.
         """
-        self._check_storage()
+        self._check_owner()
         self.catch_up()
         return self._read.follow()
 
-    def admit(self, step: StepGraph) -> None:
-        """Let another gradient graph of the same program read the state.
+    def take_up(self, moved: Sequence[torch.Tensor]) -> bool:
+        """Copy what was put in the place of trained parameters; they become views again.
+
+        Args:
+            moved: tensors of the program whose storage has changed.
+
+        Returns:
+            Whether all are trained, read in a way that follows them, or not read at all.
 
         Raises:
-            BadInput: the graph needs another layout of the state.
+            BadInput: another step trains the parameters, or one has another device or dtype.
         """
+        self._check_owner()
+        if self._places.take_up(moved):
+            self.rewrite()
+        followed = self._read.parameters()
+        return all(
+            id(value) in followed or value in self._places or id(value) not in self._names
+            for value in moved
+        )
+
+    def admit(self, forward: Forward, step: StepGraph) -> dict[str, torch.Tensor] | None:
+        """Let another gradient graph read the state.
+
+        Returns:
+            Tensors that this graph alone reads, by slot: constants of its capture. None if the
+            graph needs another layout of the state.
+        """
+        others = {
+            item.name: item.tensor
+            for item in forward.inputs
+            if item.kind is not InputKind.BATCH
+            and self._parameters.get(item.name) is not item.tensor
+        }
         mine = self._step
         own = (Role.BATCH, Role.AUXILIARY, Role.SHARED)
         alike = (
@@ -99,16 +140,18 @@ class BoundState:
             and all(
                 name in step.joined or slot.role in own or mine.slots.get(name) == slot
                 for name, slot in step.slots.items()
+                if name not in others
             )
         )
-        if not alike:
-            raise BadInput(
-                "a batch of this shape needs another layout of the weights",
-                fix="drop the last, smaller batch, or compile another step for this shape",
-            )
+        own_constants = others.keys().isdisjoint(names_in(self._model) | {*forward.written})
+        if not alike or not own_constants:
+            return None
         for arena in step.arenas:
             self._bind_joined(step, arena)
         self._read.add(step, self._parameters)
+        self._names |= {id(value): name for name, value in others.items()}
+        self._constants += others.values()  # kept, so that an id stays its own
+        return {name: value.detach() for name, value in others.items()}
 
     def masters(self, step: StepGraph) -> dict[str, torch.Tensor]:
         """Return the FP32 masters of each 16-bit copy that is read; all processes call this."""
@@ -140,22 +183,11 @@ class BoundState:
         Neither names nor shapes depend on the plan: ``model.fc1.weight``,
         ``optimizer.exp_avg.fc1.weight``, and for the step itself ``step.scale`` and its counters.
         """
-        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
         users = (Role.MASTER, Role.WORKING, Role.BUFFER, Role.OPTIMIZER, Role.PENDING)
-        return {
-            **{f"model.{name}": value for name, value in self._model.named_parameters()},
-            **{f"model.{name}": value for name, value in self._model.named_buffers()},
-            **{
-                f"optimizer.{key}.{names[id(parameter)]}": value
-                for parameter, entries in self._optimizer.state.items()
-                for key, value in entries.items()
-                if isinstance(value, torch.Tensor)
-            },
-            **{
-                f"step.{slot.name}": self.tensors[slot.name]
-                for slot in self._step.slots.values()
-                if slot.role in STATE and slot.role not in users
-            },
+        return named_of_user(self._model, self._optimizer) | {
+            f"step.{slot.name}": self.tensors[slot.name]
+            for slot in self._step.slots.values()
+            if slot.role in STATE and slot.role not in users
         }
 
     def working_copies(self) -> dict[int, torch.Tensor]:
@@ -187,13 +219,13 @@ class BoundState:
 
     def refresh(self) -> None:
         """Write all working copies again from the masters, also copies of weights only read."""
-        self._check_storage()
+        self._check_owner()
         self.rewrite()
         self._read.rewrite()
 
     def catch_up(self) -> None:
         """See `mpcompile.train.weight_copies.Trainer`."""
-        if self._versions() != self._written:
+        if self._copied and self._versions() != self._written:
             self.rewrite()
 
     def rewrite(self) -> None:
@@ -216,8 +248,8 @@ class BoundState:
         """Count the in-place writes to parameters, without the step's own writes."""
         return version_of(*self._trained)
 
-    def _check_storage(self) -> None:
-        """Raise BadInput if another step trains the parameters, or their storage has changed."""
+    def _check_owner(self) -> None:
+        """Raise BadInput if another step trains the parameters, or `whole` has them."""
         if self._is_whole:
             raise BadInput("a step is called inside step.whole()", fix="leave the with block first")
         if self._lost:
@@ -226,19 +258,12 @@ class BoundState:
                 fix="use that step, or leave the parameter out of one of the two optimizers and "
                 "compile both again",
             )
-        for parameter, address in self._first:
-            if parameter.data_ptr() != address:
-                raise BadInput(
-                    "the model's parameters were moved after this step was compiled",
-                    fix="compile the step after model.to(...)",
-                )
 
     def _bind_arena(self, arena: Arena) -> None:
         """Move parameters and optimizer state into an arena; the user's tensors become views."""
         parameters = [self._parameters[name] for name in arena.parameters]
         self._trained += parameters
         self._bind_weights(arena, self._laid_out(arena))
-        self._first.append((parameters[0], parameters[0].data_ptr()))
         self._entries.bind(arena)
         working = self._step.slots.get(f"{arena.name}.working")
         if working is not None:
@@ -272,6 +297,7 @@ class BoundState:
         for name, view in zip(arena.parameters, arena_views(arena, whole), strict=True):
             parameter = self._parameters[name]
             parameter.data = view if kept else absent(parameter, self._device)
+            self._places.note(name, parameter, view if kept else None)
             if kept:
                 self.tensors[name] = view
         working = self._step.slots.get(f"{arena.name}.working")
@@ -297,6 +323,25 @@ class BoundState:
                 slot, start = step.slots[name], arena.offset_of(members[0])
                 copy = self.tensors[f"{arena.name}.working"]
                 self.tensors[name] = copy[start : start + prod(slot.shape)].view(slot.shape)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether parameters of one arena have counters of their own that differ."""
+        return bool(self._entries.uneven)
+
+    def kept(self) -> dict[str, torch.Tensor]:
+        """Return scale, counters and reports, which do not depend on the layout."""
+        roles = (Role.SCALE, Role.TRACKER, Role.COUNTER, Role.REPORT)
+        slots = self._step.slots.values()
+        return {slot.name: self.tensors[slot.name] for slot in slots if slot.role in roles}
+
+    def release(self, successor: BoundState) -> None:
+        """Give the weights and states that a successor does not train memory of their own."""
+        self._forget_loads()
+        others = {id(parameter) for parameter in successor._trained}
+        mine = [parameter for parameter in self._trained if id(parameter) not in others]
+        give_own_memory(mine, self._optimizer)
+        self.tensors.clear()
 
     def adopt(self) -> None:
         """Take over tensors put instead of the arenas' views, and values written to the views."""
@@ -330,7 +375,6 @@ class BoundState:
                 if not self._keeps_weights(arena):
                     self._bind_weights(arena, self._laid_out(arena))
                 self._entries.bind(arena)
-            self._note_storage()
             self.refresh()
 
     def _put_together(self, arena: Arena, device: torch.device) -> None:
@@ -353,31 +397,6 @@ class BoundState:
         finally:
             for parameter in missing:
                 parameter.data = absent(parameter, self._device)
-            self._note_storage()
-
-    def _note_storage(self) -> None:
-        """Note the present addresses of the absent weights."""
-        self._first = [
-            (parameter, parameter.data_ptr() if is_absent(parameter) else address)
-            for parameter, address in self._first
-        ]
-
-    def _refuse_to_save_slices(self) -> None:
-        """Make ``state_dict()`` of a model or optimizer fail if this process holds slices only."""
-        trained, entries = self._trained, weakref.ref(self._entries)
-
-        def check(*_: Any) -> None:
-            mine = entries()
-            if any(map(is_absent, trained)) or (mine is not None and mine.are_sliced()):
-                raise BadInput(
-                    "this process holds only slices of the weights and of the optimizer's state",
-                    fix="call step.save, or state_dict() inside `with step.whole():`",
-                )
-
-        if any(arena.ranks > 1 for arena in self._step.arenas):
-            self._optimizer.register_state_dict_pre_hook(check)
-            for module in self._model.modules():
-                module.register_state_dict_pre_hook(check)
 
     def _bind_rest(self) -> None:
         self._read.add(self._step, self._parameters)

@@ -27,13 +27,14 @@ from mpcompile.program.workload import Workload
 from mpcompile.step.slices import is_absent
 from mpcompile.torch_private.inductor import compiled
 from mpcompile.torch_private.tensors import fake_like
+from mpcompile.train.situation import Facts, Situation
 
 _Key = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
 _Run = Callable[[Sequence[torch.Tensor], Mapping[int, torch.Tensor]], Any]
 
 
 class MixedForward:
-    """The forward graphs of a model in evaluation mode, one for each input shape.
+    """The forward graphs of a model in evaluation mode, one for each input shape and program.
 
     Args:
         model: an FP32 model; its mode is not changed.
@@ -52,15 +53,27 @@ class MixedForward:
         self._model, self._policy = model, policy
         self._backend, self._options = backend, options
         self._made: dict[_Key, _Run] = {}
+        self._situation: Situation | None = None
+        self._of_situation: dict[tuple[Facts, Facts], dict[_Key, _Run]] = {}
 
-    def __call__(self, inputs: Sequence[torch.Tensor], working: Mapping[int, torch.Tensor]) -> Any:
+    def __call__(
+        self,
+        inputs: Sequence[torch.Tensor],
+        working: Mapping[int, torch.Tensor],
+        situation: Situation,
+    ) -> Any:
         """Return the model's result; its tensors require no gradient.
 
         Args:
             inputs: the model's inputs.
+            situation: how the program is now, beside its modes.
             working: 16-bit copies by the ``id`` of their parameters; the parameters are the same in
                 every call.
         """
+        if situation is not self._situation:
+            self._situation = situation
+            facts = situation.layout, situation.program
+            self._made = self._of_situation.setdefault(facts, {})
         if not all(isinstance(value, torch.Tensor) for value in inputs):
             key: _Key = ()  # `capture` says what is wrong
         else:

@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import fx
 from torch.optim.lr_scheduler import LRScheduler
 
 from mpcompile.errors import BadInput
-from mpcompile.lower.cuda_graph import CapturedStep
-from mpcompile.lower.lower import Lowered, Lowering, lower
+from mpcompile.lower.lower import Lowering
 from mpcompile.passes.step.count_steps import SKIPPED, TAKEN
 from mpcompile.passes.step.report_outcome import APPLIED, GRADIENT_NORM
 from mpcompile.passes.step.scale_loss import SCALE
-from mpcompile.program.capture import Forward
 from mpcompile.step.collectives import averaged
 from mpcompile.step.graph import StepGraph
-from mpcompile.step.optimizer_options import OptionInputs
 from mpcompile.step.processes import lost
 from mpcompile.step.slots import Role
 from mpcompile.step.transformed import Transformed
 from mpcompile.step.whole_step import whole_step
 from mpcompile.torch_private.tracing import note_step
 from mpcompile.train import checkpoint
-from mpcompile.train.batch_graphs import BatchGraph, BatchGraphs
-from mpcompile.train.bound_graphs import BoundGradient, BoundWrites
-from mpcompile.train.bound_state import BoundState
+from mpcompile.train.batch_graphs import BatchGraph
+from mpcompile.train.bound_step import BoundStep, ForBatch, OtherLayout, refuse_other_layout
 from mpcompile.train.checkpoint_of_processes import load, save
-from mpcompile.train.evaluation import MixedForward
+from mpcompile.train.guards import Guard
+from mpcompile.train.optimizer_hooks import hooks_after_update, run_hooks
+from mpcompile.train.same_start import check_same_step
 from mpcompile.train.scaler_state import load_scaler_state, scaler_state
 from mpcompile.train.schedules import Schedules
+from mpcompile.train.situation import differences, summary
 
-ForBatch: TypeAlias = Callable[
-    [tuple[torch.Tensor, ...], tuple[bool, ...]], tuple[Forward, StepGraph]
-]
-"""Makes a step graph for a batch; the flags say which tensors have an open batch size."""
+_log = logging.getLogger("mpcompile")
 
 
 class TrainStep:
@@ -64,43 +60,29 @@ class TrainStep:
         lowering: Lowering,
         for_batch: ForBatch,
     ) -> None:
-        workload, choices, step = transformed.workload, transformed.choices, transformed.step
+        workload, choices = transformed.workload, transformed.choices
         assert workload.optimizer is not None
-        assert step is not None
-        self.plan, self.captured, self.step = transformed.plan, transformed.forward, step
+        self.plan = transformed.plan
         self.parallel = choices.loop.parallel
         self._model, self._optimizer, self._rule = workload.model, workload.optimizer, choices.scale
         self._device = next(iter(workload.model.parameters())).device
         self.backend = lowering.backend_on(self._device)
-        self._lowered = lower(step, self._device, lowering)
-        self._bound = BoundState(transformed)
-        self._state = self._bound.tensors
-        policy = replace(choices.policy, precision=self.plan.precision)
-        self._forward = MixedForward(workload.model, policy, self.backend, lowering.options)
-        made = self._lowered.gradient_results
-        self._update = BoundWrites(
-            self._lowered.update, self._lowered.update_inputs, self._state, made
-        )
-        self._gather: BoundWrites | None = None
-        if self._lowered.accumulate is not None:
-            self._gather = BoundWrites(
-                self._lowered.accumulate, self._lowered.accumulate_inputs, self._state, made
-            )
         self._every, self._gathered = choices.loop.accumulate, 0
         self._schedules = Schedules(self._optimizer, choices.scale.gated)
-        self._options = OptionInputs(self._optimizer, step.guards, self._state)
-        on_cuda = self.backend == "inductor" and self._device.type == "cuda"
-        self._replays = lowering.cuda_graph and on_cuda
+        self._guard = Guard(workload.model, workload.loss, self._optimizer)
+        self._lowering, self._for_batch = lowering, for_batch
+        self._use(BoundStep(transformed, lowering, for_batch, self._guard.situation))
 
-        def another(batch: tuple[torch.Tensor, ...], is_open: tuple[bool, ...]) -> BatchGraph:
-            with self._bound.placeholders_for_absent():
-                captured, graph = for_batch(batch, is_open)
-            self._bound.admit(graph)
-            lowered = lower(graph, self._device, lowering)
-            return self._batch_graph(captured, graph, lowered, batch)
-
-        first = self._batch_graph(self.captured, step, self._lowered, workload.batch)
-        self._graphs = BatchGraphs(first, workload.batch, another)
+    def _use(self, bound: BoundStep) -> None:
+        """Run the graphs of a layout of the weights from now on."""
+        transformed = bound.transformed
+        assert transformed.step is not None
+        self.captured, self.step = transformed.forward, transformed.step
+        self._all, self._bound, self._state = bound, bound.state, bound.state.tensors
+        self._lowered, self._graphs, self._forward = bound.lowered, bound.graphs, bound.forward
+        self._update, self._gather, self._options = bound.update, bound.gather, bound.options
+        self._guard.accept()
+        self._after_update = hooks_after_update(self._optimizer)
 
     def __call__(self, *batch: torch.Tensor) -> Any:
         """Run one step; with ``accumulate=k`` each k-th call updates.
@@ -140,28 +122,9 @@ class TrainStep:
         if due:
             note_step(self._optimizer)
             self._schedules.note(self.applied)
+            if self._after_update and (not self._rule.gated or bool(self.applied)):
+                run_hooks(self._after_update, self._optimizer)
         return loss if graph.returns is None else graph.returns([loss, *beside])
-
-    def _batch_graph(
-        self,
-        captured: Forward,
-        step: StepGraph,
-        lowered: Lowered,
-        batch: Sequence[torch.Tensor],
-    ) -> BatchGraph:
-        """Bind a gradient graph and the graph after it: the update, or the sum of gradients."""
-        is_open = captured.batch_size is not None
-        gradient = BoundGradient(step, lowered, self._state, batch, is_open)
-        after = self._gather or self._update
-
-        def run(batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-            results = gradient(batch)
-            after(results)
-            return [results[index] for index in gradient.returned]
-
-        shapes = [value.shape for value in batch] if is_open else None
-        replayed = CapturedStep(run, lowered.obstacle, shapes) if self._replays else run
-        return BatchGraph(step, gradient, captured.returns, captured.batch_size, replayed)
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         """Run ``model(*inputs)`` in mixed precision as in evaluation mode, without gradients.
@@ -179,9 +142,11 @@ class TrainStep:
         Raises:
             BadInput, CannotCapture: see `mpcompile.compile`.
         """
+        situation = self._guard.peek()
+        self._take_up()
         if self._bound.take_over():
-            self._graphs.bind(self._state)
-        return self._forward(inputs, self._bound.working_copies())
+            self._graphs.bind()
+        return self._forward(inputs, self._bound.working_copies(), situation)
 
     def scheduler(self, schedule: LRScheduler) -> None:
         """Let the step call ``schedule.step()`` after each update that was applied.
@@ -259,10 +224,59 @@ class TrainStep:
 
     def _prepare(self, batch: Sequence[torch.Tensor]) -> tuple[BatchGraph, list[torch.Tensor]]:
         """Take over writes to the weights; return the graph, and the batch in its layout."""
-        graph = self._graphs(batch)
+        if self._bound.uneven or not self._guard.holds():
+            self._follow(batch)
+        try:
+            graph = self._graphs(batch)
+        except OtherLayout as other:
+            self._lay_out(other.made, self._graphs.said or "this batch reads the weights otherwise")
+            graph = self._graphs(batch)
         if self._bound.take_over():
-            self._graphs.bind(self._state)
+            self._graphs.bind()
         return graph, graph.gradient.prepare(batch)
+
+    def _follow(self, batch: Sequence[torch.Tensor]) -> None:
+        """Take up what has changed in the program since the last call; see `Guard`."""
+        others = self._take_up()
+        if not (others or self._bound.uneven) and self._guard.holds():
+            return
+        self._graphs.check(batch)
+        before, replaced = self._guard.situation, self._guard.state_was_replaced()
+        now = self._guard.look()
+        if replaced and now.layout == before.layout:
+            self._bound.adopt()
+            self._guard.accept()
+        said = differences(before, now)
+        try:
+            self._after_update = hooks_after_update(self._optimizer)
+            if others or self._bound.uneven or now.layout != before.layout:
+                made = self._for_batch(tuple(batch), self._graphs.is_open)
+                self._lay_out(made, summary(said))
+            elif said:
+                self._graphs.enter(now, summary(said))
+        except BaseException:
+            self._guard.reject(before)
+            raise
+
+    def _take_up(self) -> bool:
+        """Take up tensors in new storage; return whether some are not the step's own."""
+        moved = self._guard.moved()
+        followed = self._bound.take_up(moved) if moved else True
+        if moved and followed:
+            self._guard.accept()
+        return not followed
+
+    def _lay_out(self, made: Transformed, said: str) -> None:
+        """Store weights and state in another way, on which the program as it is now can run."""
+        gathered = f"{self._gathered} of {self._every}" if self._gathered else ""
+        refuse_other_layout(self.step, said, gathered)
+        assert made.step is not None
+        if self.parallel is not None:
+            check_same_step(made.step, self._rule, self._optimizer, self.parallel)
+        situation = self._guard.situation
+        with torch.inference_mode(False):
+            self._use(BoundStep(made, self._lowering, self._for_batch, situation, self._all))
+        _log.info("%s: the step is made again, on the same state", said)
 
     @property
     def device(self) -> torch.device:

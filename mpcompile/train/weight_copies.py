@@ -140,6 +140,10 @@ class ReadWeights:
                 self._read[slot.name] = parameters[step.members(slot.name)[0]], slot.dtype
                 self._changes = -1
 
+    def parameters(self) -> set[int]:
+        """Return the ``id`` of each parameter that is read."""
+        return {id(parameter) for parameter, _ in self._read.values()}
+
     def copies(self) -> dict[int, torch.Tensor]:
         """Return the 16-bit copies by the ``id`` of their parameters."""
         return {

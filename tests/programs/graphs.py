@@ -18,7 +18,8 @@ from mpcompile.program.workload import Workload
 from mpcompile.step.differentiate import differentiate
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.record import record
-from mpcompile.step.update import trace_update, trained_parameters
+from mpcompile.step.trained import trained_parameters
+from mpcompile.step.update import trace_update
 from mpcompile.step.update_of_program import join, weights_cast
 from mpcompile.torch_private.graphs import copy_graph, rename
 from mpcompile.torch_private.tensors import fake_mode

@@ -1,0 +1,184 @@
+"""The graphs of a step on one layout of the weights, and the state that they share."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import torch
+
+from mpcompile.errors import BadInput
+from mpcompile.lower.cuda_graph import CapturedStep
+from mpcompile.lower.lower import Lowered, Lowering, lower
+from mpcompile.program.capture import Forward
+from mpcompile.step.graph import StepGraph
+from mpcompile.step.optimizer_options import OptionInputs
+from mpcompile.step.slots import Role
+from mpcompile.step.transformed import Transformed
+from mpcompile.train.batch_graphs import BatchGraph, BatchGraphs
+from mpcompile.train.bound_graphs import BoundGradient, BoundWrites
+from mpcompile.train.bound_state import BoundState
+from mpcompile.train.evaluation import MixedForward
+from mpcompile.train.situation import Situation
+
+ForBatch: TypeAlias = Callable[[tuple[torch.Tensor, ...], tuple[bool, ...]], Transformed]
+"""Transforms the program as it is now for a batch; the flags say which tensors have an open batch
+size."""
+
+_Passed: TypeAlias = Callable[[Sequence[torch.Tensor]], list[Any]]
+
+
+class OtherLayout(Exception):
+    """A graph needs another layout of the weights than the step has.
+
+    Attributes:
+        made: the transformed program, of which another `BoundStep` can be made.
+    """
+
+    def __init__(self, made: Transformed) -> None:
+        super().__init__()
+        self.made = made
+
+
+def refuse_other_layout(step: StepGraph, said: str, gathered: str) -> None:
+    """Raise BadInput if the weights of a step cannot be stored in another way now.
+
+    Args:
+        step: the present step graph.
+        said: what has changed in the program.
+        gathered: how many micro-batches of an unfinished update have run, such as ``1 of 2``.
+    """
+    if gathered:
+        raise BadInput(
+            f"{said}, and {gathered} micro-batches of an update are gathered",
+            fix="change what is trained after a call that updates",
+        )
+    if any(arena.ranks > 1 for arena in step.arenas):
+        raise BadInput(
+            f"{said}, and each process holds a slice of the weights",
+            fix="compile again inside `with step.whole():`",
+        )
+
+
+class BoundStep:
+    """Everything of a step that depends on where weights and optimizer state are stored.
+
+    Attributes:
+        transformed: the program that it was made of.
+        state: the tensors behind its slots.
+        lowered: its gradient graph for the first batch, and the update.
+        forward: the graphs for evaluation.
+        update: writes weights and state.
+        gather: adds up the gradients of micro-batches, or None.
+        options: hands over the optimizer's options.
+        graphs: the gradient graphs.
+
+    Args:
+        transformed: the program, its plan and its step graph.
+        lowering: how graphs are run.
+        for_batch: transforms the program again.
+        situation: what the program was when it was transformed.
+        before: the same step on another layout, whose scale and counters are used on; it must not
+            be called any more.
+    """
+
+    def __init__(
+        self,
+        transformed: Transformed,
+        lowering: Lowering,
+        for_batch: ForBatch,
+        situation: Situation,
+        before: BoundStep | None = None,
+    ) -> None:
+        workload, choices, step = transformed.workload, transformed.choices, transformed.step
+        assert workload.optimizer is not None
+        assert step is not None
+        self.transformed, self._lowering, self._for_batch = transformed, lowering, for_batch
+        device = next(iter(workload.model.parameters())).device
+        backend = lowering.backend_on(device)
+        self.lowered = lower(step, device, lowering)
+        self.state: BoundState = BoundState(transformed, before.state.kept() if before else None)
+        if before is not None:
+            before.state.release(self.state)
+        tensors = self.state.tensors
+        policy = replace(choices.policy, precision=transformed.plan.precision)
+        self.forward = MixedForward(workload.model, policy, backend, lowering.options)
+        made = self.lowered.gradient_results
+        self.update = BoundWrites(self.lowered.update, self.lowered.update_inputs, tensors, made)
+        self.gather: BoundWrites | None = None
+        if self.lowered.accumulate is not None:
+            self.gather = BoundWrites(
+                self.lowered.accumulate, self.lowered.accumulate_inputs, tensors, made
+            )
+        self.options = OptionInputs(workload.optimizer, step.guards, tensors)
+        self._device = device
+        self._replays = lowering.cuda_graph and backend == "inductor" and device.type == "cuda"
+        first = self._batch_graph(transformed.forward, step, self.lowered, workload.batch, tensors)
+        self.graphs = BatchGraphs(first, situation, workload.batch, self._another)
+
+    def _another(self, batch: tuple[torch.Tensor, ...], is_open: tuple[bool, ...]) -> BatchGraph:
+        with torch.inference_mode(False), self.state.placeholders_for_absent():
+            made = self._for_batch(batch, is_open)
+        assert made.step is not None
+        constants = self.state.admit(made.forward, made.step)
+        if constants is None:
+            raise OtherLayout(made)
+        lowered = lower(made.step, self._device, self._lowering)
+        if not self._fits(made.step, lowered):
+            raise OtherLayout(made)
+        tensors = ChainMap(constants, self.state.tensors) if constants else self.state.tensors
+        return self._batch_graph(made.forward, made.step, lowered, batch, tensors)
+
+    def _batch_graph(
+        self,
+        captured: Forward,
+        step: StepGraph,
+        lowered: Lowered,
+        batch: Sequence[torch.Tensor],
+        tensors: Mapping[str, torch.Tensor],
+    ) -> BatchGraph:
+        """Bind a gradient graph and the graph after it: the update, or the sum of gradients."""
+        is_open = captured.batch_size is not None
+        gradient = BoundGradient(step, lowered, tensors, batch, is_open)
+        after, passed = self.gather or self.update, self._passed(lowered)
+
+        def run(batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+            results = gradient(batch)
+            after(results if passed is None else passed(results))
+            return [results[index] for index in gradient.returned]
+
+        shapes = [value.shape for value in batch] if is_open else None
+        replayed = CapturedStep(run, lowered.obstacle, shapes) if self._replays else run
+        return BatchGraph(step, gradient, captured.returns, captured.batch_size, replayed)
+
+    def _fits(self, step: StepGraph, lowered: Lowered) -> bool:
+        """Whether the update of this layout can follow another gradient graph.
+
+        In evaluation mode a graph leaves statistics as they are; nothing else may be missing.
+        """
+        roles = (Role.GRADIENT, Role.UPDATED)
+        made = {name for name in lowered.gradient_results if step.slots[name].role in roles}
+        mine = self.transformed.step
+        assert mine is not None
+        wanted = {name for name in self.lowered.gradient_results if mine.slots[name].role in roles}
+        return made <= wanted and all(
+            mine.slots[name].role is Role.UPDATED for name in wanted - made
+        )
+
+    def _passed(self, lowered: Lowered) -> _Passed | None:
+        """Return how the results of a graph reach the update; None: as they are."""
+        wanted, made = self.lowered.gradient_results, lowered.gradient_results
+        if wanted == made:
+            return None
+        places = [made.index(name) if name in made else None for name in wanted]
+        kept = [self.state.tensors.get(name.removeprefix("next.")) for name in wanted]
+
+        def passed(results: Sequence[torch.Tensor]) -> list[Any]:
+            return [
+                value if place is None else results[place]
+                for place, value in zip(places, kept, strict=True)
+            ]
+
+        return passed

@@ -1,0 +1,282 @@
+"""The check, before each call of a step, that nothing it was compiled from has changed.
+
+The check runs over lists that were collected before, with functions of C only, because it is part
+of every call. It looks at identities and at version numbers of dictionaries. If it fails, the
+values are compared, and only if one differs is the program walked over again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import chain
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+
+from mpcompile.program.proof.surroundings import Held, Surroundings, look, surroundings
+from mpcompile.torch_private.guarding import (
+    dict_version,
+    hooks_made,
+    settings_guard,
+    step_hook_lists,
+    tensor_hook_lists,
+)
+from mpcompile.torch_private.modules import HOOKS, MEMBERS
+from mpcompile.train.situation import Situation, is_atom, settings, situation_of, token
+
+_needs_gradient = attrgetter("requires_grad")
+
+
+class Guard:
+    """What a step was compiled from, and a fast check of it.
+
+    Args:
+        model: the model of the step.
+        loss: its loss.
+        optimizer: its optimizer.
+
+    Attributes:
+        situation: what was found when it was last looked at.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        loss: Callable[..., Any] | None,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        self._model, self._loss, self._optimizer = model, loss, optimizer
+        self.look()
+
+    def look(self) -> Situation:
+        """Walk over the program again, note what is there now, and return it."""
+        found = surroundings(self._model, self._loss)
+        self.situation = situation_of(found, self._model, self._optimizer)
+        self._note(found)
+        return self.situation
+
+    def peek(self) -> Situation:
+        """Return what the program is now, without noting it."""
+        if self.holds():
+            return self.situation
+        found = surroundings(self._model, self._loss)
+        return situation_of(found, self._model, self._optimizer)
+
+    def reject(self, situation: Situation) -> None:
+        """Go back to an earlier situation, because a step cannot follow what was found."""
+        self.situation = situation
+        self._rejected = True
+
+    def holds(self) -> bool:
+        """Whether everything that counts is as it was when last looked at."""
+        return not self._rejected and (
+            (
+                self._tensors_hold()
+                and self._settings()
+                and self._values_hold()
+                and self._hooks_hold()
+            )
+            or self._holds_by_value()
+        )
+
+    def moved(self) -> list[torch.Tensor]:
+        """Return the tensors in another storage than before; `accept` notes it."""
+        now = map(torch.Tensor.data_ptr, self._tensors)
+        pairs = zip(self._tensors, now, self._places, strict=True)
+        return [tensor for tensor, place, before in pairs if place != before]
+
+    def state_was_replaced(self) -> bool:
+        """Whether entries of the optimizer's state are new or gone; `accept` notes it."""
+        state = self._optimizer.state
+        return state is not self._state or dict_version(state) != self._state_version
+
+    def accept(self) -> None:
+        """Note the present storage of tensors, entries of the optimizer's state, and hooks."""
+        self._places = list(map(torch.Tensor.data_ptr, self._tensors))
+        self._state = self._optimizer.state
+        self._state_version = dict_version(self._state)
+        self._made = hooks_made()
+
+    def _note(self, found: Surroundings) -> None:
+        """Collect what the fast check reads."""
+        self._rejected = False
+        groups = [group["params"] for group in self._optimizer.param_groups]
+        self._members = [list(group) for group in groups]
+        singles = [
+            (index, position, value)
+            for index, group in enumerate(groups)
+            for position, value in enumerate(group)
+            if _is_single(value)
+        ]
+        self._single_places = [(index, position) for index, position, _ in singles]
+        self._singles = [value for _, _, value in singles]
+        mine = {id(value): value for _, value in found.tensors}
+        mine |= {id(value): value for value in chain.from_iterable(groups)}
+        self._tensors = [value for value in mine.values() if value.layout is torch.strided]
+        trained = {id(value) for value in chain.from_iterable(groups)}
+        weights = [
+            v for v in mine.values() if isinstance(v, torch.nn.Parameter) or id(v) in trained
+        ]
+        self._trains = [value for value in weights if value.requires_grad]
+        self._frozen = tuple(value for value in weights if not value.requires_grad)
+        self.accept()
+        self._note_settings()
+        self._note_hooks()
+        self._note_values(found)
+
+    def _note_settings(self) -> None:
+        self._settings, self._set = settings_guard(), tuple(settings())
+
+    def _note_hooks(self) -> None:
+        lists = [*step_hook_lists(self._optimizer), *tensor_hook_lists(self._tensors)]
+        self._hooks = [(hooks, list(hooks)) for hooks in lists if hooks]
+
+    def _note_values(self, found: Surroundings) -> None:
+        held: dict[int, list[Held]] = {}
+        for item in found.held:
+            held.setdefault(id(item.holder), []).append(item)
+        members, hooks = _parts_of_modules(found)
+        self._dicts: list[dict[Any, Any]] = []
+        self._in_dicts: list[tuple[list[Any], list[Held]]] = []
+        self._alike: list[dict[Any, Any]] = []
+        self._empty: list[Any] = []
+        self._lists: list[tuple[Any, list[Any]]] = []
+        self._sets: list[tuple[Any, Any]] = []
+        single: list[Held] = []
+        watched: set[int] = set()
+        for holder in found.holders:
+            value = holder.value
+            if holder.keys is None and isinstance(value, dict):
+                watched.add(id(value))
+                if id(value) in hooks:
+                    if value:
+                        self._hooks.append((value, list(value)))
+                elif value and id(value) in members and not any(map(_is_single, value.values())):
+                    self._alike.append(value)
+                elif value:
+                    self._dicts.append(value)
+                    self._in_dicts.append((list(value), held.get(id(value), [])))
+                else:
+                    self._empty.append(value)
+            elif isinstance(value, list | deque):
+                watched.add(id(value))
+                self._lists.append((value, list(value)))
+            elif isinstance(value, set):
+                self._sets.append((value, set(value)))
+        for items in held.values():
+            if id(items[0].holder) not in watched and not isinstance(items[0].holder, tuple):
+                single += items
+        # Defaults of functions: the tuple itself is replaced.
+        functions = [holder.value for holder in found.holders if callable(holder.value)]
+        names = ("__defaults__", "__kwdefaults__")
+        self._single = [
+            (item.holder, item.key, item.value) for item in single if item.holder is not None
+        ] + [
+            (function, name, getattr(function, name))
+            for function in functions
+            if not isinstance(function, type)
+            for name in names
+            if hasattr(function, name)
+        ]
+        self._holders = [holder for holder, _, _ in self._single]
+        self._keys = [key for _, key, _ in self._single]
+        self._values = [value for _, _, value in self._single]
+        self._versions = list(map(dict_version, self._dicts))
+        self._copies = list(map(dict, self._alike))
+
+    def _tensors_hold(self) -> bool:
+        groups = self._optimizer.param_groups
+        if len(groups) != len(self._members) or self.state_was_replaced():
+            return False
+        for group, members in zip(groups, self._members, strict=True):
+            if not _alike(group["params"], members):
+                return False
+        return (
+            all(map(is_, self._single_now(), self._singles))
+            and all(map(_needs_gradient, self._trains))
+            and not (self._frozen and any(map(_needs_gradient, self._frozen)))
+            and list(map(torch.Tensor.data_ptr, self._tensors)) == self._places
+        )
+
+    def _single_now(self) -> Iterator[torch.Tensor]:
+        """Yield the optimizer's parameters of one element, which `_alike` compares by value."""
+        groups = self._optimizer.param_groups
+        for index, position in self._single_places:
+            yield groups[index]["params"][position]
+
+    def _values_hold(self) -> bool:
+        return (
+            list(map(dict_version, self._dicts)) == self._versions
+            and _alike(self._alike, self._copies)
+            and not any(self._empty)
+            and all(map(is_, map(look, self._holders, self._keys), self._values))
+            and not (self._lists and not all(map(_same_items, *zip(*self._lists, strict=True))))
+            and not (self._sets and any(value != was for value, was in self._sets))
+        )
+
+    def _hooks_hold(self) -> bool:
+        return hooks_made() == self._made and all(list(hooks) == was for hooks, was in self._hooks)
+
+    def _holds_by_value(self) -> bool:
+        """Compare values instead of identities, and note the new identities if all are equal."""
+        if not (self._tensors_hold() and self._hooks_hold() and self._set == tuple(settings())):
+            return False
+        if any(self._empty) or not _alike(self._alike, self._copies):
+            return False
+        if any(value != was for value, was in self._sets):
+            return False
+        for (keys, items), held in zip(self._in_dicts, self._dicts, strict=True):
+            if list(held) != keys:
+                return False
+            if not all(_unchanged(item.value, held.get(item.key)) for item in items):
+                return False
+        for holder, key, value in self._single:
+            if not _unchanged(value, look(holder, key)):
+                return False
+        for value, was in self._lists:
+            if len(value) != len(was) or not all(map(_unchanged, was, value)):
+                return False
+        self._versions = list(map(dict_version, self._dicts))
+        self._values = [look(holder, key) for holder, key, _ in self._single]
+        self._lists = [(value, list(value)) for value, _ in self._lists]
+        self._note_settings()
+        return True
+
+
+def _alike(now: Any, before: Any) -> bool:
+    """Whether two lists hold the same tensors of several elements.
+
+    Python compares two values by identity first. Only another tensor is compared by value, and that
+    raises, because it has more than one element.
+    """
+    try:
+        return bool(now == before)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
+def _parts_of_modules(found: Surroundings) -> tuple[set[int], set[int]]:
+    """Return the ids of the dictionaries of all modules' members, and of those of their hooks."""
+    modules = [
+        holder.value
+        for holder in found.holders
+        if isinstance(holder.value, dict) and "_modules" in holder.value
+    ]
+    return (
+        {id(module[name]) for module in modules for name in MEMBERS},
+        {id(module[name]) for module in modules for name in HOOKS},
+    )
+
+
+def _same_items(now: Any, before: list[Any]) -> bool:
+    return len(now) == len(before) and all(map(is_, now, before))
+
+
+def _is_single(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.numel() <= 1
+
+
+def _unchanged(before: Any, now: Any) -> bool:
+    return before is now or (is_atom(before) and is_atom(now) and token(before) == token(now))
