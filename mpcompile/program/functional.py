@@ -112,7 +112,9 @@ def _replace_write(
     if node in NO_GRAD and target in requires:
         value = _functional_write(node, target, own)
         requires.add(value)
-    node.target = functional_overload(node)
+    twin = functional_overload(node)
+    assert twin is not None
+    node.target = twin
     node.kwargs = {name: given for name, given in node.kwargs.items() if name != "out"}
     _replace_later(target, value, node, order)
     return value

@@ -226,7 +226,8 @@ class HooksLater(Built):
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self.trainer.global_step == 1:
-            self.net[2].register_forward_hook(lambda *values: values[2].neg())
+            net: Any = self.net
+            net[2].register_forward_hook(lambda *values: values[2].neg())
             self.net.register_forward_pre_hook(lambda *values: (values[1][0] + values[1][0],))
 
 
@@ -242,7 +243,7 @@ def test_a_hook_that_is_registered_later_is_seen(called: Any) -> None:
 def test_a_copy_that_is_made_in_training_has_its_own_weights() -> None:
     class Copies(Classifier):
         def on_train_batch_end(self, *_: Any) -> None:
-            twin = copy.deepcopy(self)
+            twin: Any = copy.deepcopy(self)
             torch.nn.init.zeros_(twin.blocks[1][1].weight)
             torch.nn.init.zeros_(twin.blocks[1][1].bias)
             assert not twin(torch.ones(1, 8)).any()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -38,11 +39,15 @@ def _hooked(prepare: Callable[[Net], object]) -> Callable[[], Program]:
     return program
 
 
+def _with_middle(middle: Callable[[Any, torch.Tensor], torch.Tensor]) -> Program:
+    return Net(middle), squared
+
+
 PROGRAMS: dict[str, Callable[[], Program]] = {
     **FUNCTIONS,
     # Dynamo itself fails on a hook that is removed in the same graph.
     **{
-        f"hook {middle.__name__}": lambda middle=middle: (Net(middle), squared)
+        f"hook {middle.__name__}": partial(_with_middle, middle)
         for middle in (*ON_TENSORS, on_a_parameter)
         if middle is not removed
     },
