@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from math import prod
 
 import torch
@@ -19,7 +19,7 @@ from mpcompile.step.slots import STATE, Role
 from mpcompile.step.transformed import Transformed
 from mpcompile.torch_private.tensors import version_of
 from mpcompile.train.bound_optimizer import BoundOptimizer, when_loaded
-from mpcompile.train.places import Places
+from mpcompile.train.places import Places, placeholders_for_absent
 from mpcompile.train.users_state import (
     give_own_memory,
     named_of_user,
@@ -42,6 +42,8 @@ class BoundState:
 
     Attributes:
         tensors: the step's tensors by slot.
+        trained: the user's own parameters in arenas.
+        uneven: see `BoundOptimizer`.
     """
 
     def __init__(
@@ -58,26 +60,23 @@ class BoundState:
         self._parameters = {item.name: item.tensor for item in forward.inputs}
         self._names = {id(item.tensor): item.name for item in forward.inputs}
         self.tensors: dict[str, torch.Tensor] = dict(kept or {})
+        initial, mine = transformed.initial, self._parameters
         self._entries = BoundOptimizer(
-            self._optimizer,
-            step,
-            transformed.initial,
-            self._parameters,
-            self.tensors,
-            self._parallel,
+            self._optimizer, step, initial, mine, self.tensors, self._parallel
         )
-        self._trained: list[torch.Tensor] = []
+        self.uneven = self._entries.uneven
+        self.trained: list[torch.Tensor] = []
         self._places = Places()
         self._constants: list[torch.Tensor] = []
         self._lost = ""
         self._read = ReadWeights(self.tensors)
         for arena in step.arenas:
             self._bind_arena(arena)
-        claim(self._trained, self)
+        claim(self.trained, self)
         self._bind_rest()
         self._read.follow()
         if any(arena.ranks > 1 for arena in step.arenas):
-            refuse_to_save_slices(self._model, self._optimizer, self._trained, self._entries)
+            refuse_to_save_slices(self._model, self._optimizer, self.trained, self._entries)
         self._forget_loads = when_loaded(self._optimizer, self.adopt)
         self._written = self._versions()
         # Without copies or slices the graphs read the masters themselves.
@@ -246,7 +245,7 @@ class BoundState:
 
     def _versions(self) -> int:
         """Count the in-place writes to parameters, without the step's own writes."""
-        return version_of(*self._trained)
+        return version_of(*self.trained)
 
     def _check_owner(self) -> None:
         """Raise BadInput if another step trains the parameters, or `whole` has them."""
@@ -262,7 +261,7 @@ class BoundState:
     def _bind_arena(self, arena: Arena) -> None:
         """Move parameters and optimizer state into an arena; the user's tensors become views."""
         parameters = [self._parameters[name] for name in arena.parameters]
-        self._trained += parameters
+        self.trained += parameters
         self._bind_weights(arena, self._laid_out(arena))
         self._entries.bind(arena)
         working = self._step.slots.get(f"{arena.name}.working")
@@ -324,22 +323,17 @@ class BoundState:
                 copy = self.tensors[f"{arena.name}.working"]
                 self.tensors[name] = copy[start : start + prod(slot.shape)].view(slot.shape)
 
-    @property
-    def uneven(self) -> bool:
-        """Whether parameters of one arena have counters of their own that differ."""
-        return bool(self._entries.uneven)
-
     def kept(self) -> dict[str, torch.Tensor]:
         """Return scale, counters and reports, which do not depend on the layout."""
         roles = (Role.SCALE, Role.TRACKER, Role.COUNTER, Role.REPORT)
-        slots = self._step.slots.values()
-        return {slot.name: self.tensors[slot.name] for slot in slots if slot.role in roles}
+        kept = (name for name, slot in self._step.slots.items() if slot.role in roles)
+        return {name: self.tensors[name] for name in kept}
 
     def release(self, successor: BoundState) -> None:
         """Give the weights and states that a successor does not train memory of their own."""
         self._forget_loads()
-        others = {id(parameter) for parameter in successor._trained}
-        mine = [parameter for parameter in self._trained if id(parameter) not in others]
+        others = {id(parameter) for parameter in successor.trained}
+        mine = [parameter for parameter in self.trained if id(parameter) not in others]
         give_own_memory(mine, self._optimizer)
         self.tensors.clear()
 
@@ -386,17 +380,9 @@ class BoundState:
                 parameter.data = view
         self._entries.put_together(arena, device)
 
-    @contextmanager
-    def placeholders_for_absent(self) -> Iterator[None]:
+    def placeholders_for_absent(self) -> AbstractContextManager[None]:
         """Give absent weights memory without values, so that the model can be captured again."""
-        missing = [parameter for parameter in self._trained if is_absent(parameter)]
-        for parameter in missing:
-            parameter.data = torch.empty(parameter.shape, device=self._device)
-        try:
-            yield
-        finally:
-            for parameter in missing:
-                parameter.data = absent(parameter, self._device)
+        return placeholders_for_absent(self.trained, self._device)
 
     def _bind_rest(self) -> None:
         self._read.add(self._step, self._parameters)

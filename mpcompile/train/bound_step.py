@@ -21,6 +21,7 @@ from mpcompile.train.batch_graphs import BatchGraph, BatchGraphs
 from mpcompile.train.bound_graphs import BoundGradient, BoundWrites
 from mpcompile.train.bound_state import BoundState
 from mpcompile.train.evaluation import MixedForward
+from mpcompile.train.same_start import check_same_step
 from mpcompile.train.situation import Situation
 
 ForBatch: TypeAlias = Callable[[tuple[torch.Tensor, ...], tuple[bool, ...]], Transformed]
@@ -40,26 +41,6 @@ class OtherLayout(Exception):
     def __init__(self, made: Transformed) -> None:
         super().__init__()
         self.made = made
-
-
-def refuse_other_layout(step: StepGraph, said: str, gathered: str) -> None:
-    """Raise BadInput if the weights of a step cannot be stored in another way now.
-
-    Args:
-        step: the present step graph.
-        said: what has changed in the program.
-        gathered: how many micro-batches of an unfinished update have run, such as ``1 of 2``.
-    """
-    if gathered:
-        raise BadInput(
-            f"{said}, and {gathered} micro-batches of an update are gathered",
-            fix="change what is trained after a call that updates",
-        )
-    if any(arena.ranks > 1 for arena in step.arenas):
-        raise BadInput(
-            f"{said}, and each process holds a slice of the weights",
-            fix="compile again inside `with step.whole():`",
-        )
 
 
 class BoundStep:
@@ -117,6 +98,42 @@ class BoundStep:
         self._replays = lowering.cuda_graph and backend == "inductor" and device.type == "cuda"
         first = self._batch_graph(transformed.forward, step, self.lowered, workload.batch, tensors)
         self.graphs = BatchGraphs(first, situation, workload.batch, self._another)
+
+    def transform(self, batch: tuple[torch.Tensor, ...]) -> Transformed:
+        """Transform the program as it is now for a batch."""
+        return self._for_batch(batch, self.graphs.is_open)
+
+    def again(self, made: Transformed, situation: Situation, said: str, gathered: str) -> BoundStep:
+        """Return the same step on another layout of the weights; this one must not be used on.
+
+        Args:
+            made: the program as it is now, transformed.
+            situation: the same program for the guard.
+            said: how it differs from before.
+            gathered: how many micro-batches of an unfinished update have run, such as ``1 of 2``.
+
+        Raises:
+            BadInput: weights cannot be stored in another way now, or other processes have not made
+                the same change.
+        """
+        assert made.step is not None
+        if gathered:
+            raise BadInput(
+                f"{said}, and {gathered} micro-batches of an update are gathered",
+                fix="change what is trained after a call that updates",
+            )
+        before = self.transformed
+        assert before.step is not None
+        if any(arena.ranks > 1 for arena in before.step.arenas):
+            raise BadInput(
+                f"{said}, and each process holds a slice of the weights",
+                fix="compile again inside `with step.whole():`",
+            )
+        parallel, optimizer = before.choices.loop.parallel, before.workload.optimizer
+        if parallel is not None and optimizer is not None:
+            check_same_step(made.step, before.choices.scale, optimizer, parallel)
+        with torch.inference_mode(False):
+            return BoundStep(made, self._lowering, self._for_batch, situation, self)
 
     def _another(self, batch: tuple[torch.Tensor, ...], is_open: tuple[bool, ...]) -> BatchGraph:
         with torch.inference_mode(False), self.state.placeholders_for_absent():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from mpcompile.errors import BadInput
-from mpcompile.step.slices import is_absent
+from mpcompile.step.slices import absent, is_absent
 
 
 class Places:
@@ -75,6 +76,21 @@ class Places:
                     f"{name} has got the memory of {first}, and the step trains both",
                     fix="make them one parameter of the model, and compile again",
                 )
+
+
+@contextmanager
+def placeholders_for_absent(
+    parameters: Sequence[torch.Tensor], device: torch.device
+) -> Iterator[None]:
+    """Give absent weights memory without values inside a ``with`` block."""
+    missing = [parameter for parameter in parameters if is_absent(parameter)]
+    for parameter in missing:
+        parameter.data = torch.empty(parameter.shape, device=device)
+    try:
+        yield
+    finally:
+        for parameter in missing:
+            parameter.data = absent(parameter, device)
 
 
 def _same_place(parameter: torch.Tensor, view: torch.Tensor) -> bool:

@@ -26,11 +26,10 @@ from mpcompile.step.whole_step import whole_step
 from mpcompile.torch_private.tracing import note_step
 from mpcompile.train import checkpoint
 from mpcompile.train.batch_graphs import BatchGraph
-from mpcompile.train.bound_step import BoundStep, ForBatch, OtherLayout, refuse_other_layout
+from mpcompile.train.bound_step import BoundStep, ForBatch, OtherLayout
 from mpcompile.train.checkpoint_of_processes import load, save
 from mpcompile.train.guards import Guard
 from mpcompile.train.optimizer_hooks import hooks_after_update, run_hooks
-from mpcompile.train.same_start import check_same_step
 from mpcompile.train.scaler_state import load_scaler_state, scaler_state
 from mpcompile.train.schedules import Schedules
 from mpcompile.train.situation import differences, summary
@@ -70,7 +69,6 @@ class TrainStep:
         self._every, self._gathered = choices.loop.accumulate, 0
         self._schedules = Schedules(self._optimizer, choices.scale.gated)
         self._guard = Guard(workload.model, workload.loss, self._optimizer)
-        self._lowering, self._for_batch = lowering, for_batch
         self._use(BoundStep(transformed, lowering, for_batch, self._guard.situation))
 
     def _use(self, bound: BoundStep) -> None:
@@ -250,8 +248,7 @@ class TrainStep:
         try:
             self._after_update = hooks_after_update(self._optimizer)
             if others or self._bound.uneven or now.layout != before.layout:
-                made = self._for_batch(tuple(batch), self._graphs.is_open)
-                self._lay_out(made, summary(said))
+                self._lay_out(self._all.transform(tuple(batch)), summary(said))
             elif said:
                 self._graphs.enter(now, summary(said))
         except BaseException:
@@ -261,21 +258,15 @@ class TrainStep:
     def _take_up(self) -> bool:
         """Take up tensors in new storage; return whether some are not the step's own."""
         moved = self._guard.moved()
-        followed = self._bound.take_up(moved) if moved else True
-        if moved and followed:
+        if moved and self._bound.take_up(moved):
             self._guard.accept()
-        return not followed
+            return False
+        return bool(moved)
 
     def _lay_out(self, made: Transformed, said: str) -> None:
         """Store weights and state in another way, on which the program as it is now can run."""
         gathered = f"{self._gathered} of {self._every}" if self._gathered else ""
-        refuse_other_layout(self.step, said, gathered)
-        assert made.step is not None
-        if self.parallel is not None:
-            check_same_step(made.step, self._rule, self._optimizer, self.parallel)
-        situation = self._guard.situation
-        with torch.inference_mode(False):
-            self._use(BoundStep(made, self._lowering, self._for_batch, situation, self._all))
+        self._use(self._all.again(made, self._guard.situation, said, gathered))
         _log.info("%s: the step is made again, on the same state", said)
 
     @property

@@ -53,7 +53,7 @@ class Loss:
         self.beta = 0.01
 
     def __call__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        logits = model(x) / TEMPERATURE
+        logits: torch.Tensor = model(x) / TEMPERATURE
         return nn.functional.cross_entropy(logits, y) + self.beta * logits.square().mean()
 
 
