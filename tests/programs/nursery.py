@@ -46,7 +46,7 @@ def _warm() -> None:
     The first backward decides how many threads autograd starts, one for each device. Fake tensors
     give a CUDA build of torch without a GPU eight devices, so this backward must run before them.
     """
-    torch.ones(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
+    torch.ones(1, requires_grad=True).sum().backward()
     with torch.random.fork_rng():
         model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
         batch = (torch.ones(2, 2),)
