@@ -131,6 +131,8 @@ def test_prediction_is_in_mixed_precision_and_the_module_is_restored() -> None:
 class Built(pl.LightningModule):  # type: ignore[misc]
     """A module that calls one of torch's own modules, and counts the casts of the last step."""
 
+    net: Any
+
     def __init__(self, net: nn.Module, called: Callable[[Any, torch.Tensor], Any]) -> None:
         super().__init__()
         self.net, self.called = net, called
@@ -226,8 +228,7 @@ class HooksLater(Built):
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self.trainer.global_step == 1:
-            net: Any = self.net
-            net[2].register_forward_hook(lambda *values: values[2].neg())
+            self.net[2].register_forward_hook(lambda *values: values[2].neg())
             self.net.register_forward_pre_hook(lambda *values: (values[1][0] + values[1][0],))
 
 
@@ -243,9 +244,10 @@ def test_a_hook_that_is_registered_later_is_seen(called: Any) -> None:
 def test_a_copy_that_is_made_in_training_has_its_own_weights() -> None:
     class Copies(Classifier):
         def on_train_batch_end(self, *_: Any) -> None:
-            twin: Any = copy.deepcopy(self)
-            torch.nn.init.zeros_(twin.blocks[1][1].weight)
-            torch.nn.init.zeros_(twin.blocks[1][1].bias)
+            twin = copy.deepcopy(self)
+            last = twin.get_submodule("blocks.1.1")
+            for value in last.parameters():
+                torch.nn.init.zeros_(value)
             assert not twin(torch.ones(1, 8)).any()
             assert not twin.forward(torch.ones(1, 8)).any()
             assert self(torch.ones(1, 8)).any()
