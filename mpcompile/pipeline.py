@@ -81,8 +81,8 @@ def compile(
     """Compile a training step into mixed precision.
 
     Args:
-        model: FP32, in the mode it shall train in. Its parameters become views of the step's
-            arenas; their values and identity stay.
+        model: FP32. Its parameters become views of the step's arenas; their values and identity
+            stay.
         loss: ``loss(model, *batch)`` returns a 0-d FP32 tensor, or ``(loss, anything)``.
         optimizer: any optimizer of ``torch.optim`` whose ``step()`` takes no closure.
         batch: example tensors; a later batch of other shapes is one more graph.
