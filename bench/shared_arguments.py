@@ -28,4 +28,4 @@ def share_arguments() -> None:
         return copy.deepcopy(arguments, {id(part): part for part in fixed})
 
     App.assemble_argument_collection = assemble  # type: ignore[method-assign]
-    pydantic.TypeAdapter = cache(pydantic.TypeAdapter)  # type: ignore[misc]
+    pydantic.TypeAdapter = cache(pydantic.TypeAdapter)  # type: ignore[misc, assignment]
