@@ -12,6 +12,9 @@ from mpcompile.torch_private.tracing import DispatchMode
 class QuickHalfConvolutions(DispatchMode):
     """Computes these in FP32 and rounds the results to FP16 once, as tensor cores do."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(
         self,
         func: Any,
