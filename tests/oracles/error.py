@@ -83,7 +83,7 @@ def autocast(model: torch.nn.Module, loss: Loss, batch: Batch) -> tuple[float, t
     peer = copy.deepcopy(model)
     with torch.autocast("cpu", dtype=torch.float16):
         value = loss(peer, *batch)
-    with QuickHalfConvolutions():  # type: ignore[no-untyped-call]
+    with QuickHalfConvolutions():
         torch.autograd.backward(value.float() * SCALE)
     return float(value.detach()), gradients_of(peer, SCALE)
 
