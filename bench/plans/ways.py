@@ -20,8 +20,8 @@ from mpcompile.program.marks import SLOT
 from mpcompile.program.workload import Workload
 from mpcompile.step.differentiate import differentiate
 from mpcompile.step.slots import Role, Slot
+from mpcompile.step.trained import trained_parameters
 from mpcompile.step.transformed import Transformed
-from mpcompile.step.update import trained_parameters
 from mpcompile.torch_private.graphs import copy_graph
 
 Gradient = tuple[fx.GraphModule, dict[str, Slot]]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bench.robustness.malformed_models import SECRET, make
 from bench.robustness.malformed_seeds import seeds
+from bench.shared_arguments import share_arguments
 from mpcompile.cli import exit_code
 from mpcompile.errors import BadInput
 from mpcompile.onnx import sessions
@@ -187,6 +188,7 @@ class _Watch:
 @cache
 def _watch() -> _Watch:
     """Load the libraries, bound this process, and start to watch it."""
+    share_arguments()
     sessions.LONGEST_RUN = bounded_inference.LONGEST = LONGEST_RUN
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"

@@ -28,7 +28,10 @@ def rewrite(
 ) -> torch.export.ExportedProgram:
     """Rewrite an exported forward graph into mixed precision.
 
-    Inputs, outputs and parameters keep their dtypes; the casts are nodes of the graph.
+    Inputs, outputs and parameters keep their dtypes; the casts are nodes of the graph. The result
+    lacks what `torch.export` has dropped: hooks and the backward passes of custom Functions. If the
+    program writes to buffers, ``run_decompositions`` makes it functional, and forgets
+    ``torch.no_grad`` and ``detach`` (torch 2.13 to 2.15). To train it use `mpcompile.compile`.
 
     Args:
         program: a program from `torch.export.export`; not changed.

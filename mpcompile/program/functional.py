@@ -72,6 +72,12 @@ def make_functional(
     ]
     if not all(_safe(node, state, order) for node in order) or any(map(mutated_inputs, inside)):
         for node in order:
+            # Torch would let gradients through such a write, which concerns no state.
+            if node in NO_GRAD and _safe(node, state, order) and _base(node).op != "placeholder":
+                for target in mutated_inputs(node):
+                    if target in requires:
+                        _replace_write(node, target, requires, order, own)
+        for node in order:
             _refuse_hidden(node, requires, state)
         return _by_torch(program)
     newest: dict[str, fx.Node] = {}
@@ -83,13 +89,7 @@ def make_functional(
             graph.erase_node(node)
             continue
         for target in mutated_inputs(node):
-            value = node
-            if node in NO_GRAD and target in requires:
-                value = _functional_write(node, target, own)
-                requires.add(value)
-            node.target = functional_overload(node)
-            node.kwargs = {name: given for name, given in node.kwargs.items() if name != "out"}
-            _replace_later(target, value, node, order)
+            value = _replace_write(node, target, requires, order, own)
             if target.name in state or target in newest.values():
                 newest[_name_of(target, newest, state)] = value
     output = graph.output_node()
@@ -98,6 +98,36 @@ def make_functional(
     output.args = ((*newest.values(), *returned),)
     graph.lint()
     return Functional(program, module_of(graph, program.graph_module), tuple(newest))
+
+
+def _replace_write(
+    node: fx.Node,
+    target: fx.Node,
+    requires: set[fx.Node],
+    order: dict[fx.Node, int],
+    own: list[OwnBackward],
+) -> fx.Node:
+    """Turn an op that writes into its functional twin; return the written value."""
+    value = node
+    if node in NO_GRAD and target in requires:
+        value = _functional_write(node, target, own)
+        requires.add(value)
+    twin = functional_overload(node)
+    assert twin is not None
+    node.target = twin
+    node.kwargs = {name: given for name, given in node.kwargs.items() if name != "out"}
+    _replace_later(target, value, node, order)
+    return value
+
+
+def _base(node: fx.Node) -> fx.Node:
+    """Return the tensor that an op, or a chain of ops, writes to."""
+    while node.op == "call_function":
+        written = mutated_inputs(node)
+        if not written:
+            return node
+        node = written[0]
+    return node
 
 
 def _functional_write(node: fx.Node, target: fx.Node, own: list[OwnBackward]) -> fx.Node:

@@ -72,7 +72,7 @@ def intercepted(
             begin(cls, *args)
             stand_in(cls)
 
-        begin = FunctionMeta.__init__
+        begin: Any = FunctionMeta.__init__
         functions = _subclasses(torch.autograd.Function)
         for function in functions:
             stand_in(function)

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from mpcompile.integrations.dynamo_backend import mpcompile
+from mpcompile.torch_private.versions import release
 
 
 @pytest.fixture(autouse=True)
@@ -142,9 +143,12 @@ def test_at_level_fp32_it_is_bitwise_eager(
     plain = kind()
     mine = copy.deepcopy(plain)
     quick = compiled(mine, level="fp32")
+    # In torch 2.11 Dynamo's own graph of open sizes rounds otherwise than eager PyTorch.
+    old = release(torch.__version__) < (2, 13)
+    oracle: Any = torch.compile(plain, backend="eager") if old else plain
     for size in (6, 4, 9):
         batch = batch_of(size)
-        torch.autograd.backward([loss(plain, *batch), loss(quick, *batch)])
+        torch.autograd.backward([loss(oracle, *batch), loss(quick, *batch)])
     for one, other in zip(plain.parameters(), mine.parameters(), strict=True):
         assert one.grad is not None
         assert other.grad is not None
@@ -387,12 +391,8 @@ def test_torch_finds_the_backend_by_name_without_an_import(tmp_path: Path) -> No
         "assert torch.allclose(found, net(x), atol=1e-2)\n"
         "assert 'pytorch_lightning' not in sys.modules\n"
     )
-    path = f"{tmp_path}:{ROOT}"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    environment["PYTHONPATH"] = f"{tmp_path}:{ROOT}"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from bench.isolated import Failure, Isolated
 from bench.robustness.malformed import trials
 from bench.robustness.malformed_models import KINDS, kind_of, make
-from bench.robustness.malformed_trial import Case, attempt
+from bench.robustness.malformed_trial import Case, Outcome, attempt
 
 COUNT, SEED = 2_000, 0
 
@@ -39,6 +40,13 @@ def test_the_same_seed_makes_the_same_file(tmp_path: Path) -> None:
         assert first == second or kind_of(index) == "location"
 
 
+@pytest.fixture(scope="module")
+def process() -> Iterator[Isolated[Case, Outcome]]:
+    """One process for all harms; the one that crashes is replaced."""
+    with Isolated(attempt, 1) as made:
+        yield made
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="its processes are bounded as Linux does")
 @pytest.mark.parametrize(
     ("harm", "pattern"),
@@ -52,10 +60,11 @@ def test_the_same_seed_makes_the_same_file(tmp_path: Path) -> None:
         ("raise RecursionError", "raised RecursionError"),
     ],
 )
-def test_harm_is_seen(tmp_path: Path, harm: str, pattern: str) -> None:
+def test_harm_is_seen(
+    tmp_path: Path, harm: str, pattern: str, process: Isolated[Case, Outcome]
+) -> None:
     """What the test above would miss if its watch slept."""
     case = Case(0, 0, tmp_path / "case", harm)
-    with Isolated(attempt, 1) as processes:
-        (found,) = processes.map([case])
+    (found,) = process.map([case])
     said = f"{found.what} {found.why}" if isinstance(found, Failure) else found.wrong
     assert pattern in said

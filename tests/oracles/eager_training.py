@@ -74,9 +74,12 @@ class SideBySide:
             mine = self.step(*batch)
             torch.set_rng_state(state)
             theirs = self.loss(self.eager, *batch)
-            (theirs / self.every if self.every > 1 else theirs).backward()
+            theirs.backward()
             self._calls += 1
             if self._calls % self.every == 0:
+                for parameter in self.eager.parameters():
+                    if parameter.grad is not None and self.every > 1:
+                        parameter.grad /= self.every
                 self.eager_optimizer.step()
                 self.eager_optimizer.zero_grad()
             losses.append((float(mine), float(theirs)))

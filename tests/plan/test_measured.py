@@ -6,6 +6,7 @@ import random
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs.graphs import convolution
 from programs.random_flow import best, least, random_flow
+from programs.random_plans import choosers
 from programs.tall import Tall, loss, workload
 from torch import nn
 
@@ -26,17 +28,22 @@ from mpcompile.plan.measured import MeasuredOverflow, apply_ranges, overruled
 from mpcompile.plan.op_table import Wish
 from mpcompile.plan.planner import make_plan
 from mpcompile.plan.policy import Level, Policy
-from mpcompile.plan.ranges import Ranges, tensors_of
+from mpcompile.plan.ranges import Range, Ranges, tensors_of
 from mpcompile.precision import Precision
 from mpcompile.program.workload import Workload
 from mpcompile.step.transformed import Choices, Transformed
 
-flows = st.randoms(use_true_random=False).map(lambda chooser: (chooser, random_flow(chooser, 10)))
+flows = choosers.map(lambda chooser: (chooser, random_flow(chooser, 10)))
 many = settings(max_examples=1000, deadline=None)
 
 
+@cache
+def range_of_many(elements: int, size: float) -> Range:
+    return range_of(torch.full((elements,), size))
+
+
 def measured(flow: Dataflow, size: Callable[[str], float]) -> Ranges:
-    values = {t.id: range_of(torch.full((t.elements,), size(t.id))) for t in flow.tensors}
+    values = {t.id: range_of_many(t.elements, size(t.id)) for t in flow.tensors}
     return Ranges(tensors_of(flow), 1, values)
 
 

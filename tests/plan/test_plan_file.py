@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs.graphs import linear, tied
-from programs.random_plans import dataflows, half_of
+from programs.random_plans import choosers, dataflows, half_of
 from programs.small_plan import FLOW, PLAN, edited
 
 import mpcompile
@@ -57,7 +57,7 @@ def test_a_plan_applied_unedited_is_itself(flow: Dataflow, precision: Precision)
 
 
 @settings(max_examples=100, deadline=None)
-@given(dataflows(), st.randoms(use_true_random=False))
+@given(dataflows(), choosers)
 def test_an_edited_plan_is_followed_and_its_casts_are_made_anew(
     flow: Dataflow, chooser: random.Random
 ) -> None:

@@ -9,9 +9,8 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from programs.random_flow import best, least, random_flow
-from programs.random_plans import dataflows, half_of
+from programs.random_plans import choosers, dataflows, half_of
 
 from mpcompile.errors import BadInput
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor
@@ -81,7 +80,7 @@ def test_every_reader_finds_the_precision_it_needs(flow: Dataflow) -> None:
 
 
 @settings(max_examples=1000, deadline=None)
-@given(dataflows(), st.randoms(use_true_random=False))
+@given(dataflows(), choosers)
 def test_the_order_of_the_rows_does_not_matter(flow: Dataflow, chooser: random.Random) -> None:
     ops, tensors = list(flow.ops), list(flow.tensors)
     chooser.shuffle(ops)

@@ -90,6 +90,10 @@ def activation_twice(net: Net, h: Tensor) -> Tensor:
     return h.sin()
 
 
+def activation_and_view(net: Net, h: Tensor) -> Tensor:
+    return through_a_view(net, activation_twice(net, h))
+
+
 def grad_inside(net: Net, h: Tensor) -> Tensor:
     with torch.no_grad():
         before = h * 2
@@ -109,6 +113,7 @@ def decorated(net: Net, h: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("middle", [in_place, copied, through_a_view, assigned,
                                     assigned_without_gradients, data, activation, activation_twice,
+                                    activation_and_view,
                                     grad_inside, decorated])  # fmt: skip
 def test_in_fp32_it_trains_bitwise_as_in_eager_pytorch(
     middle: Callable[[Any, Tensor], Tensor],

@@ -7,6 +7,7 @@ the exit code. It sees no GPU, because threads of CUDA or autograd do not surviv
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -29,6 +30,8 @@ import mpcompile.train.checkpoint
 
 def main() -> None:
     _warm()
+    gc.set_threshold(50_000, 10, 10)  # as conftest.py does, here for the processes that are forked
+    gc.freeze()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -46,7 +49,7 @@ def _warm() -> None:
     The first backward decides how many threads autograd starts, one for each device. Fake tensors
     give a CUDA build of torch without a GPU eight devices, so this backward must run before them.
     """
-    torch.ones(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
+    torch.ones(1, requires_grad=True).sum().backward()
     with torch.random.fork_rng():
         model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
         batch = (torch.ones(2, 2),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from joint_net import batch, compiled, everywhere, loss, made, mine, processes, state
+from joint_net import batch, compiled, everywhere, from_first, loss, made, mine, processes, state
 from torch import distributed
 
 import mpcompile
@@ -44,7 +44,7 @@ def trained(parallel: Any, optimizer: Any, rates: Any, **options: Any) -> dict[s
 def compare(policy: Policy, kind: Any, options: dict[str, Any], *ways: dict[str, Any]) -> None:
     optimizer, rates = kind
     given = {"policy": policy, "loss_scale": LossScale.static(1024.0), **options}
-    alone = trained(None, optimizer, rates, **given)
+    alone = from_first(lambda: trained(None, optimizer, rates, **given))
     for parallel in ways:
         together = trained(parallel, optimizer, rates, **given)
         assert alone.keys() == together.keys()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,6 +75,14 @@ def everywhere(values: dict[str, torch.Tensor]) -> None:
         first = value.clone()
         distributed.broadcast(first, 0)
         assert torch.equal(first, value), f"{name} differs on process {distributed.get_rank()}"
+
+
+def from_first(make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return what the first process makes, on all of them."""
+    made = [make() if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(made)
+    assert made[0] is not None
+    return made[0]
 
 
 @contextmanager

@@ -185,8 +185,10 @@ class Noted:
                 self._position(),
                 "let it return a new tensor, and leave out ctx.mark_dirty",
             )
-        if self._inside or not any(needs):
+        if self._inside:
             return made
+        if not any(needs):  # gradients reach none of the tensors that forward reads otherwise
+            return _detached(made)
         return self._differentiable(function, ctx, args, made)
 
     def _differentiable(
@@ -234,6 +236,12 @@ class Noted:
         for index, value in zip(found, values, strict=True):
             results[index] = value
         return type(made)(results) if isinstance(made, tuple | list) else results[0]
+
+
+def _detached(made: Any) -> Any:
+    if isinstance(made, tuple | list):
+        return type(made)(map(_detached, made))
+    return made.detach() if isinstance(made, torch.Tensor) else made
 
 
 class _Handle:

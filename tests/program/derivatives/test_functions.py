@@ -127,6 +127,28 @@ def test_a_nonlinear_backward_sees_gradients_without_the_loss_scale() -> None:
         assert error < 1e-2
 
 
+class ReadsAWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, model: nn.Linear) -> torch.Tensor:
+        return x @ model.weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, None]:
+        raise AssertionError("nothing needs a gradient")
+
+
+def _weight_beside(model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    scale: torch.Tensor = ReadsAWeight.apply(x, model)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = ((model(x) * scale - y) ** 2).mean()
+    return result
+
+
+def test_a_function_without_differentiable_inputs_passes_no_gradient() -> None:
+    pair = SideBySide(nn.Linear(8, 8), _weight_beside, BATCHES[0])
+    pair.train(BATCHES[:5])
+    assert pair.differing() == []
+
+
 class InPlace(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
