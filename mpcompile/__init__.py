@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mpcompile.errors import (
         BadInput,
         CannotCapture,
+        ChangingNumber,
         CheckFailed,
         CompileError,
         DamagedCheckpoint,
@@ -41,6 +42,7 @@ __all__ = [
     "FULL_PRECISION",
     "BadInput",
     "CannotCapture",
+    "ChangingNumber",
     "CheckFailed",
     "CompileError",
     "DamagedCheckpoint",
@@ -70,6 +72,7 @@ _HOME = {
     "FULL_PRECISION": "plan.policy",
     "BadInput": "errors",
     "CannotCapture": "errors",
+    "ChangingNumber": "errors",
     "CheckFailed": "errors",
     "CompileError": "errors",
     "DamagedCheckpoint": "errors",

@@ -72,6 +72,10 @@ class Defect(Exception):
     """A rule of mpcompile itself is broken, independent of the user's input (exit code 70)."""
 
 
+class ChangingNumber(UserWarning):
+    """A Python number that the program reads has had many values, and each made another graph."""
+
+
 class DamagedCheckpoint(UserWarning):
     """A newer checkpoint was not complete, so an older one was loaded."""
 

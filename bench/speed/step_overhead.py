@@ -1,8 +1,9 @@
 """Time the Python call of a step, with graphs that do nothing.
 
 ``python -m bench.speed.step_overhead`` prints microseconds per call for models of 2, 20 and
-200 weights, as the median of seven rounds. Beside it is the time of ``optimizer.zero_grad()``
-without gradients, which eager PyTorch calls in each step.
+200 weights, as the median of seven rounds. Beside it is the part of the check that nothing has
+changed in the program, and the time of ``optimizer.zero_grad()`` without gradients, which eager
+PyTorch calls in each step.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import mpcompile
 from bench.machine import describe
 from mpcompile.lower import lower as lower_module
 from mpcompile.train import bound_step
+from mpcompile.train.guards import Guard
 
 CALLS, ROUNDS = 1000, 7
 
@@ -32,8 +34,10 @@ def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return model(x).square().mean()  # type: ignore[no-any-return]
 
 
-def empty_step(layers: int) -> tuple[Callable[[], Any], torch.optim.Optimizer]:
-    """Return a call of a step whose graphs return at once, and its optimizer."""
+def empty_step(
+    layers: int,
+) -> tuple[Callable[[], Any], Callable[[], bool], torch.optim.Optimizer]:
+    """Return a call of a step whose graphs return at once, its check, and its optimizer."""
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(layers)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     batch = torch.randn(2, 4)
@@ -45,7 +49,7 @@ def empty_step(layers: int) -> tuple[Callable[[], Any], torch.optim.Optimizer]:
 
     with patch.object(bound_step, "lower", lower):
         step = mpcompile.compile(model, loss, optimizer, (batch,), backend="interpreter")
-    return lambda: step(batch), optimizer
+    return lambda: step(batch), Guard(model, loss, optimizer).holds, optimizer
 
 
 def microseconds(call: Callable[[], Any]) -> float:
@@ -62,13 +66,12 @@ def microseconds(call: Callable[[], Any]) -> float:
 def main() -> None:
     """Print one row per size."""
     argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0]).parse_args()
-    print(f"{'weights':>8} {'step, us':>9} {'zero_grad, us':>14}")
+    print(f"{'weights':>8} {'step, us':>9} {'check, us':>10} {'zero_grad, us':>14}")
     for layers in (1, 10, 100):
-        call, optimizer = empty_step(layers)
+        call, check, optimizer = empty_step(layers)
         call()
-        print(
-            f"{2 * layers:>8} {microseconds(call):>9.1f} {microseconds(optimizer.zero_grad):>14.1f}"
-        )
+        times = [microseconds(each) for each in (call, check, optimizer.zero_grad)]
+        print(f"{2 * layers:>8} {times[0]:>9.1f} {times[1]:>10.1f} {times[2]:>14.1f}")
     print(json.dumps(describe("cpu")))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+import warnings
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -11,17 +12,20 @@ from typing import TypeAlias
 
 import torch
 
-from mpcompile.errors import BadInput
+from mpcompile.errors import BadInput, ChangingNumber
 from mpcompile.lower.cuda_graph import CapturedStep, Step
 from mpcompile.program.batch_size import BatchSize, size_of
 from mpcompile.program.returned import ReturnedTree
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.slots import Role
 from mpcompile.train.bound_graphs import BoundGradient
-from mpcompile.train.situation import Facts, Situation
+from mpcompile.train.situation import Facts, Situation, changed_numbers
 
 MOST_SITUATIONS = 16
 """Graphs are kept for so many situations of the program; those not used for longest are dropped."""
+
+MANY_VALUES = 8
+"""After so many new values of one number the user is told how to make it an input."""
 
 _log = logging.getLogger("mpcompile")
 
@@ -79,7 +83,8 @@ class BatchGraphs:
         self._graphs: dict[_Shapes, list[BatchGraph]] = {key: [first]}
         self._situations = OrderedDict({_key(situation): self._graphs})
         self._another = another
-        self.said = ""
+        self._situation, self.said = situation, ""
+        self._values: Counter[str] = Counter()
 
     def __len__(self) -> int:
         """Count the graphs that are kept."""
@@ -98,10 +103,25 @@ class BatchGraphs:
         """
         key = _key(situation)
         self.said = "" if key in self._situations else said
+        if self.said:
+            self._warn_of_numbers(changed_numbers(self._situation, situation))
+        self._situation = situation
         self._graphs = self._situations.setdefault(key, {})
         self._situations.move_to_end(key)
         if len(self._situations) > MOST_SITUATIONS:
             self._situations.popitem(last=False)
+
+    def _warn_of_numbers(self, places: Sequence[str]) -> None:
+        self._values.update(places)
+        for place in places:
+            if self._values[place] == MANY_VALUES:
+                warnings.warn(
+                    f"{place} has had {MANY_VALUES} other values, and the step was captured again "
+                    "for each; store the number in a buffer and write to that, or pass it in the "
+                    "batch as a tensor",
+                    ChangingNumber,
+                    stacklevel=6,
+                )
 
     def bind(self) -> None:
         """Let all graphs read the state at its present storage."""

@@ -43,6 +43,17 @@ class OtherLayout(Exception):
         self.made = made
 
 
+class Uncopied:
+    """An object that is refused by `copy`, `pickle` and ``torch.save``, with advice."""
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        """Refuse to be copied or pickled: copied tensors would be no views of the arenas."""
+        raise BadInput(
+            "a step cannot be copied or pickled, because it belongs to one model and optimizer",
+            fix="save its state with step.save(folder), or copy the model and compile the copy",
+        )
+
+
 class BoundStep:
     """Everything of a step that depends on where weights and optimizer state are stored.
 

@@ -188,6 +188,20 @@ def differences(before: Situation, after: Situation) -> list[str]:
     return values + others
 
 
+def changed_numbers(before: Situation, after: Situation) -> list[str]:
+    """Return the places of the numbers that differ between two situations."""
+    old, new = _by_place(before.program), _by_place(after.program)
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, Number) and value.kind is not bool
+
+    return [
+        place
+        for place, now in new.items()
+        if is_number(now) and is_number(old.get(place)) and old[place] != now
+    ]
+
+
 def _by_place(facts: Facts) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
     for place, what in facts:

@@ -26,7 +26,7 @@ from mpcompile.step.whole_step import whole_step
 from mpcompile.torch_private.tracing import note_step
 from mpcompile.train import checkpoint
 from mpcompile.train.batch_graphs import BatchGraph
-from mpcompile.train.bound_step import BoundStep, ForBatch, OtherLayout
+from mpcompile.train.bound_step import BoundStep, ForBatch, OtherLayout, Uncopied
 from mpcompile.train.checkpoint_of_processes import load, save
 from mpcompile.train.guards import Guard
 from mpcompile.train.optimizer_hooks import hooks_after_update, run_hooks
@@ -37,7 +37,7 @@ from mpcompile.train.situation import differences, summary
 _log = logging.getLogger("mpcompile")
 
 
-class TrainStep:
+class TrainStep(Uncopied):
     """One compiled training step: call it with a batch, get the loss.
 
     The model's parameters are the FP32 masters, and the graph updates the optimizer's own state.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -368,3 +369,30 @@ def test_a_policy_of_16_bits_follows_too() -> None:
             expected = theirs.loss(theirs.model, *batch(turn)).detach()
             torch.manual_seed(turn)
             torch.testing.assert_close(step(*batch(turn)), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_number_with_many_values_is_said_once() -> None:
+    mine, theirs = sides()
+    step = compiled(mine, verify=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for call in range(12):
+            for side in (mine, theirs):
+                side.loss.beta = 0.01 * call
+            torch.manual_seed(call)
+            expected = eager(theirs, batch(call), 1, last=True)
+            torch.manual_seed(call)
+            assert torch.equal(step(*batch(call)), expected)
+    [said] = [w for w in caught if issubclass(w.category, mpcompile.ChangingNumber)]
+    assert str(said.message).startswith("loss.beta has had 8 other values")
+    assert said.filename == __file__
+    check_same(mine, theirs)
+
+
+def test_a_number_in_a_buffer_is_an_input() -> None:
+    mine, _ = sides()
+    step = compiled(mine)
+    for call in range(3):
+        mine.model.shift.fill_(0.1 * call)
+        step(*batch(call))
+    assert len(step._graphs) == 1
