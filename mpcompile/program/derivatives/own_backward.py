@@ -299,7 +299,9 @@ def with_derivatives(graph: fx.Graph, own: Sequence[OwnBackward]) -> None:
             call = graph.call_function(own[key], (values, inputs, saved), {"of": own[key].name})
         call.meta = dict(node.meta)
         node.replace_all_uses_with(call)
+        name = node.name
         graph.erase_node(node)
+        call.name = name  # plans name nodes
 
 
 def without_derivatives(graph: fx.Graph) -> None:
