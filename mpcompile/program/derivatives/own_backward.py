@@ -302,13 +302,3 @@ def with_derivatives(graph: fx.Graph, own: Sequence[OwnBackward]) -> None:
         name = node.name
         graph.erase_node(node)
         call.name = name  # plans name nodes
-
-
-def without_derivatives(graph: fx.Graph) -> None:
-    """Remove the calls from a graph that is not differentiated."""
-    for node in list(graph.nodes):
-        if node.target is OP or isinstance(node.target, OwnBackward):
-            for item in list(node.users):
-                item.replace_all_uses_with(node.args[0][item.args[1]])
-                graph.erase_node(item)
-            graph.erase_node(node)
