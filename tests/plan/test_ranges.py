@@ -92,7 +92,7 @@ def held(**fields: object) -> str:
         ("{", "not JSON"),
         ("[]", "the document"),
         (changed(version=1), "version"),
-        (changed(unknown=1), "no unknown"),
+        (changed(unknown=1), "there is no field unknown"),
         (changed(batches=0), "batches"),
         (changed(batches="2"), "batches"),
         (changed(batches=True), "batches"),
