@@ -206,7 +206,8 @@ class Rotated(nn.Module):
         q, k, v = self.project(x).chunk(3, -1)
         cos, sin = self.tables(position)
         q, k = (z * cos + torch.cat([-z[..., 8:], z[..., :8]], -1) * sin for z in (q, k))
-        result: Tensor = self.last(nn.functional.scaled_dot_product_attention(q, k, v))
+        mixed = nn.functional.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])
+        result: Tensor = self.last(mixed[:, 0])
         return result
 
 

@@ -1,4 +1,4 @@
-"""Numbers that fit FP16 by range and not by digits: as near to FP32 as eager autocast, or nearer."""
+"""Numbers that fit FP16 by range and not by digits: at least as near to FP32 as autocast."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as functional
 from programs.values import BETWEEN, PROGRAMS, Program, rotary
 from torch import Tensor, nn
 
@@ -69,14 +69,14 @@ def test_a_level_that_narrows_a_layer_before_a_sine_warns() -> None:
 
 
 LOSSES: dict[str, Loss] = {
-    "mse_loss": F.mse_loss,
-    "l1_loss": F.l1_loss,
-    "smooth_l1_loss": F.smooth_l1_loss,
-    "huber_loss": F.huber_loss,
+    "mse_loss": functional.mse_loss,
+    "l1_loss": functional.l1_loss,
+    "smooth_l1_loss": functional.smooth_l1_loss,
+    "huber_loss": functional.huber_loss,
     "a square": lambda p, y: ((p - y) ** 2).mean(),
     "a product": lambda p, y: ((p - y) * (p - y)).mean(),
     "a magnitude": lambda p, y: (p - y).abs().mean(),
-    "a broadcast": lambda p, y: F.mse_loss(p, y[:1].expand(p.shape)),
+    "a broadcast": lambda p, y: functional.mse_loss(p, y[:1].expand(p.shape)),
 }
 
 
@@ -129,7 +129,7 @@ def test_a_gradient_beyond_fp16_lowers_the_scale_below_one() -> None:
     model, batch = regression(2e5)
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return F.mse_loss(model(x), y)
+        return functional.mse_loss(model(x), y)
 
     calls = skipped(model, loss, batch)
     assert calls == list(range(len(calls)))
@@ -143,7 +143,7 @@ def test_confident_wrong_answers_behind_a_sigmoid_are_trained() -> None:
         model[2].bias.fill_(12.0)
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return F.binary_cross_entropy(torch.sigmoid(model(x)), y)
+        return functional.binary_cross_entropy(torch.sigmoid(model(x)), y)
 
     assert all(call < 10 for call in skipped(model, loss, (torch.randn(32, 8), torch.zeros(32, 1))))
 
@@ -154,7 +154,7 @@ def test_a_gram_matrix_of_features_is_finite() -> None:
 
     def loss(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         feature = model(x).relu().flatten(2) * 10
-        return F.mse_loss(feature @ feature.transpose(1, 2) / feature.shape[-1], target)
+        return functional.mse_loss(feature @ feature.transpose(1, 2) / feature.shape[-1], target)
 
     batch = (torch.randn(2, 3, 64, 64), torch.rand(2, 32, 32))
     assert all(call < 10 for call in skipped(model, loss, batch))
@@ -166,7 +166,7 @@ def test_a_router_chooses_the_experts_that_autocast_chooses() -> None:
     x = torch.randn(512, 64)
 
     def loss(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        share = F.softmax(model(x), dim=-1, dtype=torch.float)
+        share = functional.softmax(model(x), dim=-1, dtype=torch.float)
         weight, chosen = share.topk(2, -1)
         return weight.square().mean(), chosen
 
