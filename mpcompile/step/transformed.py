@@ -13,6 +13,7 @@ from mpcompile.plan.policy import Policy
 from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
 from mpcompile.program.capture import Forward
+from mpcompile.program.number_inputs import NumberPlace
 from mpcompile.program.unfit_constants import UnfitConstant
 from mpcompile.program.workload import Workload
 from mpcompile.step.graph import StepGraph
@@ -36,6 +37,8 @@ class Choices:
         dynamic: whether one graph is made for batches of every size, or per tensor of the batch
             whether it has the size that is left open.
         verify: whether the captured graph is compared with the program on the batch.
+        numbers: Python numbers of the program that are inputs of the graph; then it is compared
+            in any case.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -47,6 +50,7 @@ class Choices:
     without: Collection[str] = ()
     dynamic: bool | tuple[bool, ...] = False
     verify: bool = True
+    numbers: tuple[NumberPlace, ...] = ()
 
     @property
     def precision(self) -> Precision:
@@ -60,7 +64,9 @@ class Choices:
             return self.loss_scale
         return LossScale() if self.precision is Precision.FP16 else LossScale.none()
 
-    def for_another_batch(self, plan: Plan, open_dims: tuple[bool, ...]) -> Choices:
+    def for_another_batch(
+        self, plan: Plan, open_dims: tuple[bool, ...], numbers: tuple[NumberPlace, ...] = ()
+    ) -> Choices:
         """Return the choices for a batch of another shape, which follow the first one's plan.
 
         Its graph is verified too, unless the weights are in slices: this process has no values.
@@ -68,6 +74,7 @@ class Choices:
         Args:
             plan: of the first shape.
             open_dims: per tensor of the batch whether it has the size that is left open.
+            numbers: Python numbers that are inputs.
         """
         parallel = self.loop.parallel
         return replace(
@@ -78,6 +85,7 @@ class Choices:
             loss_scale=self.scale,
             dynamic=open_dims,
             verify=self.verify and not (parallel is not None and parallel.shard),
+            numbers=numbers,
         )
 
 

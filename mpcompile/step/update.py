@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from mpcompile.errors import CannotCapture
+from mpcompile.program.formulas import Guard
 from mpcompile.program.marks import SLOT, SLOTS
 from mpcompile.step.arena import Arena
 from mpcompile.step.graph import results
@@ -30,7 +31,7 @@ from mpcompile.step.optimizer_start import (
     state_shape,
 )
 from mpcompile.step.record import record
-from mpcompile.step.recorded_number import Guard, Numbers, python_takes_numbers
+from mpcompile.step.recorded_number import Numbers, python_takes_numbers
 from mpcompile.step.slots import Role, Slot
 from mpcompile.torch_private.graphs import drop_profiler_nodes, rename
 from mpcompile.torch_private.guarding import plain_step

@@ -1,0 +1,153 @@
+"""Python numbers of a program that change from call to call, and become inputs of its graphs."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import is_
+from typing import TypeAlias
+
+import torch
+
+from mpcompile.errors import ChangingNumber, CompileError
+from mpcompile.program.number_inputs import NumberInputs, NumberPlace
+from mpcompile.program.proof.surroundings import Held
+from mpcompile.step.transformed import Transformed
+
+CHANGES = 2
+"""After so many new values of a number the step tries to make it an input."""
+
+MANY_VALUES = 8
+"""After so many new values of a number that is no input the user is told what to do."""
+
+_Batch: TypeAlias = tuple[torch.Tensor, ...]
+_Open: TypeAlias = tuple[bool, ...]
+
+ForBatch: TypeAlias = Callable[[_Batch, _Open, tuple[NumberPlace, ...]], Transformed]
+"""Transforms the program as it is now for a batch, with some of its numbers as inputs; the flags
+say which tensors have an open batch size."""
+
+
+class NotAsInputs(Exception):
+    """The program cannot be captured with its numbers as inputs."""
+
+
+class ChangingNumbers:
+    """Which numbers are inputs, and which of them cannot be.
+
+    If several numbers change at once and the program cannot be captured with all of them as inputs,
+    each is tried alone when it changes again.
+
+    Attributes:
+        inputs: the numbers that are inputs: each place by its name.
+    """
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, NumberPlace] = {}
+        self._changes: Counter[str] = Counter()
+        self._held: Sequence[Held] = ()
+        self._alone: set[str] = set()
+        self._refused: set[str] = set()
+        self._trial: tuple[str, ...] = ()
+
+    def locate(self, held: Sequence[Held]) -> None:
+        """Find the places again among all that the program can read."""
+        self._held = held
+        self.inputs = _places(held, self.inputs)
+
+    def values(self) -> dict[str, float]:
+        """Return the present values of the inputs by place."""
+        return {name: place.number() for name, place in self.inputs.items()}
+
+    def kinds(self) -> list[type]:
+        """Return the types of the values: an int that becomes a float is another program."""
+        return [type(place.number()) for place in self.inputs.values()]
+
+    def admit(self, names: Iterable[str]) -> bool:
+        """Count new values of numbers; return whether some of these are inputs from now on.
+
+        Warns with `ChangingNumber` of each number with many values.
+        """
+        changed = list(names)
+        self._changes.update(changed)
+        wanted = [
+            name for name in changed if self._changes[name] >= CHANGES and name not in self._refused
+        ]
+        found = _places(self._held, wanted)
+        together = {name: place for name, place in found.items() if name not in self._alone}
+        self._trial = tuple(together or list(found)[:1])
+        self.inputs |= {name: found[name] for name in self._trial}
+        for name in changed:
+            if self._changes[name] == MANY_VALUES and name not in self.inputs:
+                warnings.warn(
+                    f"{name} has had {MANY_VALUES} other values, and the step was captured again "
+                    "for each; store the number in a buffer and write to that, or pass it in the "
+                    "batch as a tensor",
+                    ChangingNumber,
+                    stacklevel=5,
+                )
+        return bool(self._trial)
+
+    def give_up(self) -> str:
+        """Make the numbers that were tried last constants again, or all; return their names."""
+        names = self._trial or tuple(self.inputs)
+        self._trial = ()
+        self.inputs = {name: place for name, place in self.inputs.items() if name not in names}
+        (self._alone if len(names) > 1 else self._refused).update(names)
+        return ", ".join(names)
+
+    def given_to(self, transform: ForBatch) -> Callable[[_Batch, _Open], Transformed]:
+        """Return a function that transforms the program with these inputs.
+
+        It raises NotAsInputs where the program cannot be transformed with them.
+        """
+
+        def for_batch(batch: _Batch, is_open: _Open) -> Transformed:
+            numbers = tuple(self.inputs.values())
+            try:
+                made = transform(batch, is_open, numbers)
+            except CompileError as error:
+                if not numbers:
+                    raise
+                raise NotAsInputs(error.what) from error
+            self._trial = ()
+            return made
+
+        return for_batch
+
+
+class BoundNumbers:
+    """The numbers that one graph reads."""
+
+    def __init__(self, given: NumberInputs | None) -> None:
+        self._given = given or NumberInputs()
+        self._seen: list[float] = []
+
+    def admits(self, numbers: Mapping[str, float]) -> bool:
+        """Whether the graph is right for these numbers."""
+        return not self._given.guards or self._given.admits(numbers)
+
+    def hand_over(self, numbers: Mapping[str, float]) -> None:
+        """Write the numbers that have changed since the last call; nothing waits for a device."""
+        now = list(numbers.values())
+        if len(now) != len(self._seen) or not all(map(is_, now, self._seen)):
+            self._given.hand_over(numbers)
+            self._seen = now
+
+
+def _places(held: Iterable[Held], names: Iterable[str]) -> dict[str, NumberPlace]:
+    """Return the place of each name that has one and where another object can be put."""
+    wanted = set(names)
+    found: dict[str, NumberPlace] = {}
+    for item in held if wanted else ():
+        if item.path not in wanted:
+            continue
+        before = found.get(item.path)
+        same = before is None or (before.holder is item.holder and before.key == item.key)
+        if same and type(item.value) in (int, float) and not isinstance(item.holder, tuple):
+            found[item.path] = NumberPlace(item.path, item.holder, item.key)
+        else:
+            wanted.discard(item.path)
+            found.pop(item.path, None)
+    return found
