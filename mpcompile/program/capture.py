@@ -165,10 +165,7 @@ def export(
         raise
     except Exception as error:
         if module.last.recording is not None:
-            raise CannotCapture(
-                f"a number that changes cannot be an input ({first_line(error)})",
-                user_position(error) or workload.origin,
-            ) from error
+            raise CannotCapture(first_line(error), user_position(error)) from error
         raise _refusal(error, module, batch, workload) from error
 
 

@@ -35,6 +35,18 @@ _TAKE = frozenset(
 """Functions of torch that compute the same with a 0-d tensor as with a Python number."""
 
 
+class NumberRefused(CannotCapture):
+    """A program uses a number in a way that no graph can hold with the number as an input.
+
+    Attributes:
+        names: the places of the numbers that it is computed from.
+    """
+
+    def __init__(self, what: str, names: frozenset[str] = frozenset()) -> None:
+        super().__init__(f"it {what}", line_now())
+        self.names = names
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class NumberPlace:
     """Where a program has a Python number.
@@ -98,7 +110,7 @@ class Recording:
     Attributes:
         formulas: what each used tensor is computed by.
         guards: the comparisons so far.
-        refused: the first use that no graph can hold, or None.
+        refused: the first use that was refused, or None.
 
     Args:
         numbers: the present values by place.
@@ -108,7 +120,7 @@ class Recording:
     def __init__(self, numbers: Mapping[str, float], tensors: Sequence[torch.Tensor]) -> None:
         self.formulas: list[Known] = []
         self.guards: list[Guard] = []
-        self.refused: CannotCapture | None = None
+        self.refused: NumberRefused | None = None
         self._numbers, self._tensors = numbers, tensors
         self._positions: dict[str, int] = {}
 
@@ -121,7 +133,7 @@ class Recording:
         position = self._positions.setdefault(repr(known), len(self.formulas))
         if position == len(self.formulas):
             if position == len(self._tensors):
-                self.refuse("is in more formulas than a graph has inputs for")
+                self.refuse("is in more formulas than a graph has inputs for", known)
             self.formulas.append(known)
         return self._tensors[position]
 
@@ -139,9 +151,15 @@ class Recording:
         made.hand_over(self._numbers)
         return made
 
-    def refuse(self, what: str) -> NoReturn:
-        """Raise CannotCapture, also if the program catches it."""
-        self.refused = self.refused or CannotCapture(f"a number {what}", line_now())
+    def refuse(self, what: str, known: Known = 0.0) -> NoReturn:
+        """Raise NumberRefused; it is also noted, because the program may catch it.
+
+        Args:
+            what: what the program does.
+            known: with which number; a constant: with some.
+        """
+        names = Formula(operator.pos, (known,)).options()
+        self.refused = self.refused or NumberRefused(what, names)
         raise self.refused
 
 
@@ -180,13 +198,17 @@ class Recorded:
             return self._recording.decide(target, self._known, other)
         return NotImplemented
 
+    def refuse(self, what: str) -> NoReturn:
+        """See `Recording.refuse`."""
+        self._recording.refuse(what, self._known)
+
     def beside(self, other: torch.Tensor) -> torch.Tensor:
         """Return it as a 0-d tensor that gives results beside a tensor the dtype of the tensor."""
         tensor = self._recording.tensor(self._known)
         if other.dtype is torch.float64:
             return tensor
         if other.dtype is not torch.float32:
-            self._recording.refuse(f"is used beside a tensor of {other.dtype}")
+            self.refuse(f"is used beside a tensor of {other.dtype}")
         return tensor if other.dim() else tensor.to(torch.float32)
 
     @classmethod
@@ -203,11 +225,11 @@ class Recorded:
         others = [item for item in args if isinstance(item, torch.Tensor)]
         name = getattr(func, "__name__", "another function")
         if not numbers:  # inside a list
-            raise CannotCapture(f"a number is an argument of {name}", line_now())
+            raise NumberRefused(f"is an argument of {name}")
         # Dynamo, which traces branches of `torch.cond`, would not note what is done here.
         inside = torch.compiler.is_dynamo_compiling()
         if inside or kwargs or name not in _TAKE or (len(numbers), len(others)) != (1, 1):
-            numbers[0]._recording.refuse(f"is an argument of {name}")
+            numbers[0].refuse(f"is an argument of {name}")
         (number,), (other,) = numbers, others
         if not (other.is_floating_point() or other.is_complex()) and type(number._value) is float:
             other = other.to(torch.get_default_dtype())
@@ -215,11 +237,11 @@ class Recorded:
         return func(*(tensor if item is number else other for item in args))
 
     def __hash__(self) -> int:
-        return self._recording.refuse("is a key of a dictionary or of a set")
+        return self.refuse("is a key of a dictionary or of a set")
 
     def __getattr__(self, name: str) -> Any:
         if name in vars(float) or name in vars(int):
-            self._recording.refuse(f"is used by its {name}")
+            self.refuse(f"is used by its {name}")
         raise AttributeError(name)
 
 
@@ -238,7 +260,7 @@ def _comparison(target: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _refused(name: str) -> Callable[..., NoReturn]:
-    return lambda self, *_: self._recording.refuse(f"is used by {name}")
+    return lambda self, *_: self.refuse(f"is used by {name}")
 
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):

@@ -62,8 +62,9 @@ class TracedProgram(torch.nn.Module):
             result = self._run(batch)
         if self.noted.own:
             recording.refuse("changes, and the program writes derivatives or hooks itself")
-        if any(type(leaf) is Recorded for leaf in leaves_of(result)):
-            recording.refuse("is returned beside the loss")
+        for leaf in leaves_of(result):
+            if type(leaf) is Recorded:
+                leaf.refuse("is returned beside the loss")
         if recording.refused is not None:
             raise recording.refused
         return result

@@ -18,11 +18,14 @@ from mpcompile.program.returned import ReturnedTree
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.slots import Role
 from mpcompile.train.bound_graphs import BoundGradient
-from mpcompile.train.changing_numbers import BoundNumbers
+from mpcompile.train.changing_numbers import BoundNumbers, NotAsInputs
 from mpcompile.train.situation import Facts, Situation
 
 MOST_SITUATIONS = 16
 """Graphs are kept for so many situations of the program; those not used for longest are dropped."""
+
+MOST_BRANCHES = 8
+"""Graphs are made for so many ways in which a program decides by numbers that are inputs."""
 
 _log = logging.getLogger("mpcompile")
 
@@ -132,10 +135,12 @@ class BatchGraphs:
         size, key = self._size_and_key(batch)
         found = self._graphs.setdefault(key, [])
         # More than one if inductor makes other code for large sizes, or if a number decides.
-        for graph in found:
-            fits = graph.size is None or size is None or graph.size.admits(size)
-            if fits and graph.numbers.admits(numbers):
+        fitting = [g for g in found if g.size is None or size is None or g.size.admits(size)]
+        for graph in fitting:
+            if graph.numbers.admits(numbers):
                 return graph
+        if len(fitting) == MOST_BRANCHES:
+            raise NotAsInputs("the program decides by it in many ways")
         made = self._another(tuple(batch), () if size is None else self.is_open)
         if made.size is not None and made.size.open_dims != self.is_open:
             raise BadInput(
@@ -146,6 +151,8 @@ class BatchGraphs:
         if self.said:
             _log.info("%s: compiled graph %d of the step", self.said, len(self))
             self.said = ""
+        elif fitting:
+            _log.info("a number decides otherwise now: compiled graph %d of the step", len(self))
         else:
             shapes = ", ".join(f"[{', '.join(map(str, shape))}]" for shape in key)
             _log.info("compiled graph %d of the step for batches of shapes %s", len(self), shapes)

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 
 from mpcompile.errors import ChangingNumber, CompileError
-from mpcompile.program.number_inputs import NumberInputs, NumberPlace
+from mpcompile.program.number_inputs import NumberInputs, NumberPlace, NumberRefused
 from mpcompile.program.proof.surroundings import Held
 from mpcompile.step.transformed import Transformed
 
@@ -30,14 +30,22 @@ say which tensors have an open batch size."""
 
 
 class NotAsInputs(Exception):
-    """The program cannot be captured with its numbers as inputs."""
+    """The program cannot be captured with its numbers as inputs.
+
+    Attributes:
+        names: the places of the numbers to blame; empty if they are not known.
+    """
+
+    def __init__(self, why: str, names: frozenset[str] = frozenset()) -> None:
+        super().__init__(why)
+        self.names = names
 
 
 class ChangingNumbers:
     """Which numbers are inputs, and which of them cannot be.
 
-    If several numbers change at once and the program cannot be captured with all of them as inputs,
-    each is tried alone when it changes again.
+    If several numbers change at once, the program cannot be captured with all of them as inputs,
+    and it is not known which is to blame, then each is tried alone when it changes again.
 
     Attributes:
         inputs: the numbers that are inputs: each place by its name.
@@ -89,13 +97,18 @@ class ChangingNumbers:
                 )
         return bool(self._trial)
 
-    def give_up(self) -> str:
-        """Make the numbers that were tried last constants again, or all; return their names."""
-        names = self._trial or tuple(self.inputs)
-        self._trial = ()
+    def give_up(self, why: NotAsInputs) -> str:
+        """Make numbers constants again: those to blame, or those tried last, or all.
+
+        Returns:
+            Their names and the reason.
+        """
+        names = tuple(sorted(why.names)) or self._trial or tuple(self.inputs)
+        self._trial = tuple(name for name in self._trial if name not in names)
         self.inputs = {name: place for name, place in self.inputs.items() if name not in names}
-        (self._alone if len(names) > 1 else self._refused).update(names)
-        return ", ".join(names)
+        known = bool(why.names) or len(names) == 1
+        (self._refused if known else self._alone).update(names)
+        return f"{', '.join(names)} cannot be an input ({why})"
 
     def given_to(self, transform: ForBatch) -> Callable[[_Batch, _Open], Transformed]:
         """Return a function that transforms the program with these inputs.
@@ -110,7 +123,8 @@ class ChangingNumbers:
             except CompileError as error:
                 if not numbers:
                     raise
-                raise NotAsInputs(error.what) from error
+                names = error.names if isinstance(error, NumberRefused) else frozenset()
+                raise NotAsInputs(error.what, names) from error
             self._trial = ()
             return made
 

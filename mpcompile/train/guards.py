@@ -80,8 +80,8 @@ class Guard:
         """Transform the program; numbers that cannot be inputs are constants from then on."""
         try:
             return transform(batch)
-        except NotAsInputs:
-            self.numbers.give_up()
+        except NotAsInputs as why:
+            self.numbers.give_up(why)
         self.look()
         return self.made(transform, batch)
 

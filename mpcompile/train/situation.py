@@ -182,8 +182,12 @@ def settings() -> Iterator[tuple[str, Any]]:
 
 
 def differences(before: Situation, after: Situation) -> list[str]:
-    """Return how two situations differ, a sentence a fact; values before identities."""
+    """Return how two situations differ, a sentence a fact.
+
+    First come numbers that are inputs now, then values, then identities.
+    """
     old, new = _by_place(before.facts()), _by_place(after.facts())
+    inputs: list[str] = []
     values: list[str] = []
     others: list[str] = []
     for place, now in new.items():
@@ -192,9 +196,10 @@ def differences(before: Situation, after: Situation) -> list[str]:
         elif old[place] != now:
             plain = not any(isinstance(item, Same | Kind | tuple) for item in (old[place], now))
             said = f"{place} is {now!r}, was {old[place]!r}" if plain else f"{place} is {now!r}"
-            (values if plain else others).append(said)
+            is_input = isinstance(now, Number) and now.text == INPUT
+            (inputs if is_input else values if plain else others).append(said)
     others += [f"{place} is gone" for place in old if place not in new]
-    return values + others
+    return inputs + values + others
 
 
 def changed_numbers(before: Situation, after: Situation) -> list[str]:

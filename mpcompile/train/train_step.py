@@ -226,7 +226,7 @@ class TrainStep(Uncopied):
         except OtherLayout as other:
             self._lay_out(other.made, self._graphs.said or "this batch reads the weights otherwise")
         except NotAsInputs as why:
-            said = f"{self._guard.numbers.give_up()} cannot be an input ({why})"
+            said = self._guard.numbers.give_up(why)
             self._graphs.enter(self._guard.look(), said)
         return self._graph(batch)
 
