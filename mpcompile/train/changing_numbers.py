@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -151,17 +151,21 @@ class BoundNumbers:
 
 
 def _places(held: Iterable[Held], names: Iterable[str]) -> dict[str, NumberPlace]:
-    """Return the place of each name that has one and where another object can be put."""
-    wanted = set(names)
-    found: dict[str, NumberPlace] = {}
-    for item in held if wanted else ():
-        if item.path not in wanted:
-            continue
-        before = found.get(item.path)
-        same = before is None or (before.holder is item.holder and before.key == item.key)
-        if same and type(item.value) in (int, float) and not isinstance(item.holder, tuple):
-            found[item.path] = NumberPlace(item.path, item.holder, item.key)
-        else:
-            wanted.discard(item.path)
-            found.pop(item.path, None)
-    return found
+    """Return the place of each name that has one and where another object can be put.
+
+    An attribute of an object hides that of its class, which has the same name.
+    """
+    found: dict[str, dict[tuple[int, Any], Held]] = {name: {} for name in names}
+    for item in held if found else ():
+        if item.path in found:
+            found[item.path][id(item.holder), item.key] = item
+    places = {}
+    for name, several in found.items():
+        items = list(several.values())
+        if len(items) > 1:
+            items = [item for item in items if not isinstance(item.holder, type)]
+        if len(items) == 1 and type(items[0].value) in (int, float):
+            holder, key = items[0].holder, items[0].key
+            if not isinstance(holder, tuple):
+                places[name] = NumberPlace(name, holder, key)
+    return places
