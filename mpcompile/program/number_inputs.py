@@ -207,6 +207,10 @@ class Recorded:
         tensor = self._recording.tensor(self._known)
         if other.dtype is torch.float64:
             return tensor
+        whole = not (other.is_floating_point() or other.is_complex())
+        if whole and other.dim() == 0 and type(self._value) is float:
+            return tensor.to(torch.get_default_dtype())
+        # Beside whole numbers with dimensions the planner would see, and narrow, the number itself.
         if other.dtype is not torch.float32:
             self.refuse(f"is used beside a tensor of {other.dtype}")
         return tensor if other.dim() else tensor.to(torch.float32)
@@ -231,10 +235,11 @@ class Recorded:
         if inside or kwargs or name not in _TAKE or (len(numbers), len(others)) != (1, 1):
             numbers[0].refuse(f"is an argument of {name}")
         (number,), (other,) = numbers, others
-        if not (other.is_floating_point() or other.is_complex()) and type(number._value) is float:
-            other = other.to(torch.get_default_dtype())
         tensor = number.beside(other)
         return func(*(tensor if item is number else other for item in args))
+
+    def __bool__(self) -> bool:
+        return self._recording.decide(operator.ne, self._known, 0)
 
     def __hash__(self) -> int:
         return self.refuse("is a key of a dictionary or of a set")
@@ -274,7 +279,6 @@ for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
 for _name in ("float", "int", "index", "complex", "str", "format", "round", "floor", "ceil",
               "trunc", "divmod", "rdivmod", "copy", "deepcopy", "reduce_ex"):  # fmt: skip
     setattr(Recorded, f"__{_name}__", _refused(f"__{_name}__"))
-Recorded.__bool__ = lambda self: self._recording.decide(operator.ne, self._known, 0)
 
 
 def unused_inputs(model: torch.nn.Module) -> tuple[torch.Tensor, ...]:

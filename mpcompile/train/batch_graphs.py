@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from types import MappingProxyType
 from typing import TypeAlias
 
 import torch
@@ -26,6 +27,8 @@ MOST_SITUATIONS = 16
 
 MOST_BRANCHES = 8
 """Graphs are made for so many ways in which a program decides by numbers that are inputs."""
+
+NO_NUMBERS: Mapping[str, float] = MappingProxyType({})
 
 _log = logging.getLogger("mpcompile")
 
@@ -120,7 +123,9 @@ class BatchGraphs:
             if isinstance(graph.run, CapturedStep):
                 graph.run.forget()
 
-    def __call__(self, batch: Sequence[torch.Tensor], numbers: Mapping[str, float]) -> BatchGraph:
+    def __call__(
+        self, batch: Sequence[torch.Tensor], numbers: Mapping[str, float] = NO_NUMBERS
+    ) -> BatchGraph:
         """Return the graph for a batch, with the numbers of the program that are its inputs.
 
         Raises:

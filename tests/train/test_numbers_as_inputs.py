@@ -37,6 +37,11 @@ class Vae(nn.Module):
         self.epoch = 1
         self.scaled = False
 
+    def run(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Call the net, with a type."""
+        result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self(x)
+        return result
+
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         mean, variance = self.encoder(x).chunk(2, dim=1)
         sample = mean + torch.randn_like(mean) * (0.5 * variance).exp()
@@ -47,7 +52,7 @@ class Vae(nn.Module):
 
 def parts(model: Vae, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return reconstruction and divergence, both 0-d."""
-    made, mean, variance = model(x)
+    made, mean, variance = model.run(x)
     divergence = -0.5 * (1 + variance - mean.square() - variance.exp()).mean()
     return nn.functional.mse_loss(made, x), divergence
 
@@ -69,9 +74,9 @@ def by_epoch(model: Vae, x: torch.Tensor) -> torch.Tensor:
 
 def everywhere(model: Vae, x: torch.Tensor) -> torch.Tensor:
     """Use the number beside tensors of each kind, and on each side of each operator."""
-    made, mean, _ = model(x)
+    made, mean, _ = model.run(x)
     beta = model.beta
-    part = (x > 0) * beta + (beta - made) + (made - beta) / (beta + 1.5) + beta / (made.exp() + 1)
+    part = (beta - made) + (made - beta) / (beta + 1.5) + beta / (made.exp() + 1)
     count = (mean > beta).sum() * beta + (x > 0).sum() / (1 + beta)
     return part.square().mean() + 1e-3 * count + mean.double().mul(beta).sum().float()
 
@@ -102,7 +107,11 @@ def in_range(model: Vae, x: torch.Tensor) -> torch.Tensor:
 
 
 def powered(model: Vae, x: torch.Tensor) -> torch.Tensor:
-    return model(x)[0].abs().add(1).pow(model.beta).mean()
+    return model.run(x)[0].abs().add(1).pow(model.beta).mean()
+
+
+def masked(model: Vae, x: torch.Tensor) -> torch.Tensor:
+    return (parts(model, x)[0] * ((x > 0) * model.beta)).mean()
 
 
 def caught(model: Vae, x: torch.Tensor) -> torch.Tensor:
@@ -123,12 +132,15 @@ class Reverse(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         return -gradient * ctx.factor, None
 
 
+reverse: Callable[..., Any] = Reverse.apply
+
+
 def reversed_(model: Vae, x: torch.Tensor) -> torch.Tensor:
-    return Reverse.apply(model(x)[0], model.beta).square().mean()  # type: ignore[no-any-return]
+    return reverse(model.run(x)[0], model.beta).square().mean()  # type: ignore[no-any-return]
 
 
 def beta(model: Vae, turn: int) -> None:
@@ -239,8 +251,9 @@ def test_a_number_becomes_an_input(loss: Loss, change: Change) -> None:
 
 
 def test_numbers_in_closures_and_containers() -> None:
-    weights, temperature = {"divergence": 0.1, "kind": "mean"}, 1.0
-    factors = [1.0, "a", 0.5]
+    weights: dict[str, Any] = {"divergence": 0.1, "kind": "mean"}
+    factors: list[Any] = [1.0, "a", 0.5]
+    temperature = 1.0
 
     def loss(model: Vae, x: torch.Tensor) -> torch.Tensor:
         reconstruction, divergence = parts(model, x)
@@ -310,6 +323,7 @@ def test_a_number_that_decides_is_compared_before_each_call() -> None:
         (with_exp, beta, "model.beta cannot be an input (it is used by __float__)"),
         (in_range, epoch, "model.epoch cannot be an input (it is used by __index__)"),
         (powered, beta, "model.beta cannot be an input (it is an argument of pow)"),
+        (masked, beta, "model.beta cannot be an input (it is used beside a tensor of torch.bool)"),
         (caught, beta, "model.beta cannot be an input (it is used by __float__)"),
         (reversed_, beta, "model.beta cannot be an input"),
     ],
@@ -385,7 +399,7 @@ def test_a_frozen_weight_makes_the_step_again_with_the_input() -> None:
 
 def test_evaluation_reads_the_present_number() -> None:
     step = trained(annealed, scaled, calls=5)
-    model = step._model
+    model: Any = step._model
     for value in (0.25, 0.75):
         model.beta = value
         torch.manual_seed(1)
@@ -454,7 +468,8 @@ def test_a_checkpoint_holds_no_number(tmp_path: Path) -> None:
         fresh.model, annealed, fresh.optimizer, (batch(0),), policy=FULL_PRECISION
     )
     other.load(saved)
-    step._model.beta = fresh.model.beta = 0.7
+    model: Any = step._model
+    model.beta = fresh.model.beta = 0.7
     torch.manual_seed(5)
     first = step(batch(5))
     torch.manual_seed(5)
