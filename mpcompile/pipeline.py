@@ -175,7 +175,7 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
         forward = _captured(workload, choices)
     # Weights in slices have no values here to run the program with.
     held = not any(map(is_absent, workload.model.parameters()))
-    if (choices.verify or choices.numbers) and workload.optimizer is not None and held:
+    if choices.verify and workload.optimizer is not None and held:
         verify_graph(workload, forward, effects)
     if choices.like is None:  # once for a step, not for each shape of batch
         effects.say()

@@ -19,6 +19,7 @@ from torch import fx
 from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.plan.dataflow import Fixed, Where
 from mpcompile.program.batch_size import BatchSize, dynamic_shapes
+from mpcompile.program.broadcasts import split_broadcasts
 from mpcompile.program.derivatives.own_backward import with_derivatives
 from mpcompile.program.functional import make_functional
 from mpcompile.program.number_inputs import NumberInputs, NumberPlace
@@ -142,6 +143,7 @@ def capture(
     functional = make_functional(program, trained, source.noted.own)
     program, module, written = functional.program, functional.module, functional.written
     with_derivatives(module.graph, source.noted.own)
+    split_broadcasts(module.graph)
     _place_loss(module, workload)
     if workload.loss is not None:
         loss_last(module.graph, len(written))

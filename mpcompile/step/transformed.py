@@ -37,8 +37,7 @@ class Choices:
         dynamic: whether one graph is made for batches of every size, or per tensor of the batch
             whether it has the size that is left open.
         verify: whether the captured graph is compared with the program on the batch.
-        numbers: Python numbers of the program that are inputs of the graph; then it is compared
-            in any case.
+        numbers: Python numbers of the program that are inputs of the graph.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -69,7 +68,8 @@ class Choices:
     ) -> Choices:
         """Return the choices for a batch of another shape, which follow the first one's plan.
 
-        Its graph is verified too, unless the weights are in slices: this process has no values.
+        Its graph is verified too, and in any case if numbers are inputs, unless the weights are in
+        slices: this process has no values.
 
         Args:
             plan: of the first shape.
@@ -84,7 +84,7 @@ class Choices:
             ranges=None,
             loss_scale=self.scale,
             dynamic=open_dims,
-            verify=self.verify and not (parallel is not None and parallel.shard),
+            verify=(self.verify or bool(numbers)) and not (parallel is not None and parallel.shard),
             numbers=numbers,
         )
 

@@ -257,7 +257,8 @@ def test_numbers_in_closures_and_containers() -> None:
 
     def loss(model: Vae, x: torch.Tensor) -> torch.Tensor:
         reconstruction, divergence = parts(model, x)
-        return reconstruction / temperature + weights["divergence"] * divergence * factors[2]
+        result: torch.Tensor = divergence * weights["divergence"] * factors[2]
+        return reconstruction / temperature + result
 
     def change(_: Vae, turn: int) -> None:
         nonlocal temperature
