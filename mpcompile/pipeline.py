@@ -34,7 +34,7 @@ from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.describe import dataflow
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.marks import MADE_BY
-from mpcompile.program.number_inputs import NumberPlace
+from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.open_capture import capture_open, check_open
 from mpcompile.program.proof.effects import Effects
 from mpcompile.program.proof.verify import verify as verify_graph

@@ -22,7 +22,7 @@ from mpcompile.program.batch_size import BatchSize, dynamic_shapes
 from mpcompile.program.broadcasts import split_broadcasts
 from mpcompile.program.derivatives.own_backward import with_derivatives
 from mpcompile.program.functional import make_functional
-from mpcompile.program.number_inputs import NumberInputs, NumberPlace
+from mpcompile.program.numbers.inputs import NumberInputs, NumberPlace
 from mpcompile.program.returned import ReturnedTree, loss_last, stands_alone, tree_of_results
 from mpcompile.program.stack_lines import is_foreign, users_line
 from mpcompile.program.traced_program import TracedProgram
@@ -39,7 +39,7 @@ class InputKind(Enum):
     BUFFER = "buffer"
     BATCH = "batch"
     NUMBER = "number"
-    """A Python number of the program, see `mpcompile.program.number_inputs`."""
+    """A Python number of the program, see `mpcompile.program.numbers.inputs`."""
 
     @property
     def fixed(self) -> Fixed:

@@ -26,7 +26,7 @@ from mpcompile.program.capture import (
 from mpcompile.program.cudnn_rnn import MODES
 from mpcompile.program.derivatives.own_backward import OwnBackward, Seed
 from mpcompile.program.node_tensors import is_size
-from mpcompile.program.number_inputs import NumberPlace
+from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.stack_lines import is_foreign
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.graphs import copy_graph

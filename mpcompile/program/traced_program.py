@@ -9,7 +9,7 @@ import torch
 
 from mpcompile.errors import CannotCapture
 from mpcompile.program.derivatives.noted import Noted
-from mpcompile.program.number_inputs import (
+from mpcompile.program.numbers.inputs import (
     NumberPlace,
     Recorded,
     Recording,

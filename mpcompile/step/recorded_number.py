@@ -18,7 +18,7 @@ import torch
 from torch import fx
 from torch.overrides import TorchFunctionMode
 
-from mpcompile.program.formulas import Formula, Guard, Known, evaluate
+from mpcompile.program.numbers.formulas import Formula, Guard, Known, evaluate
 from mpcompile.torch_private.tracing import DataDependent
 
 Tensors: TypeAlias = dict[str, torch.Tensor]

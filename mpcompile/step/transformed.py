@@ -13,7 +13,7 @@ from mpcompile.plan.policy import Policy
 from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
 from mpcompile.program.capture import Forward
-from mpcompile.program.number_inputs import NumberPlace
+from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.unfit_constants import UnfitConstant
 from mpcompile.program.workload import Workload
 from mpcompile.step.graph import StepGraph

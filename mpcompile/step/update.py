@@ -13,8 +13,8 @@ import torch
 from torch import fx
 
 from mpcompile.errors import CannotCapture
-from mpcompile.program.formulas import Guard
 from mpcompile.program.marks import SLOT, SLOTS
+from mpcompile.program.numbers.formulas import Guard
 from mpcompile.step.arena import Arena
 from mpcompile.step.graph import results
 from mpcompile.step.optimizer_options import is_input, parts, replaced

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 
 from mpcompile.errors import ChangingNumber, CompileError
-from mpcompile.program.number_inputs import NumberInputs, NumberPlace, NumberRefused
+from mpcompile.program.numbers.inputs import NumberInputs, NumberPlace, NumberRefused
 from mpcompile.program.proof.surroundings import Held
 from mpcompile.step.transformed import Transformed
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpcompile.program.formulas import Formula, Guard, evaluate
+from mpcompile.program.numbers.formulas import Formula, Guard, evaluate
 from mpcompile.step.record import record
 from mpcompile.step.recorded_number import Numbers, power, truediv
 from mpcompile.torch_private.tensors import fake_like, fake_mode

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import torch
 
 from mpcompile.errors import CannotCapture
-from mpcompile.program.formulas import Formula, Guard, Known, evaluate
+from mpcompile.program.numbers.formulas import Formula, Guard, Known, evaluate
 from mpcompile.program.stack_lines import line_now
 
 MOST_INPUTS = 32
@@ -167,48 +167,57 @@ class Recorded:
     """Behaves as a Python number and notes what the program does with it.
 
     It is no float for functions in C, which would read its value without a note, and it is one for
-    ``isinstance``.
+    ``isinstance``. Its attributes have names that no program asks a number for.
+
+    Attributes:
+        recording_of_number: where its uses are noted.
+        recorded_formula: how it is computed.
+        recorded_value: its present value.
     """
 
     def __init__(self, recording: Recording, known: Known, value: float) -> None:
-        self._recording, self._known, self._value = recording, known, value
+        self.recording_of_number = recording
+        self.recorded_formula = known
+        self.recorded_value = value
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        return type(self._value)
+        return type(self.recorded_value)
 
     def _call(self, target: Callable[..., Any], *operands: Any) -> Any:
         """Do Python arithmetic on the value, and note it."""
         known, values = [], []
         for item in operands:
             if type(item) is Recorded:
-                known.append(item._known)
-                values.append(item._value)
+                known.append(item.recorded_formula)
+                values.append(item.recorded_value)
             elif type(item) in (int, float, bool):
                 known.append(item)
                 values.append(item)
             else:
                 return NotImplemented  # a tensor: its own operator is asked next
-        return Recorded(self._recording, Formula(target, tuple(known)), target(*values))
+        return Recorded(self.recording_of_number, Formula(target, tuple(known)), target(*values))
 
     def _compare(self, target: Callable[..., Any], other: Any) -> Any:
         if type(other) is Recorded:
-            return self._recording.decide(target, self._known, other._known)
+            return self.recording_of_number.decide(
+                target, self.recorded_formula, other.recorded_formula
+            )
         if type(other) in (int, float, bool):
-            return self._recording.decide(target, self._known, other)
+            return self.recording_of_number.decide(target, self.recorded_formula, other)
         return NotImplemented
 
     def refuse(self, what: str) -> NoReturn:
         """See `Recording.refuse`."""
-        self._recording.refuse(what, self._known)
+        self.recording_of_number.refuse(what, self.recorded_formula)
 
     def beside(self, other: torch.Tensor) -> torch.Tensor:
         """Return it as a 0-d tensor that gives results beside a tensor the dtype of the tensor."""
-        tensor = self._recording.tensor(self._known)
+        tensor = self.recording_of_number.tensor(self.recorded_formula)
         if other.dtype is torch.float64:
             return tensor
         whole = not (other.is_floating_point() or other.is_complex())
-        if whole and other.dim() == 0 and type(self._value) is float:
+        if whole and other.dim() == 0 and type(self.recorded_value) is float:
             return tensor.to(torch.get_default_dtype())
         # Beside whole numbers with dimensions the planner would see, and narrow, the number itself.
         if other.dtype is not torch.float32:
@@ -239,7 +248,7 @@ class Recorded:
         return func(*(tensor if item is number else other for item in args))
 
     def __bool__(self) -> bool:
-        return self._recording.decide(operator.ne, self._known, 0)
+        return self.recording_of_number.decide(operator.ne, self.recorded_formula, 0)
 
     def __hash__(self) -> int:
         return self.refuse("is a key of a dictionary or of a set")
