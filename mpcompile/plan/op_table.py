@@ -119,9 +119,9 @@ TABLE: tuple[Rule, ...] = (
         ("in", False, "digamma special_digamma special_psi polygamma special_polygamma igamma "
          "igammac special_gammainc special_gammaincc special_zeta", "", _STEEP),
         ("in out", False, "special_i0e special_i1e special_modified_bessel_k1", ""),
-        ("in out", True, "special_i1", ""),
         ("in out", True, "special_erfcx special_log_ndtr", "", _STEEP),
-        ("in out", True, "special_bessel_j1 special_bessel_y1 special_modified_bessel_i1",
+        ("in out", True, "special_i1 special_bessel_j1 special_bessel_y1 "
+         "special_modified_bessel_i1",
          "", _PERIODIC),
         ("", False, "special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1", ""),
         ("", False, "special_airy_ai special_spherical_bessel_j0 special_chebyshev_polynomial_t "

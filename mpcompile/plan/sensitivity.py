@@ -10,6 +10,7 @@ result of a layer is rounded already. The table `_REACH` says how far a demand g
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -25,6 +26,10 @@ _TRANSPARENT = frozenset(
 )
 _RENEWS = frozenset(("norm layer", "softmax"))
 """Rows whose results have a size of their own: rounding before them matters no more."""
+
+
+class NarrowedArgument(UserWarning):
+    """A sensitive op reads the result of a layer that the policy runs in 16 bits."""
 
 
 class Reach(IntEnum):
@@ -65,8 +70,8 @@ class _Demand:
 def keep_exact(flow: Dataflow, policy: Policy) -> Dataflow:
     """Return the graph with FP32 for the ops whose results a sensitive op reads.
 
-    At the level ``tensor-cores-only`` Tensor-Core ops stay as they are. A demand ends at an op
-    whose precision the user has set.
+    A demand ends at an op whose precision the user has set. At the level ``tensor-cores-only`` a
+    layer's Tensor-Core op runs in 16 bits in any case; `NarrowedArgument` warns of it.
 
     Args:
         flow: the neutral graph.
@@ -76,6 +81,14 @@ def keep_exact(flow: Dataflow, policy: Policy) -> Dataflow:
         return flow
     demands = _Demands(flow, policy.level)
     kept = demands.kept()
+    for name, demand in demands.narrowed.items():
+        warnings.warn(
+            f"{name} runs in {policy.precision.short}, {demand.reader.id} reads its result, and "
+            f"{demand.reader.sensitivity.value}; the level paper would keep {name} in FP32, or "
+            f'give full=("node:{name}",).',
+            NarrowedArgument,
+            stacklevel=4,
+        )
     ops = []
     for op in flow.ops:
         if op.id in kept and op.wish is not Wish.FULL:
@@ -87,6 +100,9 @@ def keep_exact(flow: Dataflow, policy: Policy) -> Dataflow:
 class _Demands:
     """The demands on the tensors of one graph.
 
+    Attributes:
+        narrowed: the demand on each layer's op that runs in 16 bits all the same.
+
     Args:
         flow: the neutral graph.
         level: the policy's.
@@ -94,8 +110,9 @@ class _Demands:
 
     def __init__(self, flow: Dataflow, level: Level) -> None:
         self._ops, self._origins = flow.ops, Origins(flow)
-        self._narrows_all = level is Level.TENSOR_CORES_ONLY
+        self._narrows_layers = level is Level.TENSOR_CORES_ONLY
         self._on: dict[str, _Demand] = {}
+        self.narrowed: dict[str, _Demand] = {}
 
     def are_on(self, op: Op) -> bool:
         """Whether a sensitive op reads a result of an op."""
@@ -132,7 +149,10 @@ class _Demands:
         """Return the demand of an op for its inputs, or None if a demand on its result ends."""
         rounded = Origin.LAYER in self._origins.of(*op.writes)
         if is_tensor_core(op):
-            if self._narrows_all or (rounded and demand.reach is not Reach.PRODUCER):
+            if rounded and demand.reach is not Reach.PRODUCER:
+                return None
+            if rounded and self._narrows_layers:
+                self.narrowed.setdefault(op.id, demand)
                 return None
             return replace(demand, reach=min(demand.reach, Reach.CHAIN))
         if rounded and op.rule in _RENEWS:

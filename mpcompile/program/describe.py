@@ -13,6 +13,7 @@ from torch import fx
 
 from mpcompile.plan.compared import keep_compared
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor, Where
+from mpcompile.plan.grams import keep_grams
 from mpcompile.plan.needs import settled
 from mpcompile.plan.op_table import TORCH_RULES
 from mpcompile.plan.policy import Policy, Resolution, Row, resolve
@@ -95,7 +96,7 @@ def dataflow(
                 )
             )
     flow = keep_weight_terms(Dataflow(tuple(ops), tuple(tensors)))
-    return keep_exact(keep_compared(flow, policy), policy)
+    return keep_exact(keep_compared(keep_grams(flow, policy), policy), policy)
 
 
 def _computes(node: fx.Node, nest: Nest) -> bool:
