@@ -34,6 +34,7 @@ from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.describe import dataflow
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.marks import MADE_BY
+from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.open_capture import capture_open, check_open
 from mpcompile.program.proof.effects import Effects
 from mpcompile.program.proof.verify import verify as verify_graph
@@ -135,12 +136,16 @@ def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainSt
             "the workload has no loss and no optimizer", workload.origin, "add both to train it"
         )
 
-    def for_batch(batch: tuple[torch.Tensor, ...], open_dims: tuple[bool, ...]) -> Transformed:
+    def for_batch(
+        batch: tuple[torch.Tensor, ...],
+        open_dims: tuple[bool, ...],
+        numbers: tuple[NumberPlace, ...],
+    ) -> Transformed:
         # The caller may be inside torch.no_grad(), and a step trains there too.
         with torch.inference_mode(False), torch.enable_grad():
             return transform(
                 replace(workload, batch=batch),
-                choices.for_another_batch(transformed.plan, open_dims),
+                choices.for_another_batch(transformed.plan, open_dims, numbers),
             )
 
     parallel = choices.loop.parallel
@@ -167,7 +172,7 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
     effects = Effects(workload)
     with effects.undone():
-        forward = _captured(workload, choices.dynamic)
+        forward = _captured(workload, choices)
     # Weights in slices have no values here to run the program with.
     held = not any(map(is_absent, workload.model.parameters()))
     if choices.verify and workload.optimizer is not None and held:
@@ -207,9 +212,12 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     return made
 
 
-def _captured(workload: Workload, dynamic: bool | tuple[bool, ...]) -> Forward:
+def _captured(workload: Workload, choices: Choices) -> Forward:
+    dynamic, numbers = choices.dynamic, choices.numbers
     open_dims = find_open_dims(workload.batch) if dynamic is True else dynamic
-    return capture_open(workload, open_dims) if open_dims else capture(workload)
+    if open_dims:
+        return capture_open(workload, open_dims, numbers)
+    return capture(workload, numbers=numbers)
 
 
 def _planned(flow: Dataflow, choices: Choices) -> Plan:

@@ -20,14 +20,14 @@ from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.plan.dataflow import Fixed, Where
 from mpcompile.program.batch_size import BatchSize, dynamic_shapes
 from mpcompile.program.broadcasts import split_broadcasts
-from mpcompile.program.derivatives.noted import Noted
 from mpcompile.program.derivatives.own_backward import with_derivatives
 from mpcompile.program.functional import make_functional
+from mpcompile.program.numbers.inputs import NumberInputs, NumberPlace
 from mpcompile.program.returned import ReturnedTree, loss_last, stands_alone, tree_of_results
-from mpcompile.program.stack_lines import is_foreign, line_now, users_line
+from mpcompile.program.stack_lines import is_foreign, users_line
+from mpcompile.program.traced_program import TracedProgram
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.ops import op_name
-from mpcompile.torch_private.own_derivatives import own_tensors
 from mpcompile.torch_private.tracing import DataDependent
 from mpcompile.torch_private.versions import warn_if_untried
 
@@ -38,6 +38,8 @@ class InputKind(Enum):
     PARAMETER = "parameter"
     BUFFER = "buffer"
     BATCH = "batch"
+    NUMBER = "number"
+    """A Python number of the program, see `mpcompile.program.numbers.inputs`."""
 
     @property
     def fixed(self) -> Fixed:
@@ -49,6 +51,7 @@ _FIXED = {
     InputKind.PARAMETER: Fixed.PARAMETER,
     InputKind.BUFFER: Fixed.BUFFER,
     InputKind.BATCH: Fixed.BATCH,
+    InputKind.NUMBER: Fixed.BUFFER,
 }
 
 
@@ -58,9 +61,9 @@ class Input:
 
     Attributes:
         node: name of its placeholder.
-        kind: parameter, buffer (tensor constants of the model count as buffers) or batch.
-        name: dotted name in the model (``encoder.0.weight``), or ``batch.0``.
-        tensor: the user's own tensor.
+        kind: parameter, buffer (tensor constants of the model count as buffers) batch or number.
+        name: dotted name in the model (``encoder.0.weight``), ``batch.0`` or ``number.0``.
+        tensor: the user's own tensor; for a number a tensor of the capture.
     """
 
     node: str
@@ -81,6 +84,7 @@ class Forward:
         returns: the results of the loss function if there are more than the loss; without a loss
             function the results of the model.
         batch_size: the open size of a batch in its shapes; None: it is the example's.
+        numbers: how the inputs that are numbers are computed; None: there are none.
     """
 
     module: fx.GraphModule
@@ -88,6 +92,7 @@ class Forward:
     written: tuple[str, ...]
     returns: ReturnedTree | None = None
     batch_size: BatchSize | None = None
+    numbers: NumberInputs | None = None
 
     def constants(self) -> dict[str, torch.Tensor]:
         """Return, by placeholder, the buffers that forward never writes."""
@@ -98,65 +103,18 @@ class Forward:
         }
 
 
-class _Program(torch.nn.Module):
-    """The model under one name, so that its parameters' dotted names stay its own.
-
-    Attributes:
-        noted: the derivatives that the program writes itself.
-    """
-
-    def __init__(self, workload: Workload) -> None:
-        super().__init__()
-        self.model = workload.model
-        self._loss = workload.loss
-        self._parameters_of_user = dict(workload.model.named_parameters())
-        self.noted = Noted(line_now)
-
-    def forward(self, *batch: Any) -> Any:
-        buffers = [
-            (module, name, value)
-            for module in self.model.modules()
-            for name, value in own_tensors(module)[1].items()
-        ]
-        if self._loss is None:
-            result = self.model(*batch)
-        else:
-            with self.noted.noting(self.model):
-                self.noted.hook_parameters(
-                    self._parameters_of_user, dict(self.model.named_parameters())
-                )
-                result = self._loss(self.model, *batch)
-        _write_replaced(buffers)
-        return result
-
-
-def _write_replaced(buffers: Sequence[tuple[torch.nn.Module, str, torch.Tensor | None]]) -> None:
-    """Write the tensors that the program has put in place of buffers into the buffers.
-
-    `torch.export` drops such an assignment inside a module of a module (torch 2.13 to 2.15).
-    """
-    for module, name, before in buffers:
-        current = own_tensors(module)[1]
-        now = current.get(name)
-        if now is before:
-            continue
-        if before is None or now is None or (now.shape, now.dtype) != (before.shape, before.dtype):
-            raise CannotCapture(
-                f"the program replaces the buffer {name} by a tensor of another shape or dtype",
-                fix="keep its shape and dtype, or write to a part of a larger buffer",
-            )
-        with torch.no_grad():
-            before.copy_(now)
-        current[name] = before
-
-
-def capture(workload: Workload, open_dims: tuple[bool, ...] = ()) -> Forward:
+def capture(
+    workload: Workload,
+    open_dims: tuple[bool, ...] = (),
+    numbers: Sequence[NumberPlace] = (),
+) -> Forward:
     """Capture ``loss(model, *batch)`` with `torch.export`, or ``model(*batch)`` without a loss.
 
     Args:
         workload: the program.
         open_dims: per tensor of the batch whether its dimension 0 becomes a symbol; see
             `mpcompile.program.open_capture`.
+        numbers: Python numbers of the program that become inputs of the graph.
 
     Raises:
         BadInput: the program itself fails on the example batch, or its loss is neither a 0-d FP32
@@ -171,8 +129,10 @@ def capture(workload: Workload, open_dims: tuple[bool, ...] = ()) -> Forward:
                 workload.origin,
                 "make the batch a flat tuple of tensors",
             )
-    source = _Program(workload)
+    source = TracedProgram(workload, numbers)
     program = export(source, workload, open_dims)
+    recording = source.last.recording
+    given = None if recording is None else recording.inputs(source.examples)
     returns = _returns(program, workload)
     _refuse_hidden_writes(program.graph, workload)
     trained = {
@@ -188,22 +148,26 @@ def capture(workload: Workload, open_dims: tuple[bool, ...] = ()) -> Forward:
     if workload.loss is not None:
         loss_last(module.graph, len(written))
     names = tuple(name.removeprefix("model.") for name in written)
-    return Forward(module, _inputs(program, module, workload), names, returns)
+    inputs = _inputs(program, module, (*workload.batch, *source.examples), workload)
+    return Forward(module, inputs, names, returns, numbers=given)
 
 
 def export(
-    module: torch.nn.Module, workload: Workload, open_dims: tuple[bool, ...] = ()
+    module: TracedProgram, workload: Workload, open_dims: tuple[bool, ...] = ()
 ) -> torch.export.ExportedProgram:
     """Run `torch.export` and turn its exception into one sentence."""
     # A tensor that is twice in the batch would become one input.
-    batch = tuple(value.clone() for value in workload.batch)
+    batch = tuple(value.clone() for value in (*workload.batch, *module.examples))
     try:
         with _quiet():
-            shapes = dynamic_shapes(open_dims) if open_dims else None
+            fixed = (False,) * len(module.examples)
+            shapes = dynamic_shapes((*open_dims, *fixed)) if open_dims else None
             return torch.export.export(module, batch, dynamic_shapes=shapes, strict=False)
     except CompileError:
         raise
     except Exception as error:
+        if module.last.recording is not None:
+            raise CannotCapture(first_line(error), user_position(error)) from error
         raise _refusal(error, module, batch, workload) from error
 
 
@@ -340,9 +304,15 @@ def definition(function: Callable[..., Any] | None) -> str | None:
 
 
 def _inputs(
-    program: torch.export.ExportedProgram, module: fx.GraphModule, workload: Workload
+    program: torch.export.ExportedProgram,
+    module: fx.GraphModule,
+    given: Sequence[torch.Tensor],
+    workload: Workload,
 ) -> tuple[Input, ...]:
-    """Name the placeholders; a parameter with two names keeps the first one."""
+    """Name the placeholders; a parameter with two names keeps the first one.
+
+    Given are the batch and, behind it, the inputs for numbers; unused ones of these are removed.
+    """
     signature = program.graph_signature
     # Read once, because each access builds the dictionary again.
     parameters, buffers = signature.inputs_to_parameters, signature.inputs_to_buffers
@@ -360,9 +330,14 @@ def _inputs(
         elif node.name in constants:
             kind, name = InputKind.BUFFER, constants[node.name]
         else:
-            inputs.append(
-                Input(node.name, InputKind.BATCH, f"batch.{position}", workload.batch[position])
-            )
+            number = position - len(workload.batch)
+            kind, name = InputKind.BATCH, f"batch.{position}"
+            if number >= 0:
+                kind, name = InputKind.NUMBER, f"number.{number}"
+            if number < 0 or node.users:
+                inputs.append(Input(node.name, kind, name, given[position]))
+            else:
+                module.graph.erase_node(node)
             position += 1
             continue
         constant = program.constants.get(name)

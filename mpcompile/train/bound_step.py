@@ -12,7 +12,9 @@ import torch
 from mpcompile.errors import BadInput
 from mpcompile.lower.cuda_graph import CapturedStep
 from mpcompile.lower.lower import Lowered, Lowering, lower
+from mpcompile.passes.step.scale_loss import SCALE
 from mpcompile.program.capture import Forward
+from mpcompile.step.collectives import averaged
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.optimizer_options import OptionInputs
 from mpcompile.step.slots import Role
@@ -20,6 +22,7 @@ from mpcompile.step.transformed import Transformed
 from mpcompile.train.batch_graphs import BatchGraph, BatchGraphs
 from mpcompile.train.bound_graphs import BoundGradient, BoundWrites
 from mpcompile.train.bound_state import BoundState
+from mpcompile.train.changing_numbers import BoundNumbers
 from mpcompile.train.evaluation import MixedForward
 from mpcompile.train.same_start import check_same_step
 from mpcompile.train.situation import Situation
@@ -146,6 +149,13 @@ class BoundStep:
         with torch.inference_mode(False):
             return BoundStep(made, self._lowering, self._for_batch, situation, self)
 
+    def forget_pending(self) -> None:
+        """Empty what an update over several micro-batches keeps between them."""
+        assert self.transformed.step is not None
+        for slot in self.transformed.step.slots.values():
+            if slot.role is Role.PENDING:
+                self.state.tensors[slot.name].zero_()
+
     def _another(self, batch: tuple[torch.Tensor, ...], is_open: tuple[bool, ...]) -> BatchGraph:
         with torch.inference_mode(False), self.state.placeholders_for_absent():
             made = self._for_batch(batch, is_open)
@@ -179,7 +189,25 @@ class BoundStep:
 
         shapes = [value.shape for value in batch] if is_open else None
         replayed = CapturedStep(run, lowered.obstacle, shapes) if self._replays else run
-        return BatchGraph(step, gradient, captured.returns, captured.batch_size, replayed)
+        numbers = BoundNumbers(captured.numbers)
+        return BatchGraph(step, gradient, captured.returns, captured.batch_size, replayed, numbers)
+
+    def unscaled_gradients(
+        self, graph: BatchGraph, batch: Sequence[torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Run a gradient graph on a prepared batch; return each weight's unscaled gradient."""
+        named = zip(graph.gradient.results, graph.gradient(batch), strict=True)
+        scale = self.state.tensors.get(SCALE)
+        inverse = 1.0 if scale is None else scale.double().reciprocal().float()
+        mine, loop = self.transformed.step, self.transformed.choices.loop
+        assert mine is not None
+        parallel = loop.parallel
+        late = parallel if parallel and parallel.in_update(loop.accumulate) else None
+        return {
+            name.removeprefix("grad."): averaged(value.float() * inverse, late)
+            for name, value in named
+            if mine.slots[name].role is Role.GRADIENT
+        }
 
     def _fits(self, step: StepGraph, lowered: Lowered) -> bool:
         """Whether the update of this layout can follow another gradient graph.
