@@ -26,9 +26,9 @@ def split_broadcasts(graph: fx.Graph) -> None:
     """
     for node in list(graph.nodes):
         if node.op == "call_function" and op_name(node) == "broadcast_tensors":
-            inputs: Sequence[fx.Node] = node.args[0]  # type: ignore[assignment]
+            inputs: Sequence[fx.Node] = node.args[0]
             for result in list(node.users):
-                alone = _alone(graph, inputs[result.args[1]], result)  # type: ignore[index]
+                alone = _alone(graph, inputs[result.args[1]], result)
                 if alone is not None:
                     result.replace_all_uses_with(alone)
                     graph.erase_node(result)

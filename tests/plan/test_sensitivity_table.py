@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ FAMILIES = ("range grows", "special function", "log_sigmoid", "pointwise", "acti
 def results() -> Iterator[tuple[str, tuple[torch.Tensor, torch.Tensor]]]:
     """Yield each op that maps numbers to as many numbers, with its results on exact and rounded."""
     for name in sorted(name for name, rule in TORCH_RULES.items() if rule.name in FAMILIES):
-        op = getattr(torch.ops.aten, name, None)
+        op: Any = getattr(torch.ops.aten, name, None)
         try:
             exact, rounded = op(NUMBERS.clone()), op(NUMBERS * (1 + ROUNDING))
         except (RuntimeError, TypeError, NotImplementedError, AttributeError, ValueError):

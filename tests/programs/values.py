@@ -179,7 +179,8 @@ def squared_distances_by_a_matmul() -> tuple[nn.Module, tuple[Tensor, ...]]:
 def a_kernel_matrix() -> tuple[nn.Module, tuple[Tensor, ...]]:
     def kernel(x: Tensor) -> Tensor:
         gram = x @ x.T
-        return torch.linalg.solve(gram / 8 + 0.01 * torch.eye(16), x)
+        solved: Tensor = torch.linalg.solve(gram / 8 + 0.01 * torch.eye(16), x)
+        return solved
 
     return Head(kernel, 8), (torch.randn(16, 8),)
 

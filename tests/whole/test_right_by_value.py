@@ -82,11 +82,12 @@ LOSSES: dict[str, Loss] = {
 
 def regression(size: float) -> tuple[nn.Module, tuple[Tensor, ...]]:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+    last = nn.Linear(32, 1)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), last)
     x = torch.randn(64, 8)
     with torch.no_grad():
         y = size * (1 + 0.01 * torch.randn(64, 1))
-        model[2].bias.fill_(min(size, 2000.0))
+        last.bias.fill_(min(size, 2000.0))
     return model, (x, y)
 
 
@@ -138,9 +139,10 @@ def test_a_gradient_beyond_fp16_lowers_the_scale_below_one() -> None:
 
 def test_confident_wrong_answers_behind_a_sigmoid_are_trained() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    last = nn.Linear(16, 1)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), last)
     with torch.no_grad():
-        model[2].bias.fill_(12.0)
+        last.bias.fill_(12.0)
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return functional.binary_cross_entropy(torch.sigmoid(model(x)), y)
