@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from mpcompile.errors import BadInput, CheckFailed
+from mpcompile.onnx.far_inputs import far_inputs
 from mpcompile.onnx.rewrite import Rewritten
 from mpcompile.onnx.sessions import (
     Array,
@@ -102,7 +103,8 @@ def compare(
     Args:
         original: the model before.
         rewritten: the model after.
-        batches: inputs by name; default: one batch of random numbers.
+        batches: inputs by name; default: one batch of random numbers, and one with integers as
+            large as a user could send.
         tolerance: default: `TOLERANCE` of the plan's precision.
 
     Raises:
@@ -111,7 +113,13 @@ def compare(
     """
     precision = rewritten.plan.precision
     allowed = TOLERANCE[precision] if tolerance is None else tolerance
-    given = [random_inputs(original)] if batches is None else [dict(batch) for batch in batches]
+    if batches is None:
+        given = [random_inputs(original)]
+        far = far_inputs(original)
+        if far is not None and _runs(original, far):
+            given.append(far)
+    else:
+        given = [dict(batch) for batch in batches]
     if not given:
         raise BadInput("the data holds no batch", fix="give at least one")
     original, narrow = original.clone(), rewritten.model.clone()
@@ -133,6 +141,17 @@ def compare(
     if any(error > allowed for error in errors.values()):
         first = _first(original, rounded, given, allowed)
     return Comparison(outputs, len(given), batches is None, first, casts, allowed)
+
+
+def _runs(model: ir.Model, batch: Mapping[str, Array]) -> bool:
+    """Whether a model takes a batch that was made up."""
+    model = model.clone()
+    distinct_onnx_names(model)
+    try:
+        _outputs(model, [dict(batch)])
+    except BadInput:
+        return False
+    return True
 
 
 def error_between(wanted: Output, found: Output) -> float:
