@@ -11,6 +11,7 @@ from mpcompile.plan.rule import PrecisionClass
 _TENSOR_CORE = frozenset(
     rule.name for rule in TABLE if rule.precision_class is PrecisionClass.TENSOR_CORE
 )
+_SUMS = ("sum", "vector norm")
 _FIXED = {Fixed.PARAMETER: 1, Fixed.BATCH: 2, Fixed.INPUT: 2}
 
 
@@ -24,6 +25,8 @@ class Origin(IntFlag):
     """A Tensor-Core op that reads no weight and no layer's result, such as a kernel matrix."""
     LAYER = 8
     """Another Tensor-Core op."""
+    SUM = 16
+    """A sum, such as the squared length of a point."""
 
 
 class Origins:
@@ -46,6 +49,8 @@ class Origins:
             if op.rule in _TENSOR_CORE:
                 rounded = origin & (Origin.PARAMETER | Origin.LAYER) or not op.reads
                 origin |= Origin.LAYER if rounded else Origin.GRAM
+            elif op.rule in _SUMS:
+                origin |= Origin.SUM
             elif op.kind == "Initializer":
                 origin = Origin.PARAMETER
             elif not op.reads and any(sizes.get(name, 0) > 1 for name in op.writes):

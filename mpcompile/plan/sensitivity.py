@@ -24,6 +24,9 @@ from mpcompile.plan.rule import PrecisionClass, Sensitivity, Wish
 _TRANSPARENT = frozenset(
     rule.name for rule in TABLE if rule.precision_class is PrecisionClass.TRANSPARENT
 )
+_ROUNDS_NOTHING = frozenset(
+    "relu neg negative abs maximum minimum where masked_fill Relu Neg Abs Max Min Where".split()
+)
 _RENEWS = frozenset(("norm layer", "softmax"))
 """Rows whose results have a size of their own: rounding before them matters no more."""
 
@@ -128,7 +131,7 @@ class _Demands:
                 reason = self._visit(op)
                 if reason:
                     kept.setdefault(op.id, reason)
-        return self._without_views_of_layers(kept)
+        return self._without_moved_layers(kept)
 
     def _visit(self, op: Op) -> str:
         """Note the demands of an op on what it reads; return why it must store FP32, or ""."""
@@ -143,7 +146,8 @@ class _Demands:
         asks = self._note(tuple(self._sensitive(op)), own)
         if passed is not None and demand is not None:
             return demand.reason
-        return op.sensitivity.value if asks else ""
+        # Such an op computes in FP32 in any case, and its result may be rounded.
+        return op.sensitivity.value if asks and not op.inside else ""
 
     def _passed(self, op: Op, demand: _Demand) -> _Demand | None:
         """Return the demand of an op for its inputs, or None if a demand on its result ends."""
@@ -163,10 +167,11 @@ class _Demands:
         """Yield the tensors that a sensitive op must not read rounded."""
         if op.rule == "cast" and op.writes:
             return  # to FP32, and not to integers
+        adds_distance = Origin.SUM | Origin.GRAM in self._origins.of(*op.reads)
+        if op.sensitivity is Sensitivity.ADDING and not adds_distance:
+            return
         for name in op.full_reads if op.rule == "grid sampler" else op.reads:
             origin = self._origins.of(name)
-            if op.sensitivity is Sensitivity.ADDING and Origin.GRAM not in origin:
-                continue
             # A difference of weights is no layer's, and that of embeddings is of their own size.
             if op.sensitivity is Sensitivity.CANCELLING and not origin & (
                 Origin.DATA | Origin.GRAM
@@ -189,15 +194,17 @@ class _Demands:
                 self._on[name] = demand
         return noted
 
-    def _without_views_of_layers(self, kept: dict[str, str]) -> dict[str, str]:
-        """Leave out what only moves a rounded result: its reader widens the moved one as well."""
+    def _without_moved_layers(self, kept: dict[str, str]) -> dict[str, str]:
+        """Leave out ops that round nothing, of rounded results: the reader widens theirs as well."""
         wide = {name for op in self._ops if op.wish is Wish.FULL for name in op.writes}
         found: dict[str, str] = {}
         for op in self._ops:
             if op.id not in kept:
                 continue
             layer = Origin.LAYER in self._origins.of(*op.reads)
-            if op.rule in _TRANSPARENT and layer and not wide.intersection(op.reads):
+            moves = op.rule in _TRANSPARENT or op.kind in _ROUNDS_NOTHING
+            sensitive = op.sensitivity is not Sensitivity.HARMLESS  # it chooses, as topk
+            if moves and layer and not sensitive and not wide.intersection(op.reads):
                 continue
             found[op.id] = kept[op.id]
             wide.update(op.writes)

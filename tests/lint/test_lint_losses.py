@@ -38,20 +38,25 @@ def test_a_sigmoid_before_binary_cross_entropy_is_found() -> None:
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return nn.functional.binary_cross_entropy(model(x, y), y)
 
-    (found,) = findings(Probability(), *BATCH, loss=loss)
+    policy = Policy(half=("sigmoid",))
+    (found,) = findings(Probability(), *BATCH, loss=loss, policy=policy)
     assert (found.rule, found.severity, found.op) == ("MP201", WARNING, "sigmoid")
     assert (found.where.module, found.node) == ("last", "sigmoid")
     assert found.where.line == line_of(__file__, "a sigmoid")
     assert "stored in FP16: it is 1 for logits above 8.3" in found.message
-    policy = Policy(full=("sigmoid",))
-    (found,) = findings(Probability(), *BATCH, loss=loss, policy=policy)
-    assert (found.rule, found.severity) == ("MP201", NOTE)
+    for policy in (Policy(), Policy(full=("sigmoid",))):  # the plan knows it too
+        (found,) = findings(Probability(), *BATCH, loss=loss, policy=policy)
+        assert (found.rule, found.severity) == ("MP201", NOTE)
 
 
 def test_a_confident_wrong_sigmoid_stops_training() -> None:
-    """The rule is right: every step is skipped, but with logits only the first."""
-    skipped = {}
-    for name, logits in (("sigmoid", False), ("logits", True)):
+    """The rule is right: with a sigmoid in 16 bits every step is skipped."""
+    skipped, in_half = {}, Policy(half=("sigmoid",))
+    for name, logits, policy in (
+        ("sigmoid", False, in_half),
+        ("as planned", False, Policy()),
+        ("logits", True, Policy()),
+    ):
         model = nn.Linear(8, 1)
         nn.init.zeros_(model.weight)
         nn.init.constant_(model.bias, 9.0)
@@ -62,11 +67,13 @@ def test_a_confident_wrong_sigmoid_stops_training() -> None:
             return nn.functional.binary_cross_entropy(torch.sigmoid(model(x)), y)
 
         batch = (torch.randn(4, 8), torch.zeros(4, 1))
-        step = mpcompile.compile(model, loss, torch.optim.SGD(model.parameters(), lr=0.1), batch)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        step = mpcompile.compile(model, loss, optimizer, batch, policy=policy)
         values = [float(step(*batch)) for _ in range(20)]
         skipped[name] = step.skipped
-        assert values[0] == pytest.approx(9.0 if logits else 100.0, abs=0.01)
+        assert values[0] == pytest.approx(100.0 if name == "sigmoid" else 9.0, abs=0.01)
     assert skipped["sigmoid"] == 20
+    assert skipped["as planned"] <= 2
     assert skipped["logits"] <= 2
 
 
@@ -120,15 +127,18 @@ class ByHand(nn.Module):
 
 
 def test_the_logarithm_of_one_minus_a_sigmoid_is_found() -> None:
-    (found,) = between(ByHand())
+    (found,) = between(ByHand(), policy=Policy(half=("sigmoid",)))
     assert (found.rule, found.severity, found.op) == ("MP202", WARNING, "sigmoid")
+    (found,) = between(ByHand())
+    assert (found.rule, found.severity, found.op) == ("MP202", NOTE, "sigmoid")
     assert found.where.line == line_of(__file__, "a sigmoid by hand")
     assert between(lambda h, _: nn.functional.logsigmoid(-h)) == []
 
 
 def test_the_logarithm_of_a_softmax_is_found() -> None:
-    (found,) = between(lambda h, _: torch.softmax(h, -1)[:, :8].log())
-    assert (found.rule, found.severity, found.op) == ("MP202", WARNING, "softmax")
+    for policy, severity in ((Policy(half=("softmax",)), WARNING), (Policy(), NOTE)):
+        (found,) = between(lambda h, _: torch.softmax(h, -1)[:, :8].log(), policy=policy)
+        assert (found.rule, found.severity, found.op) == ("MP202", severity, "softmax")
     assert between(lambda h, _: torch.log_softmax(h, -1)) == []
     assert between(lambda h, _: (torch.softmax(h, -1) + 1e-6).log()) == []
     assert between(lambda h, _: torch.softmax(h, -1) * h.exp().log()) == []
@@ -151,11 +161,16 @@ def test_a_loss_in_16_bits_by_an_override_is_a_warning() -> None:
 
 
 def test_a_term_that_the_plan_computes_in_16_bits_is_a_note() -> None:
-    loss = terms(lambda p, y: (p - y).square().mean())
+    loss = terms(lambda p, _: (2 * p).square().mean())
     (found,) = findings(Probability(), *BATCH, loss=loss)
-    assert (found.rule, found.severity, found.op) == ("MP601", NOTE, "sub")
+    assert (found.rule, found.severity, found.op) == ("MP601", NOTE, "mul")
     assert found.where.module == ""
-    assert findings(Probability(), *BATCH, loss=loss, policy=Policy(full=("node:sub",))) == []
+    assert findings(Probability(), *BATCH, loss=loss, policy=Policy(full=("node:mul",))) == []
+
+
+def test_a_term_that_reads_the_batch_is_no_finding() -> None:
+    loss = terms(lambda p, y: (p - y).square().mean())
+    assert findings(Probability(), *BATCH, loss=loss) == []
 
 
 @pytest.mark.parametrize("module", ["layers", "layers.1"])

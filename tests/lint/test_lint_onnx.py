@@ -69,6 +69,9 @@ def test_the_logarithm_of_a_sigmoid_with_its_line_and_module(tmp_path: Path) -> 
         node("Log", "q", "y"),
     ]
     (found,) = found_in(tmp_path, nodes, [4, 8], w=W, one=single(1.0))
+    assert (found.rule, found.severity, found.op) == ("MP202", NOTE, "Sigmoid")
+    policy = Policy(half=("op:Sigmoid",))
+    (found,) = found_in(tmp_path, nodes, [4, 8], policy=policy, w=W, one=single(1.0))
     assert (found.rule, found.severity, found.op) == ("MP202", WARNING, "Sigmoid")
     assert found.node == "/block/Sigmoid"
     assert (found.where.module, found.where.file, found.where.line) == (

@@ -53,17 +53,15 @@ def test_every_node_of_a_step_has_a_precision_and_a_reason() -> None:
 forward  native_layer_norm          both  f32[8,64]   norm statistics are summed in FP32, storage may be 16 bits; stored in f16: no choice writes fewer bytes
 forward  _to_copy                   both  f16[8,64]   fc   stored in 16 bits, computed in FP32
 forward  addmm                      f16   f16[8,64]   fc   a Tensor Core accumulates it in FP32
-forward  _to_copy                   both  f16[8,64]        a batch, read in 16 bits
-forward  add                        f16   f16[8,64]        adds no more rounding than its storage; stored in f16: no choice writes fewer bytes
 forward  _to_copy                   both  f32[8,64]        read by arithmetic in FP32
-forward  pow                        both  f32[8,64]        its result can leave the range of FP16, or it is steep
+forward  add                        both  f32[8,64]        it compares a result with a number of the batch, which 16 bits would round
+forward  pow                        f32   f32[8,64]        its result can leave the range of FP16, or it is steep
 forward  mean                       f32   f32[]            a single number: nothing to save in 16 bits
 backward div                        f32   f32[8,64]        backward of mean (mean): a single number: nothing to save in 16 bits
-backward _to_copy                   both  f32[8,64]        arithmetic in FP32 reads add again; a cast costs less than an FP32 copy
-backward pow                        both  f32[8,64]        backward of square (square): its result can leave the range of FP16, or it is steep
+backward pow                        f32   f32[8,64]        backward of square (square): its result can leave the range of FP16, or it is steep
 backward mul                        f32   f32[8,64]        backward of square (square): its result can leave the range of FP16, or it is steep
 backward mul                        both  f32[8,64]        backward of square (square): its result can leave the range of FP16, or it is steep
-backward _to_copy                   both  f16[8,64]        the gradient of add is stored in f16, like add
+backward _to_copy                   both  f16[8,64]        the gradient of linear is stored in f16, like linear
 backward mm                         f16   f16[8,64]   fc   backward of linear (linear): a Tensor Core accumulates it in FP32
 backward mm                         f16   f16[64,64]  fc   backward of linear (linear): a Tensor Core accumulates it in FP32
 backward sum                        f16   f16[1,64]   fc   backward of linear (linear): a Tensor Core accumulates it in FP32
