@@ -36,7 +36,9 @@ from mpcompile.program.graph_text import graph_text
 from mpcompile.program.marks import MADE_BY
 from mpcompile.program.open_capture import capture_open, check_open
 from mpcompile.program.proof.effects import Effects
+from mpcompile.program.proof.left_behind import capture_left
 from mpcompile.program.proof.verify import verify as verify_graph
+from mpcompile.program.traced_program import Watch
 from mpcompile.program.unfit_constants import UnfitConstant, unfit_constants, unfit_reasons
 from mpcompile.program.workload import Workload
 from mpcompile.step.differentiate import NotReached, differentiate
@@ -167,7 +169,7 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
     effects = Effects(workload)
     with effects.undone():
-        forward = _captured(workload, choices.dynamic)
+        forward = _captured(workload, choices.dynamic, effects)
     # Weights in slices have no values here to run the program with.
     held = not any(map(is_absent, workload.model.parameters()))
     if choices.verify and workload.optimizer is not None and held:
@@ -207,9 +209,17 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     return made
 
 
-def _captured(workload: Workload, dynamic: bool | tuple[bool, ...]) -> Forward:
+def _captured(workload: Workload, dynamic: bool | tuple[bool, ...], effects: Effects) -> Forward:
     open_dims = find_open_dims(workload.batch) if dynamic is True else dynamic
-    return capture_open(workload, open_dims) if open_dims else capture(workload)
+    if workload.optimizer is None:
+        return capture_open(workload, open_dims) if open_dims else capture(workload)
+
+    def watched(watch: Watch) -> Forward:
+        if open_dims:
+            return capture_open(workload, open_dims, watch)
+        return capture(workload, (), watch)
+
+    return capture_left(effects, watched)
 
 
 def _planned(flow: Dataflow, choices: Choices) -> Plan:

@@ -29,6 +29,7 @@ from bench.machine import describe
 from bench.root import ROOT
 from mpcompile import pipeline
 from mpcompile.program import capture as program_capture
+from mpcompile.program.traced_program import TracedProgram
 from mpcompile.program.workload import Workload, load
 
 TARGET = 2.0
@@ -85,7 +86,7 @@ def stages(seconds: dict[str, float]) -> Iterator[None]:
 
 def time_export(workload: Workload) -> float:
     """Return the seconds of `torch.export` on the program that `transform` exports."""
-    program = program_capture._Program(workload)
+    program = TracedProgram(workload)
     gc.collect()
     begin = time.perf_counter()
     program_capture.export(program, workload)

@@ -7,8 +7,8 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -19,15 +19,21 @@ from torch import fx
 from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.plan.dataflow import Fixed, Where
 from mpcompile.program.batch_size import BatchSize, dynamic_shapes
-from mpcompile.program.derivatives.noted import Noted
 from mpcompile.program.derivatives.own_backward import with_derivatives
 from mpcompile.program.functional import make_functional
-from mpcompile.program.returned import ReturnedTree, loss_last, stands_alone, tree_of_results
-from mpcompile.program.stack_lines import is_foreign, line_now, users_line
+from mpcompile.program.returned import (
+    Left,
+    ReturnedTree,
+    Spot,
+    loss_last,
+    stands_alone,
+    tree_of_results,
+)
+from mpcompile.program.stack_lines import is_foreign, users_line
+from mpcompile.program.traced_program import TracedProgram, Watch
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.ops import op_name
-from mpcompile.torch_private.own_derivatives import own_tensors
-from mpcompile.torch_private.tracing import DataDependent
+from mpcompile.torch_private.tracing import DataDependent, children
 from mpcompile.torch_private.versions import warn_if_untried
 
 
@@ -74,12 +80,13 @@ class Forward:
 
     Attributes:
         module: the graph; its results are the next values of `written`, then the tensors that the
-            loss function returns beside the loss, then the loss.
+            loss function returns beside the loss, then those of `left`, then the loss.
         inputs: its placeholders in order, a tied weight once.
         written: names of the buffers that the forward pass updates.
         returns: the results of the loss function if there are more than the loss; without a loss
             function the results of the model.
         batch_size: the open size of a batch in its shapes; None: it is the example's.
+        left: what the program leaves in attributes; None: nothing, or it was not looked for.
     """
 
     module: fx.GraphModule
@@ -87,6 +94,7 @@ class Forward:
     written: tuple[str, ...]
     returns: ReturnedTree | None = None
     batch_size: BatchSize | None = None
+    left: Left | None = None
 
     def constants(self) -> dict[str, torch.Tensor]:
         """Return, by placeholder, the buffers that forward never writes."""
@@ -97,65 +105,16 @@ class Forward:
         }
 
 
-class _Program(torch.nn.Module):
-    """The model under one name, so that its parameters' dotted names stay its own.
-
-    Attributes:
-        noted: the derivatives that the program writes itself.
-    """
-
-    def __init__(self, workload: Workload) -> None:
-        super().__init__()
-        self.model = workload.model
-        self._loss = workload.loss
-        self._parameters_of_user = dict(workload.model.named_parameters())
-        self.noted = Noted(line_now)
-
-    def forward(self, *batch: Any) -> Any:
-        buffers = [
-            (module, name, value)
-            for module in self.model.modules()
-            for name, value in own_tensors(module)[1].items()
-        ]
-        if self._loss is None:
-            result = self.model(*batch)
-        else:
-            with self.noted.noting(self.model):
-                self.noted.hook_parameters(
-                    self._parameters_of_user, dict(self.model.named_parameters())
-                )
-                result = self._loss(self.model, *batch)
-        _write_replaced(buffers)
-        return result
-
-
-def _write_replaced(buffers: Sequence[tuple[torch.nn.Module, str, torch.Tensor | None]]) -> None:
-    """Write the tensors that the program has put in place of buffers into the buffers.
-
-    `torch.export` drops such an assignment inside a module of a module (torch 2.13 to 2.15).
-    """
-    for module, name, before in buffers:
-        current = own_tensors(module)[1]
-        now = current.get(name)
-        if now is before:
-            continue
-        if before is None or now is None or (now.shape, now.dtype) != (before.shape, before.dtype):
-            raise CannotCapture(
-                f"the program replaces the buffer {name} by a tensor of another shape or dtype",
-                fix="keep its shape and dtype, or write to a part of a larger buffer",
-            )
-        with torch.no_grad():
-            before.copy_(now)
-        current[name] = before
-
-
-def capture(workload: Workload, open_dims: tuple[bool, ...] = ()) -> Forward:
+def capture(
+    workload: Workload, open_dims: tuple[bool, ...] = (), watch: Watch | None = None
+) -> Forward:
     """Capture ``loss(model, *batch)`` with `torch.export`, or ``model(*batch)`` without a loss.
 
     Args:
         workload: the program.
         open_dims: per tensor of the batch whether its dimension 0 becomes a symbol; see
             `mpcompile.program.open_capture`.
+        watch: finds the tensors that the program puts into the user's objects.
 
     Raises:
         BadInput: the program itself fails on the example batch, or its loss is neither a 0-d FP32
@@ -170,9 +129,10 @@ def capture(workload: Workload, open_dims: tuple[bool, ...] = ()) -> Forward:
                 workload.origin,
                 "make the batch a flat tuple of tensors",
             )
-    source = _Program(workload)
-    program = export(source, workload, open_dims)
-    returns = _returns(program, workload)
+    source = TracedProgram(workload, watch)
+    with watch.around() if watch else nullcontext():
+        program = export(source, workload, open_dims)
+    returns, left = _returns(program, workload, source.left.spots)
     _refuse_hidden_writes(program.graph, workload)
     trained = {
         f"model.{name}"
@@ -186,7 +146,7 @@ def capture(workload: Workload, open_dims: tuple[bool, ...] = ()) -> Forward:
     if workload.loss is not None:
         loss_last(module.graph, len(written))
     names = tuple(name.removeprefix("model.") for name in written)
-    return Forward(module, _inputs(program, module, workload), names, returns)
+    return Forward(module, _inputs(program, module, workload), names, returns, left=left)
 
 
 def export(
@@ -279,8 +239,13 @@ def user_position(error: BaseException) -> str | None:
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
 
 
-def _returns(program: torch.export.ExportedProgram, workload: Workload) -> ReturnedTree | None:
-    """Return the tree of a program's results, None if it is the loss alone; check the loss."""
+def _returns(
+    program: torch.export.ExportedProgram, workload: Workload, spots: tuple[Spot, ...]
+) -> tuple[ReturnedTree | None, Left | None]:
+    """Return the tree of a program's results, None if it is the loss alone; check the loss.
+
+    The second tree is what the program leaves in places of the user's objects.
+    """
     outputs = program.graph.output_node().args[0]
     assert isinstance(outputs, list | tuple)
     defined_at = definition(workload.loss) or workload.origin
@@ -289,9 +254,15 @@ def _returns(program: torch.export.ExportedProgram, workload: Workload) -> Retur
         for item, spec in zip(outputs, program.graph_signature.output_specs, strict=True)
         if spec.kind.name == "USER_OUTPUT"
     ]
-    found = tree_of_results(program.call_spec.out_spec, users)
+    structure, left = program.call_spec.out_spec, None
+    if spots:
+        structure, others = children(structure)
+        count = structure.num_leaves
+        left = Left(spots, tree_of_results(others, users[count:]))
+        users = users[:count]
+    found = tree_of_results(structure, users)
     if workload.loss is None:
-        return found
+        return found, left
     advice = "return one 0-d FP32 tensor, or a pair of this tensor and any other value"
     try:
         alone = stands_alone(found)
@@ -307,7 +278,7 @@ def _returns(program: torch.export.ExportedProgram, workload: Workload) -> Retur
             defined_at,
             "reduce it to one FP32 number, for example with .mean()",
         )
-    return None if alone else found
+    return None if alone else found, left
 
 
 def _refuse_hidden_writes(graph: fx.Graph, workload: Workload) -> None:

@@ -8,14 +8,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
 from mpcompile.errors import BadInput, ChangingNumber
 from mpcompile.lower.cuda_graph import CapturedStep, Step
 from mpcompile.program.batch_size import BatchSize, size_of
-from mpcompile.program.returned import ReturnedTree
+from mpcompile.program.returned import Left, ReturnedTree
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.slots import Role
 from mpcompile.train.bound_graphs import BoundGradient
@@ -42,6 +42,7 @@ class BatchGraph:
         returns: the structure of the caller's result, if it is more than the loss.
         size: the batch size that the graph leaves open, or None.
         run: runs the gradient graph and the graph after it.
+        left: what the program leaves in the user's objects, or None.
     """
 
     step: StepGraph
@@ -49,6 +50,20 @@ class BatchGraph:
     returns: ReturnedTree | None
     size: BatchSize | None
     run: Step
+    left: Left | None
+
+    def result(self, made: Sequence[torch.Tensor], leave: Callable[[Left, Any], None]) -> Any:
+        """Return the caller's result.
+
+        Args:
+            made: the results of `run`.
+            leave: puts values into the user's objects, where the program leaves them.
+        """
+        if self.left is not None:
+            end = len(made) - self.left.tree.count
+            leave(self.left, self.left.tree(made[end:]))
+            made = made[:end]
+        return made[0] if self.returns is None else self.returns(made)
 
 
 class BatchGraphs:

@@ -179,7 +179,9 @@ class BoundStep:
 
         shapes = [value.shape for value in batch] if is_open else None
         replayed = CapturedStep(run, lowered.obstacle, shapes) if self._replays else run
-        return BatchGraph(step, gradient, captured.returns, captured.batch_size, replayed)
+        return BatchGraph(
+            step, gradient, captured.returns, captured.batch_size, replayed, captured.left
+        )
 
     def _fits(self, step: StepGraph, lowered: Lowered) -> bool:
         """Whether the update of this layout can follow another gradient graph.

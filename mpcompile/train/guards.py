@@ -8,14 +8,17 @@ values are compared, and only if one differs is the program walked over again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
 
 import torch
 
-from mpcompile.program.proof.surroundings import Held, Surroundings, look, surroundings
+from mpcompile.program.proof.held import Held, look
+from mpcompile.program.proof.surroundings import Surroundings
+from mpcompile.program.returned import Left
+from mpcompile.program.workload import Workload
 from mpcompile.torch_private.guarding import (
     dict_version,
     hooks_made,
@@ -24,6 +27,7 @@ from mpcompile.torch_private.guarding import (
     tensor_hook_lists,
 )
 from mpcompile.torch_private.modules import HOOKS, MEMBERS
+from mpcompile.train.left_places import LeftPlaces
 from mpcompile.train.situation import Situation, is_atom, settings, situation_of, token
 
 _needs_gradient = attrgetter("requires_grad")
@@ -36,6 +40,7 @@ class Guard:
         model: the model of the step.
         loss: its loss.
         optimizer: its optimizer.
+        left: what the program leaves in places of the user's objects; these are not checked.
 
     Attributes:
         situation: what was found when it was last looked at.
@@ -46,13 +51,21 @@ class Guard:
         model: torch.nn.Module,
         loss: Callable[..., Any] | None,
         optimizer: torch.optim.Optimizer,
+        left: Left | None = None,
     ) -> None:
         self._model, self._loss, self._optimizer = model, loss, optimizer
+        self._left = LeftPlaces(left)
         self.look()
+
+    @classmethod
+    def of(cls, workload: Workload, left: Left | None) -> Guard:
+        """Return the guard of a workload with an optimizer."""
+        assert workload.optimizer is not None
+        return cls(workload.model, workload.loss, workload.optimizer, left)
 
     def look(self) -> Situation:
         """Walk over the program again, note what is there now, and return it."""
-        found = surroundings(self._model, self._loss)
+        found = self._left.surroundings(self._model, self._loss)
         self.situation = situation_of(found, self._model, self._optimizer)
         self._note(found)
         return self.situation
@@ -61,8 +74,15 @@ class Guard:
         """Return what the program is now, without noting it."""
         if self.holds():
             return self.situation
-        found = surroundings(self._model, self._loss)
+        found = self._left.surroundings(self._model, self._loss)
         return situation_of(found, self._model, self._optimizer)
+
+    def leave(self, left: Left, values: Sequence[Any]) -> None:
+        """Put what a call leaves behind into the user's objects; the check stays as it was."""
+        if self._left.add(left):
+            self.look()
+        self._left.put(left, values)
+        self._versions = list(map(dict_version, self._dicts))
 
     def reject(self, situation: Situation) -> None:
         """Go back to an earlier situation, because a step cannot follow what was found."""
@@ -139,7 +159,7 @@ class Guard:
             held.setdefault(id(item.holder), []).append(item)
         members, hooks = _parts_of_modules(found)
         self._dicts: list[dict[Any, Any]] = []
-        self._in_dicts: list[tuple[list[Any], list[Held]]] = []
+        self._in_dicts: list[tuple[list[Any], list[Held], set[Any]]] = []
         self._alike: list[dict[Any, Any]] = []
         self._empty: list[Any] = []
         self._lists: list[tuple[Any, list[Any]]] = []
@@ -150,14 +170,16 @@ class Guard:
             value = holder.value
             if holder.keys is None and isinstance(value, dict):
                 watched.add(id(value))
+                others = self._left.keys_in(value)
                 if id(value) in hooks:
                     if value:
                         self._hooks.append((value, list(value)))
                 elif value and id(value) in members and not any(map(_is_single, value.values())):
                     self._alike.append(value)
-                elif value:
+                elif value or others:
+                    keys = [key for key in value if key not in others]
                     self._dicts.append(value)
-                    self._in_dicts.append((list(value), held.get(id(value), [])))
+                    self._in_dicts.append((keys, held.get(id(value), []), others))
                 else:
                     self._empty.append(value)
             elif isinstance(value, list | deque):
@@ -227,8 +249,8 @@ class Guard:
             return False
         if any(value != was for value, was in self._sets):
             return False
-        for (keys, items), held in zip(self._in_dicts, self._dicts, strict=True):
-            if list(held) != keys:
+        for (keys, items, others), held in zip(self._in_dicts, self._dicts, strict=True):
+            if [key for key in held if key not in others] != keys:
                 return False
             if not all(_unchanged(item.value, held.get(item.key)) for item in items):
                 return False

@@ -68,7 +68,7 @@ class TrainStep(Uncopied):
         self.backend = lowering.backend_on(self._device)
         self._every, self._gathered = choices.loop.accumulate, 0
         self._schedules = Schedules(self._optimizer, choices.scale.gated)
-        self._guard = Guard(workload.model, workload.loss, self._optimizer)
+        self._guard = Guard.of(workload, transformed.forward.left)
         self._use(BoundStep(transformed, lowering, for_batch, self._guard.situation))
 
     def _use(self, bound: BoundStep) -> None:
@@ -109,7 +109,7 @@ class TrainStep(Uncopied):
             self._gathered = 0
             self._options.hand_over()
         try:
-            loss, *beside = graph.run(given)
+            result = graph.result(graph.run(given), self._guard.leave)
             if due and self._gather is not None:
                 self._update()
         except RuntimeError as error:
@@ -122,7 +122,7 @@ class TrainStep(Uncopied):
             self._schedules.note(self.applied)
             if self._after_update and (not self._rule.gated or bool(self.applied)):
                 run_hooks(self._after_update, self._optimizer)
-        return loss if graph.returns is None else graph.returns([loss, *beside])
+        return result
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         """Run ``model(*inputs)`` in mixed precision as in evaluation mode, without gradients.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,6 +54,23 @@ class Effects:
         self._states = {name: state() for name, state in _GLOBAL.items()}
         self._changes: dict[str, Change] = {}
         self._written: list[str] = []
+        self._drawn: list[str] = []
+        self._left: set[str] = set()
+        self._read: set[str] = set()
+
+    def put_back(self) -> None:
+        """Put back what the program has changed beside tensors."""
+        self._note.restore()
+
+    def note_left(self, done: Iterable[str], read: Iterable[str]) -> None:
+        """Note the places that get a tensor from the program.
+
+        Args:
+            done: those in which the step puts it too.
+            read: those that the next call of the program reads, so that a step cannot do it.
+        """
+        self._left.update(done)
+        self._read.update(read)
 
     @contextmanager
     def undone(self) -> Iterator[None]:
@@ -65,16 +82,20 @@ class Effects:
         with generators_kept():
             try:
                 yield
-                drawn = [name for name, state in _GLOBAL.items() if state() != self._states[name]]
-                drawn += self._note.drawn()
-                for change in self._note.changes():
-                    # A list that was added to says more than the attribute that holds a copy.
-                    if not change.is_state and not (change.path in self._changes and change.named):
-                        self._changes[change.path] = change
+                self.note()
             finally:
                 self._note.restore()
-        if drawn:
-            raise self._refusal(drawn[0])
+        if self._drawn:
+            raise self._refusal(self._drawn[0])
+
+    def note(self) -> None:
+        """Note what the program has changed and drawn."""
+        self._drawn += [name for name, state in _GLOBAL.items() if state() != self._states[name]]
+        self._drawn += self._note.drawn()
+        for change in self._note.changes():
+            # A list that was added to says more than the attribute that holds a copy.
+            if not change.is_state and not (change.path in self._changes and change.named):
+                self._changes[change.path] = change
 
     def note_written(self, paths: list[str]) -> None:
         """Note tensors outside the model's state that the program writes in place."""
@@ -82,7 +103,8 @@ class Effects:
 
     def say(self) -> None:
         """Warn with `SideEffect` of each change once, with the line that makes it."""
-        changes, lines = self._changes, dict[str, str]()
+        lines = dict[str, str]()
+        changes = {path: found for path, found in self._changes.items() if path not in self._left}
         if changes:
             probes = {path: self._note.probe(change) for path, change in changes.items()}
             lines = self._lines(probes)
@@ -95,9 +117,13 @@ class Effects:
 
     def _warn(self, path: str, kind: str, line: str | None) -> None:
         where = line or definition(self._workload.loss) or self._workload.origin
+        fix = "return it beside the loss, or change it outside the step"
+        if path in self._read:
+            kind += " and read by its next call"
+            fix = "make it a buffer with register_buffer, which a step reads and writes"
         warnings.warn(
             f"{where + ': ' if where else ''}{path} {kind} when it runs, and a compiled step "
-            "does not do that; return it beside the loss, or change it outside the step.",
+            f"does not do that; {fix}.",
             SideEffect,
             stacklevel=5,
         )
