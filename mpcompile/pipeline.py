@@ -167,7 +167,7 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     precision = choices.precision
     # What is transformed in FP32 is there to compare with.
     trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
-    effects = Effects(workload)
+    effects = Effects(workload, again=choices.like is not None)
     with effects.undone():
         forward = _captured(workload, choices.dynamic, effects)
     # Weights in slices have no values here to run the program with.

@@ -18,6 +18,7 @@ import torch
 
 from mpcompile.errors import CannotCapture, SideEffect
 from mpcompile.program.capture import definition
+from mpcompile.program.proof.prints import Prints
 from mpcompile.program.proof.second_look import lines_of
 from mpcompile.program.proof.snapshot import Change, Snapshot
 from mpcompile.program.proof.surroundings import surroundings
@@ -43,12 +44,18 @@ def generators_kept() -> Iterator[None]:
 class Effects:
     """The effects of one program, collected over several runs of it.
 
+    Args:
+        workload: the program.
+        again: whether it was compiled before, for another batch; then its text is dropped.
+
     Attributes:
         found: what the program can read.
+        prints: the text that it writes.
     """
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, *, again: bool = False) -> None:
         self.found = surroundings(workload.model, workload.loss)
+        self.prints = Prints(silent=again)
         self._workload = workload
         self._note = Snapshot(self.found)
         self._states = {name: state() for name, state in _GLOBAL.items()}
@@ -79,7 +86,7 @@ class Effects:
         Raises:
             CannotCapture: the program draws numbers from a generator that is not torch's.
         """
-        with generators_kept():
+        with generators_kept(), self.prints.kept():
             try:
                 yield
                 self.note()
@@ -114,6 +121,16 @@ class Effects:
             self._warn(path, kind, lines.get(path))
         for path in self._written:
             self._warn(path, "is written by the program", None)
+        self.prints.release()
+        if self.prints.lines:
+            first, *rest = self.prints.lines
+            more = f", here and in {len(rest)} more line{'s' * (len(rest) > 1)}," if rest else ""
+            warnings.warn(
+                f"{first}: the program writes text{more} when it runs, and a compiled step does "
+                "not do that; print what the step returns.",
+                SideEffect,
+                stacklevel=4,
+            )
 
     def _warn(self, path: str, kind: str, line: str | None) -> None:
         where = line or definition(self._workload.loss) or self._workload.origin
@@ -140,7 +157,7 @@ class Effects:
         )
 
     def _lines(self, probes: dict[str, Callable[[], Any]]) -> dict[str, str]:
-        with generators_kept():
+        with generators_kept(), self.prints.dropped():
             try:
                 return lines_of(self._workload, self.found, probes)
             finally:

@@ -108,7 +108,8 @@ def _both(subject: Subject, state: RandomState, effects: Effects) -> tuple[Outco
     captured, obstacle = None, None
     with generators_kept():
         try:
-            captured = of_graph(subject, state)
+            with effects.prints.dropped():
+                captured = of_graph(subject, state)
         except CompileError:
             raise
         except Exception as error:
@@ -120,7 +121,7 @@ def _both(subject: Subject, state: RandomState, effects: Effects) -> tuple[Outco
                 copies.changed_by_ops()
             put_back()
         try:
-            with effects.undone():
+            with effects.undone(), effects.prints.through():
                 eager = of_program(subject, copies, state)
             own = {id(tensor) for tensor in subject.state.values()}
             own |= {id(tensor) for _, tensor in found.tensors[len(effects.found.tensors) :]}
@@ -151,7 +152,8 @@ def _exact(subject: Subject, state: RandomState, effects: Effects) -> Outcome | 
     """Run the graph in FP64; None if some op has no such form, and then nothing is noise."""
     note = Snapshot(effects.found)
     try:
-        return of_graph(subject, state, exact=True)
+        with effects.prints.dropped():
+            return of_graph(subject, state, exact=True)
     except Exception:
         return None
     finally:
