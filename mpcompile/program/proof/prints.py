@@ -6,6 +6,7 @@ once, it passes in the program's own eager run, or in the capture if there is no
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -117,7 +118,7 @@ class _Stream:
 
     def write(self, text: str) -> int:
         """Write a text."""
-        line = _users_line(sys._getframe(1))
+        line = _users_line(inspect.currentframe())
         if line is None:
             self._stream.write(text)
         else:

@@ -1,6 +1,6 @@
 """Text that a program writes: it appears once while a step is compiled, and is said."""
 
-# ruff: noqa: T20
+# ruff: noqa: T201, T203
 
 from __future__ import annotations
 
