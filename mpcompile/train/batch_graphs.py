@@ -73,6 +73,7 @@ class BatchGraphs:
     before, the graphs of then are used again.
 
     Attributes:
+        situation: how the program is now.
         said: how the program differs from before, if no graph was made for it yet.
         is_open: per tensor of a batch whether its size is left open; empty if none is.
 
@@ -98,7 +99,7 @@ class BatchGraphs:
         self._graphs: dict[_Shapes, list[BatchGraph]] = {key: [first]}
         self._situations = OrderedDict({_key(situation): self._graphs})
         self._another = another
-        self._situation, self.said = situation, ""
+        self.situation, self.said = situation, ""
         self._values: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -119,8 +120,8 @@ class BatchGraphs:
         key = _key(situation)
         self.said = "" if key in self._situations else said
         if self.said:
-            self._warn_of_numbers(changed_numbers(self._situation, situation))
-        self._situation = situation
+            self._warn_of_numbers(changed_numbers(self.situation, situation))
+        self.situation = situation
         self._graphs = self._situations.setdefault(key, {})
         self._situations.move_to_end(key)
         if len(self._situations) > MOST_SITUATIONS:

@@ -26,10 +26,11 @@ from mpcompile.step.whole_step import whole_step
 from mpcompile.torch_private.tracing import note_step
 from mpcompile.train import checkpoint
 from mpcompile.train.batch_graphs import BatchGraph
-from mpcompile.train.bound_step import BoundStep, ForBatch, OtherLayout, Uncopied
+from mpcompile.train.bound_step import BoundStep, OtherLayout, Uncopied
 from mpcompile.train.checkpoint_of_processes import load, save
 from mpcompile.train.guards import Guard
 from mpcompile.train.optimizer_hooks import hooks_after_update, run_hooks
+from mpcompile.train.programs import ForBatch, Program
 from mpcompile.train.scaler_state import load_scaler_state, scaler_state
 from mpcompile.train.schedules import Schedules
 from mpcompile.train.situation import differences, summary
@@ -61,15 +62,14 @@ class TrainStep(Uncopied):
     ) -> None:
         workload, choices = transformed.workload, transformed.choices
         assert workload.optimizer is not None
-        self.plan = transformed.plan
-        self.parallel = choices.loop.parallel
+        self.plan, self.parallel = transformed.plan, choices.loop.parallel
         self._model, self._optimizer, self._rule = workload.model, workload.optimizer, choices.scale
         self._device = next(iter(workload.model.parameters())).device
         self.backend = lowering.backend_on(self._device)
         self._every, self._gathered = choices.loop.accumulate, 0
         self._schedules = Schedules(self._optimizer, choices.scale.gated)
         self._guard = Guard.of(workload, transformed.forward.left)
-        self._use(BoundStep(transformed, lowering, for_batch, self._guard.situation))
+        self._use(BoundStep.first(transformed, lowering, for_batch, self._guard.situation))
 
     def _use(self, bound: BoundStep) -> None:
         """Run the graphs of a layout of the weights from now on."""
@@ -248,7 +248,7 @@ class TrainStep(Uncopied):
         try:
             self._after_update = hooks_after_update(self._optimizer)
             if others or self._bound.uneven or now.layout != before.layout:
-                self._lay_out(self._all.transform(tuple(batch)), summary(said))
+                self._lay_out(self._all.transform(tuple(batch), now), summary(said))
             elif said:
                 self._graphs.enter(now, summary(said))
         except BaseException:
@@ -263,7 +263,7 @@ class TrainStep(Uncopied):
             return False
         return bool(moved)
 
-    def _lay_out(self, made: Transformed, said: str) -> None:
+    def _lay_out(self, made: Program, said: str) -> None:
         """Store weights and state in another way, on which the program as it is now can run."""
         gathered = f"{self._gathered} of {self._every}" if self._gathered else ""
         self._use(self._all.again(made, self._guard.situation, said, gathered))

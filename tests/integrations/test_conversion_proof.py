@@ -45,9 +45,10 @@ def by_data(_: Net, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def centered(net: Any, hidden: torch.Tensor) -> torch.Tensor:
+    center: torch.Tensor = net.center
     with torch.no_grad():
-        net.center.mul_(0.5).add_(hidden.mean(0))
-    return hidden - net.center
+        center.mul_(0.5).add_(hidden.mean(0))
+    return hidden - center
 
 
 def dropped(_: Net, hidden: torch.Tensor) -> torch.Tensor:

@@ -91,13 +91,14 @@ class Prints:
             else:
                 self._got(f"{record.pathname}:{record.lineno}", lambda: handle(logger, record))
 
-        mine = _Stream(streams[0], self._got), _Stream(streams[1], self._got)
-        sys.stdout, sys.stderr = mine  # type: ignore[assignment]
-        logging.Logger.handle = watched  # type: ignore[method-assign]
+        mine: tuple[Any, Any] = (_Stream(streams[0], self._got), _Stream(streams[1], self._got))
+        loggers: Any = logging.Logger
+        sys.stdout, sys.stderr = mine
+        loggers.handle = watched
         try:
             yield
         finally:
-            logging.Logger.handle = handle  # type: ignore[method-assign]
+            loggers.handle = handle
             if (sys.stdout, sys.stderr) == mine:
                 sys.stdout, sys.stderr = streams
 
