@@ -14,6 +14,7 @@ from typing import TypeAlias
 import torch
 
 from mpcompile.lower.lower import Lowered, Lowering, lower
+from mpcompile.program.batch_size import size_of
 from mpcompile.step.optimizer_options import constants_of, guards_hold
 from mpcompile.step.optimizer_start import progress_of
 from mpcompile.step.transformed import Transformed
@@ -85,7 +86,7 @@ class Programs:
         """
         key = self._key(batch, is_open, situation)
         found = self._kept.get(key)
-        if found is None or not self._fits(found):
+        if found is None or not self._fits(found, batch):
             found = Program(self._for_batch(batch, is_open), self._device, self._lowering)
             self._kept[key] = found
         self._kept.move_to_end(key)
@@ -93,10 +94,12 @@ class Programs:
             self._kept.popitem(last=False)
         return found
 
-    def _fits(self, program: Program) -> bool:
-        """Whether the update was traced for options such as the present ones."""
-        step = program.transformed.step
-        return step is not None and guards_hold(self._optimizer, step.guards)
+    def _fits(self, program: Program, batch: Sequence[torch.Tensor]) -> bool:
+        """Whether a program was traced for such options, and admits the size of a batch."""
+        step, limit = program.transformed.step, program.transformed.forward.batch_size
+        size = size_of(batch, limit.open_dims) if limit else None
+        admitted = limit is None or (size is not None and limit.admits(size))
+        return admitted and step is not None and guards_hold(self._optimizer, step.guards)
 
     def _key(
         self, batch: Sequence[torch.Tensor], is_open: tuple[bool, ...], situation: Situation
@@ -106,7 +109,11 @@ class Programs:
         Weights of which one was frozen for a time have taken other numbers of steps, and are not
         updated together.
         """
-        shapes = tuple((tuple(value.shape), value.stride(), value.dtype) for value in batch)
+        sizes = is_open if is_open and size_of(batch, is_open) is not None else [False] * len(batch)
+        shapes = tuple(
+            (tuple(value.shape[is_any:]), is_any, value.stride(), value.dtype)
+            for value, is_any in zip(batch, sizes, strict=True)
+        )
         trained = {
             str(index): value
             for index, value in enumerate(
