@@ -34,6 +34,7 @@ from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.describe import dataflow
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.marks import MADE_BY
+from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.open_capture import capture_open, check_open
 from mpcompile.program.proof.effects import Effects
 from mpcompile.program.proof.left_behind import capture_left
@@ -137,12 +138,16 @@ def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainSt
             "the workload has no loss and no optimizer", workload.origin, "add both to train it"
         )
 
-    def for_batch(batch: tuple[torch.Tensor, ...], open_dims: tuple[bool, ...]) -> Transformed:
+    def for_batch(
+        batch: tuple[torch.Tensor, ...],
+        open_dims: tuple[bool, ...],
+        numbers: tuple[NumberPlace, ...],
+    ) -> Transformed:
         # The caller may be inside torch.no_grad(), and a step trains there too.
         with torch.inference_mode(False), torch.enable_grad():
             return transform(
                 replace(workload, batch=batch),
-                choices.for_another_batch(transformed.plan, open_dims),
+                choices.for_another_batch(transformed.plan, open_dims, numbers),
             )
 
     parallel = choices.loop.parallel
@@ -169,7 +174,7 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
     effects = Effects(workload, again=choices.like is not None)
     with effects.undone():
-        forward = _captured(workload, choices.dynamic, effects)
+        forward = _captured(workload, choices, effects)
     # Weights in slices have no values here to run the program with.
     held = not any(map(is_absent, workload.model.parameters()))
     if choices.verify and workload.optimizer is not None and held:
@@ -209,17 +214,16 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     return made
 
 
-def _captured(workload: Workload, dynamic: bool | tuple[bool, ...], effects: Effects) -> Forward:
+def _captured(workload: Workload, choices: Choices, effects: Effects) -> Forward:
+    dynamic, numbers = choices.dynamic, choices.numbers
     open_dims = find_open_dims(workload.batch) if dynamic is True else dynamic
-    if workload.optimizer is None:
-        return capture_open(workload, open_dims) if open_dims else capture(workload)
 
-    def watched(watch: Watch) -> Forward:
+    def watched(watch: Watch | None) -> Forward:
         if open_dims:
-            return capture_open(workload, open_dims, watch)
-        return capture(workload, (), watch)
+            return capture_open(workload, open_dims, numbers, watch)
+        return capture(workload, (), numbers, watch)
 
-    return capture_left(effects, watched)
+    return watched(None) if workload.optimizer is None else capture_left(effects, watched)
 
 
 def _planned(flow: Dataflow, choices: Choices) -> Plan:

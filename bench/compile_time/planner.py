@@ -22,8 +22,8 @@ from bench.machine import describe
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor
 from mpcompile.plan.footprint import footprints
 from mpcompile.plan.min_cut import source_side
-from mpcompile.plan.op_table import Wish
 from mpcompile.plan.planner import FULL_SIDE, HALF_SIDE, make_plan, network_of
+from mpcompile.plan.rule import Wish
 from mpcompile.precision import Precision
 
 WIDTH = 1 << 20

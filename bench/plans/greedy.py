@@ -21,7 +21,7 @@ import torch
 from torch import fx
 
 from mpcompile.plan.dataflow import Dataflow, Op
-from mpcompile.plan.op_table import Wish
+from mpcompile.plan.rule import Wish
 from mpcompile.program.casts import CAST, is_cast, source_of, widens
 from mpcompile.torch_private.ops import op_name
 

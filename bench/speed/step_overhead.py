@@ -1,9 +1,10 @@
 """Time the Python call of a step, with graphs that do nothing.
 
 ``python -m bench.speed.step_overhead`` prints microseconds per call for models of 2, 20 and
-200 weights, as the median of seven rounds. Beside it is the part of the check that nothing has
-changed in the program, and the time of ``optimizer.zero_grad()`` without gradients, which eager
-PyTorch calls in each step.
+200 weights, as the median of seven rounds. Beside it is a call before which a number of the loss,
+an input of the graph, gets a new value; the part of the check that nothing has changed in the
+program; and the time of ``optimizer.zero_grad()`` without gradients, which eager PyTorch calls in
+each step.
 """
 
 from __future__ import annotations
@@ -30,17 +31,21 @@ CALLS, ROUNDS = 1000, 7
 
 
 def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Return a loss; any loss will do."""
-    return model(x).square().mean()  # type: ignore[no-any-return]
+    """Return a loss that reads a number of the model."""
+    return model(x).square().mean() * model.beta  # type: ignore[no-any-return]
 
 
 def empty_step(
     layers: int,
-) -> tuple[Callable[[], Any], Callable[[], bool], torch.optim.Optimizer]:
-    """Return a call of a step whose graphs return at once, its check, and its optimizer."""
-    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(layers)))
+) -> tuple[dict[str, Callable[[], Any]], Callable[[], bool], torch.optim.Optimizer]:
+    """Return two calls of a step whose graphs return at once, its check, and its optimizer.
+
+    The second call gives the number a new value first.
+    """
+    model: Any = nn.Sequential(*(nn.Linear(4, 4) for _ in range(layers)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     batch = torch.randn(2, 4)
+    model.beta = 0.0
 
     def lower(*arguments: Any) -> lower_module.Lowered:
         made = lower_module.lower(*arguments)
@@ -49,7 +54,15 @@ def empty_step(
 
     with patch.object(bound_step, "lower", lower):
         step = mpcompile.compile(model, loss, optimizer, (batch,), backend="interpreter")
-    return lambda: step(batch), Guard(model, loss, optimizer).holds, optimizer
+
+        def changed() -> None:
+            model.beta += 0.001
+            step(batch)
+
+        for _ in range(3):  # then it is an input
+            changed()
+    calls = {"step": lambda: step(batch), "changed": changed}
+    return calls, Guard(model, loss, optimizer).holds, optimizer
 
 
 def microseconds(call: Callable[[], Any]) -> float:
@@ -66,12 +79,12 @@ def microseconds(call: Callable[[], Any]) -> float:
 def main() -> None:
     """Print one row per size."""
     argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0]).parse_args()
-    print(f"{'weights':>8} {'step, us':>9} {'check, us':>10} {'zero_grad, us':>14}")
+    names = ("step", "check", "zero_grad", "number")
+    print(f"{'weights':>8}", *(f"{name + ', us':>13}" for name in names))
     for layers in (1, 10, 100):
-        call, check, optimizer = empty_step(layers)
-        call()
-        times = [microseconds(each) for each in (call, check, optimizer.zero_grad)]
-        print(f"{2 * layers:>8} {times[0]:>9.1f} {times[1]:>10.1f} {times[2]:>14.1f}")
+        calls, check, optimizer = empty_step(layers)
+        timed = (calls["step"], check, optimizer.zero_grad, calls["changed"])
+        print(f"{2 * layers:>8}", *(f"{microseconds(each):>13.1f}" for each in timed))
     print(json.dumps(describe("cpu")))
 
 

@@ -16,8 +16,8 @@ from mpcompile.onnx_graph.kernels import Target
 from mpcompile.options import ExplainOptions
 from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.given import decide
-from mpcompile.plan.op_table import Wish
 from mpcompile.plan.plan import Plan
+from mpcompile.plan.rule import Wish
 from mpcompile.show.explain import ExplainInput
 from mpcompile.show.explain import explain as sentences_about
 from mpcompile.show.of_plan import view_of_plan

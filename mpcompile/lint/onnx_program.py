@@ -20,10 +20,11 @@ from mpcompile.onnx_graph.values import constant_of, is_standard
 from mpcompile.plan.dataflow import Dataflow, Op, Where
 from mpcompile.plan.given import decide
 from mpcompile.plan.growth import contain_growth
-from mpcompile.plan.op_table import ONNX_RULES, UNKNOWN, Wish
+from mpcompile.plan.op_table import ONNX_RULES, UNKNOWN
 from mpcompile.plan.plan import Decision, Plan
 from mpcompile.plan.policy import Policy
 from mpcompile.plan.ranges import Ranges
+from mpcompile.plan.rule import Wish
 from mpcompile.precision import Precision
 
 _DTYPES = {

@@ -19,10 +19,11 @@ from mpcompile.pipeline import describe
 from mpcompile.plan.dataflow import Dataflow, Op
 from mpcompile.plan.given import decide
 from mpcompile.plan.growth import contain_growth
-from mpcompile.plan.op_table import TORCH_RULES, UNKNOWN, Wish
+from mpcompile.plan.op_table import TORCH_RULES, UNKNOWN
 from mpcompile.plan.plan import Decision, Plan
 from mpcompile.plan.policy import Policy
 from mpcompile.plan.ranges import Ranges
+from mpcompile.plan.rule import Wish
 from mpcompile.precision import Precision
 from mpcompile.program.capture import Forward, InputKind, capture, source_position
 from mpcompile.program.control_flow import Nest, nest_of

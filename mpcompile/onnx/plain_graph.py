@@ -16,7 +16,8 @@ from mpcompile.onnx.random_masks import keep_mask, next_seed
 from mpcompile.passes.export.cast_read_weights import CastReadWeights
 from mpcompile.passes.export.fix_options import FixOptions
 from mpcompile.passes.lowering.numbers_to_tensors import numbers_to_tensors
-from mpcompile.plan.op_table import TORCH_RULES, UNKNOWN, PrecisionClass
+from mpcompile.plan.op_table import TORCH_RULES, UNKNOWN
+from mpcompile.plan.rule import PrecisionClass
 from mpcompile.program.marks import SLOTS, WHERE
 from mpcompile.program.node_tensors import NARROW
 from mpcompile.step.graph import StepGraph, placeholders

@@ -14,7 +14,8 @@ from mpcompile.onnx_graph.masks import MASK, ends_in_softmax
 from mpcompile.onnx_graph.nest import Nest
 from mpcompile.onnx_graph.values import constant_of, is_full, is_standard
 from mpcompile.plan.growth import BOUNDED
-from mpcompile.plan.op_table import ONNX_RULES, UNKNOWN, PrecisionClass
+from mpcompile.plan.op_table import ONNX_RULES, UNKNOWN
+from mpcompile.plan.rule import PrecisionClass
 from mpcompile.precision import Precision
 
 _SMALLEST = 2.0**-25

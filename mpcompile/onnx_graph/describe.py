@@ -24,11 +24,15 @@ from mpcompile.onnx_graph.needs import (
 from mpcompile.onnx_graph.nest import Border, Nest
 from mpcompile.onnx_graph.signatures import signature
 from mpcompile.onnx_graph.values import elements_of, is_full, is_known, is_standard
+from mpcompile.plan.compared import keep_compared
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor, Where
+from mpcompile.plan.grams import keep_grams
 from mpcompile.plan.needs import settled
 from mpcompile.plan.nest import BorderKind, Inner
-from mpcompile.plan.op_table import ONNX_RULES, PrecisionClass, Rule, Wish
+from mpcompile.plan.op_table import ONNX_RULES
 from mpcompile.plan.policy import Policy, Row, resolve
+from mpcompile.plan.rule import PrecisionClass, Rule, Wish
+from mpcompile.plan.sensitivity import keep_exact
 from mpcompile.precision import Precision
 
 INITIALIZER, INPUT = "Initializer", "Input"
@@ -66,7 +70,8 @@ def dataflow(nest: Nest, opset: int, policy: Policy, wants: Wants) -> Dataflow:
     """
     describer = _Describer(nest, opset, policy, wants)
     describer.visit()
-    return Dataflow(tuple(describer.ops), tuple(describer.tensors.values()))
+    flow = Dataflow(tuple(describer.ops), tuple(describer.tensors.values()))
+    return keep_exact(keep_compared(keep_grams(flow, policy), policy), policy)
 
 
 class _Describer:
@@ -215,6 +220,7 @@ class _Describer:
                 view=view or border,
                 unfit=self.wants.unfit.get(name, ""),
                 overridden=name in self.resolution.overridden,
+                sensitivity=self.resolution.wishes[name][0].sensitivity,
                 where=where,
             )
         )

@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from mpcompile.onnx_graph.values import is_standard
 from mpcompile.plan.needs import ANY, FREE, NARROW, Need
-from mpcompile.plan.op_table import ONNX_RULES, Rule
+from mpcompile.plan.op_table import ONNX_RULES
+from mpcompile.plan.rule import Rule
 
 CONSTANT = "Constant"
 """The kind of an op that makes a tensor without reading one, in either precision."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from mpcompile.plan.op_table import Wish
+from mpcompile.plan.rule import Sensitivity, Wish
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,8 @@ class Op:
             that does not stream is the border of an inner graph: all its tensors are one value.
         unfit: why FP16 cannot hold a number that it computes with or makes, or "".
         overridden: the user has set its precision.
+        sensitivity: the effect of rounded inputs on its results.
+        exact: a sensitive op reads its result, so measured ranges do not release it to 16 bits.
         where: its position in the user's program.
     """
 
@@ -65,6 +67,8 @@ class Op:
     view: bool = False
     unfit: str = ""
     overridden: bool = False
+    sensitivity: Sensitivity = Sensitivity.HARMLESS
+    exact: bool = False
     where: Where = Where()
 
 

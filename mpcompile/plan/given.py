@@ -15,10 +15,11 @@ from mpcompile.plan.dataflow import Dataflow, Op
 from mpcompile.plan.fingerprint import differences, graph_of
 from mpcompile.plan.growth import contain_growth
 from mpcompile.plan.measured import apply_ranges
-from mpcompile.plan.op_table import TABLE, Wish
+from mpcompile.plan.op_table import TABLE
 from mpcompile.plan.plan import Decision, Plan
 from mpcompile.plan.planner import make_plan
 from mpcompile.plan.ranges import Ranges
+from mpcompile.plan.rule import Wish
 from mpcompile.precision import Precision
 
 _INSIDE = {rule.name: rule.inside for rule in TABLE}

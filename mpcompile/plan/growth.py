@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mpcompile.plan.dataflow import Dataflow, Op
-from mpcompile.plan.op_table import TABLE, PrecisionClass, Wish
+from mpcompile.plan.op_table import TABLE
+from mpcompile.plan.rule import PrecisionClass, Wish
 from mpcompile.precision import Precision
 
 GROWING: frozenset[str] = frozenset(

@@ -7,9 +7,9 @@ from dataclasses import replace
 from mpcompile.errors import BadInput
 from mpcompile.plan.dataflow import Dataflow, Op
 from mpcompile.plan.footprint import is_neutral, reads_wide
-from mpcompile.plan.op_table import Wish
 from mpcompile.plan.plan import Plan
 from mpcompile.plan.ranges import Range, Ranges, tensors_of
+from mpcompile.plan.rule import Wish
 from mpcompile.precision import Precision
 
 RELEASABLE: frozenset[str] = frozenset(
@@ -99,5 +99,6 @@ def _reads_narrow(op: Op, name: str) -> bool:
 
 def _grew(op: Op) -> bool:
     """Whether an op writes FP32 only because its result can grow, and a loop can round it."""
-    from_table = op.wish is Wish.FULL and op.inside and not (op.overridden or op.unfit)
+    from_table = op.wish is Wish.FULL and op.inside
+    from_table = from_table and not (op.overridden or op.unfit or op.exact)
     return from_table and op.rule in RELEASABLE and op.streams and bool(op.reads and op.writes)

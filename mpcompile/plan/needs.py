@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from mpcompile.plan.op_table import Rule, Wish
+from mpcompile.plan.rule import Rule, Wish
 
 Facts = TypeVar("Facts")
 

@@ -11,113 +11,35 @@ Sources: Micikevicius et al., arXiv 1710.03740, section 3.3 (``paper 3.3``); the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import Enum
 from types import MappingProxyType
+from typing import TypeAlias
 
+from mpcompile.plan.rule import PrecisionClass, Rule, Sensitivity
 
-class Wish(Enum):
-    """The precision an op's result should have."""
-
-    HALF = "half"
-    """Wants the 16-bit format: a Tensor Core does it."""
-    FREE = "free"
-    """Takes either; the planner decides by its neighbours."""
-    FULL = "full"
-    """Wants FP32."""
-
-
-class PrecisionClass(Enum):
-    """What an op computes in and what it may read and write."""
-
-    TENSOR_CORE = "tensor core"
-    """Reads and writes 16 bits and accumulates in FP32."""
-    REDUCTION = "reduction"
-    """Computes in FP32; reads and writes 16 bits or FP32."""
-    WIDE = "wide"
-    """Computes in FP32 and writes FP32; reads 16 bits or FP32."""
-    EITHER = "either"
-    """Computes in the precision that it is stored in."""
-    TRANSPARENT = "transparent"
-    """Moves or compares values in the precision that they are stored in."""
-    UNTOUCHABLE = "untouchable"
-    """Makes, draws or counts; reads and writes what it does in the FP32 program."""
-
-
-_WISH = {
-    PrecisionClass.TENSOR_CORE: Wish.HALF,
-    PrecisionClass.REDUCTION: Wish.FREE,
-    PrecisionClass.WIDE: Wish.FULL,
-    PrecisionClass.EITHER: Wish.FREE,
-    PrecisionClass.TRANSPARENT: Wish.FREE,
-    PrecisionClass.UNTOUCHABLE: Wish.FULL,
-}
-
-
-_INSIDE = {
-    precision_class: precision_class
-    in (PrecisionClass.REDUCTION, PrecisionClass.WIDE, PrecisionClass.UNTOUCHABLE)
-    for precision_class in PrecisionClass
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One row of the table.
-
-    Attributes:
-        name: the name of a family of ops, used in reports and policies; rows may share it.
-        torch: ATen op names without namespace and overload, separated by blanks.
-        onnx: ONNX op types, separated by blanks.
-        precision_class: the precision in which its ops compute, read and write.
-        saves: the FP32 tensors that autograd keeps for backward: ``"in"``, ``"out"``, ``"in out"``
-            or ``""``. If overloads differ, all tensors that any of them keeps.
-        streams: inductor compiles it to a loop and can fuse the producers of its inputs into that
-            loop. False for library calls, reads by index and tensors that must be in memory.
-        why: the reason, as a report prints it.
-        full_arguments: names of arguments that always stay FP32, separated by blanks.
-    """
-
-    name: str
-    torch: str
-    onnx: str
-    precision_class: PrecisionClass
-    saves: str
-    streams: bool
-    why: str
-    full_arguments: str = ""
-
-    @property
-    def wish(self) -> Wish:
-        """The precision its result should have."""
-        return _WISH[self.precision_class]
-
-    @property
-    def inside(self) -> bool:
-        """Whether the arithmetic is FP32 for inputs of every precision."""
-        return _INSIDE[self.precision_class]
-
-    @property
-    def gathers(self) -> bool:
-        """Whether it is a loop that reads by index."""
-        return self.name in ("embedding", "indexing")
+_Row: TypeAlias = tuple[str, bool, str, str] | tuple[str, bool, str, str, Sensitivity]
+"""Saves, streams, torch names, ONNX names, and the sensitivity if it is not that of the family."""
 
 
 def _rows(
     name: str,
     precision_class: PrecisionClass,
     why: str,
-    *rows: tuple[str, bool, str, str],
+    *rows: _Row,
     full: str = "",
+    sensitivity: Sensitivity = Sensitivity.HARMLESS,
 ) -> tuple[Rule, ...]:
-    """Return the rows of a family; each argument is (saves, streams, torch, onnx)."""
-    return tuple(
-        Rule(name, torch, onnx, precision_class, saves, streams, why, full)
-        for saves, streams, torch, onnx in rows
-    )
+    """Return the rows of a family."""
+    made = []
+    for saves, streams, torch, onnx, *own in rows:
+        sensitive = own[0] if own else sensitivity
+        rule = Rule(name, torch, onnx, precision_class, saves, streams, why, full, sensitive)
+        made.append(rule)
+    return tuple(made)
 
 
 _TENSOR_CORE, _REDUCTION, _WIDE, _EITHER, _TRANSPARENT, _UNTOUCHABLE = PrecisionClass
+(_HARMLESS, _STEEP, _PERIODIC, _ADDING, _CANCELLING, _COMPARISON, _DISCONTINUOUS, _UNKNOWN,
+ _ILL_CONDITIONED) = Sensitivity  # fmt: skip
 
 # fmt: off
 TABLE: tuple[Rule, ...] = (
@@ -143,14 +65,15 @@ TABLE: tuple[Rule, ...] = (
 
     # FP32 arithmetic, 16 bits in and out: bound by bandwidth (paper 3.3).
     *_rows("norm layer", _REDUCTION, "statistics are summed in FP32, storage may be 16 bits",
-        ("in", True, "layer_norm native_layer_norm group_norm native_group_norm rms_norm "
-         "_fused_rms_norm batch_norm instance_norm native_batch_norm _native_batch_norm_legit "
+        ("in", True, "rms_norm _fused_rms_norm",
+         "RMSNormalization SimplifiedLayerNormalization LRN"),
+        ("in", True, "layer_norm native_layer_norm group_norm native_group_norm batch_norm "
+         "instance_norm native_batch_norm _native_batch_norm_legit "
          "_native_batch_norm_legit_functional _native_batch_norm_legit_no_training "
-         "_batch_norm_with_update_functional _batch_norm_no_update "
-         "_batch_norm_impl_index",
-         "LayerNormalization GroupNormalization RMSNormalization SimplifiedLayerNormalization "
-         "BatchNormalization InstanceNormalization MeanVarianceNormalization LRN"),
-        ("in", False, "cudnn_batch_norm batch_norm_elemt", ""),
+         "_batch_norm_with_update_functional _batch_norm_no_update _batch_norm_impl_index",
+         "LayerNormalization GroupNormalization BatchNormalization InstanceNormalization "
+         "MeanVarianceNormalization", _CANCELLING),
+        ("in", False, "cudnn_batch_norm batch_norm_elemt", "", _CANCELLING),
         full="weight bias running_mean running_var mean invstd"),
     *_rows("softmax", _REDUCTION, "exponentials are summed in FP32, results are in [0, 1]",
         ("out", True, "softmax _softmax _safe_softmax special_softmax", "Softmax"),
@@ -162,56 +85,62 @@ TABLE: tuple[Rule, ...] = (
         ("in", True, "nanmean", "")),
     *_rows("grid sampler", _REDUCTION, "weights are FP32, results are between the inputs",
         ("in", False, "grid_sampler grid_sampler_2d grid_sampler_3d _grid_sampler_2d_cpu_fallback",
-         "GridSample"),
+         "GridSample", _DISCONTINUOUS),
         full="grid"),
 
     # FP32 in and out: the range of the result grows, or the kernel knows no 16 bits.
     *_rows("loss", _WIDE, "a loss is computed and kept in FP32",
         ("in", True, "cross_entropy_loss nll_loss nll_loss2d nll_loss_nd nll_loss_forward "
-         "nll_loss2d_forward mse_loss smooth_l1_loss huber_loss kl_div binary_cross_entropy "
+         "nll_loss2d_forward", "SoftmaxCrossEntropyLoss NegativeLogLikelihoodLoss", _HARMLESS),
+        ("in", True, "mse_loss smooth_l1_loss huber_loss kl_div binary_cross_entropy "
          "binary_cross_entropy_with_logits poisson_nll_loss cosine_embedding_loss "
-         "multilabel_margin_loss multilabel_margin_loss_forward multi_margin_loss soft_margin_loss",
-         "SoftmaxCrossEntropyLoss NegativeLogLikelihoodLoss"),
+         "multilabel_margin_loss multilabel_margin_loss_forward multi_margin_loss "
+         "soft_margin_loss", ""),
         ("", True, "l1_loss hinge_embedding_loss margin_ranking_loss triplet_margin_loss", ""),
-        ("in out", False, "ctc_loss _ctc_loss", "")),
+        ("in out", False, "ctc_loss _ctc_loss", "", _HARMLESS),
+        sensitivity=_STEEP),
     *_rows("log_sigmoid", _WIDE, "a log-likelihood: near 1, 16 bits lose the difference from 1",
-        ("in", True, "log_sigmoid log_sigmoid_forward", "")),
+        ("in", True, "log_sigmoid log_sigmoid_forward", "", _STEEP)),
     *_rows("range grows", _WIDE, "its result can leave the range of FP16, or it is steep",
-        ("out", True, "exp exp2 special_exp2 expm1 special_expm1 reciprocal rsqrt tan",
-         "Exp Reciprocal Tan"),
-        ("in", True, "log log2 log10 log1p special_log1p float_power square sinh cosh acos arccos "
-         "asin arcsin acosh arccosh atanh arctanh softplus erfinv special_erfinv logaddexp "
-         "logaddexp2 xlogy special_xlogy special_xlog1py special_entr",
-         "Log Sinh Cosh Acos Acosh Asin Atanh Softplus"),
+        ("out", True, "reciprocal rsqrt", "Reciprocal"),
+        ("out", True, "exp exp2 special_exp2 expm1 special_expm1", "Exp", _STEEP),
+        ("out", True, "tan", "Tan", _PERIODIC),
+        ("in", True, "square softplus logaddexp logaddexp2", "Softplus"),
+        ("in", True, "log log2 log10 log1p special_log1p float_power sinh cosh acos arccos asin "
+         "arcsin acosh arccosh atanh arctanh erfinv special_erfinv xlogy special_xlogy "
+         "special_xlog1py special_entr", "Log Sinh Cosh Acos Acosh Asin Atanh", _STEEP),
         ("in out", True, "pow ldexp", "Pow"),
-        ("", True, "nextafter", "")),
+        ("", True, "nextafter", "", _DISCONTINUOUS)),
     *_rows("special function", _WIDE, "a series computed in FP32",
-        ("in", True, "lgamma special_gammaln mvlgamma special_multigammaln i0 special_i0 "
-         "special_bessel_j0 special_bessel_y0 special_modified_bessel_i0", ""),
+        ("in", True, "lgamma special_gammaln mvlgamma special_multigammaln", "", _STEEP),
+        ("in", True, "i0 special_i0 special_bessel_j0 special_bessel_y0 special_modified_bessel_i0",
+         "", _PERIODIC),
+        ("in", False, "special_modified_bessel_k0", ""),
         ("in", False, "digamma special_digamma special_psi polygamma special_polygamma igamma "
-         "igammac special_gammainc special_gammaincc special_zeta special_modified_bessel_k0", ""),
+         "igammac special_gammainc special_gammaincc special_zeta", "", _STEEP),
         ("in out", False, "special_i0e special_i1e special_modified_bessel_k1", ""),
-        ("in out", True, "special_i1 special_erfcx special_log_ndtr special_bessel_j1 "
-         "special_bessel_y1 special_modified_bessel_i1", ""),
-        ("", False, "special_airy_ai "
-         "special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1 "
-         "special_spherical_bessel_j0 special_chebyshev_polynomial_t "
+        ("in out", True, "special_erfcx special_log_ndtr", "", _STEEP),
+        ("in out", True, "special_i1 special_bessel_j1 special_bessel_y1 "
+         "special_modified_bessel_i1",
+         "", _PERIODIC),
+        ("", False, "special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1", ""),
+        ("", False, "special_airy_ai special_spherical_bessel_j0 special_chebyshev_polynomial_t "
          "special_chebyshev_polynomial_u special_chebyshev_polynomial_v "
          "special_chebyshev_polynomial_w special_shifted_chebyshev_polynomial_t "
          "special_shifted_chebyshev_polynomial_u special_shifted_chebyshev_polynomial_v "
          "special_shifted_chebyshev_polynomial_w special_hermite_polynomial_h "
          "special_hermite_polynomial_he special_laguerre_polynomial_l "
-         "special_legendre_polynomial_p", ""),
+         "special_legendre_polynomial_p", "", _PERIODIC),
         ("", True, "special_ndtr", ""),
-        ("out", False, "special_ndtri", "")),
+        ("out", False, "special_ndtri", "", _STEEP)),
     *_rows("sum", _WIDE, "a sum or product grows with its length",
         ("", True, "sum sum_to_size trace trapezoid trapz", "ReduceSum"),
         ("in", True, "nansum dot vdot", "ReduceSumSquare"),
         ("in out", True, "logsumexp special_logsumexp prod",
          "ReduceLogSum ReduceLogSumExp ReduceProd"),
-        ("", False, "cumsum cumulative_trapezoid histc histogram histogramdd "
-         "_histogramdd_bin_edges _histogramdd_from_bin_cts _histogramdd_from_bin_tensors",
-         "CumSum"),
+        ("", False, "cumsum cumulative_trapezoid", "CumSum"),
+        ("", False, "histc histogram histogramdd _histogramdd_bin_edges _histogramdd_from_bin_cts "
+         "_histogramdd_from_bin_tensors", "", _DISCONTINUOUS),
         ("in out", False, "cumprod logcumsumexp _logcumsumexp segment_reduce", "CumProd"),
         ("in", False, "vander linalg_vander", "")),
     *_rows("scatter sum", _WIDE, "adding up in 16 bits would round every addend",
@@ -219,20 +148,22 @@ TABLE: tuple[Rule, ...] = (
         ("in out", False, "scatter_reduce index_reduce", ""),
         ("in", False, "index_add", "")),
     *_rows("vector norm", _WIDE, "it squares its inputs",
-        ("in out", True, "norm norm_except_dim linalg_vector_norm linalg_norm frobenius_norm dist",
+        ("in out", True, "norm norm_except_dim linalg_vector_norm linalg_norm frobenius_norm",
          "ReduceL1 ReduceL2 LpNormalization LpPool GlobalLpPool"),
-        ("in out", False, "linalg_matrix_norm cdist _cdist_forward _euclidean_dist pdist "
-         "_pdist_forward", ""),
+        ("in out", True, "dist", "", _CANCELLING),
+        ("in out", False, "linalg_matrix_norm", ""),
+        ("in out", False, "cdist _cdist_forward _euclidean_dist pdist _pdist_forward",
+         "", _CANCELLING),
         ("", False, "linalg__powsum nuclear_norm embedding_renorm", ""),
         ("in", True, "cosine_similarity renorm _weight_norm _weight_norm_interface", ""),
-        ("out", True, "pairwise_distance", "")),
+        ("out", True, "pairwise_distance", "", _CANCELLING)),
     *_rows("variance", _WIDE, "it squares its inputs",
-        ("in", True, "var var_mean cov", ""),
-        ("in out", True, "std std_mean", ""),
-        ("", True, "corrcoef", ""),
-        ("in", False, "batch_norm_stats", ""),
+        ("in", True, "var var_mean cov", "", _CANCELLING),
+        ("in out", True, "std std_mean", "", _CANCELLING),
+        ("", True, "corrcoef", "", _CANCELLING),
+        ("in", False, "batch_norm_stats", "", _CANCELLING),
         ("", False, "batch_norm_gather_stats batch_norm_gather_stats_with_counts "
-         "batch_norm_update_stats", "")),
+         "batch_norm_update_stats", "", _CANCELLING)),
     *_rows("quantile", _WIDE, "its kernel takes no 16-bit numbers",
         ("in", False, "quantile nanquantile", "")),
     *_rows("linear algebra", _WIDE, "it loses digits, and its kernels take no 16-bit numbers",
@@ -248,37 +179,47 @@ TABLE: tuple[Rule, ...] = (
          "orgqr ormqr", ""),
         ("in", False, "logdet linalg_matrix_exp linalg_matrix_sqrth matrix_exp", ""),
         ("", False, "geqrf linalg_cond linalg_ldl_factor linalg_ldl_factor_ex linalg_ldl_solve "
-         "linalg_matrix_rank lu_unpack", "Det")),
+         "linalg_matrix_rank lu_unpack", "Det"),
+        sensitivity=_ILL_CONDITIONED),
     *_rows("complex", _WIDE, "16-bit complex numbers have no kernels",
-        ("", False, "complex polar view_as_complex fft_fft fft_fft2 fft_fftn fft_hfft fft_hfft2 "
+        ("", False, "complex view_as_complex fft_fft fft_fft2 fft_fftn fft_hfft fft_hfft2 "
          "fft_hfftn fft_ifft fft_ifft2 fft_ifftn fft_ihfft fft_ihfft2 fft_ihfftn fft_irfft "
          "fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftn _fft_c2c _fft_c2r _fft_r2c", ""),
-        ("in", True, "angle", ""),
+        ("", False, "polar", "", _PERIODIC),
+        ("in", True, "angle", "", _DISCONTINUOUS),
         ("in", False, "stft istft", "DFT STFT")),
     *_rows("coordinates", _WIDE, "11 bits are too few for a position in an image",
-        ("", True, "affine_grid_generator", "AffineGrid RoiAlign MaxRoiPool")),
+        ("", True, "affine_grid_generator", "AffineGrid RoiAlign MaxRoiPool", _DISCONTINUOUS)),
     *_rows("cast", _WIDE, "the program itself asks for this dtype",
-        ("", True, "to type_as _to_copy _cast_Half _cast_Float _cast_Double chalf "
-         "_autocast_to_full_precision _autocast_to_reduced_precision", "Cast CastLike")),
+        ("", True, "_cast_Half _cast_Float _cast_Double chalf _autocast_to_full_precision "
+         "_autocast_to_reduced_precision", ""),
+        ("", True, "to type_as _to_copy", "Cast CastLike", _DISCONTINUOUS)),
 
     # Either: adds no more rounding than the format it is stored in.
     *_rows("pointwise", _EITHER, "adds no more rounding than its storage",
-        ("", True, "add sub subtract rsub floor_divide neg negative floor ceil round "
-         "special_round trunc fix frac frexp where masked_fill sign heaviside deg2rad rad2deg diff",
-         "Add Sub Sum Neg Floor Ceil Round Sign Where"),
+        ("", True, "neg negative where masked_fill deg2rad rad2deg", "Neg Where"),
+        ("", True, "add", "Add Sum", _ADDING),
+        ("", True, "sub subtract rsub diff", "Sub", _CANCELLING),
+        ("", True, "floor_divide floor ceil round special_round trunc fix frac frexp sign "
+         "heaviside", "Floor Ceil Round Sign", _DISCONTINUOUS),
         ("in", True, "mul multiply div divide true_divide abs absolute clamp clip clamp_min "
-         "clamp_max maximum minimum fmax fmin addcmul addcdiv lerp sin cos atan arctan atan2 "
-         "arctan2 asinh arcsinh sinc special_sinc erf special_erf erfc special_erfc remainder "
-         "fmod threshold nan_to_num cross linalg_cross outer ger kron gradient",
-         "Mul Div Abs Clip Max Min Mod Sin Cos Atan Asinh Erf RotaryEmbedding"),
+         "clamp_max maximum minimum fmax fmin lerp atan arctan atan2 arctan2 asinh arcsinh erf "
+         "special_erf erfc special_erfc threshold nan_to_num outer ger kron",
+         "Mul Div Abs Clip Max Min Atan Asinh Erf RotaryEmbedding"),
+        ("in", True, "addcmul addcdiv", "", _ADDING),
+        ("in", True, "sin cos sinc special_sinc", "Sin Cos", _PERIODIC),
+        ("in", True, "remainder fmod", "Mod", _DISCONTINUOUS),
+        ("in", True, "cross linalg_cross gradient", "", _CANCELLING),
         ("out", True, "sqrt tanh", "Sqrt Tanh"),
-        ("in out", True, "sgn copysign hypot", "")),
+        ("in out", True, "copysign hypot", ""),
+        ("in out", True, "sgn", "", _DISCONTINUOUS)),
     *_rows("activation", _EITHER, "adds no more rounding than its storage",
         ("out", True, "relu sigmoid special_expit", "Relu Sigmoid"),
-        ("in", True, "relu6 hardtanh leaky_relu elu celu selu gelu silu mish hardsigmoid "
-         "hardswish hardshrink softshrink prelu _prelu_kernel glu logit special_logit",
+        ("in", True, "relu6 hardtanh leaky_relu elu celu selu gelu silu mish hardsigmoid hardswish "
+         "hardshrink softshrink prelu _prelu_kernel glu",
          "LeakyRelu Elu Celu Selu Gelu HardSigmoid HardSwish Mish Shrink Softsign Swish "
          "ThresholdedRelu PRelu"),
+        ("in", True, "logit special_logit", "", _STEEP),
         ("in", False, "rrelu rrelu_with_noise_functional", "")),
     *_rows("average pool", _EITHER, "its kernels sum in FP32; a mean is no larger than its inputs",
         ("in", False, "avg_pool1d avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool3d",
@@ -329,7 +270,7 @@ TABLE: tuple[Rule, ...] = (
     *_rows("choice", _TRANSPARENT, "chooses among its inputs",
         ("in out", True, "max min amax amin aminmax _aminmax", "ReduceMax ReduceMin"),
         ("", False, "sort msort topk kthvalue mode unique_consecutive unique_dim "
-         "unique_dim_consecutive _unique _unique2", "TopK Unique Hardmax"),
+         "unique_dim_consecutive _unique _unique2", "TopK Unique Hardmax", _DISCONTINUOUS),
         ("in out", False, "median nanmedian", ""),
         ("in", False, "cummax cummin", "")),
     *_rows("max pool", _TRANSPARENT, "chooses among its inputs",
@@ -339,14 +280,16 @@ TABLE: tuple[Rule, ...] = (
          "fractional_max_pool2d fractional_max_pool3d", ""),
         ("", False, "max_unpool2d max_unpool3d", "MaxUnpool")),
     *_rows("comparison", _TRANSPARENT, "its result is not a floating-point tensor",
+        ("", True, "isnan isinf isfinite isneginf isposinf", "IsNaN IsInf"),
         ("", True, "eq ne not_equal lt less le less_equal gt greater ge greater_equal equal "
-         "allclose isclose isnan isinf isfinite isneginf isposinf isreal signbit is_nonzero any "
-         "all _is_all_true _is_any_true logical_and logical_or logical_not logical_xor "
-         "count_nonzero argmax argmin bucketize searchsorted",
-         "Equal Less LessOrEqual Greater GreaterOrEqual IsNaN IsInf ArgMax ArgMin Not And Or Xor"),
-        ("", False, "argsort nonzero nonzero_numpy nonzero_static argwhere isin hash_tensor "
-         "_shape_as_tensor _cast_Byte _cast_Char _cast_Int _cast_Long _cast_Short",
-         "NonZero Shape Size")),
+         "allclose isclose isreal signbit is_nonzero any all _is_all_true _is_any_true logical_and "
+         "logical_or logical_not logical_xor count_nonzero",
+         "Equal Less LessOrEqual Greater GreaterOrEqual Not And Or Xor", _COMPARISON),
+        ("", True, "argmax argmin bucketize searchsorted", "ArgMax ArgMin", _DISCONTINUOUS),
+        ("", False, "_shape_as_tensor", "Shape Size"),
+        ("", False, "argsort isin hash_tensor _cast_Byte _cast_Char _cast_Int _cast_Long "
+         "_cast_Short", "", _DISCONTINUOUS),
+        ("", False, "nonzero nonzero_numpy nonzero_static argwhere", "NonZero", _COMPARISON)),
 
     # Untouchable: made, drawn or integer; the plan has nothing to say.
     *_rows("constant", _UNTOUCHABLE, "made, not computed from anything",
@@ -358,11 +301,13 @@ TABLE: tuple[Rule, ...] = (
          "MelWeightMatrix"),
         ("", False, "from_file", "")),
     *_rows("random", _UNTOUCHABLE, "the stream of random numbers stays that of the FP32 program",
-        ("", True, "rand rand_like randn randn_like randint randint_like randperm bernoulli "
-         "normal normal_functional uniform random exponential cauchy geometric log_normal poisson "
-         "binomial multinomial _standard_gamma _sample_dirichlet _philox_normal _philox_randint "
-         "_philox_uniform _philox_key_fold_in _philox_key_split _sobol_engine_draw",
-         "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial")),
+        ("", True, "rand rand_like randn randn_like randint randint_like randperm normal "
+         "normal_functional uniform random exponential cauchy geometric log_normal _standard_gamma "
+         "_sample_dirichlet _philox_normal _philox_randint _philox_uniform _philox_key_fold_in "
+         "_philox_key_split _sobol_engine_draw",
+         "RandomNormal RandomNormalLike RandomUniform RandomUniformLike"),
+        ("", True, "bernoulli poisson binomial multinomial",
+         "Bernoulli Multinomial", _DISCONTINUOUS)),
     *_rows("integer", _UNTOUCHABLE, "integers stay as they are",
         ("", False, "bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift "
          "bitwise_right_shift __and__ __or__ __xor__ __lshift__ __rshift__ gcd lcm bincount "
@@ -387,5 +332,7 @@ TORCH_RULES: Mapping[str, Rule] = _by_name("torch")
 ONNX_RULES: Mapping[str, Rule] = _by_name("onnx")
 """ONNX op type to its row."""
 
-UNKNOWN = Rule("unknown", "", "", _UNTOUCHABLE, "in out", False, "no row of the op table has it")
+UNKNOWN = Rule(
+    "unknown", "", "", _UNTOUCHABLE, "in out", False, "no row of the op table has it", "", _UNKNOWN
+)
 """The rule of an op that is in no row: ``rule is UNKNOWN``."""

@@ -49,8 +49,8 @@ import networkx as nx
 from mpcompile.plan.dataflow import Dataflow, Op, Tensor
 from mpcompile.plan.footprint import Footprint, cost, footprints, is_neutral, reads_wide
 from mpcompile.plan.min_cut import source_side
-from mpcompile.plan.op_table import Wish
 from mpcompile.plan.plan import Cast, Decision, Plan
+from mpcompile.plan.rule import Wish
 from mpcompile.precision import Precision
 
 HALF_SIDE, FULL_SIDE = "half side", "full side"

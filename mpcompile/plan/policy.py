@@ -18,7 +18,8 @@ from fnmatch import fnmatchcase
 
 from mpcompile.errors import BadInput, did_you_mean
 from mpcompile.plan.authors import Author
-from mpcompile.plan.op_table import UNKNOWN, PrecisionClass, Rule, Wish
+from mpcompile.plan.op_table import UNKNOWN
+from mpcompile.plan.rule import PrecisionClass, Rule, Wish
 from mpcompile.precision import Precision
 
 _WILDCARD = re.compile(r"\[[^]]*]|[*?]")

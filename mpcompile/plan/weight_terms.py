@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op
-from mpcompile.plan.op_table import Wish
+from mpcompile.plan.rule import Wish
 
 _ARITHMETIC = frozenset(("pointwise", "activation", "mean"))
 REASON = "computed from weights alone, so from their FP32 masters"

@@ -10,8 +10,8 @@ from torch import fx
 from mpcompile.plan.dataflow import Op, Tensor, Where
 from mpcompile.plan.needs import settled
 from mpcompile.plan.nest import BorderKind
-from mpcompile.plan.op_table import PrecisionClass, Rule, Wish
 from mpcompile.plan.policy import Resolution
+from mpcompile.plan.rule import PrecisionClass, Rule, Wish
 from mpcompile.program.control_flow import Border, items_of
 from mpcompile.program.needs import BORDER_NEEDS
 from mpcompile.program.node_tensors import count_of, is_full_tensor

@@ -7,7 +7,7 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from enum import Enum
@@ -19,8 +19,10 @@ from torch import fx
 from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.plan.dataflow import Fixed, Where
 from mpcompile.program.batch_size import BatchSize, dynamic_shapes
+from mpcompile.program.broadcasts import split_broadcasts
 from mpcompile.program.derivatives.own_backward import with_derivatives
 from mpcompile.program.functional import make_functional
+from mpcompile.program.numbers.inputs import NumberInputs, NumberPlace
 from mpcompile.program.returned import (
     Left,
     ReturnedTree,
@@ -43,6 +45,8 @@ class InputKind(Enum):
     PARAMETER = "parameter"
     BUFFER = "buffer"
     BATCH = "batch"
+    NUMBER = "number"
+    """A Python number of the program, see `mpcompile.program.numbers.inputs`."""
 
     @property
     def fixed(self) -> Fixed:
@@ -54,6 +58,7 @@ _FIXED = {
     InputKind.PARAMETER: Fixed.PARAMETER,
     InputKind.BUFFER: Fixed.BUFFER,
     InputKind.BATCH: Fixed.BATCH,
+    InputKind.NUMBER: Fixed.BUFFER,
 }
 
 
@@ -63,9 +68,9 @@ class Input:
 
     Attributes:
         node: name of its placeholder.
-        kind: parameter, buffer (tensor constants of the model count as buffers) or batch.
-        name: dotted name in the model (``encoder.0.weight``), or ``batch.0``.
-        tensor: the user's own tensor.
+        kind: parameter, buffer (tensor constants of the model count as buffers) batch or number.
+        name: dotted name in the model (``encoder.0.weight``), ``batch.0`` or ``number.0``.
+        tensor: the user's own tensor; for a number a tensor of the capture.
     """
 
     node: str
@@ -80,12 +85,13 @@ class Forward:
 
     Attributes:
         module: the graph; its results are the next values of `written`, then the tensors that the
-            loss function returns beside the loss, then those of `left`, then the loss.
+            loss function returns beside the loss, then the loss.
         inputs: its placeholders in order, a tied weight once.
         written: names of the buffers that the forward pass updates.
         returns: the results of the loss function if there are more than the loss; without a loss
             function the results of the model.
         batch_size: the open size of a batch in its shapes; None: it is the example's.
+        numbers: how the inputs that are numbers are computed; None: there are none.
         left: what the program leaves in attributes; None: nothing, or it was not looked for.
     """
 
@@ -94,6 +100,7 @@ class Forward:
     written: tuple[str, ...]
     returns: ReturnedTree | None = None
     batch_size: BatchSize | None = None
+    numbers: NumberInputs | None = None
     left: Left | None = None
 
     def constants(self) -> dict[str, torch.Tensor]:
@@ -106,7 +113,10 @@ class Forward:
 
 
 def capture(
-    workload: Workload, open_dims: tuple[bool, ...] = (), watch: Watch | None = None
+    workload: Workload,
+    open_dims: tuple[bool, ...] = (),
+    numbers: Sequence[NumberPlace] = (),
+    watch: Watch | None = None,
 ) -> Forward:
     """Capture ``loss(model, *batch)`` with `torch.export`, or ``model(*batch)`` without a loss.
 
@@ -114,6 +124,7 @@ def capture(
         workload: the program.
         open_dims: per tensor of the batch whether its dimension 0 becomes a symbol; see
             `mpcompile.program.open_capture`.
+        numbers: Python numbers of the program that become inputs of the graph.
         watch: finds the tensors that the program puts into the user's objects.
 
     Raises:
@@ -129,10 +140,12 @@ def capture(
                 workload.origin,
                 "make the batch a flat tuple of tensors",
             )
-    source = TracedProgram(workload, watch)
+    source = TracedProgram(workload, numbers, watch)
     with watch.around() if watch else nullcontext():
         program = export(source, workload, open_dims)
-    returns, left = _returns(program, workload, source.left.spots)
+    recording = source.last.recording
+    given = None if recording is None else recording.inputs(source.examples)
+    returns, left = _returns(program, workload, source.last.spots)
     _refuse_hidden_writes(program.graph, workload)
     trained = {
         f"model.{name}"
@@ -142,26 +155,31 @@ def capture(
     functional = make_functional(program, trained, source.noted.own)
     program, module, written = functional.program, functional.module, functional.written
     with_derivatives(module.graph, source.noted.own)
+    split_broadcasts(module.graph)
     _place_loss(module, workload)
     if workload.loss is not None:
         loss_last(module.graph, len(written))
     names = tuple(name.removeprefix("model.") for name in written)
-    return Forward(module, _inputs(program, module, workload), names, returns, left=left)
+    inputs = _inputs(program, module, (*workload.batch, *source.examples), workload)
+    return Forward(module, inputs, names, returns, numbers=given, left=left)
 
 
 def export(
-    module: torch.nn.Module, workload: Workload, open_dims: tuple[bool, ...] = ()
+    module: TracedProgram, workload: Workload, open_dims: tuple[bool, ...] = ()
 ) -> torch.export.ExportedProgram:
     """Run `torch.export` and turn its exception into one sentence."""
     # A tensor that is twice in the batch would become one input.
-    batch = tuple(value.clone() for value in workload.batch)
+    batch = tuple(value.clone() for value in (*workload.batch, *module.examples))
     try:
         with _quiet():
-            shapes = dynamic_shapes(open_dims) if open_dims else None
+            fixed = (False,) * len(module.examples)
+            shapes = dynamic_shapes((*open_dims, *fixed)) if open_dims else None
             return torch.export.export(module, batch, dynamic_shapes=shapes, strict=False)
     except CompileError:
         raise
     except Exception as error:
+        if module.last.recording is not None:
+            raise CannotCapture(first_line(error), user_position(error)) from error
         raise _refusal(error, module, batch, workload) from error
 
 
@@ -309,9 +327,15 @@ def definition(function: Callable[..., Any] | None) -> str | None:
 
 
 def _inputs(
-    program: torch.export.ExportedProgram, module: fx.GraphModule, workload: Workload
+    program: torch.export.ExportedProgram,
+    module: fx.GraphModule,
+    given: Sequence[torch.Tensor],
+    workload: Workload,
 ) -> tuple[Input, ...]:
-    """Name the placeholders; a parameter with two names keeps the first one."""
+    """Name the placeholders; a parameter with two names keeps the first one.
+
+    Given are the batch and, behind it, the inputs for numbers; unused ones of these are removed.
+    """
     signature = program.graph_signature
     # Read once, because each access builds the dictionary again.
     parameters, buffers = signature.inputs_to_parameters, signature.inputs_to_buffers
@@ -329,9 +353,14 @@ def _inputs(
         elif node.name in constants:
             kind, name = InputKind.BUFFER, constants[node.name]
         else:
-            inputs.append(
-                Input(node.name, InputKind.BATCH, f"batch.{position}", workload.batch[position])
-            )
+            number = position - len(workload.batch)
+            kind, name = InputKind.BATCH, f"batch.{position}"
+            if number >= 0:
+                kind, name = InputKind.NUMBER, f"number.{number}"
+            if number < 0 or node.users:
+                inputs.append(Input(node.name, kind, name, given[position]))
+            else:
+                module.graph.erase_node(node)
             position += 1
             continue
         constant = program.constants.get(name)

@@ -11,15 +11,20 @@ from types import MappingProxyType
 import torch
 from torch import fx
 
+from mpcompile.plan.compared import keep_compared
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor, Where
+from mpcompile.plan.grams import keep_grams
 from mpcompile.plan.needs import settled
-from mpcompile.plan.op_table import TORCH_RULES, PrecisionClass, Rule, Wish
+from mpcompile.plan.op_table import TORCH_RULES
 from mpcompile.plan.policy import Policy, Resolution, Row, resolve
+from mpcompile.plan.rule import PrecisionClass, Rule, Wish
+from mpcompile.plan.sensitivity import keep_exact
 from mpcompile.plan.weight_terms import keep_weight_terms
+from mpcompile.program.asked_wide import asked_wide
 from mpcompile.program.border_rows import border_row, border_rule
 from mpcompile.program.capture import source_position
 from mpcompile.program.control_flow import Nest, nest_of
-from mpcompile.program.derivatives.own_backward import OwnBackward, body_of
+from mpcompile.program.derivatives.own_backward import OwnBackward
 from mpcompile.program.needs import NEEDS, Facts
 from mpcompile.program.node_tensors import count_of, is_full, is_size
 from mpcompile.torch_private.ops import arguments_of, is_view, op_name
@@ -55,7 +60,7 @@ def dataflow(
     ops: list[Op] = []
     tensors: list[Tensor] = []
     fixed = dict(fixed)
-    wide = _asked_wide(module)
+    wide = asked_wide(module)
     outputs = set(module.graph.output_node().all_input_nodes)
 
     for node, inner in nest.visited():
@@ -90,17 +95,8 @@ def dataflow(
                     output=node in outputs,
                 )
             )
-    return keep_weight_terms(Dataflow(tuple(ops), tuple(tensors)))
-
-
-def _asked_wide(module: fx.GraphModule) -> dict[fx.Node, str]:
-    """Return, by node, why a Function of the program wants it in FP32."""
-    return {
-        op: f"the autograd Function {node.target.name} asks for FP32"
-        for node in module.graph.nodes
-        if isinstance(node.target, OwnBackward) and node.target.fp32
-        for op in body_of(node)
-    }
+    flow = keep_weight_terms(Dataflow(tuple(ops), tuple(tensors)))
+    return keep_exact(keep_compared(keep_grams(flow, policy), policy), policy)
 
 
 def _computes(node: fx.Node, nest: Nest) -> bool:
@@ -168,6 +164,7 @@ def _op(node: fx.Node, ids: dict[fx.Node, str], told: tuple[Rule, Wish, str]) ->
     inputs: list[fx.Node] = list(node.args[0]) if own else node.all_input_nodes  # type: ignore[arg-type]
     reads = tuple(ids[item] for item in inputs if is_full(item))
     largest = max((count_of(result.meta["val"]) for result in results), default=0)
+    sensitivity = rule.sensitivity
     facts = Facts(reads, writes, largest, inside and not rule.streams)
     rule, wish, reason = settled(facts, told, NEEDS)
     saves = rule.saves.split()
@@ -190,6 +187,7 @@ def _op(node: fx.Node, ids: dict[fx.Node, str], told: tuple[Rule, Wish, str]) ->
         ),
         gathers=rule.gathers,
         view=own or is_view(node),
+        sensitivity=sensitivity,
     )
 
 

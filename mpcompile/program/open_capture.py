@@ -7,7 +7,7 @@ them nodes that compute sizes. So a plan, an override or a checkpoint of one gra
 from __future__ import annotations
 
 import sys
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from mpcompile.program.capture import (
 from mpcompile.program.cudnn_rnn import MODES
 from mpcompile.program.derivatives.own_backward import OwnBackward, Seed
 from mpcompile.program.node_tensors import is_size
+from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.stack_lines import is_foreign
 from mpcompile.program.traced_program import Watch
 from mpcompile.program.workload import Workload
@@ -48,7 +49,10 @@ class _Foreign(Container[str]):
 
 
 def capture_open(
-    workload: Workload, open_dims: tuple[bool, ...], watch: Watch | None = None
+    workload: Workload,
+    open_dims: tuple[bool, ...],
+    numbers: Sequence[NumberPlace] = (),
+    watch: Watch | None = None,
 ) -> Forward:
     """Capture ``loss(model, *batch)`` for batches of every size of at least `LEAST`.
 
@@ -56,13 +60,14 @@ def capture_open(
         workload: the program.
         open_dims: per tensor of the batch whether its dimension 0 has the size that is left open,
             unless the program fixes it.
+        numbers: see `capture`.
         watch: see `capture`.
 
     Raises:
         BadInput: see `capture`; or the example batch has no size that can be open.
         CannotCapture: see `capture`; or the program is not the same for every size.
     """
-    plain = capture(workload, (), watch)
+    plain = capture(workload, (), numbers, watch)
     if size_of(workload.batch, open_dims) is None:
         raise BadInput(
             "the example batch has no batch size that can stay open",
@@ -71,7 +76,7 @@ def capture_open(
         )
     try:
         with guards_named_by(_Foreign()):
-            forward = capture(workload, open_dims, watch)
+            forward = capture(workload, open_dims, numbers, watch)
             module = _named_like(forward.module, plain.module)
             nodes = {node.name: node for node in module.graph.find_nodes(op="placeholder")}
             fakes = [

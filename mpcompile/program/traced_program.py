@@ -1,20 +1,27 @@
-"""The module that `torch.export` sees: a model, its loss, and what they do beside their results."""
+"""What `torch.export` traces: the loss of a model on a batch, and what it leaves elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from mpcompile.errors import CannotCapture
 from mpcompile.program.derivatives.noted import Noted
+from mpcompile.program.numbers.inputs import (
+    NumberPlace,
+    Recorded,
+    Recording,
+    in_place,
+    unused_inputs,
+)
 from mpcompile.program.returned import Spot
 from mpcompile.program.stack_lines import line_now
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.own_derivatives import own_tensors
+from mpcompile.torch_private.tracing import leaves_of
 
 
 class Watch(Protocol):
@@ -31,16 +38,15 @@ class Watch(Protocol):
         """
 
 
-@dataclass(slots=True)
-class LeftSpots:
-    """Where one run of the program has left tensors.
-
-    `torch.export` puts back the attributes of modules, and not what an object holds.
+class LastRun:
+    """What one run has shown: an export puts back what a program sets on itself and on its lists.
 
     Attributes:
-        spots: the places.
+        recording: what it did with the numbers that are inputs.
+        spots: where it has left tensors; they are the last element of its results.
     """
 
+    recording: Recording | None = None
     spots: tuple[Spot, ...] = ()
 
 
@@ -49,20 +55,49 @@ class TracedProgram(torch.nn.Module):
 
     Attributes:
         noted: the derivatives that the program writes itself.
-        left: where it has left tensors; they are the last element of its results.
+        last: what the last run has shown.
+        examples: the inputs for these numbers, behind the batch.
+
+    Args:
+        workload: the program.
+        numbers: the places of the Python numbers that become inputs.
+        watch: finds the tensors that the program puts into the user's objects.
     """
 
-    def __init__(self, workload: Workload, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        numbers: Sequence[NumberPlace] = (),
+        watch: Watch | None = None,
+    ) -> None:
         super().__init__()
+        self.last = LastRun()
+        self._numbers, self._watch = tuple(numbers), watch
+        self.examples = unused_inputs(workload.model) if numbers else ()
         self.model = workload.model
         self._loss = workload.loss
         self._parameters_of_user = dict(workload.model.named_parameters())
         self.noted = Noted(line_now)
-        self.left = LeftSpots()
-        self._watch = watch
 
     def forward(self, *batch: Any) -> Any:
-        """Run the program; tensors that it has left elsewhere follow its results."""
+        """Return the results of the program; behind the batch are the `examples`."""
+        if not self._numbers:
+            return self._run(batch)
+        batch, inputs = batch[: -len(self.examples)], batch[-len(self.examples) :]
+        present = {place.name: place.number() for place in self._numbers}
+        recording = self.last.recording = Recording(present, inputs)
+        with in_place(self._numbers, recording):
+            result = self._run(batch)
+        if self.noted.own:
+            recording.refuse("changes, and the program writes derivatives or hooks itself")
+        for leaf in leaves_of(result):
+            if type(leaf) is Recorded:
+                leaf.refuse("is returned beside the loss")
+        if recording.refused is not None:
+            raise recording.refused
+        return result
+
+    def _run(self, batch: Sequence[Any]) -> Any:
         buffers = [
             (module, name, value)
             for module in self.model.modules()
@@ -79,7 +114,7 @@ class TracedProgram(torch.nn.Module):
                 result = self._loss(self.model, *batch)
         _write_replaced(buffers)
         left = watched()
-        self.left.spots = tuple(spot for spot, _ in left)
+        self.last.spots = tuple(spot for spot, _ in left)
         return (result, [value for _, value in left]) if left else result
 
 

@@ -11,7 +11,8 @@ from torch import fx
 
 from mpcompile.plan.dataflow import Where
 from mpcompile.plan.growth import BOUNDED
-from mpcompile.plan.op_table import TORCH_RULES, UNKNOWN, PrecisionClass, Rule
+from mpcompile.plan.op_table import TORCH_RULES, UNKNOWN
+from mpcompile.plan.rule import PrecisionClass, Rule
 from mpcompile.precision import Precision
 from mpcompile.program.capture import source_position
 from mpcompile.program.control_flow import nest_of

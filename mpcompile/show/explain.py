@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from math import log2
 
 from mpcompile.errors import BadInput, did_you_mean
-from mpcompile.plan.op_table import TABLE, Wish
+from mpcompile.plan.op_table import TABLE
 from mpcompile.plan.plan import Plan
 from mpcompile.plan.ranges import Range, Ranges
+from mpcompile.plan.rule import Wish
 from mpcompile.precision import Precision
 from mpcompile.show.summary import bytes_text
 from mpcompile.show.tables import is_in_module

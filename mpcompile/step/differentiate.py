@@ -126,6 +126,8 @@ def _sum(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor |
 def _role(item: Input, trained: Sequence[str], written: Sequence[str]) -> Role:
     if item.kind is InputKind.BATCH:
         return Role.BATCH
+    if item.kind is InputKind.NUMBER:
+        return Role.NUMBER
     if item.name in trained:
         return Role.MASTER
     # A parameter that only the program writes is state as a buffer is.

@@ -13,8 +13,8 @@ from torch import fx
 from mpcompile.errors import Defect
 from mpcompile.program.graph_text import graph_text, type_text
 from mpcompile.program.marks import SLOT, SLOTS
+from mpcompile.program.numbers.formulas import Guard
 from mpcompile.step.arena import Arena
-from mpcompile.step.recorded_number import Guard
 from mpcompile.step.slots import STATE, Role, Slot
 from mpcompile.torch_private.graphs import rename
 from mpcompile.torch_private.tensors import fake_like

@@ -21,7 +21,7 @@ class LossScale:
         growth: factor after `interval` clean steps; 1 for a static scale.
         backoff: factor after a skipped step; 1 for a static scale.
         interval: clean steps between growths.
-        floor: smallest scale; may be below 1.
+        floor: smallest scale; below 1 for losses whose gradients are beyond FP16 unscaled.
         ceiling: largest scale.
         gated: whether a non-finite gradient skips the step.
 
@@ -33,7 +33,7 @@ class LossScale:
     growth: float = 2.0
     backoff: float = 0.5
     interval: int = 2000
-    floor: float = 1.0
+    floor: float = 2.0**-24
     ceiling: float = 2.0**24
     gated: bool = True
 

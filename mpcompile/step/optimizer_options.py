@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mpcompile.errors import BadInput
-from mpcompile.step.recorded_number import Guard
+from mpcompile.program.numbers.formulas import Guard
 
 KERNELS = ("foreach", "fused", "capturable", "differentiable")
 """Options that choose one of PyTorch's own kernels; the step has its own kernels."""

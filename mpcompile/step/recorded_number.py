@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeAlias
 
@@ -19,6 +18,7 @@ import torch
 from torch import fx
 from torch.overrides import TorchFunctionMode
 
+from mpcompile.program.numbers.formulas import Formula, Guard, Known, evaluate
 from mpcompile.torch_private.tracing import DataDependent
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
@@ -63,51 +63,6 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "pow": power,
     "neg": operator.neg,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Formula:
-    """Arithmetic on options of an optimizer, as in its ``step()``.
-
-    Attributes:
-        target: a Python operator.
-        operands: formulas, names of options and numbers.
-    """
-
-    target: Callable[..., Any]
-    operands: tuple[Known, ...]
-
-    def options(self) -> frozenset[str]:
-        """Return the names of the options that it reads."""
-        names = frozenset(item for item in self.operands if isinstance(item, str))
-        return names.union(*(i.options() for i in self.operands if isinstance(i, Formula)))
-
-
-Known: TypeAlias = Formula | str | float
-
-
-def evaluate(known: Known, options: Mapping[str, float]) -> Any:
-    """Return the value of a formula, an option or a number."""
-    if isinstance(known, Formula):
-        return known.target(*(evaluate(item, options) for item in known.operands))
-    return options[known] if isinstance(known, str) else known
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """A comparison of options by which ``step()`` decided in Python when it was traced.
-
-    Attributes:
-        condition: the comparison.
-        answer: its result.
-    """
-
-    condition: Formula
-    answer: bool
-
-    def holds(self, options: Mapping[str, float]) -> bool:
-        """Whether it has the same result with other options."""
-        return bool(evaluate(self.condition, options)) is self.answer
 
 
 class Numbers:

@@ -26,6 +26,8 @@ class Role(Enum):
     OPTIMIZER = "optimizer"
     HYPER = "hyper"
     """A hyper-parameter: a 0-d FP64 tensor the caller sets."""
+    NUMBER = "number"
+    """A Python number of the program: a 0-d FP64 tensor that the step writes before a call."""
     SCALE = "scale"
     TRACKER = "tracker"
     """Clean steps since the scale last changed."""

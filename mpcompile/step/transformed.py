@@ -13,6 +13,7 @@ from mpcompile.plan.policy import Policy
 from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
 from mpcompile.program.capture import Forward
+from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.unfit_constants import UnfitConstant
 from mpcompile.program.workload import Workload
 from mpcompile.step.graph import StepGraph
@@ -36,6 +37,7 @@ class Choices:
         dynamic: whether one graph is made for batches of every size, or per tensor of the batch
             whether it has the size that is left open.
         verify: whether the captured graph is compared with the program on the batch.
+        numbers: Python numbers of the program that are inputs of the graph.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -47,6 +49,7 @@ class Choices:
     without: Collection[str] = ()
     dynamic: bool | tuple[bool, ...] = False
     verify: bool = True
+    numbers: tuple[NumberPlace, ...] = ()
 
     @property
     def precision(self) -> Precision:
@@ -60,14 +63,18 @@ class Choices:
             return self.loss_scale
         return LossScale() if self.precision is Precision.FP16 else LossScale.none()
 
-    def for_another_batch(self, plan: Plan, open_dims: tuple[bool, ...]) -> Choices:
+    def for_another_batch(
+        self, plan: Plan, open_dims: tuple[bool, ...], numbers: tuple[NumberPlace, ...] = ()
+    ) -> Choices:
         """Return the choices for a batch of another shape, which follow the first one's plan.
 
-        Its graph is verified too, unless the weights are in slices: this process has no values.
+        Its graph is verified too, and in any case if numbers are inputs, unless the weights are in
+        slices: this process has no values.
 
         Args:
             plan: of the first shape.
             open_dims: per tensor of the batch whether it has the size that is left open.
+            numbers: Python numbers that are inputs.
         """
         parallel = self.loop.parallel
         return replace(
@@ -77,7 +84,8 @@ class Choices:
             ranges=None,
             loss_scale=self.scale,
             dynamic=open_dims,
-            verify=self.verify and not (parallel is not None and parallel.shard),
+            verify=(self.verify or bool(numbers)) and not (parallel is not None and parallel.shard),
+            numbers=numbers,
         )
 
 

@@ -14,6 +14,7 @@ from torch import fx
 
 from mpcompile.errors import CannotCapture
 from mpcompile.program.marks import SLOT, SLOTS
+from mpcompile.program.numbers.formulas import Guard
 from mpcompile.step.arena import Arena
 from mpcompile.step.graph import results
 from mpcompile.step.optimizer_options import is_input, parts, replaced
@@ -30,7 +31,7 @@ from mpcompile.step.optimizer_start import (
     state_shape,
 )
 from mpcompile.step.record import record
-from mpcompile.step.recorded_number import Guard, Numbers, python_takes_numbers
+from mpcompile.step.recorded_number import Numbers, python_takes_numbers
 from mpcompile.step.slots import Role, Slot
 from mpcompile.torch_private.graphs import drop_profiler_nodes, rename
 from mpcompile.torch_private.guarding import plain_step

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import logging
-import warnings
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
 
-from mpcompile.errors import BadInput, ChangingNumber
+from mpcompile.errors import BadInput
 from mpcompile.lower.cuda_graph import CapturedStep, Step
 from mpcompile.program.batch_size import BatchSize, size_of
 from mpcompile.program.returned import Left, ReturnedTree
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.slots import Role
 from mpcompile.train.bound_graphs import BoundGradient
-from mpcompile.train.situation import Facts, Situation, changed_numbers
+from mpcompile.train.changing_numbers import BoundNumbers, NotAsInputs
+from mpcompile.train.situation import Facts, Situation
 
 MOST_SITUATIONS = 16
 """Graphs are kept for so many situations of the program; those not used for longest are dropped."""
 
-MANY_VALUES = 8
-"""After so many new values of one number the user is told how to make it an input."""
+MOST_BRANCHES = 8
+"""Graphs are made for so many ways in which a program decides by numbers that are inputs."""
+
+NO_NUMBERS: Mapping[str, float] = MappingProxyType({})
 
 _log = logging.getLogger("mpcompile")
 
@@ -42,6 +45,7 @@ class BatchGraph:
         returns: the structure of the caller's result, if it is more than the loss.
         size: the batch size that the graph leaves open, or None.
         run: runs the gradient graph and the graph after it.
+        numbers: the Python numbers of the program that it reads.
         left: what the program leaves in the user's objects, or None.
     """
 
@@ -50,6 +54,7 @@ class BatchGraph:
     returns: ReturnedTree | None
     size: BatchSize | None
     run: Step
+    numbers: BoundNumbers
     left: Left | None
 
     def result(self, made: Sequence[torch.Tensor], leave: Callable[[Left, Any], None]) -> Any:
@@ -100,7 +105,6 @@ class BatchGraphs:
         self._situations = OrderedDict({_key(situation): self._graphs})
         self._another = another
         self.situation, self.said = situation, ""
-        self._values: Counter[str] = Counter()
 
     def __len__(self) -> int:
         """Count the graphs that are kept."""
@@ -110,6 +114,10 @@ class BatchGraphs:
         for graphs in self._situations.values():
             yield from chain.from_iterable(graphs.values())
 
+    def knows(self, situation: Situation) -> bool:
+        """Whether there is a graph for a situation of the program."""
+        return bool(self._situations.get(_key(situation)))
+
     def enter(self, situation: Situation, said: str) -> None:
         """Use the graphs of a situation of the program from now on.
 
@@ -118,26 +126,12 @@ class BatchGraphs:
             said: how it differs from before; a graph that has to be made is announced with it.
         """
         key = _key(situation)
-        self.said = "" if key in self._situations else said
-        if self.said:
-            self._warn_of_numbers(changed_numbers(self.situation, situation))
+        self.said = "" if self.knows(situation) else said
         self.situation = situation
         self._graphs = self._situations.setdefault(key, {})
         self._situations.move_to_end(key)
         if len(self._situations) > MOST_SITUATIONS:
             self._situations.popitem(last=False)
-
-    def _warn_of_numbers(self, places: Sequence[str]) -> None:
-        self._values.update(places)
-        for place in places:
-            if self._values[place] == MANY_VALUES:
-                warnings.warn(
-                    f"{place} has had {MANY_VALUES} other values, and the step was captured again "
-                    "for each; store the number in a buffer and write to that, or pass it in the "
-                    "batch as a tensor",
-                    ChangingNumber,
-                    stacklevel=6,
-                )
 
     def bind(self) -> None:
         """Let all graphs read the state at its present storage."""
@@ -146,14 +140,29 @@ class BatchGraphs:
             if isinstance(graph.run, CapturedStep):
                 graph.run.forget()
 
-    def __call__(self, batch: Sequence[torch.Tensor]) -> BatchGraph:
-        """Return the graph for a batch; raise BadInput if the program does not admit the batch."""
+    def __call__(
+        self, batch: Sequence[torch.Tensor], numbers: Mapping[str, float] = NO_NUMBERS
+    ) -> BatchGraph:
+        """Return the graph for a batch, with the numbers of the program that are its inputs.
+
+        Raises:
+            BadInput: the program does not admit the batch.
+        """
+        graph = self._graph(batch, numbers)
+        graph.numbers.hand_over(numbers)
+        return graph
+
+    def _graph(self, batch: Sequence[torch.Tensor], numbers: Mapping[str, float]) -> BatchGraph:
         self.check(batch)
         size, key = self._size_and_key(batch)
         found = self._graphs.setdefault(key, [])
-        for graph in found:  # more than one if inductor makes other code for large sizes
-            if graph.size is None or size is None or graph.size.admits(size):
+        # More than one if inductor makes other code for large sizes, or if a number decides.
+        fitting = [g for g in found if g.size is None or size is None or g.size.admits(size)]
+        for graph in fitting:
+            if graph.numbers.admits(numbers):
                 return graph
+        if len(fitting) == MOST_BRANCHES:
+            raise NotAsInputs("the program decides by it in many ways")
         made = self._another(tuple(batch), () if size is None else self.is_open)
         if made.size is not None and made.size.open_dims != self.is_open:
             raise BadInput(
@@ -164,6 +173,8 @@ class BatchGraphs:
         if self.said:
             _log.info("%s: compiled graph %d of the step", self.said, len(self))
             self.said = ""
+        elif fitting:
+            _log.info("a number decides otherwise now: compiled graph %d of the step", len(self))
         else:
             shapes = ", ".join(f"[{', '.join(map(str, shape))}]" for shape in key)
             _log.info("compiled graph %d of the step for batches of shapes %s", len(self), shapes)

@@ -389,7 +389,7 @@ class BoundState:
         for slot in self._step.slots.values():
             if slot.name in self.tensors:
                 continue
-            if slot.role is Role.BUFFER:
+            if slot.role in (Role.BUFFER, Role.NUMBER):
                 self.tensors[slot.name] = self._parameters[slot.name].detach()
             elif slot.role in (Role.SCALE, Role.TRACKER, Role.COUNTER, Role.HYPER, Role.PENDING,
                                Role.REPORT):  # fmt: skip

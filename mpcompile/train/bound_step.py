@@ -12,7 +12,10 @@ import torch
 from mpcompile.errors import BadInput
 from mpcompile.lower.cuda_graph import CapturedStep
 from mpcompile.lower.lower import Lowered, Lowering
+from mpcompile.lower.programs import Program, Programs
+from mpcompile.passes.step.scale_loss import SCALE
 from mpcompile.program.capture import Forward
+from mpcompile.step.collectives import averaged
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.optimizer_options import OptionInputs
 from mpcompile.step.slots import Role
@@ -20,8 +23,9 @@ from mpcompile.step.transformed import Transformed
 from mpcompile.train.batch_graphs import BatchGraph, BatchGraphs
 from mpcompile.train.bound_graphs import BoundGradient, BoundWrites
 from mpcompile.train.bound_state import BoundState
+from mpcompile.train.changing_numbers import BoundNumbers, ForBatch
 from mpcompile.train.evaluation import MixedForward
-from mpcompile.train.programs import ForBatch, Program, Programs
+from mpcompile.train.guards import Guard
 from mpcompile.train.same_start import check_same_step
 from mpcompile.train.situation import Situation
 
@@ -113,11 +117,20 @@ class BoundStep:
         transformed: Transformed,
         lowering: Lowering,
         for_batch: ForBatch,
-        situation: Situation,
+        guard: Guard,
     ) -> BoundStep:
-        """Return a new step; ``for_batch`` transforms its program again."""
-        programs = Programs(transformed, situation, lowering, for_batch)
-        return cls(programs.first, programs, lowering, situation)
+        """Return a new step.
+
+        Args:
+            transformed: its program.
+            lowering: how graphs are run.
+            for_batch: transforms the program again.
+            guard: knows the program as it is, and its numbers that are inputs.
+        """
+        numbers = guard.numbers
+        given = numbers.given_to(for_batch)
+        programs = Programs(transformed, guard.situation, lowering, given, numbers.values)
+        return cls(programs.first, programs, lowering, guard.situation)
 
     def transform(self, batch: tuple[torch.Tensor, ...], situation: Situation) -> Program:
         """Transform the program as it is now for a batch, or return what was made before."""
@@ -156,6 +169,13 @@ class BoundStep:
         with torch.inference_mode(False):
             return BoundStep(made, self._programs, self._lowering, situation, self)
 
+    def forget_pending(self) -> None:
+        """Empty what an update over several micro-batches keeps between them."""
+        assert self.transformed.step is not None
+        for slot in self.transformed.step.slots.values():
+            if slot.role is Role.PENDING:
+                self.state.tensors[slot.name].zero_()
+
     def _another(self, batch: tuple[torch.Tensor, ...], is_open: tuple[bool, ...]) -> BatchGraph:
         with torch.inference_mode(False), self.state.placeholders_for_absent():
             program = self._programs.get(batch, is_open, self.graphs.situation)
@@ -190,9 +210,26 @@ class BoundStep:
 
         shapes = [value.shape for value in batch] if is_open else None
         replayed = CapturedStep(run, lowered.obstacle, shapes) if self._replays else run
-        return BatchGraph(
-            step, gradient, captured.returns, captured.batch_size, replayed, captured.left
-        )
+        numbers = BoundNumbers(captured.numbers)
+        size, left = captured.batch_size, captured.left
+        return BatchGraph(step, gradient, captured.returns, size, replayed, numbers, left)
+
+    def unscaled_gradients(
+        self, graph: BatchGraph, batch: Sequence[torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Run a gradient graph on a prepared batch; return each weight's unscaled gradient."""
+        named = zip(graph.gradient.results, graph.gradient(batch), strict=True)
+        scale = self.state.tensors.get(SCALE)
+        inverse = 1.0 if scale is None else scale.double().reciprocal().float()
+        mine, loop = self.transformed.step, self.transformed.choices.loop
+        assert mine is not None
+        parallel = loop.parallel
+        late = parallel if parallel and parallel.in_update(loop.accumulate) else None
+        return {
+            name.removeprefix("grad."): averaged(value.float() * inverse, late)
+            for name, value in named
+            if mine.slots[name].role is Role.GRADIENT
+        }
 
     def _fits(self, step: StepGraph, lowered: Lowered) -> bool:
         """Whether the update of this layout can follow another gradient graph.

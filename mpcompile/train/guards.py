@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from operator import attrgetter, is_
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
+from mpcompile.lower.programs import Program
 from mpcompile.program.proof.held import Held, look
+from mpcompile.program.proof.left_places import LeftPlaces
 from mpcompile.program.proof.surroundings import Surroundings
 from mpcompile.program.returned import Left
 from mpcompile.program.workload import Workload
@@ -27,9 +30,10 @@ from mpcompile.torch_private.guarding import (
     tensor_hook_lists,
 )
 from mpcompile.torch_private.modules import HOOKS, MEMBERS
-from mpcompile.train.left_places import LeftPlaces
+from mpcompile.train.changing_numbers import ChangingNumbers, NotAsInputs
 from mpcompile.train.situation import Situation, is_atom, settings, situation_of, token
 
+_Batch: TypeAlias = tuple[torch.Tensor, ...]
 _needs_gradient = attrgetter("requires_grad")
 
 
@@ -44,6 +48,7 @@ class Guard:
 
     Attributes:
         situation: what was found when it was last looked at.
+        numbers: the numbers that change; those that are inputs may have any value.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Guard:
     ) -> None:
         self._model, self._loss, self._optimizer = model, loss, optimizer
         self._left = LeftPlaces(left)
+        self.numbers = ChangingNumbers()
         self.look()
 
     @classmethod
@@ -66,16 +72,31 @@ class Guard:
     def look(self) -> Situation:
         """Walk over the program again, note what is there now, and return it."""
         found = self._left.surroundings(self._model, self._loss)
-        self.situation = situation_of(found, self._model, self._optimizer)
+        self.numbers.locate(found.held)
+        inputs = self.numbers.inputs
+        self.situation = situation_of(found, self._model, self._optimizer, inputs)
         self._note(found)
         return self.situation
 
     def peek(self) -> Situation:
-        """Return what the program is now, without noting it."""
-        if self.holds():
+        """Return what the program is now, all numbers by value, without noting it."""
+        if not self.holds():
+            found = self._left.surroundings(self._model, self._loss)
+            return situation_of(found, self._model, self._optimizer)
+        values = self.numbers.values()
+        if not values:
             return self.situation
-        found = self._left.surroundings(self._model, self._loss)
-        return situation_of(found, self._model, self._optimizer)
+        facts = tuple((name, token(value)) for name, value in values.items())
+        return replace(self.situation, program=self.situation.program + facts)
+
+    def made(self, transform: Callable[[_Batch, Situation], Program], batch: _Batch) -> Program:
+        """Transform the program; numbers that cannot be inputs are constants from then on."""
+        try:
+            return transform(batch, self.situation)
+        except NotAsInputs as why:
+            self.numbers.give_up(why)
+        self.look()
+        return self.made(transform, batch)
 
     def leave(self, left: Left, values: Sequence[Any]) -> None:
         """Put what a call leaves behind into the user's objects; the check stays as it was."""
@@ -154,12 +175,18 @@ class Guard:
         self._hooks = [(hooks, list(hooks)) for hooks in lists if hooks]
 
     def _note_values(self, found: Surroundings) -> None:
+        inputs = {(id(place.holder), place.key) for place in self.numbers.inputs.values()}
+        self._kinds = self.numbers.kinds()
         held: dict[int, list[Held]] = {}
         for item in found.held:
-            held.setdefault(id(item.holder), []).append(item)
+            if (id(item.holder), item.key) not in inputs:
+                held.setdefault(id(item.holder), []).append(item)
+        with_inputs = {holder for holder, _ in inputs}
         members, hooks = _parts_of_modules(found)
         self._dicts: list[dict[Any, Any]] = []
         self._in_dicts: list[tuple[list[Any], list[Held], set[Any]]] = []
+        self._often: list[int] = []  # of `_dicts`: those in which an input changes
+        self._parts: list[tuple[Any, int, list[Held]]] = []
         self._alike: list[dict[Any, Any]] = []
         self._empty: list[Any] = []
         self._lists: list[tuple[Any, list[Any]]] = []
@@ -177,14 +204,19 @@ class Guard:
                 elif value and id(value) in members and not any(map(_is_single, value.values())):
                     self._alike.append(value)
                 elif value or others:
-                    keys = [key for key in value if key not in others]
+                    if id(value) in with_inputs:
+                        self._often.append(len(self._dicts))
                     self._dicts.append(value)
+                    keys = [key for key in value if key not in others]
                     self._in_dicts.append((keys, held.get(id(value), []), others))
                 else:
                     self._empty.append(value)
             elif isinstance(value, list | deque):
                 watched.add(id(value))
-                self._lists.append((value, list(value)))
+                if id(value) in with_inputs:
+                    self._parts.append((value, len(value), held.get(id(value), [])))
+                else:
+                    self._lists.append((value, list(value)))
             elif isinstance(value, set):
                 self._sets.append((value, set(value)))
         for items in held.values():
@@ -230,12 +262,35 @@ class Guard:
 
     def _values_hold(self) -> bool:
         return (
-            list(map(dict_version, self._dicts)) == self._versions
+            self._dicts_hold()
+            and self._inputs_hold()
             and _alike(self._alike, self._copies)
             and not any(self._empty)
             and all(map(is_, map(look, self._holders, self._keys), self._values))
             and not (self._lists and not all(map(_same_items, *zip(*self._lists, strict=True))))
             and not (self._sets and any(value != was for value, was in self._sets))
+        )
+
+    def _dicts_hold(self) -> bool:
+        """Compare versions, and values only in dictionaries in which an input has changed."""
+        now = list(map(dict_version, self._dicts))
+        if now == self._versions:
+            return True
+        for index in self._often:
+            if now[index] != self._versions[index]:
+                if not _same_entries(self._dicts[index], *self._in_dicts[index]):
+                    return False
+                self._versions[index] = now[index]
+        return now == self._versions
+
+    def _inputs_hold(self) -> bool:
+        """Whether inputs still are numbers of their types, and all beside them is unchanged."""
+        if self._kinds and self.numbers.kinds() != self._kinds:
+            return False
+        return all(
+            len(value) == length
+            and all(_unchanged(item.value, look(value, item.key)) for item in items)
+            for value, length, items in self._parts
         )
 
     def _hooks_hold(self) -> bool:
@@ -249,11 +304,11 @@ class Guard:
             return False
         if any(value != was for value, was in self._sets):
             return False
-        for (keys, items, others), held in zip(self._in_dicts, self._dicts, strict=True):
-            if [key for key in held if key not in others] != keys:
-                return False
-            if not all(_unchanged(item.value, held.get(item.key)) for item in items):
-                return False
+        if not self._inputs_hold() or not all(
+            _same_entries(held, *entries)
+            for entries, held in zip(self._in_dicts, self._dicts, strict=True)
+        ):
+            return False
         for holder, key, value in self._single:
             if not _unchanged(value, look(holder, key)):
                 return False
@@ -290,6 +345,15 @@ def _parts_of_modules(found: Surroundings) -> tuple[set[int], set[int]]:
         {id(module[name]) for module in modules for name in MEMBERS},
         {id(module[name]) for module in modules for name in HOOKS},
     )
+
+
+def _same_entries(
+    now: dict[Any, Any], keys: list[Any], items: list[Held], others: set[Any]
+) -> bool:
+    """Whether a dictionary has the same keys beside some others, and the values that count."""
+    if [key for key in now if key not in others] != keys:
+        return False
+    return all(_unchanged(item.value, now.get(item.key)) for item in items)
 
 
 def _same_items(now: Any, before: list[Any]) -> bool:

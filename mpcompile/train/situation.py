@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType, MethodType
@@ -23,6 +23,10 @@ Facts: TypeAlias = tuple[tuple[str, Any], ...]
 _PLAIN = (type(None), bool, int, str, bytes, torch.dtype, torch.device, torch.layout)
 _NUMBERS = (float, complex)
 _ATOMS = (*_PLAIN, *_NUMBERS, enum.Enum)
+
+
+INPUT = "an input from now on"
+"""What the token of a number says that is an input of the graphs."""
 
 
 class Same:
@@ -124,7 +128,10 @@ def token(value: Any) -> Any:
 
 
 def situation_of(
-    found: Surroundings, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    found: Surroundings,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    numbers: Container[str] = (),
 ) -> Situation:
     """Describe what a step would be compiled from now.
 
@@ -132,6 +139,7 @@ def situation_of(
         found: what the program can read.
         model: the model.
         optimizer: the step's optimizer.
+        numbers: the places of the numbers whose values do not count, because they are inputs.
     """
     own = {id(value) for value in (*model.parameters(), *model.buffers())}
     members = {id(value) for group in optimizer.param_groups for value in group["params"]}
@@ -139,7 +147,9 @@ def situation_of(
     modes: list[tuple[str, Any]] = []
     program: list[tuple[str, Any]] = []
     for item in found.held:
-        fact = (item.path, _token_without(item.value, found.skipped.get(id(item.value))))
+        is_input = item.path in numbers
+        what = _token_without(item.value, found.skipped.get(id(item.value)))
+        fact = item.path, Number(type(item.value), INPUT) if is_input else what
         if item.key == "training" and _is_mode(item):
             modes.append(fact)
         else:
@@ -181,8 +191,12 @@ def settings() -> Iterator[tuple[str, Any]]:
 
 
 def differences(before: Situation, after: Situation) -> list[str]:
-    """Return how two situations differ, a sentence a fact; values before identities."""
+    """Return how two situations differ, a sentence a fact.
+
+    First come numbers that are inputs now, then values, then identities.
+    """
     old, new = _by_place(before.facts()), _by_place(after.facts())
+    inputs: list[str] = []
     values: list[str] = []
     others: list[str] = []
     for place, now in new.items():
@@ -191,9 +205,10 @@ def differences(before: Situation, after: Situation) -> list[str]:
         elif old[place] != now:
             plain = not any(isinstance(item, Same | Kind | tuple) for item in (old[place], now))
             said = f"{place} is {now!r}, was {old[place]!r}" if plain else f"{place} is {now!r}"
-            (values if plain else others).append(said)
+            is_input = isinstance(now, Number) and now.text == INPUT
+            (inputs if is_input else values if plain else others).append(said)
     others += [f"{place} is gone" for place in old if place not in new]
-    return values + others
+    return inputs + values + others
 
 
 def changed_numbers(before: Situation, after: Situation) -> list[str]:
@@ -201,7 +216,8 @@ def changed_numbers(before: Situation, after: Situation) -> list[str]:
     old, new = _by_place(before.program), _by_place(after.program)
 
     def is_number(value: Any) -> bool:
-        return isinstance(value, Number) and value.kind is not bool
+        number = isinstance(value, Number) and value.kind is not bool
+        return number and value.text != INPUT
 
     return [
         place

@@ -14,26 +14,25 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mpcompile.errors import BadInput
 from mpcompile.lower.lower import Lowering
+from mpcompile.lower.programs import Program
 from mpcompile.passes.step.count_steps import SKIPPED, TAKEN
 from mpcompile.passes.step.report_outcome import APPLIED, GRADIENT_NORM
 from mpcompile.passes.step.scale_loss import SCALE
-from mpcompile.step.collectives import averaged
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.processes import lost
-from mpcompile.step.slots import Role
 from mpcompile.step.transformed import Transformed
 from mpcompile.step.whole_step import whole_step
 from mpcompile.torch_private.tracing import note_step
 from mpcompile.train import checkpoint
 from mpcompile.train.batch_graphs import BatchGraph
 from mpcompile.train.bound_step import BoundStep, OtherLayout, Uncopied
+from mpcompile.train.changing_numbers import ForBatch, NotAsInputs
 from mpcompile.train.checkpoint_of_processes import load, save
 from mpcompile.train.guards import Guard
 from mpcompile.train.optimizer_hooks import hooks_after_update, run_hooks
-from mpcompile.train.programs import ForBatch, Program
 from mpcompile.train.scaler_state import load_scaler_state, scaler_state
 from mpcompile.train.schedules import Schedules
-from mpcompile.train.situation import differences, summary
+from mpcompile.train.situation import changed_numbers, differences, summary
 
 _log = logging.getLogger("mpcompile")
 
@@ -62,14 +61,15 @@ class TrainStep(Uncopied):
     ) -> None:
         workload, choices = transformed.workload, transformed.choices
         assert workload.optimizer is not None
-        self.plan, self.parallel = transformed.plan, choices.loop.parallel
+        self.plan = transformed.plan
+        self.parallel = choices.loop.parallel
         self._model, self._optimizer, self._rule = workload.model, workload.optimizer, choices.scale
         self._device = next(iter(workload.model.parameters())).device
         self.backend = lowering.backend_on(self._device)
         self._every, self._gathered = choices.loop.accumulate, 0
         self._schedules = Schedules(self._optimizer, choices.scale.gated)
         self._guard = Guard.of(workload, transformed.forward.left)
-        self._use(BoundStep.first(transformed, lowering, for_batch, self._guard.situation))
+        self._use(BoundStep.first(transformed, lowering, for_batch, self._guard))
 
     def _use(self, bound: BoundStep) -> None:
         """Run the graphs of a layout of the weights from now on."""
@@ -113,10 +113,9 @@ class TrainStep(Uncopied):
             if due and self._gather is not None:
                 self._update()
         except RuntimeError as error:
-            gone = None if self.parallel is None else lost(error)
-            if gone is None:
-                raise
-            raise gone from error
+            if self.parallel is not None and (gone := lost(error)) is not None:
+                raise gone from error
+            raise
         if due:
             note_step(self._optimizer)
             self._schedules.note(self.applied)
@@ -179,16 +178,7 @@ class TrainStep(Uncopied):
             batch: as for a step.
         """
         graph, given = self._prepare(batch)
-        named = zip(graph.gradient.results, graph.gradient(given), strict=True)
-        scale = self._state.get(SCALE)
-        inverse = 1.0 if scale is None else scale.double().reciprocal().float()
-        parallel = self.parallel
-        late = parallel if parallel and parallel.in_update(self._every) else None
-        return {
-            name.removeprefix("grad."): averaged(value.float() * inverse, late)
-            for name, value in named
-            if self.step.slots[name].role is Role.GRADIENT
-        }
+        return self._all.unscaled_gradients(graph, given)
 
     def values(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the gradient graph's inputs for a batch, by slot: state and batch, not copied.
@@ -201,7 +191,7 @@ class TrainStep(Uncopied):
 
     def graph_of(self, *batch: torch.Tensor) -> StepGraph:
         """Return the step graph for a batch; for the example's shapes it is `step` itself."""
-        return self._graphs(batch).step
+        return self._graph(batch).step
 
     def masters(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the FP32 masters of each 16-bit copy that the graph for a batch reads."""
@@ -224,14 +214,21 @@ class TrainStep(Uncopied):
         """Take over writes to the weights; return the graph, and the batch in its layout."""
         if self._bound.uneven or not self._guard.holds():
             self._follow(batch)
-        try:
-            graph = self._graphs(batch)
-        except OtherLayout as other:
-            self._lay_out(other.made, self._graphs.said or "this batch reads the weights otherwise")
-            graph = self._graphs(batch)
+        graph = self._graph(batch)
         if self._bound.take_over():
             self._graphs.bind()
         return graph, graph.gradient.prepare(batch)
+
+    def _graph(self, batch: Sequence[torch.Tensor]) -> BatchGraph:
+        """Return the graph for a batch, which is made if there is none."""
+        try:
+            return self._graphs(batch, self._guard.numbers.values())
+        except OtherLayout as other:
+            self._lay_out(other.made, self._graphs.said or "this batch reads the weights otherwise")
+        except NotAsInputs as why:
+            said = self._guard.numbers.give_up(why)
+            self._graphs.enter(self._guard.look(), said)
+        return self._graph(batch)
 
     def _follow(self, batch: Sequence[torch.Tensor]) -> None:
         """Take up what has changed in the program since the last call; see `Guard`."""
@@ -248,9 +245,12 @@ class TrainStep(Uncopied):
         try:
             self._after_update = hooks_after_update(self._optimizer)
             if others or self._bound.uneven or now.layout != before.layout:
-                self._lay_out(self._all.transform(tuple(batch), now), summary(said))
+                self._lay_out(self._guard.made(self._all.transform, tuple(batch)), summary(said))
             elif said:
-                self._graphs.enter(now, summary(said))
+                new = () if self._graphs.knows(now) else changed_numbers(before, now)
+                if self._guard.numbers.admit(new):
+                    now = self._guard.look()
+                self._graphs.enter(now, summary(differences(before, now)))
         except BaseException:
             self._guard.reject(before)
             raise
@@ -383,9 +383,7 @@ class TrainStep(Uncopied):
         self._schedules.settle()  # before loading: an earlier update must not step loaded ones
         loaded = load(self._held, Path(run), any_plan, also, self.parallel, self._bound.whole)
         self._gathered = 0
-        for slot in self.step.slots.values():
-            if slot.role is Role.PENDING:
-                self._state[slot.name].zero_()
+        self._all.forget_pending()
         return loaded
 
     def _held(self) -> checkpoint.Held:

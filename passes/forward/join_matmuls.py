@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from mpcompile.plan.op_table import TORCH_RULES, Wish
+from mpcompile.plan.op_table import TORCH_RULES
+from mpcompile.plan.rule import Wish
 from mpcompile.program.casts import is_cast, source_of
 from mpcompile.program.node_tensors import NARROW
 from mpcompile.step.arena import TILE, ArenaPosition

@@ -7,7 +7,8 @@ import pytest
 
 from mpcompile.onnx_graph.needs import BORDER_NEEDS, NEEDS, SOURCE_NEEDS, BorderFacts, Facts
 from mpcompile.plan.needs import settled
-from mpcompile.plan.op_table import ONNX_RULES, UNKNOWN, Wish
+from mpcompile.plan.op_table import ONNX_RULES, UNKNOWN
+from mpcompile.plan.rule import Wish
 
 MADE = "made in FP32, not computed from FP32"
 KERNEL = "no kernel"

@@ -6,7 +6,7 @@ from typing import Any
 
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor
 from mpcompile.plan.footprint import Cost, Footprint, cost, footprints
-from mpcompile.plan.op_table import Wish
+from mpcompile.plan.rule import Wish
 
 KINDS: dict[str, dict[str, Any]] = {
     "matmul": {"wish": Wish.HALF, "streams": False},

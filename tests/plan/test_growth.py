@@ -10,7 +10,8 @@ import mpcompile
 from mpcompile.pipeline import transform
 from mpcompile.plan.dataflow import Dataflow, Op, Tensor
 from mpcompile.plan.growth import BOUNDED, GROWING, LINEAR, contain_growth
-from mpcompile.plan.op_table import ONNX_RULES, TABLE, TORCH_RULES, Wish
+from mpcompile.plan.op_table import ONNX_RULES, TABLE, TORCH_RULES
+from mpcompile.plan.rule import Wish
 from mpcompile.precision import Precision
 from mpcompile.program.workload import Workload
 from mpcompile.step.transformed import Choices

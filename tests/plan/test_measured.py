@@ -25,10 +25,10 @@ from mpcompile.pipeline import transform
 from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.growth import contain_growth
 from mpcompile.plan.measured import MeasuredOverflow, apply_ranges, overruled
-from mpcompile.plan.op_table import Wish
 from mpcompile.plan.planner import make_plan
 from mpcompile.plan.policy import Level, Policy
 from mpcompile.plan.ranges import Range, Ranges, tensors_of
+from mpcompile.plan.rule import Wish
 from mpcompile.precision import Precision
 from mpcompile.program.workload import Workload
 from mpcompile.step.transformed import Choices, Transformed

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mpcompile.plan.needs import ANY, FREE, NARROW, Need, settled
-from mpcompile.plan.op_table import TORCH_RULES, Wish
+from mpcompile.plan.op_table import TORCH_RULES
+from mpcompile.plan.rule import Wish
 
 GELU, POW = TORCH_RULES["gelu"], TORCH_RULES["pow"]
 NEEDS: tuple[Need[str], ...] = (

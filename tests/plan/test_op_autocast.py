@@ -12,7 +12,8 @@ from torch.testing._internal.autocast_test_lists import (
     AutocastTestLists,
 )
 
-from mpcompile.plan.op_table import TORCH_RULES, PrecisionClass
+from mpcompile.plan.op_table import TORCH_RULES
+from mpcompile.plan.rule import PrecisionClass
 
 # What a list of autocast asks for, and the classes that do it.
 EXPECTED: dict[str, tuple[PrecisionClass, ...]] = {

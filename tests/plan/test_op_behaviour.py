@@ -14,7 +14,8 @@ from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_iter, tree_map, tree_unflatten
 
-from mpcompile.plan.op_table import TORCH_RULES, PrecisionClass
+from mpcompile.plan.op_table import TORCH_RULES
+from mpcompile.plan.rule import PrecisionClass
 from mpcompile.torch_private.versions import release
 
 

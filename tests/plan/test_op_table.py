@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mpcompile.plan import op_table
-from mpcompile.plan.op_table import ONNX_RULES, TABLE, TORCH_RULES, PrecisionClass, Rule, Wish
+from mpcompile.plan.op_table import ONNX_RULES, TABLE, TORCH_RULES
+from mpcompile.plan.rule import PrecisionClass, Rule, Wish
 
 
 def test_no_op_stands_in_two_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,9 +25,9 @@ from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.fingerprint import graph_of
 from mpcompile.plan.footprint import cost, footprints
 from mpcompile.plan.given import decide
-from mpcompile.plan.op_table import Wish
 from mpcompile.plan.plan import read_plan, schema
 from mpcompile.plan.planner import make_plan
+from mpcompile.plan.rule import Wish
 from mpcompile.program.graph_text import graph_text
 from mpcompile.step.transformed import Choices
 

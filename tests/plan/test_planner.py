@@ -15,9 +15,9 @@ from programs.random_plans import choosers, dataflows, half_of
 from mpcompile.errors import BadInput
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor
 from mpcompile.plan.footprint import Cost, cost, footprints, is_neutral, reads_wide
-from mpcompile.plan.op_table import Wish
 from mpcompile.plan.plan import Plan
 from mpcompile.plan.planner import cheapest, make_plan, network_of
+from mpcompile.plan.rule import Wish
 from mpcompile.precision import Precision
 
 

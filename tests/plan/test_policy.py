@@ -14,10 +14,11 @@ from torch import nn
 import mpcompile
 from mpcompile import FULL_PRECISION, BadInput, Level, Policy, Precision, UnmatchedOverride
 from mpcompile.pipeline import describe, transform
-from mpcompile.plan.op_table import TORCH_RULES, Wish
+from mpcompile.plan.op_table import TORCH_RULES
 from mpcompile.plan.plan import Plan
 from mpcompile.plan.planner import make_plan
 from mpcompile.plan.policy import Row, resolve
+from mpcompile.plan.rule import Wish
 from mpcompile.program.capture import capture
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.workload import Workload

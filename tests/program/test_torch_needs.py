@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mpcompile.plan.needs import settled
-from mpcompile.plan.op_table import TORCH_RULES, Wish
+from mpcompile.plan.op_table import TORCH_RULES
+from mpcompile.plan.rule import Wish
 from mpcompile.program.needs import BORDER_NEEDS, NEEDS, SINGLE, Facts
 
 RULE = TORCH_RULES["softmax"]

@@ -9,8 +9,8 @@ import numpy as np
 
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor
 from mpcompile.plan.footprint import Cost, cost, footprints
-from mpcompile.plan.op_table import Wish
 from mpcompile.plan.planner import cheapest
+from mpcompile.plan.rule import Wish
 
 
 def random_flow(chooser: random.Random, free: int) -> Dataflow:

@@ -7,7 +7,7 @@ import json
 from mpcompile import Plan, Precision
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor
 from mpcompile.plan.given import decide
-from mpcompile.plan.op_table import Wish
+from mpcompile.plan.rule import Wish
 
 FLOW = Dataflow(
     (

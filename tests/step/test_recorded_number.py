@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpcompile.program.numbers.formulas import Formula, Guard, evaluate
 from mpcompile.step.record import record
-from mpcompile.step.recorded_number import Formula, Guard, Numbers, evaluate, power, truediv
+from mpcompile.step.recorded_number import Numbers, power, truediv
 from mpcompile.torch_private.tensors import fake_like, fake_mode
 from mpcompile.torch_private.tracing import DataDependent, functionalized
 

@@ -378,13 +378,13 @@ def test_a_number_with_many_values_is_said_once() -> None:
         warnings.simplefilter("always")
         for call in range(12):
             for side in (mine, theirs):
-                side.loss.beta = 0.01 * call
+                side.model.drop.p = 0.01 * call  # cannot be an input
             torch.manual_seed(call)
             expected = eager(theirs, batch(call), 1, last=True)
             torch.manual_seed(call)
             assert torch.equal(step(*batch(call)), expected)
     [said] = [w for w in caught if issubclass(w.category, mpcompile.ChangingNumber)]
-    assert str(said.message).startswith("loss.beta has had 8 other values")
+    assert str(said.message).startswith("model.drop.p has had 8 other values")
     assert said.filename == __file__
     check_same(mine, theirs)
 

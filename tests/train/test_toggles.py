@@ -12,7 +12,7 @@ from torch import nn
 
 import mpcompile
 from mpcompile import FULL_PRECISION, TrainStep, pipeline
-from mpcompile.train import programs
+from mpcompile.lower import programs
 
 Make = Callable[[Any], torch.optim.Optimizer]
 

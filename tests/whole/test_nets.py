@@ -15,8 +15,8 @@ from bench.plans import casts_and_bytes as plans
 from bench.plans.measures import Measures
 from mpcompile.pipeline import transform
 from mpcompile.plan.dataflow import Dataflow, Op, Tensor
-from mpcompile.plan.op_table import Wish
 from mpcompile.plan.plan import Plan
+from mpcompile.plan.rule import Wish
 from mpcompile.precision import Precision
 from mpcompile.program.capture import capture
 from mpcompile.program.workload import Workload

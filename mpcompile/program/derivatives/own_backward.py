@@ -24,7 +24,8 @@ import torch
 from torch import fx
 
 from mpcompile.errors import CannotCapture
-from mpcompile.plan.op_table import TORCH_RULES, PrecisionClass
+from mpcompile.plan.op_table import TORCH_RULES
+from mpcompile.plan.rule import PrecisionClass
 from mpcompile.program.casts import CAST
 from mpcompile.torch_private.tracing import DataDependent, DispatchMode
 

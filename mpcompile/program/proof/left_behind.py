@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from mpcompile.errors import CompileError
-from mpcompile.program.capture import Forward
+from mpcompile.program.capture import Forward, InputKind
 from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.proof.effects import Effects
 from mpcompile.program.proof.held import GONE, Holder, holder_of, look, put, spot_of
@@ -167,7 +167,8 @@ def _alike(one: Forward, other: Forward) -> bool:
         and other.left is not None
         and (one.left.spots, one.left.tree.leaves) == (other.left.spots, other.left.tree.leaves)
         and all(
-            mine.name == theirs.name and _same(mine.tensor, theirs.tensor)
+            mine.name == theirs.name
+            and (mine.kind is InputKind.BATCH or _same(mine.tensor, theirs.tensor))
             for mine, theirs in zip(one.inputs, other.inputs, strict=True)
         )
     )

@@ -70,9 +70,8 @@ class Subject:
         """Collect the tensors of a captured program."""
         assert workload.optimizer is not None
         model = workload.model
-        state = {
-            item.name: item.tensor for item in forward.inputs if item.kind is not InputKind.BATCH
-        }
+        given = (InputKind.BATCH, InputKind.NUMBER)
+        state = {item.name: item.tensor for item in forward.inputs if item.kind not in given}
         keys = {id(tensor): name for name, tensor in state.items()}
         homes = {}
         for name, tensor in _tensors(model).items():

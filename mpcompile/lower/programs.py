@@ -7,7 +7,7 @@ made for an earlier layout depends on no tensor's place in memory, so it is kept
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import TypeAlias
 
@@ -18,12 +18,11 @@ from mpcompile.program.batch_size import size_of
 from mpcompile.step.optimizer_options import constants_of, guards_hold
 from mpcompile.step.optimizer_start import progress_of
 from mpcompile.step.transformed import Transformed
-from mpcompile.train.situation import Situation
 
 MOST_PROGRAMS = 32
 """So many programs are kept; those not used for longest are dropped."""
 
-ForBatch: TypeAlias = Callable[[tuple[torch.Tensor, ...], tuple[bool, ...]], Transformed]
+Transforms: TypeAlias = Callable[[tuple[torch.Tensor, ...], tuple[bool, ...]], Transformed]
 """Transforms the program as it is now for a batch; the flags say which tensors have an open batch
 size."""
 
@@ -55,16 +54,22 @@ class Programs:
         situation: what the program was then.
         lowering: how graphs are run.
         for_batch: transforms the program again.
+        numbers: returns the present values of the numbers that are inputs.
     """
 
     def __init__(
-        self, first: Transformed, situation: Situation, lowering: Lowering, for_batch: ForBatch
+        self,
+        first: Transformed,
+        situation: Hashable,
+        lowering: Lowering,
+        for_batch: Transforms,
+        numbers: Callable[[], Mapping[str, float]],
     ) -> None:
         workload = first.workload
         assert workload.optimizer is not None
         self._optimizer, self._model = workload.optimizer, workload.model
         self._device = next(iter(workload.model.parameters())).device
-        self._lowering, self._for_batch = lowering, for_batch
+        self._lowering, self._for_batch, self._numbers = lowering, for_batch, numbers
         self.first = Program(first, self._device, lowering)
         size = first.forward.batch_size
         key = self._key(workload.batch, size.open_dims if size else (), situation)
@@ -75,7 +80,7 @@ class Programs:
         return len(self._kept)
 
     def get(
-        self, batch: tuple[torch.Tensor, ...], is_open: tuple[bool, ...], situation: Situation
+        self, batch: tuple[torch.Tensor, ...], is_open: tuple[bool, ...], situation: Hashable
     ) -> Program:
         """Return the program as it is now for a batch; it is transformed if none is kept for it.
 
@@ -95,14 +100,17 @@ class Programs:
         return found
 
     def _fits(self, program: Program, batch: Sequence[torch.Tensor]) -> bool:
-        """Whether a program was traced for such options, and admits the size of a batch."""
+        """Whether a program was traced for such options, and admits batch size and numbers."""
         step, limit = program.transformed.step, program.transformed.forward.batch_size
         size = size_of(batch, limit.open_dims) if limit else None
         admitted = limit is None or (size is not None and limit.admits(size))
+        numbers = program.transformed.forward.numbers
+        if numbers is not None and numbers.guards:
+            admitted = admitted and numbers.admits(self._numbers())
         return admitted and step is not None and guards_hold(self._optimizer, step.guards)
 
     def _key(
-        self, batch: Sequence[torch.Tensor], is_open: tuple[bool, ...], situation: Situation
+        self, batch: Sequence[torch.Tensor], is_open: tuple[bool, ...], situation: Hashable
     ) -> Hashable:
         """Return all that a program is made from.
 

@@ -1,0 +1,204 @@
+"""Keep in FP32 what a sensitive op reads: an angle, a difference, the argument of a choice.
+
+A number may fit the range of a 16-bit format and still lose the digits that count: the sine of the
+position 3,001 needs more than 11 bits. Each row of the op table says what rounded inputs do to the
+op's result (`Sensitivity`). From each sensitive op a demand for FP32 goes backward through the
+graph. A tensor without a Tensor-Core op among its ancestors is exact: it came with the batch, or
+it was computed from positions, buffers and weights alone; so all that led to it stays in FP32. The
+result of a layer is rounded already. The table `_REACH` says how far a demand goes there.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+from mpcompile.plan.dataflow import Dataflow, Op
+from mpcompile.plan.op_table import TABLE
+from mpcompile.plan.origins import Origin, Origins, is_tensor_core
+from mpcompile.plan.policy import Level, Policy
+from mpcompile.plan.rule import PrecisionClass, Sensitivity, Wish
+
+_TRANSPARENT = frozenset(
+    rule.name for rule in TABLE if rule.precision_class is PrecisionClass.TRANSPARENT
+)
+_RENEWS = frozenset(("norm layer", "softmax"))
+"""Rows whose results have a size of their own: rounding before them matters no more."""
+
+
+class NarrowedArgument(UserWarning):
+    """A sensitive op reads the result of a layer that the policy runs in 16 bits."""
+
+
+class Reach(IntEnum):
+    """How far back a sensitive op demands FP32."""
+
+    NOTHING = 0
+    EXACT = 1
+    """To tensors that no layer has rounded."""
+    CHAIN = 2
+    """Also to the arithmetic behind a layer's Tensor-Core op."""
+    PRODUCER = 3
+    """Also to that Tensor-Core op."""
+
+
+_REACH: Mapping[Sensitivity, Reach] = {
+    Sensitivity.HARMLESS: Reach.NOTHING,
+    Sensitivity.STEEP: Reach.CHAIN,
+    Sensitivity.PERIODIC: Reach.PRODUCER,
+    Sensitivity.ADDING: Reach.EXACT,
+    Sensitivity.CANCELLING: Reach.EXACT,
+    Sensitivity.COMPARISON: Reach.EXACT,
+    Sensitivity.DISCONTINUOUS: Reach.CHAIN,
+    Sensitivity.UNKNOWN: Reach.EXACT,
+    Sensitivity.ILL_CONDITIONED: Reach.PRODUCER,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    reach: Reach
+    reader: Op
+
+    @property
+    def reason(self) -> str:
+        return f"{self.reader.id} reads it, and {self.reader.sensitivity.value}"
+
+
+def keep_exact(flow: Dataflow, policy: Policy) -> Dataflow:
+    """Return the graph with FP32 for the ops whose results a sensitive op reads.
+
+    A demand ends at an op whose precision the user has set. At the level ``tensor-cores-only`` a
+    layer's Tensor-Core op runs in 16 bits in any case; `NarrowedArgument` warns of it.
+
+    Args:
+        flow: the neutral graph.
+        policy: its level decides what may change.
+    """
+    if policy.changes_nothing:
+        return flow
+    demands = _Demands(flow, policy.level)
+    kept = demands.kept()
+    for name, demand in demands.narrowed.items():
+        warnings.warn(
+            f"{name} runs in {policy.precision.short}, {demand.reader.id} reads its result, and "
+            f"{demand.reader.sensitivity.value}; the level paper would keep {name} in FP32, or "
+            f'give full=("node:{name}",).',
+            NarrowedArgument,
+            stacklevel=4,
+        )
+    ops = []
+    for op in flow.ops:
+        if op.id in kept and op.wish is not Wish.FULL:
+            op = replace(op, wish=Wish.FULL, reason=kept[op.id])
+        ops.append(replace(op, exact=op.exact or demands.are_on(op)))
+    return replace(flow, ops=tuple(ops))
+
+
+class _Demands:
+    """The demands on the tensors of one graph.
+
+    Attributes:
+        narrowed: the demand on each layer's op that runs in 16 bits all the same.
+
+    Args:
+        flow: the neutral graph.
+        level: the policy's.
+    """
+
+    def __init__(self, flow: Dataflow, level: Level) -> None:
+        self._ops, self._origins = flow.ops, Origins(flow)
+        self._narrows_layers = level is Level.TENSOR_CORES_ONLY
+        self._on: dict[str, _Demand] = {}
+        self.narrowed: dict[str, _Demand] = {}
+
+    def are_on(self, op: Op) -> bool:
+        """Whether a sensitive op reads a result of an op."""
+        return any(name in self._on for name in op.writes)
+
+    def kept(self) -> dict[str, str]:
+        """Return why each op that must store FP32 must, by id."""
+        kept: dict[str, str] = {}
+        known = -1
+        while len(self._on) > known:  # a loop passes its results to its next round
+            known = len(self._on)
+            for op in reversed(self._ops):
+                reason = self._visit(op)
+                if reason:
+                    kept.setdefault(op.id, reason)
+        return self._without_views_of_layers(kept)
+
+    def _visit(self, op: Op) -> str:
+        """Note the demands of an op on what it reads; return why it must store FP32, or ""."""
+        if op.overridden and op.wish is not Wish.FULL:
+            return ""
+        on_me = [self._on[name] for name in op.writes if name in self._on]
+        demand = max(on_me, key=lambda item: item.reach, default=None)
+        passed = self._passed(op, demand) if demand is not None else None
+        if passed is not None:
+            self._note(op.reads, passed)
+        own = _Demand(_REACH[op.sensitivity], op)
+        asks = self._note(tuple(self._sensitive(op)), own)
+        if passed is not None and demand is not None:
+            return demand.reason
+        return op.sensitivity.value if asks else ""
+
+    def _passed(self, op: Op, demand: _Demand) -> _Demand | None:
+        """Return the demand of an op for its inputs, or None if a demand on its result ends."""
+        rounded = Origin.LAYER in self._origins.of(*op.writes)
+        if is_tensor_core(op):
+            if rounded and demand.reach is not Reach.PRODUCER:
+                return None
+            if rounded and self._narrows_layers:
+                self.narrowed.setdefault(op.id, demand)
+                return None
+            return replace(demand, reach=min(demand.reach, Reach.CHAIN))
+        if rounded and op.rule in _RENEWS:
+            return replace(demand, reach=Reach.EXACT)
+        return demand
+
+    def _sensitive(self, op: Op) -> Iterator[str]:
+        """Yield the tensors that a sensitive op must not read rounded."""
+        if op.rule == "cast" and op.writes:
+            return  # to FP32, and not to integers
+        for name in op.full_reads if op.rule == "grid sampler" else op.reads:
+            origin = self._origins.of(name)
+            if op.sensitivity is Sensitivity.ADDING and Origin.GRAM not in origin:
+                continue
+            # A difference of weights is no layer's, and that of embeddings is of their own size.
+            if op.sensitivity is Sensitivity.CANCELLING and not origin & (
+                Origin.DATA | Origin.GRAM
+            ):
+                continue
+            yield name
+
+    def _note(self, names: tuple[str, ...], demand: _Demand) -> bool:
+        """Note a demand on tensors; return whether it is one on any of them."""
+        noted = False
+        for name in names:
+            reach = demand.reach
+            if Origin.LAYER in self._origins.of(name) and reach is Reach.EXACT:
+                reach = Reach.NOTHING
+            if reach is Reach.NOTHING:
+                continue
+            noted = True
+            before = self._on.get(name)
+            if before is None or before.reach < reach:
+                self._on[name] = demand
+        return noted
+
+    def _without_views_of_layers(self, kept: dict[str, str]) -> dict[str, str]:
+        """Leave out what only moves a rounded result: its reader widens the moved one as well."""
+        wide = {name for op in self._ops if op.wish is Wish.FULL for name in op.writes}
+        found: dict[str, str] = {}
+        for op in self._ops:
+            if op.id not in kept:
+                continue
+            layer = Origin.LAYER in self._origins.of(*op.reads)
+            if op.rule in _TRANSPARENT and layer and not wide.intersection(op.reads):
+                continue
+            found[op.id] = kept[op.id]
+            wide.update(op.writes)
+        return found
