@@ -37,7 +37,9 @@ from mpcompile.program.marks import MADE_BY
 from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.open_capture import capture_open, check_open
 from mpcompile.program.proof.effects import Effects
+from mpcompile.program.proof.left_behind import capture_left
 from mpcompile.program.proof.verify import verify as verify_graph
+from mpcompile.program.traced_program import Watch
 from mpcompile.program.unfit_constants import UnfitConstant, unfit_constants, unfit_reasons
 from mpcompile.program.workload import Workload
 from mpcompile.step.differentiate import NotReached, differentiate
@@ -170,9 +172,9 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     precision = choices.precision
     # What is transformed in FP32 is there to compare with.
     trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
-    effects = Effects(workload)
+    effects = Effects(workload, again=choices.like is not None)
     with effects.undone():
-        forward = _captured(workload, choices)
+        forward = _captured(workload, choices, effects)
     # Weights in slices have no values here to run the program with.
     held = not any(map(is_absent, workload.model.parameters()))
     if choices.verify and workload.optimizer is not None and held:
@@ -212,12 +214,16 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     return made
 
 
-def _captured(workload: Workload, choices: Choices) -> Forward:
+def _captured(workload: Workload, choices: Choices, effects: Effects) -> Forward:
     dynamic, numbers = choices.dynamic, choices.numbers
     open_dims = find_open_dims(workload.batch) if dynamic is True else dynamic
-    if open_dims:
-        return capture_open(workload, open_dims, numbers)
-    return capture(workload, numbers=numbers)
+
+    def watched(watch: Watch | None) -> Forward:
+        if open_dims:
+            return capture_open(workload, open_dims, numbers, watch)
+        return capture(workload, (), numbers, watch)
+
+    return watched(None) if workload.optimizer is None else capture_left(effects, watched)
 
 
 def _planned(flow: Dataflow, choices: Choices) -> Plan:

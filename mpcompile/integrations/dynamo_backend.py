@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from mpcompile.errors import BadInput
+from mpcompile.integrations.conversion_proof import Proven
 from mpcompile.integrations.exported_program import insert_casts
 from mpcompile.lower.lower import default_backend
 from mpcompile.passes.lowering.emulate_half import emulate_half
@@ -26,6 +27,7 @@ from mpcompile.plan.policy import Policy, UnmatchedOverride
 from mpcompile.precision import Precision
 from mpcompile.program.control_flow import is_control_flow
 from mpcompile.settings import Settings, check_settings
+from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.inductor import compile_under_autograd, composite, dynamo_constant
 from mpcompile.torch_private.ops import is_higher_order, op_name
 from mpcompile.torch_private.tracing import keep_missing_gradients
@@ -63,10 +65,12 @@ class _Rewritten:
     Attributes:
         module: its first results are the new values of the inputs that are `written`.
         written: the names of these placeholders.
+        plain: the same graph without casts.
     """
 
     module: fx.GraphModule
     written: tuple[str, ...]
+    plain: fx.GraphModule
 
 
 def mpcompile(
@@ -125,15 +129,25 @@ def compile_graph(
     rewritten, outcome = _rewritten(module, settings.policy, within)
     if backend == "inductor":
         if rewritten is not None:
-            _write_back(rewritten)
+            _write_back(rewritten.module, rewritten.written)
         instead = None if rewritten is None else rewritten.module
-        return compile_under_autograd(module, instead, inputs), outcome
+        compiled = compile_under_autograd(module, instead, inputs)
+        return _proven(compiled, rewritten, module), outcome
     if rewritten is None:
         return module.forward, outcome
     if device.type == "cpu":
         emulate_half(rewritten.module)
-    _write_back(rewritten)
-    return rewritten.module.forward, outcome
+    _write_back(rewritten.module, rewritten.written)
+    return _proven(rewritten.module.forward, rewritten, module), outcome
+
+
+def _proven(
+    made: Callable[..., Any], rewritten: _Rewritten | None, module: fx.GraphModule
+) -> Callable[..., Any]:
+    if rewritten is None:
+        return made
+    _write_back(rewritten.plain, rewritten.written)
+    return Proven(made, rewritten.plain.forward, module.forward)
 
 
 def _settings(options: Mapping[str, Any]) -> Settings:
@@ -181,6 +195,7 @@ def _rewritten(
     for node in traced.graph.nodes:
         _name_modules(node, within)
     _detach_instead_of_switching(traced.graph)
+    plain = copy_graph(traced)
     with warnings.catch_warnings():
         # An override may be for an op in another graph of the model.
         warnings.simplefilter("ignore", UnmatchedOverride)
@@ -196,7 +211,7 @@ def _rewritten(
         narrow,
         len(plan.casts),
     )
-    return _Rewritten(traced, written), Outcome(len(plan.casts), None)
+    return _Rewritten(traced, written, plain), Outcome(len(plan.casts), None)
 
 
 def _left(reason: str) -> Outcome:
@@ -242,13 +257,13 @@ def _detach_instead_of_switching(graph: fx.Graph) -> None:
                 user.replace_input_with(node, detached)
 
 
-def _write_back(rewritten: _Rewritten) -> None:
+def _write_back(module: fx.GraphModule, written: Sequence[str]) -> None:
     """Let the graph write the new values of inputs into the inputs, and return the other results.
 
     The graph reads a copy of each input, because autograd keeps the inputs of ops, and these must
     not change.
     """
-    written, graph = rewritten.written, rewritten.module.graph
+    graph = module.graph
     output = graph.output_node()
     (returned,) = output.args
     assert isinstance(returned, list | tuple)
@@ -264,4 +279,4 @@ def _write_back(rewritten: _Rewritten) -> None:
             graph.call_function(_ATEN.copy_.default, (inputs[name], value))
     output.args = (tuple(returned[len(written) :]),)
     graph.lint()
-    rewritten.module.recompile()
+    module.recompile()

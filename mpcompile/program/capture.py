@@ -8,7 +8,7 @@ import logging
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -23,12 +23,19 @@ from mpcompile.program.broadcasts import split_broadcasts
 from mpcompile.program.derivatives.own_backward import with_derivatives
 from mpcompile.program.functional import make_functional
 from mpcompile.program.numbers.inputs import NumberInputs, NumberPlace
-from mpcompile.program.returned import ReturnedTree, loss_last, stands_alone, tree_of_results
+from mpcompile.program.returned import (
+    Left,
+    ReturnedTree,
+    Spot,
+    loss_last,
+    stands_alone,
+    tree_of_results,
+)
 from mpcompile.program.stack_lines import is_foreign, users_line
-from mpcompile.program.traced_program import TracedProgram
+from mpcompile.program.traced_program import TracedProgram, Watch
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.ops import op_name
-from mpcompile.torch_private.tracing import DataDependent
+from mpcompile.torch_private.tracing import DataDependent, children
 from mpcompile.torch_private.versions import warn_if_untried
 
 
@@ -85,6 +92,7 @@ class Forward:
             function the results of the model.
         batch_size: the open size of a batch in its shapes; None: it is the example's.
         numbers: how the inputs that are numbers are computed; None: there are none.
+        left: what the program leaves in attributes; None: nothing, or it was not looked for.
     """
 
     module: fx.GraphModule
@@ -93,6 +101,7 @@ class Forward:
     returns: ReturnedTree | None = None
     batch_size: BatchSize | None = None
     numbers: NumberInputs | None = None
+    left: Left | None = None
 
     def constants(self) -> dict[str, torch.Tensor]:
         """Return, by placeholder, the buffers that forward never writes."""
@@ -107,6 +116,7 @@ def capture(
     workload: Workload,
     open_dims: tuple[bool, ...] = (),
     numbers: Sequence[NumberPlace] = (),
+    watch: Watch | None = None,
 ) -> Forward:
     """Capture ``loss(model, *batch)`` with `torch.export`, or ``model(*batch)`` without a loss.
 
@@ -115,6 +125,7 @@ def capture(
         open_dims: per tensor of the batch whether its dimension 0 becomes a symbol; see
             `mpcompile.program.open_capture`.
         numbers: Python numbers of the program that become inputs of the graph.
+        watch: finds the tensors that the program puts into the user's objects.
 
     Raises:
         BadInput: the program itself fails on the example batch, or its loss is neither a 0-d FP32
@@ -129,11 +140,12 @@ def capture(
                 workload.origin,
                 "make the batch a flat tuple of tensors",
             )
-    source = TracedProgram(workload, numbers)
-    program = export(source, workload, open_dims)
+    source = TracedProgram(workload, numbers, watch)
+    with watch.around() if watch else nullcontext():
+        program = export(source, workload, open_dims)
     recording = source.last.recording
     given = None if recording is None else recording.inputs(source.examples)
-    returns = _returns(program, workload)
+    returns, left = _returns(program, workload, source.last.spots)
     _refuse_hidden_writes(program.graph, workload)
     trained = {
         f"model.{name}"
@@ -149,7 +161,7 @@ def capture(
         loss_last(module.graph, len(written))
     names = tuple(name.removeprefix("model.") for name in written)
     inputs = _inputs(program, module, (*workload.batch, *source.examples), workload)
-    return Forward(module, inputs, names, returns, numbers=given)
+    return Forward(module, inputs, names, returns, numbers=given, left=left)
 
 
 def export(
@@ -245,8 +257,13 @@ def user_position(error: BaseException) -> str | None:
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
 
 
-def _returns(program: torch.export.ExportedProgram, workload: Workload) -> ReturnedTree | None:
-    """Return the tree of a program's results, None if it is the loss alone; check the loss."""
+def _returns(
+    program: torch.export.ExportedProgram, workload: Workload, spots: tuple[Spot, ...]
+) -> tuple[ReturnedTree | None, Left | None]:
+    """Return the tree of a program's results, None if it is the loss alone; check the loss.
+
+    The second tree is what the program leaves in places of the user's objects.
+    """
     outputs = program.graph.output_node().args[0]
     assert isinstance(outputs, list | tuple)
     defined_at = definition(workload.loss) or workload.origin
@@ -255,9 +272,15 @@ def _returns(program: torch.export.ExportedProgram, workload: Workload) -> Retur
         for item, spec in zip(outputs, program.graph_signature.output_specs, strict=True)
         if spec.kind.name == "USER_OUTPUT"
     ]
-    found = tree_of_results(program.call_spec.out_spec, users)
+    structure, left = program.call_spec.out_spec, None
+    if spots:
+        structure, others = children(structure)
+        count = structure.num_leaves
+        left = Left(spots, tree_of_results(others, users[count:]))
+        users = users[:count]
+    found = tree_of_results(structure, users)
     if workload.loss is None:
-        return found
+        return found, left
     advice = "return one 0-d FP32 tensor, or a pair of this tensor and any other value"
     try:
         alone = stands_alone(found)
@@ -273,7 +296,7 @@ def _returns(program: torch.export.ExportedProgram, workload: Workload) -> Retur
             defined_at,
             "reduce it to one FP32 number, for example with .mean()",
         )
-    return None if alone else found
+    return None if alone else found, left
 
 
 def _refuse_hidden_writes(graph: fx.Graph, workload: Workload) -> None:

@@ -28,6 +28,7 @@ from mpcompile.program.derivatives.own_backward import OwnBackward, Seed
 from mpcompile.program.node_tensors import is_size
 from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.stack_lines import is_foreign
+from mpcompile.program.traced_program import Watch
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.ops import draws, given, op_name
@@ -48,7 +49,10 @@ class _Foreign(Container[str]):
 
 
 def capture_open(
-    workload: Workload, open_dims: tuple[bool, ...], numbers: Sequence[NumberPlace] = ()
+    workload: Workload,
+    open_dims: tuple[bool, ...],
+    numbers: Sequence[NumberPlace] = (),
+    watch: Watch | None = None,
 ) -> Forward:
     """Capture ``loss(model, *batch)`` for batches of every size of at least `LEAST`.
 
@@ -57,12 +61,13 @@ def capture_open(
         open_dims: per tensor of the batch whether its dimension 0 has the size that is left open,
             unless the program fixes it.
         numbers: see `capture`.
+        watch: see `capture`.
 
     Raises:
         BadInput: see `capture`; or the example batch has no size that can be open.
         CannotCapture: see `capture`; or the program is not the same for every size.
     """
-    plain = capture(workload, numbers=numbers)
+    plain = capture(workload, (), numbers, watch)
     if size_of(workload.batch, open_dims) is None:
         raise BadInput(
             "the example batch has no batch size that can stay open",
@@ -71,7 +76,7 @@ def capture_open(
         )
     try:
         with guards_named_by(_Foreign()):
-            forward = capture(workload, open_dims, numbers)
+            forward = capture(workload, open_dims, numbers, watch)
             module = _named_like(forward.module, plain.module)
             nodes = {node.name: node for node in module.graph.find_nodes(op="placeholder")}
             fakes = [

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from mpcompile.torch_private.tracing import unflatten
+from mpcompile.torch_private.tracing import leaves_of, unflatten
 
 PREFIX = "aux."
 """Prefix of the slots of tensors that a loss function returns beside the loss: ``aux.0``."""
@@ -31,11 +31,57 @@ class ReturnedTree:
     structure: Any
     leaves: tuple[Any, ...]
 
+    @property
+    def count(self) -> int:
+        """The number of its tensors."""
+        return sum(leaf is TENSOR for leaf in self.leaves)
+
     def __call__(self, tensors: Sequence[torch.Tensor]) -> Any:
         """Return the tree with these tensors as leaves."""
         given = iter(tensors)
         leaves = [next(given) if leaf is TENSOR else leaf for leaf in self.leaves]
         return unflatten(leaves, self.structure)
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A place in the user's objects: an attribute, an item, a closure's variable, a global.
+
+    Attributes:
+        path: as a person writes it: ``model.attention.last``.
+        holder: the path of what holds it.
+        key: its name or key there.
+        open: whether the holder can have any key.
+    """
+
+    path: str
+    holder: str
+    key: Any
+    open: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a call of the program leaves in places of the user's objects, made of tensors.
+
+    Attributes:
+        spots: the places.
+        tree: a list of what each place gets; its tensors are the last results before the loss.
+    """
+
+    spots: tuple[Spot, ...]
+    tree: ReturnedTree
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The place of each of its tensors."""
+        given = self.tree([torch.empty(0)] * self.tree.count)
+        return tuple(
+            spot.path
+            for spot, value in zip(self.spots, given, strict=True)
+            for leaf in leaves_of(value)
+            if isinstance(leaf, torch.Tensor)
+        )
 
 
 def tree_of_results(structure: Any, outputs: Sequence[Any]) -> ReturnedTree:

@@ -1,9 +1,10 @@
-"""What `torch.export` traces: the loss of a model on a batch."""
+"""What `torch.export` traces: the loss of a model on a batch, and what it leaves elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
 
@@ -16,16 +17,37 @@ from mpcompile.program.numbers.inputs import (
     in_place,
     unused_inputs,
 )
+from mpcompile.program.returned import Spot
 from mpcompile.program.stack_lines import line_now
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.own_derivatives import own_tensors
 from mpcompile.torch_private.tracing import leaves_of
 
 
+class Watch(Protocol):
+    """Finds the tensors that a run of the program puts into the user's objects."""
+
+    def around(self) -> AbstractContextManager[None]:
+        """Return a context for one capture; it puts back what the program has changed."""
+
+    def begin(self) -> Callable[[], list[tuple[Spot, Any]]]:
+        """Look at the places before the program runs; the function it returns tells what changed.
+
+        Returns:
+            A function that returns each place and its new value, which is made of tensors.
+        """
+
+
 class LastRun:
-    """Holds a recording: an export puts back what a program sets on itself and on its lists."""
+    """What one run has shown: an export puts back what a program sets on itself and on its lists.
+
+    Attributes:
+        recording: what it did with the numbers that are inputs.
+        spots: where it has left tensors; they are the last element of its results.
+    """
 
     recording: Recording | None = None
+    spots: tuple[Spot, ...] = ()
 
 
 class TracedProgram(torch.nn.Module):
@@ -33,18 +55,24 @@ class TracedProgram(torch.nn.Module):
 
     Attributes:
         noted: the derivatives that the program writes itself.
-        last: what the last run did with the numbers that are inputs.
+        last: what the last run has shown.
         examples: the inputs for these numbers, behind the batch.
 
     Args:
         workload: the program.
         numbers: the places of the Python numbers that become inputs.
+        watch: finds the tensors that the program puts into the user's objects.
     """
 
-    def __init__(self, workload: Workload, numbers: Sequence[NumberPlace] = ()) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        numbers: Sequence[NumberPlace] = (),
+        watch: Watch | None = None,
+    ) -> None:
         super().__init__()
         self.last = LastRun()
-        self._numbers = tuple(numbers)
+        self._numbers, self._watch = tuple(numbers), watch
         self.examples = unused_inputs(workload.model) if numbers else ()
         self.model = workload.model
         self._loss = workload.loss
@@ -75,6 +103,7 @@ class TracedProgram(torch.nn.Module):
             for module in self.model.modules()
             for name, value in own_tensors(module)[1].items()
         ]
+        watched = self._watch.begin() if self._watch else list
         if self._loss is None:
             result = self.model(*batch)
         else:
@@ -84,7 +113,9 @@ class TracedProgram(torch.nn.Module):
                 )
                 result = self._loss(self.model, *batch)
         _write_replaced(buffers)
-        return result
+        left = watched()
+        self.last.spots = tuple(spot for spot, _ in left)
+        return (result, [value for _, value in left]) if left else result
 
 
 def _write_replaced(buffers: Sequence[tuple[torch.nn.Module, str, torch.Tensor | None]]) -> None:

@@ -54,6 +54,28 @@ def replaced(options: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
     return {key: of(key, value) for key, value in options.items()}
 
 
+def constants_of(optimizer: torch.optim.Optimizer) -> tuple[tuple[str, str], ...]:
+    """Return the options that are constants of a step, each as a name and a text."""
+    return tuple(
+        (f"group{index}.{name}", "an input" if is_input(name, value) else repr(value))
+        for index, group in enumerate(optimizer.param_groups)
+        for name, value in parts(group)
+    )
+
+
+def guards_hold(optimizer: torch.optim.Optimizer, guards: Iterable[Guard]) -> bool:
+    """Whether the present options decide the branches of a trace as they did in the trace."""
+    now = {
+        f"group{index}.{name}": value
+        for index, group in enumerate(optimizer.param_groups)
+        for name, value in parts(group)
+    }
+    return all(
+        guard.holds({name: float(now[name]) for name in guard.condition.options()})
+        for guard in guards
+    )
+
+
 class OptionInputs:
     """Writes the optimizer's options into the slots of a step when they change.
 

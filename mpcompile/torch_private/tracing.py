@@ -154,6 +154,13 @@ def unflatten(leaves: list[Any], structure: Any) -> Any:
     return tree_unflatten(leaves, structure)
 
 
+def children(structure: Any) -> list[Any]:
+    """Return the structures of the parts of a tuple, list or dict."""
+    return list(
+        structure.children() if hasattr(structure, "children") else structure.children_specs
+    )
+
+
 def leaves_of(tree: Any) -> list[Any]:
     """Return the leaves of a result in the order in which `torch.export` has them."""
     found: list[Any] = tree_leaves(tree)

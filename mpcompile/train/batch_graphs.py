@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
 from mpcompile.errors import BadInput
 from mpcompile.lower.cuda_graph import CapturedStep, Step
 from mpcompile.program.batch_size import BatchSize, size_of
-from mpcompile.program.returned import ReturnedTree
+from mpcompile.program.returned import Left, ReturnedTree
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.slots import Role
 from mpcompile.train.bound_graphs import BoundGradient
@@ -46,6 +46,7 @@ class BatchGraph:
         size: the batch size that the graph leaves open, or None.
         run: runs the gradient graph and the graph after it.
         numbers: the Python numbers of the program that it reads.
+        left: what the program leaves in the user's objects, or None.
     """
 
     step: StepGraph
@@ -54,6 +55,20 @@ class BatchGraph:
     size: BatchSize | None
     run: Step
     numbers: BoundNumbers
+    left: Left | None
+
+    def result(self, made: Sequence[torch.Tensor], leave: Callable[[Left, Any], None]) -> Any:
+        """Return the caller's result.
+
+        Args:
+            made: the results of `run`.
+            leave: puts values into the user's objects, where the program leaves them.
+        """
+        if self.left is not None:
+            end = len(made) - self.left.tree.count
+            leave(self.left, self.left.tree(made[end:]))
+            made = made[:end]
+        return made[0] if self.returns is None else self.returns(made)
 
 
 class BatchGraphs:
@@ -63,6 +78,7 @@ class BatchGraphs:
     before, the graphs of then are used again.
 
     Attributes:
+        situation: how the program is now.
         said: how the program differs from before, if no graph was made for it yet.
         is_open: per tensor of a batch whether its size is left open; empty if none is.
 
@@ -88,7 +104,7 @@ class BatchGraphs:
         self._graphs: dict[_Shapes, list[BatchGraph]] = {key: [first]}
         self._situations = OrderedDict({_key(situation): self._graphs})
         self._another = another
-        self.said = ""
+        self.situation, self.said = situation, ""
 
     def __len__(self) -> int:
         """Count the graphs that are kept."""
@@ -111,6 +127,7 @@ class BatchGraphs:
         """
         key = _key(situation)
         self.said = "" if self.knows(situation) else said
+        self.situation = situation
         self._graphs = self._situations.setdefault(key, {})
         self._situations.move_to_end(key)
         if len(self._situations) > MOST_SITUATIONS:

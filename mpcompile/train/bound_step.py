@@ -11,7 +11,8 @@ import torch
 
 from mpcompile.errors import BadInput
 from mpcompile.lower.cuda_graph import CapturedStep
-from mpcompile.lower.lower import Lowered, Lowering, lower
+from mpcompile.lower.lower import Lowered, Lowering
+from mpcompile.lower.programs import Program, Programs
 from mpcompile.passes.step.scale_loss import SCALE
 from mpcompile.program.capture import Forward
 from mpcompile.step.collectives import averaged
@@ -22,14 +23,11 @@ from mpcompile.step.transformed import Transformed
 from mpcompile.train.batch_graphs import BatchGraph, BatchGraphs
 from mpcompile.train.bound_graphs import BoundGradient, BoundWrites
 from mpcompile.train.bound_state import BoundState
-from mpcompile.train.changing_numbers import BoundNumbers
+from mpcompile.train.changing_numbers import BoundNumbers, ForBatch
 from mpcompile.train.evaluation import MixedForward
+from mpcompile.train.guards import Guard
 from mpcompile.train.same_start import check_same_step
 from mpcompile.train.situation import Situation
-
-ForBatch: TypeAlias = Callable[[tuple[torch.Tensor, ...], tuple[bool, ...]], Transformed]
-"""Transforms the program as it is now for a batch; the flags say which tensors have an open batch
-size."""
 
 _Passed: TypeAlias = Callable[[Sequence[torch.Tensor]], list[Any]]
 
@@ -38,10 +36,10 @@ class OtherLayout(Exception):
     """A graph needs another layout of the weights than the step has.
 
     Attributes:
-        made: the transformed program, of which another `BoundStep` can be made.
+        made: the program, of which another `BoundStep` can be made.
     """
 
-    def __init__(self, made: Transformed) -> None:
+    def __init__(self, made: Program) -> None:
         super().__init__()
         self.made = made
 
@@ -71,9 +69,9 @@ class BoundStep:
         graphs: the gradient graphs.
 
     Args:
-        transformed: the program, its plan and its step graph.
+        program: the program, transformed.
+        programs: all programs of the step.
         lowering: how graphs are run.
-        for_batch: transforms the program again.
         situation: what the program was when it was transformed.
         before: the same step on another layout, whose scale and counters are used on; it must not
             be called any more.
@@ -81,19 +79,20 @@ class BoundStep:
 
     def __init__(
         self,
-        transformed: Transformed,
+        program: Program,
+        programs: Programs,
         lowering: Lowering,
-        for_batch: ForBatch,
         situation: Situation,
         before: BoundStep | None = None,
     ) -> None:
+        transformed = program.transformed
         workload, choices, step = transformed.workload, transformed.choices, transformed.step
         assert workload.optimizer is not None
         assert step is not None
-        self.transformed, self._lowering, self._for_batch = transformed, lowering, for_batch
+        self.transformed, self._lowering, self._programs = transformed, lowering, programs
         device = next(iter(workload.model.parameters())).device
         backend = lowering.backend_on(device)
-        self.lowered = lower(step, device, lowering)
+        self.lowered = program.lowered
         self.state: BoundState = BoundState(transformed, before.state.kept() if before else None)
         if before is not None:
             before.state.release(self.state)
@@ -108,16 +107,36 @@ class BoundStep:
                 self.lowered.accumulate, self.lowered.accumulate_inputs, tensors, made
             )
         self.options = OptionInputs(workload.optimizer, step.guards, tensors)
-        self._device = device
         self._replays = lowering.cuda_graph and backend == "inductor" and device.type == "cuda"
         first = self._batch_graph(transformed.forward, step, self.lowered, workload.batch, tensors)
         self.graphs = BatchGraphs(first, situation, workload.batch, self._another)
 
-    def transform(self, batch: tuple[torch.Tensor, ...]) -> Transformed:
-        """Transform the program as it is now for a batch."""
-        return self._for_batch(batch, self.graphs.is_open)
+    @classmethod
+    def first(
+        cls,
+        transformed: Transformed,
+        lowering: Lowering,
+        for_batch: ForBatch,
+        guard: Guard,
+    ) -> BoundStep:
+        """Return a new step.
 
-    def again(self, made: Transformed, situation: Situation, said: str, gathered: str) -> BoundStep:
+        Args:
+            transformed: its program.
+            lowering: how graphs are run.
+            for_batch: transforms the program again.
+            guard: knows the program as it is, and its numbers that are inputs.
+        """
+        numbers = guard.numbers
+        given = numbers.given_to(for_batch)
+        programs = Programs(transformed, guard.situation, lowering, given, numbers.values)
+        return cls(programs.first, programs, lowering, guard.situation)
+
+    def transform(self, batch: tuple[torch.Tensor, ...], situation: Situation) -> Program:
+        """Transform the program as it is now for a batch, or return what was made before."""
+        return self._programs.get(batch, self.graphs.is_open, situation)
+
+    def again(self, made: Program, situation: Situation, said: str, gathered: str) -> BoundStep:
         """Return the same step on another layout of the weights; this one must not be used on.
 
         Args:
@@ -130,7 +149,8 @@ class BoundStep:
             BadInput: weights cannot be stored in another way now, or other processes have not made
                 the same change.
         """
-        assert made.step is not None
+        step = made.transformed.step
+        assert step is not None
         if gathered:
             raise BadInput(
                 f"{said}, and {gathered} micro-batches of an update are gathered",
@@ -145,9 +165,9 @@ class BoundStep:
             )
         parallel, optimizer = before.choices.loop.parallel, before.workload.optimizer
         if parallel is not None and optimizer is not None:
-            check_same_step(made.step, before.choices.scale, optimizer, parallel)
+            check_same_step(step, before.choices.scale, optimizer, parallel)
         with torch.inference_mode(False):
-            return BoundStep(made, self._lowering, self._for_batch, situation, self)
+            return BoundStep(made, self._programs, self._lowering, situation, self)
 
     def forget_pending(self) -> None:
         """Empty what an update over several micro-batches keeps between them."""
@@ -158,14 +178,15 @@ class BoundStep:
 
     def _another(self, batch: tuple[torch.Tensor, ...], is_open: tuple[bool, ...]) -> BatchGraph:
         with torch.inference_mode(False), self.state.placeholders_for_absent():
-            made = self._for_batch(batch, is_open)
+            program = self._programs.get(batch, is_open, self.graphs.situation)
+        made = program.transformed
         assert made.step is not None
         constants = self.state.admit(made.forward, made.step)
         if constants is None:
-            raise OtherLayout(made)
-        lowered = lower(made.step, self._device, self._lowering)
+            raise OtherLayout(program)
+        lowered = program.lowered
         if not self._fits(made.step, lowered):
-            raise OtherLayout(made)
+            raise OtherLayout(program)
         tensors = ChainMap(constants, self.state.tensors) if constants else self.state.tensors
         return self._batch_graph(made.forward, made.step, lowered, batch, tensors)
 
@@ -190,7 +211,8 @@ class BoundStep:
         shapes = [value.shape for value in batch] if is_open else None
         replayed = CapturedStep(run, lowered.obstacle, shapes) if self._replays else run
         numbers = BoundNumbers(captured.numbers)
-        return BatchGraph(step, gradient, captured.returns, captured.batch_size, replayed, numbers)
+        size, left = captured.batch_size, captured.left
+        return BatchGraph(step, gradient, captured.returns, size, replayed, numbers, left)
 
     def unscaled_gradients(
         self, graph: BatchGraph, batch: Sequence[torch.Tensor]

@@ -12,7 +12,7 @@ import torch
 
 from mpcompile.errors import ChangingNumber, CompileError
 from mpcompile.program.numbers.inputs import NumberInputs, NumberPlace, NumberRefused
-from mpcompile.program.proof.surroundings import Held
+from mpcompile.program.proof.held import Held
 from mpcompile.step.transformed import Transformed
 
 CHANGES = 2

@@ -8,7 +8,7 @@ values are compared, and only if one differs is the program walked over again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from operator import attrgetter, is_
@@ -16,8 +16,12 @@ from typing import Any, TypeAlias
 
 import torch
 
-from mpcompile.program.proof.surroundings import Held, Surroundings, look, surroundings
-from mpcompile.step.transformed import Transformed
+from mpcompile.lower.programs import Program
+from mpcompile.program.proof.held import Held, look
+from mpcompile.program.proof.left_places import LeftPlaces
+from mpcompile.program.proof.surroundings import Surroundings
+from mpcompile.program.returned import Left
+from mpcompile.program.workload import Workload
 from mpcompile.torch_private.guarding import (
     dict_version,
     hooks_made,
@@ -40,6 +44,7 @@ class Guard:
         model: the model of the step.
         loss: its loss.
         optimizer: its optimizer.
+        left: what the program leaves in places of the user's objects; these are not checked.
 
     Attributes:
         situation: what was found when it was last looked at.
@@ -51,14 +56,22 @@ class Guard:
         model: torch.nn.Module,
         loss: Callable[..., Any] | None,
         optimizer: torch.optim.Optimizer,
+        left: Left | None = None,
     ) -> None:
         self._model, self._loss, self._optimizer = model, loss, optimizer
+        self._left = LeftPlaces(left)
         self.numbers = ChangingNumbers()
         self.look()
 
+    @classmethod
+    def of(cls, workload: Workload, left: Left | None) -> Guard:
+        """Return the guard of a workload with an optimizer."""
+        assert workload.optimizer is not None
+        return cls(workload.model, workload.loss, workload.optimizer, left)
+
     def look(self) -> Situation:
         """Walk over the program again, note what is there now, and return it."""
-        found = surroundings(self._model, self._loss)
+        found = self._left.surroundings(self._model, self._loss)
         self.numbers.locate(found.held)
         inputs = self.numbers.inputs
         self.situation = situation_of(found, self._model, self._optimizer, inputs)
@@ -68,7 +81,7 @@ class Guard:
     def peek(self) -> Situation:
         """Return what the program is now, all numbers by value, without noting it."""
         if not self.holds():
-            found = surroundings(self._model, self._loss)
+            found = self._left.surroundings(self._model, self._loss)
             return situation_of(found, self._model, self._optimizer)
         values = self.numbers.values()
         if not values:
@@ -76,14 +89,21 @@ class Guard:
         facts = tuple((name, token(value)) for name, value in values.items())
         return replace(self.situation, program=self.situation.program + facts)
 
-    def made(self, transform: Callable[[_Batch], Transformed], batch: _Batch) -> Transformed:
+    def made(self, transform: Callable[[_Batch, Situation], Program], batch: _Batch) -> Program:
         """Transform the program; numbers that cannot be inputs are constants from then on."""
         try:
-            return transform(batch)
+            return transform(batch, self.situation)
         except NotAsInputs as why:
             self.numbers.give_up(why)
         self.look()
         return self.made(transform, batch)
+
+    def leave(self, left: Left, values: Sequence[Any]) -> None:
+        """Put what a call leaves behind into the user's objects; the check stays as it was."""
+        if self._left.add(left):
+            self.look()
+        self._left.put(left, values)
+        self._versions = list(map(dict_version, self._dicts))
 
     def reject(self, situation: Situation) -> None:
         """Go back to an earlier situation, because a step cannot follow what was found."""
@@ -164,7 +184,7 @@ class Guard:
         with_inputs = {holder for holder, _ in inputs}
         members, hooks = _parts_of_modules(found)
         self._dicts: list[dict[Any, Any]] = []
-        self._in_dicts: list[tuple[list[Any], list[Held]]] = []
+        self._in_dicts: list[tuple[list[Any], list[Held], set[Any]]] = []
         self._often: list[int] = []  # of `_dicts`: those in which an input changes
         self._parts: list[tuple[Any, int, list[Held]]] = []
         self._alike: list[dict[Any, Any]] = []
@@ -177,16 +197,18 @@ class Guard:
             value = holder.value
             if holder.keys is None and isinstance(value, dict):
                 watched.add(id(value))
+                others = self._left.keys_in(value)
                 if id(value) in hooks:
                     if value:
                         self._hooks.append((value, list(value)))
                 elif value and id(value) in members and not any(map(_is_single, value.values())):
                     self._alike.append(value)
-                elif value:
+                elif value or others:
                     if id(value) in with_inputs:
                         self._often.append(len(self._dicts))
                     self._dicts.append(value)
-                    self._in_dicts.append((list(value), held.get(id(value), [])))
+                    keys = [key for key in value if key not in others]
+                    self._in_dicts.append((keys, held.get(id(value), []), others))
                 else:
                     self._empty.append(value)
             elif isinstance(value, list | deque):
@@ -325,9 +347,13 @@ def _parts_of_modules(found: Surroundings) -> tuple[set[int], set[int]]:
     )
 
 
-def _same_entries(now: dict[Any, Any], keys: list[Any], items: list[Held]) -> bool:
-    """Whether a dictionary has the same keys, and the values that count."""
-    return list(now) == keys and all(_unchanged(item.value, now.get(item.key)) for item in items)
+def _same_entries(
+    now: dict[Any, Any], keys: list[Any], items: list[Held], others: set[Any]
+) -> bool:
+    """Whether a dictionary has the same keys beside some others, and the values that count."""
+    if [key for key in now if key not in others] != keys:
+        return False
+    return all(_unchanged(item.value, now.get(item.key)) for item in items)
 
 
 def _same_items(now: Any, before: list[Any]) -> bool:

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from mpcompile.program.proof.surroundings import Held, Surroundings
+from mpcompile.program.proof.held import Held
+from mpcompile.program.proof.surroundings import Surroundings
 from mpcompile.program.proof.users_code import is_followed
 from mpcompile.torch_private.modules import hooks_of
 
@@ -147,7 +148,8 @@ def situation_of(
     program: list[tuple[str, Any]] = []
     for item in found.held:
         is_input = item.path in numbers
-        fact = item.path, Number(type(item.value), INPUT) if is_input else token(item.value)
+        what = _token_without(item.value, found.skipped.get(id(item.value)))
+        fact = item.path, Number(type(item.value), INPUT) if is_input else what
         if item.key == "training" and _is_mode(item):
             modes.append(fact)
         else:
@@ -165,6 +167,13 @@ def situation_of(
     program += list(settings())
     modes.sort(key=lambda fact: fact[0].count("."))  # a module before its parts
     return Situation(tuple(layout), tuple(modes), tuple(program))
+
+
+def _token_without(value: Any, skipped: set[Any] | None) -> Any:
+    """Return the token of a value; of a dictionary without the keys that are not looked at."""
+    if not skipped or not isinstance(value, dict):
+        return token(value)
+    return Kind(type(value).__name__, tuple(token(key) for key in value if key not in skipped))
 
 
 def _is_mode(item: Held) -> bool:

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mpcompile.errors import BadInput
 from mpcompile.lower.lower import Lowering
+from mpcompile.lower.programs import Program
 from mpcompile.passes.step.count_steps import SKIPPED, TAKEN
 from mpcompile.passes.step.report_outcome import APPLIED, GRADIENT_NORM
 from mpcompile.passes.step.scale_loss import SCALE
@@ -67,9 +68,8 @@ class TrainStep(Uncopied):
         self.backend = lowering.backend_on(self._device)
         self._every, self._gathered = choices.loop.accumulate, 0
         self._schedules = Schedules(self._optimizer, choices.scale.gated)
-        self._guard = Guard(workload.model, workload.loss, self._optimizer)
-        given = self._guard.numbers.given_to(for_batch)
-        self._use(BoundStep(transformed, lowering, given, self._guard.situation))
+        self._guard = Guard.of(workload, transformed.forward.left)
+        self._use(BoundStep.first(transformed, lowering, for_batch, self._guard))
 
     def _use(self, bound: BoundStep) -> None:
         """Run the graphs of a layout of the weights from now on."""
@@ -109,7 +109,7 @@ class TrainStep(Uncopied):
             self._gathered = 0
             self._options.hand_over()
         try:
-            loss, *beside = graph.run(given)
+            result = graph.result(graph.run(given), self._guard.leave)
             if due and self._gather is not None:
                 self._update()
         except RuntimeError as error:
@@ -121,7 +121,7 @@ class TrainStep(Uncopied):
             self._schedules.note(self.applied)
             if self._after_update and (not self._rule.gated or bool(self.applied)):
                 run_hooks(self._after_update, self._optimizer)
-        return loss if graph.returns is None else graph.returns([loss, *beside])
+        return result
 
     def forward(self, *inputs: torch.Tensor) -> Any:
         """Run ``model(*inputs)`` in mixed precision as in evaluation mode, without gradients.
@@ -263,7 +263,7 @@ class TrainStep(Uncopied):
             return False
         return bool(moved)
 
-    def _lay_out(self, made: Transformed, said: str) -> None:
+    def _lay_out(self, made: Program, said: str) -> None:
         """Store weights and state in another way, on which the program as it is now can run."""
         gathered = f"{self._gathered} of {self._every}" if self._gathered else ""
         self._use(self._all.again(made, self._guard.situation, said, gathered))

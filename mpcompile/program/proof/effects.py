@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 
 from mpcompile.errors import CannotCapture, SideEffect
 from mpcompile.program.capture import definition
+from mpcompile.program.proof.prints import Prints
 from mpcompile.program.proof.second_look import lines_of
 from mpcompile.program.proof.snapshot import Change, Snapshot
 from mpcompile.program.proof.surroundings import surroundings
@@ -43,17 +44,40 @@ def generators_kept() -> Iterator[None]:
 class Effects:
     """The effects of one program, collected over several runs of it.
 
+    Args:
+        workload: the program.
+        again: whether it was compiled before, for another batch; then its text is dropped.
+
     Attributes:
         found: what the program can read.
+        prints: the text that it writes.
     """
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, *, again: bool = False) -> None:
         self.found = surroundings(workload.model, workload.loss)
+        self.prints = Prints(silent=again)
         self._workload = workload
         self._note = Snapshot(self.found)
         self._states = {name: state() for name, state in _GLOBAL.items()}
         self._changes: dict[str, Change] = {}
         self._written: list[str] = []
+        self._drawn: list[str] = []
+        self._left: set[str] = set()
+        self._read: set[str] = set()
+
+    def put_back(self) -> None:
+        """Put back what the program has changed beside tensors."""
+        self._note.restore()
+
+    def note_left(self, done: Iterable[str], read: Iterable[str]) -> None:
+        """Note the places that get a tensor from the program.
+
+        Args:
+            done: those in which the step puts it too.
+            read: those that the next call of the program reads, so that a step cannot do it.
+        """
+        self._left.update(done)
+        self._read.update(read)
 
     @contextmanager
     def undone(self) -> Iterator[None]:
@@ -62,19 +86,23 @@ class Effects:
         Raises:
             CannotCapture: the program draws numbers from a generator that is not torch's.
         """
-        with generators_kept():
+        with generators_kept(), self.prints.kept():
             try:
                 yield
-                drawn = [name for name, state in _GLOBAL.items() if state() != self._states[name]]
-                drawn += self._note.drawn()
-                for change in self._note.changes():
-                    # A list that was added to says more than the attribute that holds a copy.
-                    if not change.is_state and not (change.path in self._changes and change.named):
-                        self._changes[change.path] = change
+                self.note()
             finally:
                 self._note.restore()
-        if drawn:
-            raise self._refusal(drawn[0])
+        if self._drawn:
+            raise self._refusal(self._drawn[0])
+
+    def note(self) -> None:
+        """Note what the program has changed and drawn."""
+        self._drawn += [name for name, state in _GLOBAL.items() if state() != self._states[name]]
+        self._drawn += self._note.drawn()
+        for change in self._note.changes():
+            # A list that was added to says more than the attribute that holds a copy.
+            if not change.is_state and not (change.path in self._changes and change.named):
+                self._changes[change.path] = change
 
     def note_written(self, paths: list[str]) -> None:
         """Note tensors outside the model's state that the program writes in place."""
@@ -82,7 +110,8 @@ class Effects:
 
     def say(self) -> None:
         """Warn with `SideEffect` of each change once, with the line that makes it."""
-        changes, lines = self._changes, dict[str, str]()
+        lines = dict[str, str]()
+        changes = {path: found for path, found in self._changes.items() if path not in self._left}
         if changes:
             probes = {path: self._note.probe(change) for path, change in changes.items()}
             lines = self._lines(probes)
@@ -92,12 +121,26 @@ class Effects:
             self._warn(path, kind, lines.get(path))
         for path in self._written:
             self._warn(path, "is written by the program", None)
+        self.prints.release()
+        if self.prints.lines:
+            first, *rest = self.prints.lines
+            more = f", here and in {len(rest)} more line{'s' * (len(rest) > 1)}," if rest else ""
+            warnings.warn(
+                f"{first}: the program writes text{more} when it runs, and a compiled step does "
+                "not do that; print what the step returns.",
+                SideEffect,
+                stacklevel=4,
+            )
 
     def _warn(self, path: str, kind: str, line: str | None) -> None:
         where = line or definition(self._workload.loss) or self._workload.origin
+        fix = "return it beside the loss, or change it outside the step"
+        if path in self._read:
+            kind += " and read by its next call"
+            fix = "make it a buffer with register_buffer, which a step reads and writes"
         warnings.warn(
             f"{where + ': ' if where else ''}{path} {kind} when it runs, and a compiled step "
-            "does not do that; return it beside the loss, or change it outside the step.",
+            f"does not do that; {fix}.",
             SideEffect,
             stacklevel=5,
         )
@@ -114,7 +157,7 @@ class Effects:
         )
 
     def _lines(self, probes: dict[str, Callable[[], Any]]) -> dict[str, str]:
-        with generators_kept():
+        with generators_kept(), self.prints.dropped():
             try:
                 return lines_of(self._workload, self.found, probes)
             finally:

@@ -11,7 +11,9 @@ from torch import fx
 
 from mpcompile.program.capture import Forward, InputKind
 from mpcompile.program.derivatives.own_backward import OwnBackward
+from mpcompile.program.proof.left_behind import left_values
 from mpcompile.program.proof.snapshot import TensorCopies
+from mpcompile.program.proof.surroundings import Surroundings
 from mpcompile.program.random_state import RandomState, drawn_again, random_state
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.modules import hooks_of
@@ -25,7 +27,8 @@ class Outcome:
 
     Attributes:
         loss: 0-d.
-        beside: the tensors that the loss function returns beside the loss.
+        beside: the tensors that the loss function returns beside the loss, then those that the
+            program leaves in attributes.
         gradients: per trained parameter its gradient; None: the loss does not reach it.
         written: the next values of the model's parameters and buffers that the pass has written.
         random: the state of torch's generators after the forward pass.
@@ -50,6 +53,7 @@ class Subject:
         homes: every name of a tensor in the model, and its key in `state`: it may have several.
         trained: the names of the captured parameters that the optimizer trains.
         device: the device of the model.
+        found: what the program can read.
     """
 
     workload: Workload
@@ -59,9 +63,10 @@ class Subject:
     homes: dict[str, str]
     trained: tuple[str, ...]
     device: torch.device
+    found: Surroundings
 
     @classmethod
-    def of(cls, workload: Workload, forward: Forward) -> Subject:
+    def of(cls, workload: Workload, forward: Forward, found: Surroundings) -> Subject:
         """Collect the tensors of a captured program."""
         assert workload.optimizer is not None
         model = workload.model
@@ -83,7 +88,7 @@ class Subject:
         nodes = forward.module.graph.nodes
         hooked = any(isinstance(node.target, OwnBackward) for node in nodes)
         hooked = hooked or any(map(hooks_of, state.values()))
-        return cls(workload, forward, state, hooked, homes, trained, device)
+        return cls(workload, forward, state, hooked, homes, trained, device, found)
 
 
 def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -122,6 +127,7 @@ def of_program(subject: Subject, copies: TensorCopies, state: RandomState) -> Ou
     for name, tensor in {**subject.state, **now}.items():
         if tensor is not subject.state.get(name) or id(tensor) in changed:
             written[name] = tensor.detach().clone()
+    beside += left_values(subject.found, subject.forward.left)
     kept = tuple(value.detach().clone() for value in beside)
     return Outcome(loss.detach(), kept, gradients, written, after)
 

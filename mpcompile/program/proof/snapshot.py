@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from mpcompile.program.proof.surroundings import GONE, Holder, Path, Surroundings, elements, look
+from mpcompile.program.proof.held import DEFAULTS, GONE, Holder, Path, elements, look, place_of, put
+from mpcompile.program.proof.surroundings import Surroundings
 from mpcompile.torch_private.tensors import is_fake, set_version, version_of
 
 _EQUAL = (bool, int, float, complex, str, bytes)
@@ -66,6 +67,7 @@ class Snapshot:
             change
             for item, before in self._contents
             for change in _differences(item, before, lenient=True)
+            if not self._is_copy(change)
         ]
         found += [
             Change(path, None, before, _state(item), item)
@@ -73,6 +75,18 @@ class Snapshot:
             if not _same_state(before, _state(item))
         ]
         return found
+
+    def _is_copy(self, change: Change) -> bool:
+        """Whether an attribute holds a copy of a container as it was, which `torch.export` makes.
+
+        What the program has written to the container itself is a change of its own.
+        """
+        if not change.named or type(change.before) is not type(change.after):
+            return False
+        return any(
+            item.value is change.before and _alike(content, change.after)
+            for item, content in self._contents
+        )
 
     def probe(self, change: Change) -> Callable[[], bool]:
         """Return a function that says whether a change is there, and looks at nothing else."""
@@ -218,11 +232,8 @@ def _content(item: Holder) -> Any:
         return list(elements(holder))
     if isinstance(holder, set):
         return set(holder)
-    names = ("cell_contents",) if hasattr(type(holder), "cell_contents") else _DEFAULTS
+    names = ("cell_contents",) if hasattr(type(holder), "cell_contents") else DEFAULTS
     return {name: look(holder, name) for name in names}
-
-
-_DEFAULTS = ("__defaults__", "__kwdefaults__")
 
 
 def _differences(item: Holder, before: Any, *, lenient: bool = False) -> list[Change]:
@@ -232,7 +243,7 @@ def _differences(item: Holder, before: Any, *, lenient: bool = False) -> list[Ch
         pairs = [(key, value, now.get(key, GONE)) for key, value in before.items()]
         pairs += [(key, GONE, value) for key, value in now.items() if key not in before]
         return [
-            Change(_path(item, key), key, old, new, item)
+            Change(place_of(item, key), key, old, new, item)
             for key, old, new in pairs
             if not (_alike(old, new) if lenient else _same(old, new))
         ]
@@ -246,15 +257,6 @@ def _differences(item: Holder, before: Any, *, lenient: bool = False) -> list[Ch
         if not _same(old, new):
             return [Change(str(item.path), index, old, new, item)]
     return []
-
-
-def _path(item: Holder, key: Any) -> str:
-    path, holder = item.path, item.value
-    if str(path) == "the global":
-        return f"the global {key}"
-    if hasattr(type(holder), "cell_contents") or key in _DEFAULTS:
-        return str(path)
-    return str(path.attribute(key) if item.attributes else path.item(key))
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -278,30 +280,18 @@ def _alike(one: Any, other: Any) -> bool:
 
 def _put_back(item: Holder, before: Any) -> None:
     holder = item.value
-    if isinstance(holder, dict):
-        kind = OrderedDict if isinstance(holder, OrderedDict) else dict
-        if item.keys is None and list(dict.keys(holder)) != list(before):
-            kind.clear(holder)
-        for key, value in before.items():
-            if value is GONE:
-                kind.pop(holder, key, None)
-            elif look(holder, key) is not value:
-                kind.__setitem__(holder, key, value)
-    elif isinstance(holder, list):
+    if isinstance(holder, list):
         list.__setitem__(holder, slice(None), before)
-    elif isinstance(holder, deque | set):
+        return
+    if isinstance(holder, deque | set):
         holder.clear()
         (holder.extend if isinstance(holder, deque) else holder.update)(before)
-    else:
-        for key, value in before.items():
-            if look(holder, key) is value:
-                continue
-            if value is GONE:
-                delattr(holder, key)
-            elif isinstance(holder, type):
-                setattr(holder, key, value)
-            else:
-                object.__setattr__(holder, key, value)
+        return
+    if isinstance(holder, dict) and item.keys is None and list(dict.keys(holder)) != list(before):
+        (OrderedDict if isinstance(holder, OrderedDict) else dict).clear(holder)
+    for key, value in before.items():
+        if look(holder, key) is not value:
+            put(holder, key, value)
 
 
 def _state(generator: Any) -> Any:

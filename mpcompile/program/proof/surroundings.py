@@ -10,8 +10,8 @@ from __future__ import annotations
 import enum
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mpcompile.program.proof.held import GONE, Held, Holder, Path, elements, look
 from mpcompile.program.proof.users_code import (
     codes_in,
     is_class_value,
@@ -46,61 +47,6 @@ _CALLED = {"forward", "backward", "setup_context", "jvp"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Held:
-    """A value that a program can read, and the place that holds it.
-
-    Attributes:
-        path: its place as a person writes it: ``model.drop.p``, ``the global TEMPERATURE``.
-        holder: a dict, list, tuple, deque, cell, function, class or object with slots.
-        key: key or index; for a cell, function, class or object the name of the attribute.
-        value: the value at the time of the walk.
-    """
-
-    path: str
-    holder: Any
-    key: Any
-    value: Any
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Holder:
-    """A container, cell, function, class or object, also an empty one.
-
-    Attributes:
-        path: its place as a person writes it.
-        value: the holder itself; for an object its ``__dict__`` if it has one.
-        keys: the only keys that count, of a module's globals; None: all.
-        attributes: whether its keys are read as attributes, not as items.
-        state: whether it holds parameters, buffers or submodules, or is a layer of torch.
-    """
-
-    path: Path
-    value: Any
-    keys: frozenset[str] | None = None
-    attributes: bool = False
-    state: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Path:
-    """A place as a person writes it: ``options.beta`` `` of loss's closure``."""
-
-    name: str
-    of: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name}{self.of}"
-
-    def attribute(self, name: str) -> Path:
-        """Return the place of an attribute."""
-        return Path(f"{self.name}.{name}", self.of)
-
-    def item(self, key: Any) -> Path:
-        """Return the place of an item."""
-        return Path(f"{self.name}[{key!r}]"[:200], self.of)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Surroundings:
     """All that a program can read beside its batch.
 
@@ -109,16 +55,14 @@ class Surroundings:
         holders: each container, cell and object whose content can change.
         tensors: each tensor once, with the first place that holds it.
         generators: each random generator, too.
+        skipped: by the id of what holds them, the keys that were not looked at.
     """
 
     held: list[Held]
     holders: list[Holder]
     tensors: list[tuple[str, torch.Tensor]]
     generators: list[tuple[str, Any]]
-
-
-GONE = object()
-"""What `look` returns if there is nothing."""
+    skipped: Mapping[int, set[Any]] = field(default_factory=dict)
 
 
 def held_values(model: torch.nn.Module, loss: Callable[..., Any] | None) -> list[Held]:
@@ -126,47 +70,35 @@ def held_values(model: torch.nn.Module, loss: Callable[..., Any] | None) -> list
     return surroundings(model, loss).held
 
 
-def surroundings(model: torch.nn.Module, loss: Callable[..., Any] | None) -> Surroundings:
-    """Walk over what the program can read; see the module's docstring."""
-    walk = _Walk()
+def surroundings(
+    model: torch.nn.Module, loss: Callable[..., Any] | None, skip: Container[tuple[int, Any]] = ()
+) -> Surroundings:
+    """Walk over what the program can read; see the module's docstring.
+
+    Args:
+        model: the model.
+        loss: its loss.
+        skip: values that are not looked at: the id of what holds each, and its key.
+    """
+    walk = _Walk(skip)
     walk.module(model, Path("model"))
     if loss is not None:
         walk.root(loss)
     return Surroundings(
-        walk.held, list(walk.holders.values()), list(walk.tensors.values()), walk.generators
+        walk.held,
+        list(walk.holders.values()),
+        list(walk.tensors.values()),
+        walk.generators,
+        walk.skipped,
     )
-
-
-def current(item: Held, default: Any = None) -> Any:
-    """Return what is at a value's place now; the default if the place is gone."""
-    found = look(item.holder, item.key)
-    return default if found is GONE else found
-
-
-def look(holder: Any, key: Any) -> Any:
-    """Return what a holder has under a key, or `GONE`."""
-    if isinstance(holder, dict):
-        return dict.get(holder, key, GONE)
-    if isinstance(holder, list | tuple | deque):
-        parts = elements(holder)
-        return parts[key] if key < len(parts) else GONE
-    try:
-        return getattr(holder, key, GONE)
-    except ValueError:  # an empty cell
-        return GONE
-
-
-def elements(holder: Any) -> Any:
-    """Return the elements of a list, tuple or deque, whatever its class makes of reading them."""
-    if isinstance(holder, deque):
-        return holder
-    return list(list.__iter__(holder) if isinstance(holder, list) else tuple.__iter__(holder))
 
 
 class _Walk:
     """One walk; an attribute waits until some code that was reached names it."""
 
-    def __init__(self) -> None:
+    def __init__(self, skip: Container[tuple[int, Any]]) -> None:
+        self._skip = skip
+        self.skipped: dict[int, set[Any]] = {}
         self.held: list[Held] = []
         self.holders: dict[tuple[int, frozenset[str] | None], Holder] = {}
         self.tensors: dict[int, tuple[str, torch.Tensor]] = {}
@@ -228,6 +160,9 @@ class _Walk:
             self._object(value, path, depth)
 
     def _entry(self, path: Path, holder: Any, key: Any, value: Any, depth: int) -> None:
+        if (id(holder), key) in self._skip:
+            self.skipped.setdefault(id(holder), set()).add(key)
+            return
         self.held.append(Held(str(path), holder, key, value))
         self._value(value, path, depth)
 

@@ -32,6 +32,12 @@ def is_users_file(path: str) -> bool:
     return not path.startswith(_STDLIB)
 
 
+def is_pythons_file(path: str) -> bool:
+    """Whether a source file is of Python's own library."""
+    installed = any(folder in path for folder in _INSTALLED)
+    return path.startswith((_STDLIB, "<frozen")) and not installed
+
+
 def is_users_code(function: FunctionType) -> bool:
     """Whether a function was written by the user, also at the prompt of an interpreter."""
     file = function.__code__.co_filename

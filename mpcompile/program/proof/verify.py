@@ -62,7 +62,7 @@ def verify(workload: Workload, forward: Forward, effects: Effects) -> None:
         CannotCapture: the program draws numbers from a generator that is not torch's.
         BadInput: the program itself fails in its forward or backward pass.
     """
-    subject = Subject.of(workload, forward)
+    subject = Subject.of(workload, forward, effects.found)
     tensors = [*subject.state.values(), *workload.batch]
     if any(is_fake(tensor) or tensor.device.type == "meta" for tensor in tensors):
         return
@@ -108,7 +108,8 @@ def _both(subject: Subject, state: RandomState, effects: Effects) -> tuple[Outco
     captured, obstacle = None, None
     with generators_kept():
         try:
-            captured = of_graph(subject, state)
+            with effects.prints.dropped():
+                captured = of_graph(subject, state)
         except CompileError:
             raise
         except Exception as error:
@@ -120,7 +121,7 @@ def _both(subject: Subject, state: RandomState, effects: Effects) -> tuple[Outco
                 copies.changed_by_ops()
             put_back()
         try:
-            with effects.undone():
+            with effects.undone(), effects.prints.through():
                 eager = of_program(subject, copies, state)
             own = {id(tensor) for tensor in subject.state.values()}
             own |= {id(tensor) for _, tensor in found.tensors[len(effects.found.tensors) :]}
@@ -151,7 +152,8 @@ def _exact(subject: Subject, state: RandomState, effects: Effects) -> Outcome | 
     """Run the graph in FP64; None if some op has no such form, and then nothing is noise."""
     note = Snapshot(effects.found)
     try:
-        return of_graph(subject, state, exact=True)
+        with effects.prints.dropped():
+            return of_graph(subject, state, exact=True)
     except Exception:
         return None
     finally:
@@ -217,9 +219,16 @@ def _differences(subject: Subject, captured: Outcome, eager: Outcome) -> Iterato
         before = None if before is None else before.detach()
         pair = captured.written.get(name, before), eager.written.get(name, before)
         yield _compared(f"the next value of {name}", ("written", name), pair, first.get(name))
+    left = subject.forward.left.names if subject.forward.left else ()
     if len(captured.beside) == len(eager.beside):
+        first_left = len(eager.beside) - len(left)
         for index, both in enumerate(zip(captured.beside, eager.beside, strict=True)):
-            yield _compared(f"tensor {index} beside the loss", ("beside", index), both)
+            what = f"tensor {index} beside the loss"
+            if index >= first_left:
+                what = f"the tensor that is left in {left[index - first_left]}"
+            yield _compared(what, ("beside", index), both)
+    elif left:
+        yield _Difference(f"what is left in {left[0]}", ("beside", 0), None, None, None, inf)
     for name in ("cpu", "cuda"):
         one, other = getattr(captured.random, name), getattr(eager.random, name)
         if one is not None and not torch.equal(one, other):

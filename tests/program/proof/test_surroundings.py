@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from mpcompile.program.proof.surroundings import Held, current, held_values, surroundings
+from mpcompile.program.proof.held import Held, current
+from mpcompile.program.proof.surroundings import held_values, surroundings
 
 TEMPERATURE = 2.0
 UNREAD = 3.0
