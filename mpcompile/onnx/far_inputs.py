@@ -44,9 +44,9 @@ def far_inputs(model: ir.Model, seed: int = 1) -> dict[str, Array] | None:
             continue
         bound = min(_bounds(value), default=0)
         if bound > 2:
-            kind = made[name].dtype
-            bound = min(bound, np.iinfo(kind).max)
-            made[name] = generator.integers(0, bound, made[name].shape).astype(kind)
+            bound = min(bound, np.iinfo(str(made[name].dtype)).max)
+            numbers = generator.integers(0, bound, made[name].shape)
+            made[name] = numbers.astype(made[name].dtype)
             found = True
     return made if found else None
 

@@ -195,7 +195,7 @@ class _Demands:
         return noted
 
     def _without_moved_layers(self, kept: dict[str, str]) -> dict[str, str]:
-        """Leave out ops that round nothing, of rounded results: the reader widens theirs as well."""
+        """Leave out ops on rounded results that round nothing: their readers widen as well."""
         wide = {name for op in self._ops if op.wish is Wish.FULL for name in op.writes}
         found: dict[str, str] = {}
         for op in self._ops:
