@@ -84,6 +84,10 @@ class SideEffect(UserWarning):
     """The program changes a Python value when it runs, and a compiled step does not."""
 
 
+class SkippedSteps(UserWarning):
+    """Steps are skipped one after the other, so nothing is trained."""
+
+
 class Unverified(UserWarning):
     """A captured graph could not be compared with the program."""
 

@@ -33,6 +33,7 @@ from mpcompile.train.optimizer_hooks import hooks_after_update, run_hooks
 from mpcompile.train.scaler_state import load_scaler_state, scaler_state
 from mpcompile.train.schedules import Schedules
 from mpcompile.train.situation import changed_numbers, differences, summary
+from mpcompile.train.skipped_in_a_row import SkippedInARow
 
 _log = logging.getLogger("mpcompile")
 
@@ -68,6 +69,8 @@ class TrainStep(Uncopied):
         self.backend = lowering.backend_on(self._device)
         self._every, self._gathered = choices.loop.accumulate, 0
         self._schedules = Schedules(self._optimizer, choices.scale.gated)
+        gradients = self.gradients if self.parallel is None else None
+        self._in_a_row = SkippedInARow(gradients, self._device) if choices.scale.gated else None
         self._guard = Guard.of(workload, transformed.forward.left)
         self._use(BoundStep.first(transformed, lowering, for_batch, self._guard))
 
@@ -118,6 +121,8 @@ class TrainStep(Uncopied):
             raise
         if due:
             note_step(self._optimizer)
+            if self._in_a_row is not None:
+                self._in_a_row.note(self._state[SKIPPED], batch, result)
             self._schedules.note(self.applied)
             if self._after_update and (not self._rule.gated or bool(self.applied)):
                 run_hooks(self._after_update, self._optimizer)
@@ -162,10 +167,7 @@ class TrainStep(Uncopied):
         self._schedules.add(schedule)
 
     def settle(self) -> None:
-        """Step the schedules for the last update now, for example to read a rate.
-
-        `save` calls it too.
-        """
+        """Step the schedules for the last update now, as `save` does, to read a rate."""
         self._schedules.settle()
 
     def gradients(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
