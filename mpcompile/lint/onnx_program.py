@@ -24,7 +24,8 @@ from mpcompile.plan.op_table import ONNX_RULES, UNKNOWN
 from mpcompile.plan.plan import Decision, Plan
 from mpcompile.plan.policy import Policy
 from mpcompile.plan.ranges import Ranges
-from mpcompile.plan.rule import Wish
+from mpcompile.plan.rule import Sensitivity, Wish
+from mpcompile.plan.sensitivity import sensitive_readers
 from mpcompile.precision import Precision
 
 _DTYPES = {
@@ -67,6 +68,7 @@ def read_program(
         {decision.op: decision for decision in decided.decisions},
         _constants(nest, prepared.flow, decided),
         {value: _maker(value, nest) for value in nest.values},
+        sensitive_readers(prepared.flow),
     )
     return Program(source, "onnx", decided.precision, tuple(reader.nodes()))
 
@@ -78,6 +80,7 @@ class _Reader:
     decisions: Mapping[str, Decision]
     constants: Mapping[str, ConstantUse]
     makers: Mapping[ir.Value, str]
+    readers: Mapping[str, tuple[str, Sensitivity]]
 
     def nodes(self) -> list[Node]:
         found: list[Node] = []
@@ -112,6 +115,7 @@ class _Reader:
             found.flops,
             found.sizes,
             bound=_bound(node),
+            reader=self.readers.get(name),
         )
 
     def _precision(self, node: ir.Node, name: str) -> tuple[Precision | None, Precision | None, By]:

@@ -12,6 +12,7 @@ from mpcompile.lint.finding import Finding, Severity
 from mpcompile.plan.authors import author_of
 from mpcompile.plan.dataflow import Op, Where
 from mpcompile.plan.plan import Decision
+from mpcompile.plan.rule import Sensitivity
 from mpcompile.precision import Precision
 
 SMALLEST = 2.0**-24
@@ -97,6 +98,7 @@ class Node:
         sizes: the lengths of a Tensor-Core op's rows in memory.
         in_loss: the loss function calls it, not the model.
         bound: its upper bound, if it has one.
+        reader: the id of an op that needs its result in FP32, and how rounding it would hurt there.
         channels_last: whether a convolution's input has the channels of a pixel next to each
             other; None for other ops.
     """
@@ -117,6 +119,7 @@ class Node:
     in_loss: bool = False
     bound: float | None = None
     channels_last: bool | None = None
+    reader: tuple[str, Sensitivity] | None = None
 
     @property
     def narrow(self) -> bool:

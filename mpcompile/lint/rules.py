@@ -16,6 +16,12 @@ from mpcompile.lint.layout import convolutions_not_channels_last
 from mpcompile.lint.loss_terms import narrow_losses
 from mpcompile.lint.probabilities import logarithm_of_probability, sigmoid_then_loss
 from mpcompile.lint.program import Check, Program
+from mpcompile.lint.rounded import (
+    rounded_angles,
+    rounded_choices,
+    rounded_differences,
+    rounded_matrices,
+)
 from mpcompile.lint.selection import RuleSelection
 from mpcompile.lint.shapes import misaligned_shapes
 from mpcompile.lint.sums import long_products, long_sums
@@ -68,6 +74,14 @@ RULES: tuple[LintRule, ...] = (
         "a sigmoid followed by binary cross entropy", sigmoid_then_loss),
     LintRule("MP202", "logarithm-of-probability", _WARNING,
         "the logarithm of a softmax or a sigmoid", logarithm_of_probability),
+    LintRule("MP203", "rounded-angle", _WARNING,
+        "an angle of a sine in 16 bits", rounded_angles),
+    LintRule("MP204", "rounded-difference", _WARNING,
+        "numbers in 16 bits whose difference is read", rounded_differences),
+    LintRule("MP205", "rounded-choice", _WARNING,
+        "the argument of a step, a choice or a comparison in 16 bits", rounded_choices),
+    LintRule("MP206", "rounded-matrix", _WARNING,
+        "the matrix of a solver in 16 bits", rounded_matrices),
     LintRule("MP301", "long-sum", _WARNING,
         "a sum, norm or mean of many numbers in 16 bits", long_sums),
     LintRule("MP302", "long-product", _WARNING,

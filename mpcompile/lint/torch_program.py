@@ -23,7 +23,8 @@ from mpcompile.plan.op_table import TORCH_RULES, UNKNOWN
 from mpcompile.plan.plan import Decision, Plan
 from mpcompile.plan.policy import Policy
 from mpcompile.plan.ranges import Ranges
-from mpcompile.plan.rule import Wish
+from mpcompile.plan.rule import Sensitivity, Wish
+from mpcompile.plan.sensitivity import sensitive_readers
 from mpcompile.precision import Precision
 from mpcompile.program.capture import Forward, InputKind, capture, source_position
 from mpcompile.program.control_flow import Nest, nest_of
@@ -90,6 +91,7 @@ def program_of(
         {op.id: op for op in flow.ops},
         {decision.op: decision for decision in decided.decisions},
         _constants(forward, unfit, flow, decided.precision),
+        sensitive_readers(flow),
     )
     nodes = reader.nodes()
     if any(_may_be_padded(node) for node in nodes) and _PAD not in without:
@@ -106,6 +108,7 @@ class _Reader:
     ops: Mapping[str, Op]
     decisions: Mapping[str, Decision]
     constants: Mapping[str, ConstantUse]
+    readers: Mapping[str, tuple[str, Sensitivity]]
 
     def nodes(self) -> list[Node]:
         ids = self.nest.nodes
@@ -150,6 +153,7 @@ class _Reader:
             self.has_loss and _is_in_loss(node),
             number_arguments(node).get("max") if kind in _CLAMPS else None,
             found.channels_last,
+            self.readers.get(name),
         )
 
     def _precision(

@@ -100,6 +100,32 @@ def keep_exact(flow: Dataflow, policy: Policy) -> Dataflow:
     return replace(flow, ops=tuple(ops))
 
 
+def sensitive_readers(flow: Dataflow) -> dict[str, tuple[str, Sensitivity]]:
+    """Return the id and kind of the op that reads each op's result and needs it in FP32.
+
+    Overrides do not count: an op that the user runs in 16 bits all the same is in it.
+
+    Args:
+        flow: the neutral graph.
+    """
+    bare = [replace(op, overridden=False, wish=_own_wish(op)) for op in flow.ops]
+    demands = _Demands(replace(flow, ops=tuple(bare)), Level.PAPER)
+    kept = demands.kept()
+    found: dict[str, tuple[str, Sensitivity]] = {}
+    for op in flow.ops:
+        if op.id in kept:
+            asked = demands.strongest(op)
+            reader = asked.reader if asked is not None else op
+            found[op.id] = reader.id, reader.sensitivity
+    return found
+
+
+def _own_wish(op: Op) -> Wish:
+    if op.overridden:
+        return Wish.HALF if is_tensor_core(op) else Wish.FREE
+    return op.wish
+
+
 class _Demands:
     """The demands on the tensors of one graph.
 
@@ -119,7 +145,12 @@ class _Demands:
 
     def are_on(self, op: Op) -> bool:
         """Whether a sensitive op reads a result of an op."""
-        return any(name in self._on for name in op.writes)
+        return self.strongest(op) is not None
+
+    def strongest(self, op: Op) -> _Demand | None:
+        """Return the demand on an op's results that reaches farthest back."""
+        found = [self._on[name] for name in op.writes if name in self._on]
+        return max(found, key=lambda item: item.reach, default=None)
 
     def kept(self) -> dict[str, str]:
         """Return why each op that must store FP32 must, by id."""
@@ -137,8 +168,7 @@ class _Demands:
         """Note the demands of an op on what it reads; return why it must store FP32, or ""."""
         if op.overridden and op.wish is not Wish.FULL:
             return ""
-        on_me = [self._on[name] for name in op.writes if name in self._on]
-        demand = max(on_me, key=lambda item: item.reach, default=None)
+        demand = self.strongest(op)
         passed = self._passed(op, demand) if demand is not None else None
         if passed is not None:
             self._note(op.reads, passed)

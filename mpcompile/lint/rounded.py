@@ -1,0 +1,66 @@
+"""MP203 to MP206: numbers that a sensitive op reads, rounded to 16 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mpcompile.lint.finding import Finding, Severity
+from mpcompile.lint.program import MOVES, Check, Node, Program, title
+from mpcompile.plan.op_table import TABLE
+from mpcompile.plan.rule import PrecisionClass, Sensitivity
+from mpcompile.precision import Precision
+
+_TENSOR_CORE = frozenset(
+    rule.name for rule in TABLE if rule.precision_class is PrecisionClass.TENSOR_CORE
+)
+_KEEP_LAYERS = (Sensitivity.PERIODIC, Sensitivity.ILL_CONDITIONED)
+_CALLS = {
+    Sensitivity.PERIODIC: "an angle",
+    Sensitivity.CANCELLING: "a number of a difference",
+    Sensitivity.ADDING: "a number of a difference",
+    Sensitivity.COMPARISON: "a number of a comparison",
+    Sensitivity.DISCONTINUOUS: "the argument of a choice",
+    Sensitivity.ILL_CONDITIONED: "a matrix of a solver",
+}
+
+
+def _check(rule: str, kinds: frozenset[Sensitivity]) -> Check:
+    def check(program: Program) -> Iterator[Finding]:
+        for node in program.nodes:
+            if node.reader is None or node.reader[1] not in kinds or node.row in MOVES:
+                continue
+            if node.stores_narrow:
+                yield _rounded(rule, node)
+            elif node.row in _TENSOR_CORE and node.reader[1] in _KEEP_LAYERS:
+                yield _kept(rule, node)
+
+    return check
+
+
+def _rounded(rule: str, node: Node) -> Finding:
+    reader, kind = node.reader  # type: ignore[misc]
+    name = title(node.stores or Precision.FP32)
+    by = "" if reader == node.id else f", and {reader} reads it"
+    return node.finding(
+        rule,
+        Severity.WARNING,
+        f"{node.op} stores {_CALLS[kind]} in {name} {node.by.value}{by}: {kind.value}",
+        "remove that override, or use the level paper",
+    )
+
+
+def _kept(rule: str, node: Node) -> Finding:
+    reader, kind = node.reader  # type: ignore[misc]
+    return node.finding(
+        rule,
+        Severity.NOTE,
+        f"{node.op} makes {_CALLS[kind]} for {reader} and stays in FP32, without Tensor Cores: "
+        f"{kind.value}",
+        f"if its numbers are small, give --half 'node:{node.id}'",
+    )
+
+
+rounded_angles = _check("MP203", frozenset({Sensitivity.PERIODIC}))
+rounded_differences = _check("MP204", frozenset({Sensitivity.CANCELLING, Sensitivity.ADDING}))
+rounded_choices = _check("MP205", frozenset({Sensitivity.COMPARISON, Sensitivity.DISCONTINUOUS}))
+rounded_matrices = _check("MP206", frozenset({Sensitivity.ILL_CONDITIONED}))
