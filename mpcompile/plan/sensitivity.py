@@ -156,13 +156,17 @@ class _Demands:
         """Return why each op that must store FP32 must, by id."""
         kept: dict[str, str] = {}
         known = -1
-        while len(self._on) > known:  # a loop passes its results to its next round
-            known = len(self._on)
+        while self._asked() > known:  # a loop passes its results to its next round
+            known = self._asked()
             for op in reversed(self._ops):
                 reason = self._visit(op)
                 if reason:
                     kept.setdefault(op.id, reason)
         return self._without_moved_layers(kept)
+
+    def _asked(self) -> int:
+        """Return how much is demanded; it only grows."""
+        return sum(demand.reach for demand in self._on.values())
 
     def _visit(self, op: Op) -> str:
         """Note the demands of an op on what it reads; return why it must store FP32, or ""."""
@@ -202,11 +206,11 @@ class _Demands:
             return
         for name in op.full_reads if op.rule == "grid sampler" else op.reads:
             origin = self._origins.of(name)
-            # A difference of weights is no layer's, and that of embeddings is of their own size.
-            if op.sensitivity is Sensitivity.CANCELLING and not origin & (
-                Origin.DATA | Origin.GRAM
-            ):
-                continue
+            data = origin & (Origin.DATA | Origin.GRAM)
+            if op.sensitivity is Sensitivity.CANCELLING and not data:
+                continue  # weights, such as the rows of an embedding in front of a norm
+            if op.sensitivity is Sensitivity.UNKNOWN and Origin.GRAM in origin:
+                continue  # nothing says that it is worth a matmul in FP32
             yield name
 
     def _note(self, names: tuple[str, ...], demand: _Demand) -> bool:
