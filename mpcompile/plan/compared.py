@@ -1,8 +1,10 @@
-"""Keep in FP32 what comes with the batch and meets a result: targets, masks and their differences.
+"""Keep in FP32 arithmetic on a layer's result and a number that no layer has rounded.
 
 ``(prediction - target) ** 2`` must not round a target of 2,000 to the next even number, and a
-target of 200,000 is infinite in FP16. So behind the last Tensor-Core op of the graph, arithmetic
-that reads a result and a number of the batch is FP32, and so is all that follows it.
+target of 200,000 is infinite in FP16. The size of what comes with the batch, or of what is computed
+from it, is unknown. So where such a number meets the result of a layer, the arithmetic is FP32, as
+type promotion under autocast makes it. What follows is FP32 too, until a norm or another op with a
+bounded result, or a Tensor-Core op.
 """
 
 from __future__ import annotations
@@ -10,15 +12,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mpcompile.plan.dataflow import Dataflow, Op
+from mpcompile.plan.growth import BOUNDED
 from mpcompile.plan.origins import Origin, Origins, is_tensor_core
 from mpcompile.plan.policy import Policy
 from mpcompile.plan.rule import Wish
 
-REASON = "it compares a result with a number of the batch, which 16 bits would round"
+REASON = "it reads a number of the batch beside a layer's result, and 16 bits would round that"
 
 
 def keep_compared(flow: Dataflow, policy: Policy) -> Dataflow:
-    """Return the graph with FP32 for arithmetic on results and the batch behind the last layer.
+    """Return the graph with FP32 for arithmetic on results of layers and numbers of the batch.
 
     Args:
         flow: the neutral graph.
@@ -26,21 +29,9 @@ def keep_compared(flow: Dataflow, policy: Policy) -> Dataflow:
     """
     if policy.changes_nothing:
         return flow
-    layers, kept = _before_layers(flow), _Kept(flow)
-    ops = tuple(op if layers.intersection(op.writes) else kept.visit(op) for op in flow.ops)
+    kept = _Kept(flow)
+    ops = tuple(map(kept.visit, flow.ops))
     return replace(flow, ops=tuple(kept.with_sources(ops)))
-
-
-def _before_layers(flow: Dataflow) -> set[str]:
-    """Return the tensors from which a Tensor-Core op is computed."""
-    found: set[str] = set()
-    known = -1
-    while len(found) > known:  # a loop passes its results to its next round
-        known = len(found)
-        for op in reversed(flow.ops):
-            if is_tensor_core(op) or found.intersection(op.writes):
-                found.update(op.reads)
-    return found
 
 
 class _Kept:
@@ -53,18 +44,21 @@ class _Kept:
         self._sources: set[str] = set()
 
     def visit(self, op: Op) -> Op:
-        """Return an op behind the last Tensor-Core op with its new wish."""
+        """Return an op with its new wish."""
+        if is_tensor_core(op):
+            return op
         of = {name: self._origins.of(name) for name in op.reads}
-        given = [name for name in op.reads if of[name] is Origin.DATA and name in self._many]
+        given = [name for name in op.reads if of[name] == Origin.DATA and name in self._many]
         meets = bool(given) and any(Origin.LAYER in origin for origin in of.values())
         if not meets and not self._wide.intersection(op.reads):
             return op
-        if op.wish is Wish.FREE and not op.overridden and not op.view:
-            op = replace(op, wish=Wish.FULL, reason=REASON, exact=True)
+        bounded = op.kind in BOUNDED
+        computes = not op.view and not (bounded and op.inside)  # a norm reads FP32 as it is
+        if op.wish is Wish.FREE and not op.overridden and computes:
+            op = replace(op, wish=Wish.FULL, reason=REASON, exact=not bounded)
         if op.wish is Wish.FULL:
             self._sources.update(given)
-            self._wide.update(op.writes)
-        elif op.view:
+        if not bounded and (op.wish is Wish.FULL or op.view):
             self._wide.update(op.writes)
         return op
 

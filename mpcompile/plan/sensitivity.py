@@ -236,7 +236,7 @@ class _Demands:
             if op.id not in kept:
                 continue
             layer = Origin.LAYER in self._origins.of(*op.reads)
-            moves = op.rule in _TRANSPARENT or op.kind in _ROUNDS_NOTHING
+            moves = op.view or op.rule in _TRANSPARENT or op.kind in _ROUNDS_NOTHING
             sensitive = op.sensitivity is not Sensitivity.HARMLESS  # it chooses, as topk
             if moves and layer and not sensitive and not wide.intersection(op.reads):
                 continue

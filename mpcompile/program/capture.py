@@ -180,7 +180,7 @@ def export(
     except Exception as error:
         if module.last.recording is not None:
             raise CannotCapture(first_line(error), user_position(error)) from error
-        raise _refusal(error, module, batch, workload) from error
+        raise _refusal(error, batch, workload) from error
 
 
 @contextmanager
@@ -197,13 +197,11 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _refusal(
-    error: Exception, module: torch.nn.Module, batch: tuple[Any, ...], workload: Workload
-) -> Exception:
+def _refusal(error: Exception, batch: tuple[Any, ...], workload: Workload) -> Exception:
     if not isinstance(error, DataDependent):
         try:
             with torch.no_grad():
-                copy.deepcopy(module)(*batch)
+                _run_copy(workload, batch)
         except Exception as eager:
             shapes = ", ".join(str(list(value.shape)) for value in batch)
             return BadInput(
@@ -230,6 +228,18 @@ def _refusal(
         if isinstance(error, DataDependent)
         else "write this line with other operations",
     )
+
+
+def _run_copy(workload: Workload, batch: tuple[Any, ...]) -> None:
+    """Run the program on a copy of its model; not at all if the model cannot be copied."""
+    try:
+        model = copy.deepcopy(workload.model)
+    except Exception:
+        return
+    if workload.loss is None:
+        model(*batch)
+    else:
+        workload.loss(model, *batch)
 
 
 def _reads_packed_sequence(error: Exception) -> bool:

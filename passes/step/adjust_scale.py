@@ -34,7 +34,7 @@ class AdjustScale:
         + where_self_1  f64[]  where ge_scalar mul_tensor_1 _to_copy_default_4
         + mul_tensor_2  f64[]  mul _to_copy_default_4 0.5
         + where_self_2  f64[]  where lt_scalar where_self_1 mul_tensor_2
-        + clamp_default  f64[]  clamp where_self_2 1 16777216
+        + clamp_default  f64[]  clamp where_self_2 5.96046447754e-08 16777216
         + _to_copy_default_5  f32[]  _to_copy clamp_default dtype=f32
         + zeros_like_default  i32[]  zeros_like growth_tracker
         + logical_not_default  b8[]  logical_not lt_scalar
