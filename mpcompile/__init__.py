@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mpcompile.plan.plan import Plan
     from mpcompile.plan.policy import FULL_PRECISION, Level, Policy, UnmatchedOverride
     from mpcompile.plan.ranges import Ranges
+    from mpcompile.plan.sensitivity import NarrowedArgument
     from mpcompile.precision import Precision
     from mpcompile.program.workload import Workload
     from mpcompile.step.loss_scale import LossScale
@@ -51,6 +52,7 @@ __all__ = [
     "LossScale",
     "LostProcess",
     "MeasuredOverflow",
+    "NarrowedArgument",
     "Plan",
     "Policy",
     "Precision",
@@ -82,6 +84,7 @@ _HOME = {
     "LossScale": "step.loss_scale",
     "LostProcess": "errors",
     "MeasuredOverflow": "plan.measured",
+    "NarrowedArgument": "plan.sensitivity",
     "Plan": "plan.plan",
     "Policy": "plan.policy",
     "Precision": "precision",

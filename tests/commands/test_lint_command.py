@@ -24,7 +24,7 @@ from mpcompile import Workload
 
 class Gate(nn.Module):
     def forward(self, x):
-        return torch.softmax(x, -1).log()  # the logarithm
+        return torch.softmax(x.half(), -1).log().float()  # the logarithm
 
 
 def loss(model, x):
@@ -39,8 +39,8 @@ def workload():
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     return Workload(model, (torch.randn(8, 8),), loss, optimizer)
 """
-LINE = MODEL.splitlines().index("        return torch.softmax(x, -1).log()  # the logarithm") + 1
-FIXED = MODEL.replace("torch.softmax(x, -1).log()", "torch.log_softmax(x, -1)")
+LINE = next(n for n, line in enumerate(MODEL.splitlines(), 1) if line.endswith("# the logarithm"))
+FIXED = MODEL.replace("torch.softmax(x.half(), -1).log().float()", "torch.log_softmax(x, -1)")
 
 
 @pytest.fixture
@@ -140,8 +140,11 @@ def test_rules_are_chosen_by_flags_and_settings(
 def test_an_override_changes_what_is_found(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (found,) = document(capsys, "model.py", "--full", "softmax")["findings"]
-    assert found["severity"] == "note"
+    (folder / "model.py").write_text(MODEL.replace("x.half()", "x"))
+    (found,) = document(capsys, "model.py")["findings"]
+    assert (found["rule"], found["severity"]) == ("MP202", "note")
+    (found,) = document(capsys, "model.py", "--half", "softmax")["findings"]
+    assert (found["rule"], found["severity"]) == ("MP202", "warning")
     assert exit_code(["lint", "model.py", "--precision", "fp32"]) == 0
 
 

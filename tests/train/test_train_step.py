@@ -318,7 +318,7 @@ def test_scaler_state_of_other_factors_is_refused() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"initial": 0.5},
+        {"initial": 2.0**-30},
         {"initial": 2.0**30},
         {"growth": 0.5},
         {"backoff": 0.0},

@@ -1,0 +1,197 @@
+"""Try random programs of sensitive ops, matmuls and norms on numbers of every size.
+
+``python -m bench.numerics.random_values [--count 50000] [--seed 0] [--only N]``
+
+Inputs are numbers from 1e-6 to 1e6 and integers to 1e6. Each program runs in FP64, in FP32, under
+eager autocast in FP16, and by our plan. Ours may be at most `FACTOR` times as far from FP64 as
+autocast, or within `ROUNDING` of the largest result. A program is left out if it is
+ill-conditioned: FP32 itself loses `LOST` of its result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from bench.machine import describe
+from mpcompile.passes.order import forward_passes
+from mpcompile.passes.runner import run_passes
+from mpcompile.plan.dataflow import Fixed
+from mpcompile.plan.given import decide
+from mpcompile.plan.policy import Policy
+from mpcompile.precision import Precision
+from mpcompile.program.describe import dataflow
+
+ROWS, COLUMNS = 8, 16
+FACTOR, ROUNDING = 3.0, 2.0**-8
+LOST = 5e-6
+"""40 times the rounding of FP32; so much of one rounding to FP16 would be more than `ROUNDING`."""
+
+ONE: dict[str, Callable[[Tensor], Tensor]] = {
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "tanh": torch.tanh,
+    "atan": torch.atan,
+    "erf": torch.erf,
+    "exp": lambda x: x.clamp(-8, 4).exp(),
+    "log": lambda x: (x.abs() + 1e-3).log(),
+    "sqrt": lambda x: x.abs().sqrt(),
+    "rsqrt": lambda x: (x.abs() + 1).rsqrt(),
+    "square": torch.square,
+    "floor": torch.floor,
+    "round": torch.round,
+    "frac": torch.frac,
+    "remainder": lambda x: x.remainder(7.0),
+    "sign": torch.sign,
+    "sort": lambda x: x.sort(-1).values,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "gelu": nn.functional.gelu,
+    "softmax": lambda x: x.softmax(-1),
+    "layer_norm": lambda x: nn.functional.layer_norm(x, (COLUMNS,)),
+    "normalize": lambda x: x / (x.norm(dim=-1, keepdim=True) + 1e-3),
+    "center": lambda x: x - x.mean(-1, keepdim=True),
+    "deviation": lambda x: x / (x.std(-1, keepdim=True) + 1),
+    "variance": lambda x: x.var(-1, keepdim=True).expand(ROWS, COLUMNS),
+    "cumsum": lambda x: x.cumsum(-1),
+    "neg": torch.neg,
+    "abs": torch.abs,
+    "scale": lambda x: x * 0.37,
+    "clamp": lambda x: x.clamp(-3, 3),
+    "roll": lambda x: x.roll(1, -1),
+    "flip": lambda x: x.flip(0),
+}
+TWO: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": lambda a, b: a / (b.abs() + 1),
+    "maximum": torch.maximum,
+    "atan2": torch.atan2,
+    "where": lambda a, b: torch.where(a > b, a, b * 0.5),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The errors of one program over its largest result, and its steps.
+
+    Attributes:
+        fp32: of FP32.
+        autocast: of eager autocast.
+        ours: of the planned graph.
+        steps: the names of its ops, in order.
+    """
+
+    fp32: float
+    autocast: float
+    ours: float
+    steps: tuple[str, ...]
+
+    @property
+    def wrong(self) -> bool:
+        """Whether ours is farther from FP64 than it may be."""
+        allowed = max(FACTOR * self.autocast, ROUNDING)
+        return self.fp32 < LOST and not self.ours <= allowed
+
+
+def program(seed: int) -> tuple[Callable[..., Tensor], tuple[Tensor, ...], tuple[str, ...]]:
+    """Return a random function, its inputs (data, integers, three weights) and its steps."""
+    draw, numbers = random.Random(seed), torch.Generator().manual_seed(seed)
+    size = 10.0 ** draw.uniform(-6, 6)
+    offset = 10.0 ** draw.uniform(-6, 6) * draw.choice((0, 1))
+    shape = ROWS, COLUMNS
+    data = torch.randn(shape, generator=numbers) * size + offset
+    integers = torch.randint(0, 10 ** draw.randint(1, 6), shape, generator=numbers)
+    weights = [torch.randn(COLUMNS, COLUMNS, generator=numbers) / 4 for _ in range(3)]
+    kinds = [*ONE] + [*TWO] * 2 + ["layer"] * 12 + ["gram"] * 6
+    steps = [
+        (draw.choice(kinds), draw.random(), draw.random(), draw.randrange(3))
+        for _ in range(draw.randint(3, 8))
+    ]
+
+    def run(data: Tensor, integers: Tensor, *weights: Tensor) -> Tensor:
+        made = [data, integers.to(data.dtype)]
+        for name, first, second, index in steps:
+            # Late values are drawn more often than early ones.
+            a, b = (made[int(math.sqrt(share) * len(made))] for share in (first, second))
+            if name in ONE:
+                made.append(ONE[name](a))
+            elif name in TWO:
+                made.append(TWO[name](a, b))
+            elif name == "layer":
+                made.append(nn.functional.layer_norm(a, (COLUMNS,)) @ weights[index])
+            else:
+                made.append(a @ a.T @ (a / (a.abs().amax() + 1)) / COLUMNS)
+        return nn.functional.layer_norm(made[-1], (COLUMNS,)) @ weights[0]
+
+    return run, (data, integers, *weights), tuple(step[0] for step in steps)
+
+
+def outcome_of(seed: int) -> Outcome | None:
+    """Run one program in each way; None if it is not finite in FP64."""
+    run, inputs, steps = program(seed)
+    exact = run(*(i.double() if i.is_floating_point() else i for i in inputs))
+    if not bool(exact.isfinite().all()):
+        return None
+    with torch.autocast("cpu", dtype=torch.float16):
+        autocast = run(*inputs)
+    module = make_fx(run, pre_dispatch=True)(*inputs)
+    names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
+    fixed = {
+        name: Fixed.BATCH if index < 2 else Fixed.PARAMETER for index, name in enumerate(names)
+    }
+    plan = decide(dataflow(module, fixed, Policy()), Precision.FP16)
+    run_passes(module, forward_passes(plan), lambda _: None)
+    module.recompile()
+    return Outcome(
+        _error(run(*inputs), exact), _error(autocast, exact), _error(module(*inputs), exact), steps
+    )
+
+
+def _error(result: Tensor, exact: Tensor) -> float:
+    if not bool(result.isfinite().all()):
+        return math.inf
+    return float((result.double() - exact).abs().max() / exact.abs().max())
+
+
+def campaign(seeds: range) -> Iterator[tuple[int, Outcome]]:
+    """Yield each program that is finite in FP64 with its seed."""
+    for seed in seeds:
+        outcome = outcome_of(seed)
+        if outcome is not None:
+            yield seed, outcome
+
+
+def main() -> None:
+    """Print each program that is wrong, then the counts."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--count", type=int, default=50_000, help="how many programs")
+    parser.add_argument("--seed", type=int, default=0, help="the first program's seed")
+    parser.add_argument("--only", type=int, help="one seed, printed whether right or wrong")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    one = asked.only is not None
+    first, count = (asked.only, 1) if one else (asked.seed, asked.count)
+    tried, left_out, wrong = 0, 0, 0
+    for seed, outcome in campaign(range(first, first + count)):
+        tried += 1
+        left_out += outcome.fp32 >= LOST
+        wrong += outcome.wrong
+        if outcome.wrong or one:
+            print(seed, outcome, flush=True)
+    print(f"{tried} programs, {left_out} ill-conditioned and left out, {wrong} wrong")
+    print(json.dumps(describe("cpu")))
+
+
+if __name__ == "__main__":
+    main()
