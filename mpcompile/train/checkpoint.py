@@ -198,7 +198,11 @@ def _check_step(held: Held, opened: Opened) -> None:
             where,
             "compile with the plan.json of the checkpoint, or load with any_plan=True",
         )
-    if opened.checkpoint.loss_scale != held.rule:
+    stored, lowest = opened.checkpoint.loss_scale, held.rule.floor
+    # A lower floor takes over any scale: the default was 1 once.
+    if stored != held.rule and not (
+        lowest <= stored.floor and replace(stored, floor=lowest) == held.rule
+    ):
         raise BadInput(
             f"the checkpoint was trained with {opened.checkpoint.loss_scale}, but this step has "
             f"{held.rule}",

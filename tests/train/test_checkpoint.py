@@ -353,3 +353,16 @@ def test_with_another_rule_a_step_keeps_its_own_scale(tmp_path: Path) -> None:
     other.load(tmp_path, any_plan=True)
     assert other.loss_scale == 8.0
     assert (other.taken, other.skipped) == (step.taken, step.skipped)
+
+
+@pytest.mark.parametrize(("floor", "loads"), [(1.0, True), (2.0**-30, False)])
+def test_a_lower_floor_of_the_loss_scale_takes_over_a_checkpoint(
+    tmp_path: Path, floor: float, loads: bool
+) -> None:
+    stepped(loss_scale=LossScale(floor=floor))[0].save(tmp_path)
+    step, _ = stepped(loss_scale=LossScale())
+    if loads:
+        step.load(tmp_path)
+    else:
+        with pytest.raises(BadInput, match="was trained with LossScale"):
+            step.load(tmp_path)
