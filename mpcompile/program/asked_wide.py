@@ -3,7 +3,8 @@
 The program runs in FP32, so its ``x.float()`` changes nothing and says something: what follows was
 not meant to be rounded. `torch.export` records the call as a cast from FP32 to FP32.
 ``x.to(other.dtype)`` is recorded in the same way and means the opposite. Only the source line
-tells them apart.
+tells them apart. torch records lines of ``forward`` methods alone, so in a plain function that one
+calls the wish is not seen.
 """
 
 from __future__ import annotations
@@ -62,4 +63,5 @@ def _says_fp32(node: fx.Node) -> str:
     where = source_position(node)
     if not is_full(node) or where.at is None:
         return ""
-    return where.at if _SAYS_FP32.search(linecache.getline(where.file, where.line)) else ""
+    code, _, _ = linecache.getline(where.file, where.line).partition("#")
+    return where.at if _SAYS_FP32.search(code) else ""
