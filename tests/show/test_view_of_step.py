@@ -54,7 +54,7 @@ forward  native_layer_norm          both  f32[8,64]   norm statistics are summed
 forward  _to_copy                   both  f16[8,64]   fc   stored in 16 bits, computed in FP32
 forward  addmm                      f16   f16[8,64]   fc   a Tensor Core accumulates it in FP32
 forward  _to_copy                   both  f32[8,64]        read by arithmetic in FP32
-forward  add                        both  f32[8,64]        it compares a result with a number of the batch, which 16 bits would round
+forward  add                        both  f32[8,64]        it reads a number of the batch beside a layer's result, and 16 bits would round that
 forward  pow                        f32   f32[8,64]        its result can leave the range of FP16, or it is steep
 forward  mean                       f32   f32[]            a single number: nothing to save in 16 bits
 backward div                        f32   f32[8,64]        backward of mean (mean): a single number: nothing to save in 16 bits
