@@ -24,7 +24,7 @@ from torch import nn
 import mpcompile
 from bench.machine import describe
 from mpcompile.lower import lower as lower_module
-from mpcompile.train import bound_step
+from mpcompile.lower import programs
 from mpcompile.train.guards import Guard
 
 CALLS, ROUNDS = 1000, 7
@@ -52,7 +52,7 @@ def empty_step(
         results = [torch.zeros(()) for _ in made.gradient_results]
         return replace(made, gradient=lambda *_: results, update=lambda *_: None)
 
-    with patch.object(bound_step, "lower", lower):
+    with patch.object(programs, "lower", lower):
         step = mpcompile.compile(model, loss, optimizer, (batch,), backend="interpreter")
 
         def changed() -> None:
