@@ -6,13 +6,11 @@ from collections.abc import Iterator
 
 from mpcompile.lint.finding import Finding, Severity
 from mpcompile.lint.program import MOVES, Check, Node, Program, title
-from mpcompile.plan.op_table import TABLE
+from mpcompile.plan.op_table import rows_of
 from mpcompile.plan.rule import PrecisionClass, Sensitivity
 from mpcompile.precision import Precision
 
-_TENSOR_CORE = frozenset(
-    rule.name for rule in TABLE if rule.precision_class is PrecisionClass.TENSOR_CORE
-)
+_TENSOR_CORE = rows_of(PrecisionClass.TENSOR_CORE)
 _KEEP_LAYERS = (Sensitivity.PERIODIC, Sensitivity.ILL_CONDITIONED)
 _CALLS = {
     Sensitivity.PERIODIC: "an angle",

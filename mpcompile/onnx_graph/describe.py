@@ -24,15 +24,13 @@ from mpcompile.onnx_graph.needs import (
 from mpcompile.onnx_graph.nest import Border, Nest
 from mpcompile.onnx_graph.signatures import signature
 from mpcompile.onnx_graph.values import elements_of, is_full, is_known, is_standard
-from mpcompile.plan.compared import keep_compared
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor, Where
-from mpcompile.plan.grams import keep_grams
+from mpcompile.plan.digits import keep_digits
 from mpcompile.plan.needs import settled
 from mpcompile.plan.nest import BorderKind, Inner
 from mpcompile.plan.op_table import ONNX_RULES
 from mpcompile.plan.policy import Policy, Row, resolve
 from mpcompile.plan.rule import PrecisionClass, Rule, Wish
-from mpcompile.plan.sensitivity import keep_exact
 from mpcompile.precision import Precision
 
 INITIALIZER, INPUT = "Initializer", "Input"
@@ -71,7 +69,7 @@ def dataflow(nest: Nest, opset: int, policy: Policy, wants: Wants) -> Dataflow:
     describer = _Describer(nest, opset, policy, wants)
     describer.visit()
     flow = Dataflow(tuple(describer.ops), tuple(describer.tensors.values()))
-    return keep_exact(keep_compared(keep_grams(flow, policy), policy), policy)
+    return keep_digits(flow, policy)
 
 
 class _Describer:

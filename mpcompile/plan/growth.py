@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mpcompile.plan.dataflow import Dataflow, Op
-from mpcompile.plan.op_table import TABLE
+from mpcompile.plan.op_table import TABLE, rows_of
 from mpcompile.plan.rule import PrecisionClass, Wish
 from mpcompile.precision import Precision
 
@@ -50,9 +50,7 @@ BOUNDED: frozenset[str] = frozenset(
 """Ops whose result is small for every input, torch and ONNX names."""
 
 
-_TENSOR_CORE = frozenset(
-    rule.name for rule in TABLE if rule.precision_class is PrecisionClass.TENSOR_CORE
-)
+_TENSOR_CORE = rows_of(PrecisionClass.TENSOR_CORE)
 
 
 _INSIDE = frozenset(rule.name for rule in TABLE if rule.inside)

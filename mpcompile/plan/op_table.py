@@ -316,6 +316,11 @@ TABLE: tuple[Rule, ...] = (
 # fmt: on
 
 
+def rows_of(precision_class: PrecisionClass) -> frozenset[str]:
+    """Return the names of the rows of a class."""
+    return frozenset(rule.name for rule in TABLE if rule.precision_class is precision_class)
+
+
 def _by_name(column: str) -> Mapping[str, Rule]:
     rows: dict[str, Rule] = {}
     for rule in TABLE:

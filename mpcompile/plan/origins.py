@@ -5,12 +5,10 @@ from __future__ import annotations
 from enum import IntFlag
 
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op
-from mpcompile.plan.op_table import TABLE
+from mpcompile.plan.op_table import rows_of
 from mpcompile.plan.rule import PrecisionClass
 
-_TENSOR_CORE = frozenset(
-    rule.name for rule in TABLE if rule.precision_class is PrecisionClass.TENSOR_CORE
-)
+_TENSOR_CORE = rows_of(PrecisionClass.TENSOR_CORE)
 _SUMS = ("sum", "vector norm")
 _FIXED = {Fixed.PARAMETER: 1, Fixed.BATCH: 2, Fixed.INPUT: 2}
 

@@ -16,14 +16,12 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from mpcompile.plan.dataflow import Dataflow, Op
-from mpcompile.plan.op_table import TABLE
+from mpcompile.plan.op_table import rows_of
 from mpcompile.plan.origins import Origin, Origins, is_tensor_core
 from mpcompile.plan.policy import Level, Policy
 from mpcompile.plan.rule import PrecisionClass, Sensitivity, Wish
 
-_TRANSPARENT = frozenset(
-    rule.name for rule in TABLE if rule.precision_class is PrecisionClass.TRANSPARENT
-)
+_TRANSPARENT = rows_of(PrecisionClass.TRANSPARENT)
 _ROUNDS_NOTHING = frozenset(
     "relu neg negative abs maximum minimum where masked_fill Relu Neg Abs Max Min Where".split()
 )

@@ -11,14 +11,12 @@ from types import MappingProxyType
 import torch
 from torch import fx
 
-from mpcompile.plan.compared import keep_compared
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor, Where
-from mpcompile.plan.grams import keep_grams
+from mpcompile.plan.digits import keep_digits
 from mpcompile.plan.needs import settled
 from mpcompile.plan.op_table import TORCH_RULES
 from mpcompile.plan.policy import Policy, Resolution, Row, resolve
 from mpcompile.plan.rule import PrecisionClass, Rule, Wish
-from mpcompile.plan.sensitivity import keep_exact
 from mpcompile.plan.weight_terms import keep_weight_terms
 from mpcompile.program.asked_wide import asked_wide
 from mpcompile.program.border_rows import border_row, border_rule
@@ -96,7 +94,7 @@ def dataflow(
                 )
             )
     flow = keep_weight_terms(Dataflow(tuple(ops), tuple(tensors)))
-    return keep_exact(keep_compared(keep_grams(flow, policy), policy), policy)
+    return keep_digits(flow, policy)
 
 
 def _computes(node: fx.Node, nest: Nest) -> bool:

@@ -16,6 +16,14 @@ def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return nn.functional.mse_loss(model(x), y)
 
 
+def in_fp32(
+    model: nn.Module, batch: tuple[Tensor, ...], dynamic: bool = False
+) -> mpcompile.TrainStep:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    policy = mpcompile.FULL_PRECISION
+    return mpcompile.compile(model, loss, optimizer, batch, policy=policy, dynamic=dynamic)
+
+
 @pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize(
     ("shape", "ops"),
@@ -29,13 +37,7 @@ def test_an_input_of_the_right_shape_is_passed_on(shape: tuple[int, ...], ops: l
     forward = capture(workload)
     called = [node for node in forward.module.graph.nodes if node.op == "call_function"]
     assert [op_name(node) for node in called] == ops
-    step = mpcompile.compile(
-        model,
-        loss,
-        torch.optim.SGD(model.parameters(), lr=0.0),
-        batch,
-        policy=mpcompile.FULL_PRECISION,
-    )
+    step = in_fp32(model, batch)
     assert torch.equal(step(*batch), loss(model, *batch))
 
 
@@ -44,14 +46,7 @@ def test_an_input_of_the_right_shape_is_passed_on(shape: tuple[int, ...], ops: l
 def test_an_open_batch_size_is_right(shape: tuple[int, ...]) -> None:
     model = nn.Linear(8, 3)
     batch = torch.randn(4, 8), torch.randn(shape)
-    step = mpcompile.compile(
-        model,
-        loss,
-        torch.optim.SGD(model.parameters(), lr=0.0),
-        batch,
-        policy=mpcompile.FULL_PRECISION,
-        dynamic=True,
-    )
+    step = in_fp32(model, batch, dynamic=True)
     for size in (4, 7, 2):
         other = torch.randn(size, 8), torch.randn(size, shape[1])
         torch.testing.assert_close(step(*other), loss(model, *other))
