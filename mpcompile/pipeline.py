@@ -42,13 +42,14 @@ from mpcompile.program.proof.verify import verify as verify_graph
 from mpcompile.program.traced_program import Watch
 from mpcompile.program.unfit_constants import UnfitConstant, unfit_constants, unfit_reasons
 from mpcompile.program.workload import Workload
-from mpcompile.step.differentiate import NotReached, differentiate
+from mpcompile.step.differentiate import differentiate
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.loop import Loop
 from mpcompile.step.loss_scale import LossScale
 from mpcompile.step.processes import DataParallel
 from mpcompile.step.slices import is_absent
 from mpcompile.step.transformed import Choices, Transformed
+from mpcompile.step.unreached import NotReached, check_any_reached, say_unused, unreached
 from mpcompile.step.update_of_program import arena_positions, join, update_of
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.tracing import trace_artifact
@@ -202,13 +203,7 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     if workload.optimizer is None:
         return made
     with effects.undone():  # hooks of the program run in its backward pass
-        try:
-            made = _with_step(made, workload.optimizer)
-        except NotReached as error:
-            if choices.like is None:
-                raise
-            # The program has changed since; eager PyTorch gives these weights no update.
-            made = _with_step(made, workload.optimizer, error.names)
+        made = _with_reached(made, workload.optimizer)
     check_open(forward, workload)
     trace("mpcompile_step", lambda: str(made.step))
     return made
@@ -233,6 +228,22 @@ def _planned(flow: Dataflow, choices: Choices) -> Plan:
         for sentence in overruled(plan, choices.ranges):
             warnings.warn(sentence, MeasuredOverflow, stacklevel=3)
     return plan
+
+
+def _with_reached(made: Transformed, optimizer: torch.optim.Optimizer) -> Transformed:
+    """Make the step of the parameters that the loss reaches; eager PyTorch leaves the others."""
+    forward, origin = made.forward, made.workload.origin
+    without = unreached(forward, optimizer)
+    check_any_reached(without, optimizer, forward, origin)
+    try:
+        done = _with_step(made, optimizer, without)
+    except NotReached as error:
+        without = (*without, *error.names)
+        check_any_reached(without, optimizer, forward, origin)
+        done = _with_step(made, optimizer, without)
+    if made.choices.like is None:
+        say_unused(without)
+    return done
 
 
 def _with_step(

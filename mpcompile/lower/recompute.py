@@ -104,16 +104,17 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
     gradients = [index for index, name in enumerate(names) if slots[name].role is Role.GRADIENT]
     others = [index for index in range(len(names)) if index not in gradients]
     made = [results[index] for index in gradients]
+    sizes = _sizes_read(late)
     carried = [
         node
         for node in graph.nodes
         if node.op == "call_function" and node not in late
         if isinstance(node.meta.get("val"), torch.Tensor)
-        if node in made or late.intersection(node.users)
+        if node in made or late.intersection(node.users) or sizes.intersection(node.users)
     ]
     early = [node for node in graph.nodes if node not in late and node.op != "output"]
-    # Branches of control flow are in both, and so are sizes computed from an open batch size.
-    named = [node for node in graph.nodes if node.op == "get_attr" or is_size(node)]
+    # Branches of control flow are in both, and so are sizes that are no fixed numbers.
+    named = [node for node in graph.nodes if node.op == "get_attr" or node in sizes]
     return Halves(
         _part(module, inputs, early, [*(results[index] for index in others), *carried]),
         _part(module, [*carried, *inputs, seed], [*named, *late], made),
@@ -123,6 +124,18 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
         scale,
         constants,
     )
+
+
+def _sizes_read(late: set[fx.Node]) -> set[fx.Node]:
+    """Return the nodes that compute the sizes that some nodes read."""
+    sizes: set[fx.Node] = set()
+    ahead = [item for node in late for item in node.all_input_nodes if is_size(item)]
+    while ahead:
+        size = ahead.pop()
+        if size not in sizes and size not in late:
+            sizes.add(size)
+            ahead.extend(item for item in size.all_input_nodes if is_size(item))
+    return sizes
 
 
 def _take_constants(module: fx.GraphModule) -> tuple[torch.Tensor, ...]:

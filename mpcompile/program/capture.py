@@ -19,9 +19,9 @@ from torch import fx
 from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.plan.dataflow import Fixed, Where
 from mpcompile.program.batch_size import BatchSize, dynamic_shapes
-from mpcompile.program.broadcasts import split_broadcasts
 from mpcompile.program.derivatives.own_backward import with_derivatives
-from mpcompile.program.functional import make_functional
+from mpcompile.program.functional.broadcasts import split_broadcasts
+from mpcompile.program.functional.mutation import make_functional
 from mpcompile.program.numbers.inputs import NumberInputs, NumberPlace
 from mpcompile.program.returned import (
     Left,

@@ -10,6 +10,8 @@ from torch import fx
 NARROW = (torch.float16, torch.bfloat16)
 """The 16-bit formats."""
 
+_UNBOUNDED = 2**40
+
 
 def is_full(node: fx.Node) -> bool:
     """Whether the node is an FP32 tensor, the only dtype that a plan may change."""
@@ -30,7 +32,8 @@ def is_size(node: fx.Node) -> bool:
 def count_of(value: torch.Tensor) -> int:
     """Return how many numbers a tensor holds.
 
-    A dynamic dimension has its size in the example; one that depends on data counts as 1.
+    A dynamic dimension has its size in the example. One that depends on values has the largest
+    size that it can have, or 1 if there is no bound.
     """
     return prod(known_size(size) for size in value.shape)
 
@@ -44,4 +47,7 @@ def known_size(size: int | torch.SymInt) -> int:
     """Return a size as a number; for a dynamic dimension as in `count_of`."""
     if isinstance(size, int):
         return size
-    return int(size.node.hint) if size.node.has_hint() else 1
+    if size.node.has_hint():
+        return int(size.node.hint)
+    largest = size.node.shape_env.bound_sympy(size.node.expr).upper
+    return int(largest) if largest < _UNBOUNDED else 1

@@ -25,6 +25,7 @@ from mpcompile.program.capture import (
 )
 from mpcompile.program.cudnn_rnn import MODES
 from mpcompile.program.derivatives.own_backward import OwnBackward, Seed
+from mpcompile.program.functional.instead import DifferentiableInterpreter
 from mpcompile.program.node_tensors import is_size
 from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.stack_lines import is_foreign
@@ -112,7 +113,7 @@ def check_open(forward: Forward, workload: Workload) -> None:
         raise _refusal(replace(fixed, where=None), where)
 
 
-class WatchedInterpreter(fx.Interpreter):
+class WatchedInterpreter(DifferentiableInterpreter):
     """Runs a forward graph on fake tensors; refuses an op that needs to know the batch size.
 
     Args:

@@ -128,6 +128,8 @@ class _Recorder(DispatchMode):
     def note(self, value: torch.Tensor, node: fx.Node) -> None:
         """Remember which node made a tensor."""
         node.meta["val"] = value
+        if node.op != "placeholder":
+            self.sizes.note(value, node)
         self._nodes[id(value)] = (value, node)
 
     def node_of(self, value: torch.Tensor) -> fx.Node:
