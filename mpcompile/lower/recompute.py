@@ -24,7 +24,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from mpcompile.lower.shared_memory import OwnMemory
 from mpcompile.program.marks import BACKWARD_SEED, SLOT, SLOTS
-from mpcompile.program.node_tensors import is_size
+from mpcompile.program.node_tensors import sizes_read
 from mpcompile.step.liveness import result_bytes
 from mpcompile.step.slots import Role, Slot
 from mpcompile.torch_private.graphs import copy_graph, module_of
@@ -104,16 +104,16 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
     gradients = [index for index, name in enumerate(names) if slots[name].role is Role.GRADIENT]
     others = [index for index in range(len(names)) if index not in gradients]
     made = [results[index] for index in gradients]
-    sizes = _sizes_read(late)
+    sizes = sizes_read(late)
     carried = [
         node
         for node in graph.nodes
-        if node.op == "call_function" and node not in late
-        if isinstance(node.meta.get("val"), torch.Tensor)
+        if node.op == "call_function" and isinstance(node.meta.get("val"), torch.Tensor)
+        if node not in late
         if node in made or late.intersection(node.users) or sizes.intersection(node.users)
     ]
     early = [node for node in graph.nodes if node not in late and node.op != "output"]
-    # Branches of control flow are in both, and so are sizes that are no fixed numbers.
+    # Both have the branches of control flow, and sizes that are no fixed numbers.
     named = [node for node in graph.nodes if node.op == "get_attr" or node in sizes]
     return Halves(
         _part(module, inputs, early, [*(results[index] for index in others), *carried]),
@@ -124,18 +124,6 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
         scale,
         constants,
     )
-
-
-def _sizes_read(late: set[fx.Node]) -> set[fx.Node]:
-    """Return the nodes that compute the sizes that some nodes read."""
-    sizes: set[fx.Node] = set()
-    ahead = [item for node in late for item in node.all_input_nodes if is_size(item)]
-    while ahead:
-        size = ahead.pop()
-        if size not in sizes and size not in late:
-            sizes.add(size)
-            ahead.extend(item for item in size.all_input_nodes if is_size(item))
-    return sizes
 
 
 def _take_constants(module: fx.GraphModule) -> tuple[torch.Tensor, ...]:
@@ -396,9 +384,10 @@ def _compile(
         cuts.append(choose(joint, results, memory_budget))
         return cuts[0].forward, cuts[0].backward
 
-    device = values[0].device
     stand_ins = [  # of the shape and dtype of each gradient; without memory
-        torch.empty((), dtype=like.dtype, device=device).expand(like.shape).requires_grad_()
+        torch.empty((), dtype=like.dtype, device=values[0].device)
+        .expand(like.shape)
+        .requires_grad_()
         for like in halves.like
     ]
     inputs = [*(fake_with(value, values) for value in stand_ins), *values]

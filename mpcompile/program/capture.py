@@ -133,13 +133,6 @@ def capture(
         CannotCapture: the program runs, but not as one graph.
     """
     warn_if_untried()
-    for position, value in enumerate(workload.batch):
-        if not isinstance(value, torch.Tensor):
-            raise BadInput(
-                f"element {position} of the example batch is of type {type(value).__name__}",
-                workload.origin,
-                "make the batch a flat tuple of tensors",
-            )
     source = TracedProgram(workload, numbers, watch)
     with watch.around() if watch else nullcontext():
         program = export(source, workload, open_dims)
@@ -236,10 +229,7 @@ def _run_copy(workload: Workload, batch: tuple[Any, ...]) -> None:
         model = copy.deepcopy(workload.model)
     except Exception:
         return
-    if workload.loss is None:
-        model(*batch)
-    else:
-        workload.loss(model, *batch)
+    workload.run(model, batch)
 
 
 def _reads_packed_sequence(error: Exception) -> bool:

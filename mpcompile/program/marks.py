@@ -215,8 +215,8 @@ NO_GRAD: Mark[Literal[True]] = Mark(
     "no_grad",
     writers=("program.functional.grad_modes",),
     readers=(
-        "program.functional.mutation",
         "program.functional.grad_modes",
+        "program.functional.mutation",
     ),
 )
 """On an op of an exported program that runs without gradients, until the graph is functional."""

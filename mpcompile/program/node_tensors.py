@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import prod
 
 import torch
@@ -51,3 +52,15 @@ def known_size(size: int | torch.SymInt) -> int:
         return int(size.node.hint)
     largest = size.node.shape_env.bound_sympy(size.node.expr).upper
     return int(largest) if largest < _UNBOUNDED else 1
+
+
+def sizes_read(nodes: Collection[fx.Node]) -> set[fx.Node]:
+    """Return the nodes outside a part of a graph that compute the sizes that this part reads."""
+    sizes: set[fx.Node] = set()
+    ahead = [item for node in nodes for item in node.all_input_nodes if is_size(item)]
+    while ahead:
+        size = ahead.pop()
+        if size not in sizes and size not in nodes:
+            sizes.add(size)
+            ahead.extend(item for item in size.all_input_nodes if is_size(item))
+    return sizes

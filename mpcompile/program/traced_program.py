@@ -75,7 +75,7 @@ class TracedProgram(torch.nn.Module):
         self._numbers, self._watch = tuple(numbers), watch
         self.examples = unused_inputs(workload.model) if numbers else ()
         self.model = workload.model
-        self._loss = workload.loss
+        self._workload = workload
         self._parameters_of_user = dict(workload.model.named_parameters())
         self.noted = Noted(line_now)
 
@@ -104,14 +104,14 @@ class TracedProgram(torch.nn.Module):
             for name, value in own_tensors(module)[1].items()
         ]
         watched = self._watch.begin() if self._watch else list
-        if self._loss is None:
-            result = self.model(*batch)
+        if self._workload.loss is None:
+            result = self._workload.run(self.model, batch)
         else:
             with self.noted.noting(self.model):
                 self.noted.hook_parameters(
                     self._parameters_of_user, dict(self.model.named_parameters())
                 )
-                result = self._loss(self.model, *batch)
+                result = self._workload.run(self.model, batch)
         _write_replaced(buffers)
         left = watched()
         self.last.spots = tuple(spot for spot, _ in left)

@@ -13,7 +13,13 @@ from torch._higher_order_ops.utils import materialize_as_graph
 from torch._logging._internal import trace_structured_artifact
 from torch.fx.experimental import symbolic_shapes
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_unflatten
+from torch.utils._pytree import (
+    tree_flatten,
+    tree_is_leaf,
+    tree_leaves,
+    tree_map_only,
+    tree_unflatten,
+)
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
@@ -159,6 +165,24 @@ def children(structure: Any) -> list[Any]:
     return list(
         structure.children() if hasattr(structure, "children") else structure.children_specs
     )
+
+
+def one_level(value: Any) -> tuple[list[Any], Any, Callable[[list[Any]], Any]] | None:
+    """Open a container of torch's trees by one level.
+
+    Returns:
+        Its parts, what equal containers have in common, and a function that makes one of other
+        parts; None if torch knows no such container.
+    """
+    if tree_is_leaf(value):
+        return None
+    parts, structure = tree_flatten(value, is_leaf=lambda item: item is not value)
+    return parts, str(structure), lambda parts: tree_unflatten(parts, structure)
+
+
+def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
+    """Return a tree with a function of each tensor instead of the tensor."""
+    return tree_map_only(torch.Tensor, function, tree)
 
 
 def leaves_of(tree: Any) -> list[Any]:

@@ -20,6 +20,7 @@ SOURCES = [
 # Underscore names of torch's ATen ops, which are public API in this form.
 ATEN = {
     "_to_copy",
+    "_unsafe_view",
     "_local_scalar_dense",
     "_native_batch_norm_legit_functional",
     "_cudnn_rnn",

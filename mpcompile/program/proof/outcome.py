@@ -108,11 +108,10 @@ def of_program(subject: Subject, copies: TensorCopies, state: RandomState) -> Ou
         state: the random numbers to draw.
     """
     workload = subject.workload
-    assert workload.loss is not None
     copies.set_gradients_aside()
     batch = [value.detach().clone().requires_grad_(value.requires_grad) for value in workload.batch]
     with drawn_again(state), torch.enable_grad():
-        result = workload.loss(workload.model, *batch)
+        result = workload.run(workload.model, batch)
         after = random_state(subject.device)
         loss, *beside = [leaf for leaf in leaves_of(result) if isinstance(leaf, torch.Tensor)]
         if loss.requires_grad:

@@ -1,0 +1,211 @@
+"""Programs as other people write them, one for each kind: a model, a loss and a batch.
+
+Each runs in eager PyTorch. `STEP` programs are compiled as one graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+Program = Callable[[], tuple[nn.Module, Callable[..., Any], Any]]
+
+PROGRAMS: dict[str, Program] = {}
+
+
+def program(make: Program) -> Program:
+    PROGRAMS[make.__name__] = make
+    return make
+
+
+class Net(nn.Module):
+    """A net whose forward is a function of its parts."""
+
+    def __init__(self, forward: Callable[..., Any], **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.body = forward
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.body(self, *inputs, **named)
+
+
+def mlp(inputs: int = 16, outputs: int = 5, width: int = 32) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, outputs))
+
+
+def classes(size: int, count: int = 5) -> Tensor:
+    return torch.arange(size) % count
+
+
+@program
+def unused_parameters() -> Any:
+    net = Net(lambda self, x: self.used(x), used=mlp(), pooler=nn.Linear(3, 3))
+    net.mask_token = nn.Parameter(torch.ones(4))
+    return net, lambda m, x, y: functional.cross_entropy(m(x), y), (torch.randn(8, 16), classes(8))
+
+
+@program
+def a_parameter_behind_detach() -> Any:
+    net = Net(lambda self, x: self.used(x) + self.other(x).detach(), used=mlp(), other=mlp())
+    return net, lambda m, x, y: functional.cross_entropy(m(x), y), (torch.randn(8, 16), classes(8))
+
+
+@program
+def a_parameter_behind_a_comparison() -> Any:
+    net = Net(lambda self, x: self.used(x) * (self.gate(x) > 0), used=mlp(), gate=mlp())
+    return net, lambda m, x, y: functional.cross_entropy(m(x), y), (torch.randn(8, 16), classes(8))
+
+
+@program
+def a_mask_selects_losses() -> Any:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        each = functional.cross_entropy(model(x), y, reduction="none")
+        return each[y > 1].mean()
+
+    return mlp(), loss, (torch.randn(8, 16), classes(8))
+
+
+@program
+def rows_by_nonzero() -> Any:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        rows = torch.nonzero(y > 1).squeeze(1)
+        return functional.cross_entropy(model(x[rows]), y[rows])
+
+    return mlp(), loss, (torch.randn(8, 16), classes(8))
+
+
+@program
+def sums_by_unique() -> Any:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        found, place = torch.unique(y, return_inverse=True)
+        rows = model(x)
+        sums = rows.new_zeros(found.shape[0], 5).index_add(0, place, rows)
+        return sums.square().mean()
+
+    return mlp(), loss, (torch.randn(8, 16), classes(8))
+
+
+@program
+def rows_repeated_by_a_tensor() -> Any:
+    counts = torch.tensor([5, 3, 1, 7])
+    return (
+        mlp(),
+        lambda m, x: m(x).repeat_interleave(counts, 0).square().mean(),
+        (torch.randn(4, 16),),
+    )
+
+
+@program
+def experts_by_index() -> Any:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        weight, chosen = self.gate(x).softmax(-1).topk(2)
+        sums = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            row, rank = torch.where(chosen == number)
+            sums[row] += weight[row, rank, None] * expert(x[row])
+        result: Tensor = self.out(sums)
+        return result
+
+    experts = nn.ModuleList([mlp(16, 16) for _ in range(4)])
+    net = Net(forward, gate=nn.Linear(16, 4), experts=experts, out=nn.Linear(16, 5))
+    return net, lambda m, x, y: functional.cross_entropy(m(x), y), (torch.randn(8, 16), classes(8))
+
+
+@program
+def state_written_step_by_step() -> Any:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        key = self.key(x)
+        out, state = torch.zeros_like(key), torch.zeros(x.shape[0], 8)
+        for time in range(x.shape[1]):
+            state = 0.9 * state + key[:, time]
+            out[:, time] = state
+        result: Tensor = self.out(out)
+        return result
+
+    net = Net(forward, key=nn.Linear(8, 8), out=nn.Linear(8, 3))
+    return net, lambda m, x: m(x).square().mean(), (torch.randn(2, 5, 8),)
+
+
+@program
+def positions_from_a_mask() -> Any:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        mask = torch.zeros(x.shape[0], *x.shape[2:]).bool()
+        rows, columns = ((~mask).cumsum(axis, dtype=x.dtype) for axis in (1, 2))
+        place = self.position(torch.stack([rows, columns], 1))
+        result: Tensor = self.out((self.conv(x) + place).mean((2, 3)))
+        return result
+
+    parts = {"conv": nn.Conv2d(3, 4, 3, padding=1), "position": nn.Conv2d(2, 4, 1)}
+    net = Net(forward, out=nn.Linear(4, 2), **parts)
+    return net, lambda m, x: m(x).square().mean(), (torch.randn(2, 3, 8, 8),)
+
+
+@program
+def angular_margin() -> Any:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        cosine = functional.normalize(model(x), dim=-1).clamp(-0.999, 0.999)
+        margin = 0.5 * functional.one_hot(y, 5)
+        return functional.cross_entropy(16 * torch.cos(torch.acos(cosine) + margin), y)
+
+    return mlp(), loss, (torch.randn(8, 16), classes(8))
+
+
+@program
+def focal_loss() -> Any:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        logits = model(x)
+        logits[:, 0] += 0.5
+        wanted = functional.one_hot(y, 5).float()
+        probability = torch.sigmoid(logits)
+        right = probability * wanted + (1 - probability) * (1 - wanted)
+        each = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        return (each * (1 - right) ** 2).mean()
+
+    return mlp(), loss, (torch.randn(8, 16), classes(8))
+
+
+@dataclass
+class Sample:
+    x: Tensor
+    y: Tensor
+    name: str
+
+
+class Pair(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+@program
+def batch_of_a_dict() -> Any:
+    def loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        return functional.cross_entropy(model(batch["x"]), batch["y"], weight=batch["weight"])
+
+    return mlp(), loss, ({"x": torch.randn(8, 16), "y": classes(8), "weight": None},)
+
+
+@program
+def batch_of_named_arguments() -> Any:
+    def loss(model: nn.Module, *, x: Tensor, y: Tensor, smoothing: float) -> Tensor:
+        return functional.cross_entropy(model(x), y, label_smoothing=smoothing)
+
+    return mlp(), loss, {"x": torch.randn(8, 16), "y": classes(8), "smoothing": 0.1}
+
+
+@program
+def batch_of_lists_and_a_dataclass() -> Any:
+    def loss(model: nn.Module, given: list[Any], other: Pair) -> Tensor:
+        (sample, (scale, mode)) = given
+        both = model(torch.cat([sample.x, other.x]))
+        wanted = torch.cat([sample.y, other.y])
+        return scale * functional.cross_entropy(both, wanted, reduction=mode)
+
+    one = Sample(torch.randn(4, 16), classes(4), "first")
+    return mlp(), loss, ([one, (2, "mean")], Pair(torch.randn(4, 16), classes(4)))
