@@ -369,14 +369,12 @@ def _compile(
     options: Mapping[str, Any] | None = None,
     run_as_traced: bool,
 ) -> _Code:
-    """Trace, cut and compile.
+    """Trace, cut and compile, with the choices of `Recomputing`.
 
     Args:
         halves: before the cut.
         values: examples of the inputs.
-        memory_budget: as for `Recomputing`.
-        options: as for `Recomputing`.
-        run_as_traced: as for `Recomputing`.
+        memory_budget, options, run_as_traced: as for `Recomputing`.
     """
     cuts: list[Cut] = []
 

@@ -87,7 +87,8 @@ def sums_by_unique() -> Any:
         found, place = torch.unique(y, return_inverse=True)
         rows = model(x)
         sums = rows.new_zeros(found.shape[0], 5).index_add(0, place, rows)
-        return sums.square().mean()
+        loss: Tensor = sums.square().mean()
+        return loss
 
     return mlp(), loss, (torch.randn(8, 16), classes(8))
 
@@ -205,7 +206,8 @@ def batch_of_lists_and_a_dataclass() -> Any:
         (sample, (scale, mode)) = given
         both = model(torch.cat([sample.x, other.x]))
         wanted = torch.cat([sample.y, other.y])
-        return scale * functional.cross_entropy(both, wanted, reduction=mode)
+        each: Tensor = scale * functional.cross_entropy(both, wanted, reduction=mode)
+        return each
 
     one = Sample(torch.randn(4, 16), classes(4), "first")
     return mlp(), loss, ([one, (2, "mean")], Pair(torch.randn(4, 16), classes(4)))
