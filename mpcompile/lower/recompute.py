@@ -6,7 +6,6 @@ of forward, where they stay alive. So the graph is passed as a function with its
 derivative. AOTAutograd traces both halves into the joint graph, torch's
 `min_cut_rematerialization_partition` chooses what to keep, and inductor compiles the halves as in
 any training program: saved tensors in the layout their readers want, each freed at its last use.
-
 Weights, copies, buffers and the batch cost nothing to keep. Random numbers are not drawn again.
 """
 
@@ -374,7 +373,9 @@ def _compile(
     Args:
         halves: before the cut.
         values: examples of the inputs.
-        memory_budget, options, run_as_traced: as for `Recomputing`.
+        memory_budget: as there.
+        options: as there.
+        run_as_traced: as there.
     """
     cuts: list[Cut] = []
 
@@ -396,5 +397,4 @@ def _compile(
     results: Any = forward.output_node().args[0]
     indices = {node.name: index for index, node in enumerate(results) if node is not None}
     *kept, seed = [node.name for node in backward.find_nodes(op="placeholder")]
-    assert seed.startswith("tangents")
     return _Code(cuts[0], forth, back, stand_ins, [indices[name] for name in kept])
