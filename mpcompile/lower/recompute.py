@@ -12,24 +12,21 @@ Weights, copies, buffers and the batch cost nothing to keep. Random numbers are 
 from __future__ import annotations
 
 import operator
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
-from torch.utils.checkpoint import CheckpointPolicy
 
+from mpcompile.lower.cut import Cut, choose
 from mpcompile.lower.shared_memory import OwnMemory
 from mpcompile.program.marks import BACKWARD_SEED, SLOT, SLOTS
 from mpcompile.program.node_tensors import sizes_read
-from mpcompile.step.liveness import result_bytes
 from mpcompile.step.slots import Role, Slot
 from mpcompile.torch_private.graphs import copy_graph, module_of
-from mpcompile.torch_private.inductor import Code, compiled, min_cut
-from mpcompile.torch_private.ops import draws
-from mpcompile.torch_private.tensors import fake_like, fake_with
+from mpcompile.torch_private.inductor import Code, compiled
+from mpcompile.torch_private.tensors import fake_with
 
 
 @dataclass(frozen=True)
@@ -54,28 +51,6 @@ class Halves:
     like: tuple[torch.Tensor, ...]
     scale: int | None
     constants: tuple[torch.Tensor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A gradient graph after the cut, in the ops that inductor compiles.
-
-    Attributes:
-        forward: returns its results, then the tensors that are kept for backward.
-        backward: computes again the tensors that are neither kept nor inputs.
-        results: number of forward's results before the kept tensors.
-        seconds: time of the cut.
-    """
-
-    forward: fx.GraphModule
-    backward: fx.GraphModule
-    results: int
-    seconds: float
-
-    @property
-    def saved_bytes(self) -> int:
-        """Bytes made by forward that are alive between the halves."""
-        return result_bytes(self.forward.graph, self.results)
 
 
 def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
@@ -214,36 +189,6 @@ class _Function(torch.nn.Module):
         results = range(len(self.halves.early))
         graph.output(tuple(graph.call_function(operator.getitem, (made, k)) for k in results))
         return fx.GraphModule({"function": self}, graph)
-
-
-def choose(joint: fx.GraphModule, results: int, memory_budget: float) -> Cut:
-    """Let torch cut a joint graph; every input is free to keep.
-
-    Random numbers are marked to be kept: under a budget torch would also draw them again. The
-    budget is computed from the bytes of all inputs, so inputs without a reader must have none.
-
-    Args:
-        joint: as AOTAutograd passes it to a partitioner; changed in place.
-        results: number of forward's results.
-        memory_budget: as for `Recomputing`.
-    """
-    for node in joint.graph.nodes:
-        # An attention without dropout is tagged as random too.
-        if draws(node):
-            node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
-    inputs = joint.graph.find_nodes(op="placeholder")
-    static = [index for index, node in enumerate(inputs) if not node.name.startswith("tangents")]
-    unread = {node.name: node.meta["val"] for node in inputs if not node.users}
-    for node in inputs:
-        if node.name in unread:
-            like = unread[node.name]
-            node.meta["val"] = fake_like(like.fake_mode, (0,), like.dtype, like.device)
-    begin = time.perf_counter()
-    forward, backward = min_cut(joint, results, static, memory_budget)
-    seconds = time.perf_counter() - begin
-    for node in forward.graph.find_nodes(op="placeholder"):
-        node.meta["val"] = unread.get(node.name, node.meta["val"])
-    return Cut(forward, backward, results, seconds)
 
 
 def cut(gradient: fx.GraphModule, slots: dict[str, Slot], memory_budget: float = 1.0) -> Cut:
@@ -394,7 +339,8 @@ def _compile(
     (forward, forth), (backward, back) = compiled(
         function, inputs, partition, options=options, run_as_traced=run_as_traced
     )
-    results: Any = forward.output_node().args[0]
-    indices = {node.name: index for index, node in enumerate(results) if node is not None}
+    made: Any = forward.output_node().args[0]
+    indices = {node.name: index for index, node in enumerate(made) if node is not None}
     *kept, seed = [node.name for node in backward.find_nodes(op="placeholder")]
+    assert seed.startswith("tangents")
     return _Code(cuts[0], forth, back, stand_ins, [indices[name] for name in kept])

@@ -33,6 +33,7 @@ from mpcompile.program.returned import (
 )
 from mpcompile.program.stack_lines import is_foreign, users_line
 from mpcompile.program.traced_program import TracedProgram, Watch
+from mpcompile.program.value_checks import drop_value_checks
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.ops import op_name
 from mpcompile.torch_private.tracing import DataDependent, children
@@ -145,6 +146,7 @@ def capture(
         for name, parameter in workload.model.named_parameters(remove_duplicate=False)
         if parameter.requires_grad
     }
+    drop_value_checks(program.graph)
     functional = make_functional(program, trained, source.noted.own)
     program, module, written = functional.program, functional.module, functional.written
     with_derivatives(module.graph, source.noted.own)

@@ -19,6 +19,7 @@ from mpcompile.program.numbers.inputs import (
 )
 from mpcompile.program.returned import Spot
 from mpcompile.program.stack_lines import line_now
+from mpcompile.program.value_checks import without_value_checks
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.own_derivatives import own_tensors
 from mpcompile.torch_private.tracing import leaves_of
@@ -105,9 +106,10 @@ class TracedProgram(torch.nn.Module):
         ]
         watched = self._watch.begin() if self._watch else list
         if self._workload.loss is None:
-            result = self._workload.run(self.model, batch)
+            with without_value_checks():
+                result = self._workload.run(self.model, batch)
         else:
-            with self.noted.noting(self.model):
+            with self.noted.noting(self.model), without_value_checks():
                 self.noted.hook_parameters(
                     self._parameters_of_user, dict(self.model.named_parameters())
                 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -165,6 +167,26 @@ def children(structure: Any) -> list[Any]:
     return list(
         structure.children() if hasattr(structure, "children") else structure.children_specs
     )
+
+
+@contextmanager
+def truth_answered(answer: Callable[[FrameType], bool | None]) -> Iterator[None]:
+    """Let a function answer ``bool(tensor)`` inside ``with``; None: the tensor answers itself.
+
+    Args:
+        answer: takes the frame that asks.
+    """
+
+    def truth(tensor: torch.Tensor) -> bool:
+        said = answer(sys._getframe(1))
+        return torch._C.TensorBase.__bool__(tensor) if said is None else said
+
+    kind: Any = torch.Tensor
+    kind.__bool__ = truth
+    try:
+        yield
+    finally:
+        del kind.__bool__
 
 
 def one_level(value: Any) -> tuple[list[Any], Any, Callable[[list[Any]], Any]] | None:

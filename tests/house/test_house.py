@@ -21,6 +21,8 @@ SOURCES = [
 ATEN = {
     "_to_copy",
     "_unsafe_view",
+    "_assert_async",
+    "_assert_scalar",
     "_local_scalar_dense",
     "_native_batch_norm_legit_functional",
     "_cudnn_rnn",

@@ -5,13 +5,14 @@ Each runs in eager PyTorch. `STEP` programs are compiled as one graph.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as functional
-from torch import Tensor, nn
+from torch import Tensor, distributions, nn
 
 Program = Callable[[], tuple[nn.Module, Callable[..., Any], Any]]
 
@@ -30,10 +31,10 @@ class Net(nn.Module):
         super().__init__()
         for name, part in parts.items():
             setattr(self, name, part)
-        self.body = forward
+        self.function = forward
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        return self.body(self, *inputs, **named)
+        return self.function(self, *inputs, **named)
 
 
 def mlp(inputs: int = 16, outputs: int = 5, width: int = 32) -> nn.Module:
@@ -211,3 +212,58 @@ def batch_of_lists_and_a_dataclass() -> Any:
 
     one = Sample(torch.randn(4, 16), classes(4), "first")
     return mlp(), loss, ([one, (2, "mean")], Pair(torch.randn(4, 16), classes(4)))
+
+
+@program
+def policy_gradient() -> Any:
+    def loss(
+        model: Any, state: Tensor, action: Tensor, old: Tensor, gain: Tensor, wanted: Tensor
+    ) -> Tensor:
+        hidden = torch.relu(model.body(state))
+        chosen = distributions.Categorical(logits=model.policy(hidden))
+        ratio = (chosen.log_prob(action) - old).exp()
+        clipped = torch.min(ratio * gain, ratio.clamp(0.8, 1.2) * gain)
+        value = functional.mse_loss(model.value(hidden).squeeze(1), wanted)
+        return -clipped.mean() + 0.5 * value - 0.01 * chosen.entropy().mean()
+
+    parts = {"body": mlp(8, 32), "policy": nn.Linear(32, 4), "value": nn.Linear(32, 1)}
+    batch = torch.randn(16, 8), classes(16, 4), -torch.rand(16) - 1, *torch.randn(2, 16).unbind()
+    return Net(lambda self, x: self.body(x), **parts), loss, batch
+
+
+@program
+def gaussian_likelihood() -> Any:
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        out = model(x)
+        return functional.gaussian_nll_loss(out[:, :2], y, functional.softplus(out[:, 2:4]))
+
+    return mlp(), loss, (torch.randn(8, 16), torch.randn(8, 2))
+
+
+@program
+def normal_with_a_covariance() -> Any:
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        mean = model(x)[:, :3]
+        normal = distributions.MultivariateNormal(mean, torch.eye(3, dtype=mean.dtype))
+        each: Tensor = normal.log_prob(x[:, :3])
+        return -each.mean()
+
+    return mlp(), loss, (torch.randn(8, 16),)
+
+
+@program
+def checks_of_values() -> Any:
+    def loss(model: nn.Module, x: Tensor, strict: bool) -> Tensor:
+        out = model(x)
+        assert torch.isfinite(out).all(), "not finite"
+        if out.isnan().any() or out.isinf().any():
+            raise ValueError("not a number")
+        if strict and not (out.abs() < 1e6).all():
+            raise ValueError("too large")
+        if (out.abs() > 1e3).any():
+            warnings.warn("large", stacklevel=2)
+        torch._assert((out.abs() < 1e5).all(), "large")
+        torch._check((x.abs() < 100).all().item())
+        return out.square().mean()
+
+    return mlp(), loss, (torch.randn(8, 16), True)
