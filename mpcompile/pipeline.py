@@ -33,6 +33,7 @@ from mpcompile.program.capture import Forward, capture
 from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.describe import dataflow
 from mpcompile.program.graph_text import graph_text
+from mpcompile.program.inner_gradients import ComputesGradients
 from mpcompile.program.marks import MADE_BY
 from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.open_capture import capture_open, check_open
@@ -44,6 +45,7 @@ from mpcompile.program.unfit_constants import UnfitConstant, unfit_constants, un
 from mpcompile.program.workload import Workload
 from mpcompile.step.differentiate import differentiate
 from mpcompile.step.graph import StepGraph
+from mpcompile.step.inner_gradients import record_program
 from mpcompile.step.loop import Loop
 from mpcompile.step.loss_scale import LossScale
 from mpcompile.step.processes import DataParallel
@@ -221,7 +223,13 @@ def _captured(workload: Workload, choices: Choices, effects: Effects) -> Forward
             return capture_open(workload, open_dims, numbers, watch)
         return capture(workload, (), numbers, watch)
 
-    return watched(None) if workload.optimizer is None else capture_left(effects, watched)
+    try:
+        return watched(None) if workload.optimizer is None else capture_left(effects, watched)
+    except ComputesGradients as error:
+        if open_dims or numbers:
+            error.what += ", and its batch size is open" if open_dims else ", and a number changes"
+            raise
+    return capture(workload, recorded=record_program(workload))
 
 
 def _planned(flow: Dataflow, choices: Choices) -> Plan:

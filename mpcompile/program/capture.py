@@ -22,6 +22,12 @@ from mpcompile.program.batch_size import BatchSize, dynamic_shapes
 from mpcompile.program.derivatives.own_backward import with_derivatives
 from mpcompile.program.functional.broadcasts import split_broadcasts
 from mpcompile.program.functional.mutation import make_functional
+from mpcompile.program.inner_gradients import (
+    ComputesGradients,
+    RecordedProgram,
+    in_a_transform,
+    is_transformed,
+)
 from mpcompile.program.numbers.inputs import NumberInputs, NumberPlace
 from mpcompile.program.returned import (
     Left,
@@ -118,6 +124,7 @@ def capture(
     open_dims: tuple[bool, ...] = (),
     numbers: Sequence[NumberPlace] = (),
     watch: Watch | None = None,
+    recorded: RecordedProgram | None = None,
 ) -> Forward:
     """Capture ``loss(model, *batch)`` with `torch.export`, or ``model(*batch)`` without a loss.
 
@@ -127,16 +134,25 @@ def capture(
             `mpcompile.program.open_capture`.
         numbers: Python numbers of the program that become inputs of the graph.
         watch: finds the tensors that the program puts into the user's objects.
+        recorded: the program as a graph, if it computes gradients itself.
 
     Raises:
+        ComputesGradients: it does, and is not recorded.
         BadInput: the program itself fails on the example batch, or its loss is neither a 0-d FP32
             tensor nor a pair of one and anything.
         CannotCapture: the program runs, but not as one graph.
     """
     warn_if_untried()
-    source = TracedProgram(workload, numbers, watch)
+    source = TracedProgram(workload, numbers, watch, recorded)
     with watch.around() if watch else nullcontext():
-        program = export(source, workload, open_dims)
+        try:
+            program = export(source, workload, open_dims)
+        except CompileError as error:
+            if recorded is None and in_a_transform(error):
+                raise ComputesGradients(error.where) from error
+            raise
+    if is_transformed(program):
+        raise ComputesGradients(definition(workload.loss) or workload.origin)
     recording = source.last.recording
     given = None if recording is None else recording.inputs(source.examples)
     returns, left = _returns(program, workload, source.last.spots)
@@ -195,7 +211,7 @@ def _quiet() -> Iterator[None]:
 def _refusal(error: Exception, batch: tuple[Any, ...], workload: Workload) -> Exception:
     if not isinstance(error, DataDependent):
         try:
-            with torch.no_grad():
+            with torch.enable_grad():
                 _run_copy(workload, batch)
         except Exception as eager:
             shapes = ", ".join(str(list(value.shape)) for value in batch)

@@ -10,6 +10,7 @@ import torch
 
 from mpcompile.errors import CannotCapture
 from mpcompile.program.derivatives.noted import Noted
+from mpcompile.program.inner_gradients import ComputesGradients, RecordedProgram
 from mpcompile.program.numbers.inputs import (
     NumberPlace,
     Recorded,
@@ -22,7 +23,7 @@ from mpcompile.program.stack_lines import line_now
 from mpcompile.program.value_checks import without_value_checks
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.own_derivatives import own_tensors
-from mpcompile.torch_private.tracing import leaves_of
+from mpcompile.torch_private.tracing import leaves_of, without_backward
 
 
 class Watch(Protocol):
@@ -63,6 +64,7 @@ class TracedProgram(torch.nn.Module):
         workload: the program.
         numbers: the places of the Python numbers that become inputs.
         watch: finds the tensors that the program puts into the user's objects.
+        recorded: the program as a graph, which runs instead.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class TracedProgram(torch.nn.Module):
         workload: Workload,
         numbers: Sequence[NumberPlace] = (),
         watch: Watch | None = None,
+        recorded: RecordedProgram | None = None,
     ) -> None:
         super().__init__()
+        self._recorded = recorded
         self.last = LastRun()
         self._numbers, self._watch = tuple(numbers), watch
         self.examples = unused_inputs(workload.model) if numbers else ()
@@ -113,7 +117,11 @@ class TracedProgram(torch.nn.Module):
                 self.noted.hook_parameters(
                     self._parameters_of_user, dict(self.model.named_parameters())
                 )
-                result = self._workload.run(self.model, batch)
+                if self._recorded is not None:
+                    result = self._recorded(self.model, batch)
+                else:
+                    with without_backward(ComputesGradients()):
+                        result = self._workload.run(self.model, batch)
         _write_replaced(buffers)
         left = watched()
         self.last.spots = tuple(spot for spot, _ in left)

@@ -202,6 +202,32 @@ def one_level(value: Any) -> tuple[list[Any], Any, Callable[[list[Any]], Any]] |
     return parts, str(structure), lambda parts: tree_unflatten(parts, structure)
 
 
+def flatten(tree: Any) -> tuple[list[Any], Any]:
+    """Return the leaves of a tree, and its structure for `unflatten`."""
+    return tree_flatten(tree)
+
+
+@contextmanager
+def without_backward(error: Exception) -> Iterator[None]:
+    """Raise an error inside ``with`` when autograd is asked for gradients in any way."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise error
+
+    autograd: Any = torch.autograd
+    before = autograd._engine_run_backward
+    autograd._engine_run_backward = refuse
+    try:
+        yield
+    finally:
+        autograd._engine_run_backward = before
+
+
+def vmap_is_in(node: fx.Node) -> bool:
+    """Whether a node of an exported graph is a part of ``torch.func.vmap``."""
+    return getattr(node.target, "__module__", "") == "torch._functorch.predispatch"
+
+
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
     """Return a tree with a function of each tensor instead of the tensor."""
     return tree_map_only(torch.Tensor, function, tree)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -229,7 +230,9 @@ def _name_of(target: fx.Node, newest: dict[str, fx.Node], state: dict[str, str])
 
 
 def _by_torch(program: torch.export.ExportedProgram) -> Functional:
-    functional = program.run_decompositions({})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch to itself (2.13)
+        functional = program.run_decompositions({})
     (returned,) = functional.graph.output_node().args
     assert isinstance(returned, list | tuple)
     written, values, results = [], [], []
