@@ -33,14 +33,14 @@ from mpcompile.program.capture import Forward, capture
 from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.describe import dataflow
 from mpcompile.program.graph_text import graph_text
-from mpcompile.program.inner_gradients import ComputesGradients
 from mpcompile.program.marks import MADE_BY
 from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.open_capture import capture_open, check_open
 from mpcompile.program.proof.effects import Effects
 from mpcompile.program.proof.left_behind import capture_left
 from mpcompile.program.proof.verify import verify as verify_graph
-from mpcompile.program.traced_program import Watch
+from mpcompile.program.tracing.inner_gradients import ComputesGradients
+from mpcompile.program.tracing.traced_program import Watch
 from mpcompile.program.unfit_constants import UnfitConstant, unfit_constants, unfit_reasons
 from mpcompile.program.workload import Workload
 from mpcompile.step.differentiate import differentiate

@@ -20,7 +20,6 @@ from mpcompile.program.capture import (
     Forward,
     InputKind,
     capture,
-    definition,
     source_position,
 )
 from mpcompile.program.cudnn_rnn import MODES
@@ -29,7 +28,8 @@ from mpcompile.program.functional.instead import DifferentiableInterpreter
 from mpcompile.program.node_tensors import is_size
 from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.stack_lines import is_foreign
-from mpcompile.program.traced_program import Watch
+from mpcompile.program.tracing.export import definition
+from mpcompile.program.tracing.traced_program import Watch
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.ops import draws, given, op_name

@@ -1,6 +1,6 @@
 """Record a program that computes gradients inside its loss.
 
-The program is used by `mpcompile.program.inner_gradients`.
+The program is used by `mpcompile.program.tracing.inner_gradients`.
 
 The recorder sees ops below autograd. There the ops of an inner backward pass are like all others,
 but so is what must not be differentiated: ``x.detach()``, ``torch.no_grad()``, a gradient that was
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from mpcompile.program.inner_gradients import RecordedProgram
-from mpcompile.program.value_checks import without_value_checks
+from mpcompile.program.tracing.inner_gradients import RecordedProgram
+from mpcompile.program.tracing.value_checks import without_value_checks
 from mpcompile.program.workload import Workload
 from mpcompile.step.record import Recorder, record_with
 from mpcompile.step.recorded_number import Numbers

@@ -24,6 +24,7 @@ ATEN = {
     "_assert_async",
     "_assert_scalar",
     "_local_scalar_dense",
+    "_native_batch_norm_legit",
     "_native_batch_norm_legit_functional",
     "_cudnn_rnn",
     "_cudnn_rnn_backward",

@@ -330,7 +330,8 @@ def forces_of_an_energy() -> Any:
         place = place.clone().requires_grad_(True)
         energy = model(place.flatten(1)).sum()
         (slope,) = torch.autograd.grad(energy, place, create_graph=True)
-        return functional.mse_loss(-slope, wanted) + 1e-3 * energy**2
+        result: Tensor = functional.mse_loss(-slope, wanted) + 1e-3 * energy**2
+        return result
 
     return critic(12), loss, (torch.randn(5, 4, 3), torch.randn(5, 4, 3))
 

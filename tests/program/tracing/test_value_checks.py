@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mpcompile.program.value_checks import passing, without_value_checks
+from mpcompile.program.tracing.value_checks import passing, without_value_checks
 from mpcompile.program.workload import module_at
 
 CASES = {

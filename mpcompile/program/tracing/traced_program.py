@@ -10,7 +10,6 @@ import torch
 
 from mpcompile.errors import CannotCapture
 from mpcompile.program.derivatives.noted import Noted
-from mpcompile.program.inner_gradients import ComputesGradients, RecordedProgram
 from mpcompile.program.numbers.inputs import (
     NumberPlace,
     Recorded,
@@ -20,7 +19,8 @@ from mpcompile.program.numbers.inputs import (
 )
 from mpcompile.program.returned import Spot
 from mpcompile.program.stack_lines import line_now
-from mpcompile.program.value_checks import without_value_checks
+from mpcompile.program.tracing.inner_gradients import ComputesGradients, RecordedProgram
+from mpcompile.program.tracing.value_checks import without_value_checks
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.own_derivatives import own_tensors
 from mpcompile.torch_private.tracing import leaves_of, without_backward
