@@ -68,6 +68,10 @@ class LostProcess(CompileError):
     exit_code = 4
 
 
+class NotOneGraph(CannotCapture):
+    """The program runs in eager PyTorch, and `torch.export` makes no graph of it."""
+
+
 class Defect(Exception):
     """A rule of mpcompile itself is broken, independent of the user's input (exit code 70)."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput, did_you_mean
+from mpcompile.errors import BadInput, NotOneGraph, did_you_mean
 from mpcompile.lower.lower import Backend, Lowering
 from mpcompile.passes.order import (
     BEFORE_AUTOGRAD,
@@ -21,6 +22,7 @@ from mpcompile.passes.order import (
     training_passes,
 )
 from mpcompile.passes.runner import run_passes
+from mpcompile.pieces.program_in_pieces import program_in_pieces
 from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.given import decide, for_other_shapes
 from mpcompile.plan.measured import MeasuredOverflow, overruled
@@ -83,6 +85,7 @@ def compile(
     without: Collection[str] = (),
     dynamic: bool = False,
     verify: bool = True,
+    whole: bool = False,
 ) -> TrainStep:
     """Compile a training step into mixed precision.
 
@@ -116,6 +119,9 @@ def compile(
         verify: run the program once in eager PyTorch, forward and backward, and compare loss,
             gradients, buffers and random state with the captured graph, for each shape of batch.
             It costs about two eager steps and a copy of the weights while it compiles.
+        whole: refuse a program that cannot become one graph, such as one with an ``if`` on a value.
+            By default Dynamo captures it in pieces, and Python code between them runs in FP32 as in
+            eager PyTorch; the log ``mpcompile`` and ``step.pieces`` name the lines.
 
     Raises:
         BadInput: an argument is wrong, or the program fails on the batch.
@@ -131,6 +137,7 @@ def compile(
         without=tuple(without),
         dynamic=dynamic,
         verify=verify,
+        whole=whole,
     )
     lowering = Lowering(backend, memory_budget, cuda_graph, options)
     return to_step(transform(Workload(model, batch, loss, optimizer), choices), lowering)
@@ -143,6 +150,10 @@ def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainSt
         raise BadInput(
             "the workload has no loss and no optimizer", workload.origin, "add both to train it"
         )
+
+    if transformed.forward.in_pieces is not None:
+        device = next(iter(workload.model.parameters())).device
+        transformed.forward.in_pieces.backend = lowering.backend_on(device)
 
     def for_batch(
         batch: Sequence[torch.Tensor],
@@ -175,18 +186,40 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     _check_passes(choices.without)
     if choices.ranges is not None:
         _check_release(choices.policy, choices.ranges)
-    precision = choices.precision
-    # What is transformed in FP32 is there to compare with.
-    trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
     effects = Effects(workload, again=choices.like is not None)
+    try:
+        return _as_one_graph(workload, choices, effects)
+    except NotOneGraph as refusal:
+        if choices.whole or workload.optimizer is None:
+            raise
+        with effects.undone_unsaid():
+            forward = program_in_pieces(workload, choices.policy, refusal)
+    return _transformed(workload, choices, forward, effects.undone_unsaid)
+
+
+def _as_one_graph(workload: Workload, choices: Choices, effects: Effects) -> Transformed:
     with effects.undone():
         forward = _captured(workload, choices, effects)
     # Weights in slices have no values here to run the program with.
     held = not any(map(is_absent, workload.model.parameters()))
     if choices.verify and workload.optimizer is not None and held:
         verify_graph(workload, forward, effects)
+    made = _transformed(workload, choices, forward, effects.undone)
     if choices.like is None:  # once for a step, not for each shape of batch
         effects.say()
+    return made
+
+
+def _transformed(
+    workload: Workload,
+    choices: Choices,
+    forward: Forward,
+    undone: Callable[[], AbstractContextManager[None]],
+) -> Transformed:
+    """Plan a captured program, rewrite it, and make its step."""
+    precision = choices.precision
+    # What is transformed in FP32 is there to compare with.
+    trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
     trace("mpcompile_before", lambda: graph_text(forward.module.graph))
     unfit = unfit_constants(forward.module, forward.constants(), precision)
     flow = describe(forward, choices.policy, unfit)
@@ -207,7 +240,7 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     )
     if workload.optimizer is None:
         return made
-    with effects.undone():  # hooks of the program run in its backward pass
+    with undone():  # hooks of the program run in its backward pass
         made = _with_reached(made, workload.optimizer)
     check_open(forward, workload)
     trace("mpcompile_step", lambda: str(made.step))
