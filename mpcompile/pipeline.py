@@ -38,6 +38,7 @@ from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.open_capture import capture_open, check_open
 from mpcompile.program.proof.effects import Effects
 from mpcompile.program.proof.left_behind import capture_left
+from mpcompile.program.proof.verify import Proof
 from mpcompile.program.proof.verify import verify as verify_graph
 from mpcompile.program.traced_program import Watch
 from mpcompile.program.unfit_constants import UnfitConstant, unfit_constants, unfit_reasons
@@ -158,7 +159,17 @@ def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainSt
 
 
 def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
-    """Run every stage before lowering; nothing of the user's is changed.
+    """Run every stage before lowering; nothing of the user's is changed; see `prove`."""
+    return prove(workload, choices)[0]
+
+
+def prove(
+    workload: Workload, choices: Choices = NO_CHOICES
+) -> tuple[Transformed, Proof | None]:
+    """Run every stage before lowering; also return the proof of the captured graph, if there is one.
+
+    Nothing of the user's is changed. The proof holds a gradient of each weight, so it should not be
+    kept for long.
 
     Warns with `MeasuredOverflow` of each tensor that the user wants in FP16 though it was measured
     to be too large for it.
@@ -177,8 +188,9 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
         forward = _captured(workload, choices, effects)
     # Weights in slices have no values here to run the program with.
     held = not any(map(is_absent, workload.model.parameters()))
+    proof = None
     if choices.verify and workload.optimizer is not None and held:
-        verify_graph(workload, forward, effects)
+        proof = verify_graph(workload, forward, effects)
     if choices.like is None:  # once for a step, not for each shape of batch
         effects.say()
     trace("mpcompile_before", lambda: graph_text(forward.module.graph))
@@ -200,7 +212,7 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
         changes=changes,
     )
     if workload.optimizer is None:
-        return made
+        return made, None
     with effects.undone():  # hooks of the program run in its backward pass
         try:
             made = _with_step(made, workload.optimizer)
@@ -211,7 +223,7 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
             made = _with_step(made, workload.optimizer, error.names)
     check_open(forward, workload)
     trace("mpcompile_step", lambda: str(made.step))
-    return made
+    return made, proof
 
 
 def _captured(workload: Workload, choices: Choices, effects: Effects) -> Forward:
