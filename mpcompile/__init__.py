@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         CheckFailed,
         CompileError,
         DamagedCheckpoint,
+        InexactStep,
         LostProcess,
         SideEffect,
         SkippedSteps,
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
         UntriedTorch,
         Unverified,
     )
+    from mpcompile.integrations.compiling import compile
     from mpcompile.integrations.rewriting import rewrite
     from mpcompile.numerics.calibration import calibrate
     from mpcompile.numerics.node_errors import check
-    from mpcompile.pipeline import compile
     from mpcompile.plan.measured import MeasuredOverflow
     from mpcompile.plan.plan import Plan
     from mpcompile.plan.policy import FULL_PRECISION, Level, Policy, UnmatchedOverride
@@ -48,6 +49,7 @@ __all__ = [
     "CheckFailed",
     "CompileError",
     "DamagedCheckpoint",
+    "InexactStep",
     "Level",
     "LossScale",
     "LostProcess",
@@ -80,6 +82,7 @@ _HOME = {
     "CheckFailed": "errors",
     "CompileError": "errors",
     "DamagedCheckpoint": "errors",
+    "InexactStep": "errors",
     "Level": "plan.policy",
     "LossScale": "step.loss_scale",
     "LostProcess": "errors",
@@ -99,7 +102,7 @@ _HOME = {
     "Workload": "program.workload",
     "calibrate": "numerics.calibration",
     "check": "numerics.node_errors",
-    "compile": "pipeline",
+    "compile": "integrations.compiling",
     "data_parallel": "step.processes",
     "rewrite": "integrations.rewriting",
 }

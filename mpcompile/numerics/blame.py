@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mpcompile.errors import from_here
 from mpcompile.numerics.first_batch import GRADIENT, FirstBatch, compare
 from mpcompile.numerics.lockstep import Moment
 from mpcompile.numerics.node_errors import NodeError, ancestors, errors_in, origin
-from mpcompile.numerics.remedies import Remedy, can_try, has_loss_scale, remedies_for, tried
+from mpcompile.numerics.nonfinite import Cause, first_nonfinite
+from mpcompile.numerics.remedies import (
+    Remedy,
+    can_try,
+    has_loss_scale,
+    module_of,
+    remedies_for,
+    tried,
+)
 from mpcompile.passes.step.scale_loss import SCALE
 from mpcompile.program.proof.verify import Proof
 from mpcompile.step.graph import results
 from mpcompile.step.transformed import Transformed
-
-_LIKELY = 3
-"""How many more nodes are suspected: those that add the largest errors of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +54,32 @@ def blame(transformed: Transformed, proof: Proof, found: FirstBatch) -> Blame:
     reached = ancestors(rows, [ends[far.slot].name for far in found.far])
     suspects = [row for row in rows if row.id in reached]
     limit = GRADIENT[transformed.plan.precision]
-    failing = [row for row in suspects if row.fails(limit)]
-    by_own = sorted(suspects, key=lambda row: -row.own)
-    named = failing[0] if failing else by_own[0]
+    named = next((row for row in suspects if row.fails(limit)), suspects[-1])
+    cause = first_nonfinite(found.moment) if named.nonfinite else None
     begins = origin(rows, named)
 
     def holds(other: Transformed) -> bool:
         again = compare(other, proof)
         return again is not None and not again.far
 
-    likely = [named, begins, *by_own[:_LIKELY]]
-    remedy = tried(transformed, remedies_for(likely, loss_scale(transformed, found.moment)), holds)
+    scale = loss_scale(transformed, found.moment)
+    remedies = [*_of_cause(cause), *remedies_for(rows, named, scale)]
     what = f"on the first batch {found.far[0]}; {_named(named)} is the first node that is far off"
-    if begins is not named:
+    if cause is not None:
+        what += f": {cause.why}"
+    elif begins is not named and begins.own > limit / 2:
         what += f", and the error begins with {_named(begins)} at {from_here(str(begins.where))}"
     where = named.where.at or transformed.workload.origin
+    remedy = tried(transformed, remedies, holds, module_of(rows, named))
     return Blame(what, where, remedy, can_try(transformed))
+
+
+def _of_cause(cause: Cause | None) -> Iterator[Remedy]:
+    if cause is not None and cause.fits_at is not None:
+        yield Remedy(scale=cause.fits_at)
+        yield Remedy(scale=cause.fits_at / 16)  # another gradient may be larger
+    elif cause is not None and cause.keep:
+        yield Remedy.of_ops(cause.keep)
 
 
 def loss_scale(transformed: Transformed, moment: Moment) -> float | None:

@@ -7,16 +7,19 @@ FP32 itself may not know it: the gradient of a bias before a batch norm is noise
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isinf, sqrt
 
 import torch
 
+from mpcompile.errors import Unverified
 from mpcompile.numerics.lockstep import EXACT, Moment, results_of
 from mpcompile.numerics.node_errors import explained_by, relative_error
 from mpcompile.numerics.unbound import unbound_moment
 from mpcompile.precision import Precision
+from mpcompile.program.capture import first_line
 from mpcompile.program.proof.verify import Proof
 from mpcompile.program.random_state import RandomState
 from mpcompile.step.graph import results
@@ -77,7 +80,7 @@ def compare(transformed: Transformed, proof: Proof) -> FirstBatch | None:
     """Compare the first batch in 16 bits with FP32; None if there is nothing to compare.
 
     That is so in FP32, if the loss of the program is not finite, and if several processes share the
-    step: its gradients are means then.
+    step: its gradients are means then. Warns with `Unverified` if torch cannot run the step.
 
     Args:
         transformed: the step; its workload is read, not changed.
@@ -90,11 +93,19 @@ def compare(transformed: Transformed, proof: Proof) -> FirstBatch | None:
     full = proof.full
     if not bool(full.loss.isfinite()):
         return None
-    moment, scale, ours = settled(transformed, proof.random, full.gradients)
+    try:
+        moment, scale, ours = settled(transformed, proof.random, full.gradients)
+    except (RuntimeError, NotImplementedError) as error:
+        what = f"the step in 16 bits was not compared with FP32: {first_line(error)}"
+        warnings.warn(what, Unverified, stacklevel=3)
+        return None
     wanted = list(_wanted(transformed, proof, scale))
     errors = {item.slot: item.error(ours) for item in wanted}
     over = [item for item in wanted if not errors[item.slot] <= item.limit]
-    over = _without_noise(over, moment, ours, _typical(full.gradients), precision)
+    if endless := [item for item in over if isinf(errors[item.slot])]:
+        over = endless  # certain without another run
+    else:
+        over = _without_noise(over, moment, ours, _typical(full.gradients), precision)
     return FirstBatch(
         moment,
         errors[wanted[0].slot],
@@ -104,7 +115,7 @@ def compare(transformed: Transformed, proof: Proof) -> FirstBatch | None:
 
 
 def _within(wanted: list[_Wanted], errors: Mapping[str, float]) -> Iterator[float]:
-    """Yield the errors of the gradients that are within their limits; the others are noise or far."""
+    """Yield the errors of gradients within their limits; the others are noise, or far."""
     for item in wanted:
         if item.is_gradient and errors[item.slot] <= item.limit:
             yield errors[item.slot]
