@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mpcompile.artifacts import write_json
+from mpcompile.commands.first_batch import advice
 from mpcompile.commands.load_program import load_program
 from mpcompile.commands.plan_inputs import PlanInputs
 from mpcompile.commands.terminal import open_terminal, say
@@ -97,8 +98,8 @@ def check(source: str, options: CheckOptions, inputs: PlanInputs) -> None:
         first, begins = failed[0], origin(rows, failed[0])
         what = _verdict(first, tolerance) + _beginning(first, begins)
         with console.status("trying overrides"):
-            advice = _advice(source, transformed, step, data[steps:], tolerance, rows)
-        raise CheckFailed(what, _place(first), advice)
+            fix = _advice(source, transformed, step, data[steps:], tolerance, rows)
+        raise CheckFailed(what, _place(first), fix)
 
 
 def _print(
@@ -208,12 +209,10 @@ def _advice(
     batches: Sequence[tuple[Any, ...]],
     tolerance: float,
     rows: list[NodeError],
-) -> str | None:
+) -> str:
     """Return an override with which every batch is within the tolerance, as it was tried."""
     scale = step.loss_scale if has_loss_scale(transformed) else None
     first = next(failures(rows, tolerance))
-    if not can_try(transformed):
-        return "change the given plan, whose decisions count before overrides"
 
     def holds(other: Transformed) -> bool:
         rule = other.choices.scale
@@ -223,11 +222,7 @@ def _advice(
         )
 
     remedy = tried(transformed, remedies_for(rows, first, scale), holds, module_of(rows, first))
-    if remedy is None:
-        return f"no override of a few ops was found that mends it; `mpcompile tune {source}` finds a set"
-    if remedy.scale is not None:
-        return f"`{remedy.flags}` mends it"
-    return f"`{remedy.flags}` keeps it in FP32"
+    return advice(source, remedy, can_try(transformed))
 
 
 def _inputs(other: Transformed, batch: tuple[Any, ...], rule: LossScale, step: TrainStep) -> Moment:

@@ -6,8 +6,9 @@ from rich.console import Console
 
 from mpcompile.commands.terminal import warnings_on_one_line
 from mpcompile.errors import CheckFailed
-from mpcompile.numerics.blame import Blame, blame
+from mpcompile.numerics.blame import blame
 from mpcompile.numerics.first_batch import FirstBatch, compare
+from mpcompile.numerics.remedies import Remedy
 from mpcompile.program.proof.verify import Proof
 from mpcompile.step.transformed import Transformed
 
@@ -35,23 +36,30 @@ def check_first_batch(
     with console.status("trying overrides"), warnings_on_one_line():
         reason = blame(transformed, proof, found)
     raise CheckFailed(
-        reason.what, reason.where, f"{_advice(source, reason)}, or give --no-check to go on"
+        reason.what,
+        reason.where,
+        f"{advice(source, reason.remedy, reason.tried)}, or give --no-check to go on",
     )
 
 
 def in_words(found: FirstBatch) -> str:
     """Return a sentence about a comparison that holds."""
     return (
-        f"first batch beside FP32: the loss differs by {found.loss:.1g} of its size, no gradient by "
-        f"more than {found.gradient:.1g}"
+        f"first batch beside FP32: the loss differs by {found.loss:.1g} of its size, no gradient "
+        f"by more than {found.gradient:.1g}"
     )
 
 
-def _advice(source: str, reason: Blame) -> str:
-    if reason.remedy is not None:
-        return f"`{reason.remedy.flags}` mends it"
-    if not reason.tried:
+def advice(source: str, remedy: Remedy | None, tried: bool) -> str:
+    """Return in words what mends a step.
+
+    Args:
+        source: the name of the program.
+        remedy: the override that was tried and helps, or None.
+        tried: whether overrides could be tried.
+    """
+    if remedy is not None:
+        return f"`{remedy.flags}` mends it"
+    if not tried:
         return "change the given plan, whose decisions count before overrides"
-    return (
-        f"no override of a few ops was found that mends it; `mpcompile tune {source}` finds a set"
-    )
+    return f"no few ops in FP32 were found that mend it; `mpcompile tune {source}` finds a set"

@@ -114,5 +114,5 @@ def _warn_if_far(made: Transformed, proof: Proof) -> None:
     if reason.remedy is not None:
         advice = f"{reason.remedy.arguments} mends it"
     elif reason.tried:
-        advice = "no override of a few ops was found that mends it; `mpcompile tune` finds a set"
+        advice = "no few ops in FP32 were found that mend it; `mpcompile tune` finds a set"
     warnings.warn(f"{place}{reason.what}; {advice}.", InexactStep, stacklevel=3)

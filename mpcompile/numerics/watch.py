@@ -159,7 +159,9 @@ class Watch:
 
         remedy = tried(self._transformed, remedies, holds, cause.where.module, tuple(self._batch))
         if remedy is None:
-            return "No few ops in FP32 make it finite as tried; `mpcompile tune` finds a set."
+            return (
+                "No few ops in FP32 were found that make it finite; `mpcompile tune` finds a set."
+            )
         return f"`{remedy.flags}` keeps it in FP32. With it, this step is finite."
 
     def _say(self, about: str, head: str, *details: str) -> None:
