@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mpcompile.errors import InexactStep, from_here
+from mpcompile.errors import InexactStep, from_here, printable
 from mpcompile.lower.lower import Backend, Lowering
 from mpcompile.numerics.blame import blame
 from mpcompile.numerics.first_batch import compare
@@ -115,4 +115,4 @@ def _warn_if_far(made: Transformed, proof: Proof) -> None:
         advice = f"{reason.remedy.arguments} mends it"
     elif reason.tried:
         advice = "no few ops in FP32 were found that mend it; `mpcompile tune` finds a set"
-    warnings.warn(f"{place}{reason.what}; {advice}.", InexactStep, stacklevel=3)
+    warnings.warn(printable(f"{place}{reason.what}; {advice}."), InexactStep, stacklevel=3)

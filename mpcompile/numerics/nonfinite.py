@@ -69,8 +69,9 @@ class Cause:
         why: a sentence without a full stop.
         reads: the tensors that it read.
         since: the node that rounded its divisor to zero, or empty.
-        keep: ops of the plan that could avoid it in FP32: the op of `since`, if there is one;
-            otherwise the node's own op, or for a cast the ops that read it.
+        keep: ops of the plan that in FP32 could avoid it: the op of `since`, if there is one;
+            otherwise the node's own op, or for a cast the ops that read it. Empty if the program is
+            the cause.
         gradients: names of the weights whose gradients were not finite.
         fits_at: the largest power of two that as loss scale would have been small enough; None if
             the loss scale is not a cause.
@@ -140,7 +141,7 @@ def first_nonfinite(moment: Moment) -> Cause | None:
             fault = _fault(seen, bad, vanished, moment)
         elif own is None and bool(wrong.any()) and _begins_here(seen):
             why = "it is not finite in FP64 either, so the program is the cause, not its precision"
-            own = _cause(seen, why)
+            own = replace(_cause(seen, why), keep=())
     found = fault or (own if hit else None)
     return replace(found, gradients=tuple(hit)) if found else None
 

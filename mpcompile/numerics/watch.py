@@ -143,15 +143,14 @@ class Watch:
 
     def _advice(self, cause: Cause | None, moment: Moment) -> str:
         """Return a sentence with an override that was tried on the same batch, or without one."""
-        if cause is None or cause.fits_at is not None or cause.node in self._said:
+        if cause is None or not cause.keep or cause.fits_at or cause.node in self._said:
             return ""
         if self._transformed is None or not can_try(self._transformed):
             return ""
         nodes = {node.name: node for node in moment.step.gradient.graph.nodes}
         read = [kept_in_full(nodes[item.name]) for item in cause.reads if item.name in nodes]
-        remedies = [Remedy.of_ops(ops) for ops in (cause.keep, *read) if ops]
-        if not remedies:
-            return ""
+        own = kept_in_full(nodes[cause.node])
+        remedies = [Remedy.of_ops(ops) for ops in (cause.keep, own, *read) if ops]
 
         def holds(other: Transformed) -> bool:
             again, _, made = settled(other, moment.random, scale=self._scale)
