@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         SkippedSteps,
         Unfaithful,
         UntriedTorch,
+        UnusedParameters,
         Unverified,
     )
     from mpcompile.integrations.compiling import compile
@@ -65,6 +66,7 @@ __all__ = [
     "Unfaithful",
     "UnmatchedOverride",
     "UntriedTorch",
+    "UnusedParameters",
     "Unverified",
     "Workload",
     "calibrate",
@@ -98,6 +100,7 @@ _HOME = {
     "SkippedSteps": "errors",
     "Unfaithful": "errors",
     "UntriedTorch": "errors",
+    "UnusedParameters": "errors",
     "Unverified": "errors",
     "Workload": "program.workload",
     "calibrate": "numerics.calibration",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -39,13 +39,16 @@ from mpcompile.program.proof.effects import Effects
 from mpcompile.program.proof.left_behind import capture_left
 from mpcompile.program.proof.verify import Proof
 from mpcompile.program.proof.verify import verify as verify_graph
-from mpcompile.program.traced_program import Watch
+from mpcompile.program.tracing.inner_gradients import ComputesGradients
+from mpcompile.program.tracing.traced_program import Watch
 from mpcompile.program.unfit_constants import UnfitConstant, unfit_constants, unfit_reasons
 from mpcompile.program.workload import Workload
-from mpcompile.step.differentiate import NotReached, differentiate
+from mpcompile.step.differentiate import differentiate
 from mpcompile.step.graph import StepGraph
+from mpcompile.step.inner_gradients import record_program
 from mpcompile.step.slices import is_absent
 from mpcompile.step.transformed import Choices, Transformed
+from mpcompile.step.unreached import NotReached, check_any_reached, say_unused, unreached
 from mpcompile.step.update_of_program import arena_positions, join, update_of
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.tracing import trace_artifact
@@ -65,7 +68,7 @@ def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainSt
         )
 
     def for_batch(
-        batch: tuple[torch.Tensor, ...],
+        batch: Sequence[torch.Tensor],
         open_dims: tuple[bool, ...],
         numbers: tuple[NumberPlace, ...],
     ) -> Transformed:
@@ -137,13 +140,7 @@ def prove(workload: Workload, choices: Choices = NO_CHOICES) -> tuple[Transforme
     if workload.optimizer is None:
         return made, None
     with effects.undone():  # hooks of the program run in its backward pass
-        try:
-            made = _with_step(made, workload.optimizer)
-        except NotReached as error:
-            if choices.like is None:
-                raise
-            # The program has changed since; eager PyTorch gives these weights no update.
-            made = _with_step(made, workload.optimizer, error.names)
+        made = _with_reached(made, workload.optimizer)
     check_open(forward, workload)
     trace("mpcompile_step", lambda: str(made.step))
     return made, proof
@@ -158,7 +155,13 @@ def _captured(workload: Workload, choices: Choices, effects: Effects) -> Forward
             return capture_open(workload, open_dims, numbers, watch)
         return capture(workload, (), numbers, watch)
 
-    return watched(None) if workload.optimizer is None else capture_left(effects, watched)
+    try:
+        return watched(None) if workload.optimizer is None else capture_left(effects, watched)
+    except ComputesGradients as error:
+        if open_dims or numbers:
+            error.what += ", and its batch size is open" if open_dims else ", and a number changes"
+            raise
+    return capture(workload, recorded=record_program(workload))
 
 
 def _planned(flow: Dataflow, choices: Choices) -> Plan:
@@ -168,6 +171,22 @@ def _planned(flow: Dataflow, choices: Choices) -> Plan:
         for sentence in overruled(plan, choices.ranges):
             warnings.warn(sentence, MeasuredOverflow, stacklevel=3)
     return plan
+
+
+def _with_reached(made: Transformed, optimizer: torch.optim.Optimizer) -> Transformed:
+    """Make the step of the parameters that the loss reaches; eager PyTorch leaves the others."""
+    forward, origin = made.forward, made.workload.origin
+    without = unreached(forward, optimizer)
+    check_any_reached(without, optimizer, forward, origin)
+    try:
+        done = _with_step(made, optimizer, without)
+    except NotReached as error:
+        without = (*without, *error.names)
+        check_any_reached(without, optimizer, forward, origin)
+        done = _with_step(made, optimizer, without)
+    if made.choices.like is None:
+        say_unused(without)
+    return done
 
 
 def _with_step(

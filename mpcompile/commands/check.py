@@ -28,7 +28,14 @@ from mpcompile.numerics.node_errors import (
     worst,
 )
 from mpcompile.numerics.node_errors import check as compare
-from mpcompile.numerics.remedies import can_try, has_loss_scale, module_of, remedies_for, tried
+from mpcompile.numerics.remedies import (
+    can_try,
+    has_loss_scale,
+    module_of,
+    remedies_for,
+    tried,
+    with_batch,
+)
 from mpcompile.numerics.unbound import unbound_moment
 from mpcompile.numerics.warm_up import settled_step
 from mpcompile.options import CheckOptions
@@ -227,7 +234,7 @@ def _advice(
 
 def _inputs(other: Transformed, batch: tuple[Any, ...], rule: LossScale, step: TrainStep) -> Moment:
     scale = step.loss_scale if rule.dynamic else rule.initial
-    made = replace(other, workload=replace(other.workload, batch=batch))
+    made = replace(other, workload=with_batch(other.workload, batch))
     return unbound_moment(made, random_state(step.device), scale)
 
 

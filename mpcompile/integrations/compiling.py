@@ -29,7 +29,7 @@ def compile(
     model: torch.nn.Module,
     loss: Callable[..., Any],
     optimizer: torch.optim.Optimizer,
-    batch: tuple[torch.Tensor, ...],
+    batch: Any,
     *,
     policy: Policy | None = None,
     plan: Plan | None = None,
@@ -52,9 +52,12 @@ def compile(
     Args:
         model: FP32. Its parameters become views of the step's arenas; their values and identity
             stay.
-        loss: ``loss(model, *batch)`` returns a 0-d FP32 tensor, or ``(loss, anything)``.
+        loss: ``loss(model, *batch)``, or ``loss(model, **batch)`` for a dictionary, returns a 0-d
+            FP32 tensor, or ``(loss, anything)``.
         optimizer: any optimizer of ``torch.optim`` whose ``step()`` takes no closure.
-        batch: example tensors; a later batch of other shapes is one more graph.
+        batch: an example, as a loader gives it: a tuple or list of the loss's arguments behind the
+            model, or a dictionary of its named ones. They hold tensors, and numbers, strings and
+            None as constants. A later batch of other shapes or constants is one more graph.
         policy: default: FP16 by the op table.
         plan: decisions that hold before the policy, such as ``Plan.from_json(text)`` of a file
             that was edited; it must be of this very program and batch shape.

@@ -19,9 +19,9 @@ from mpcompile.numerics.lockstep import EXACT, Moment, results_of
 from mpcompile.numerics.node_errors import explained_by, relative_error
 from mpcompile.numerics.unbound import unbound_moment
 from mpcompile.precision import Precision
-from mpcompile.program.capture import first_line
 from mpcompile.program.proof.verify import Proof
 from mpcompile.program.random_state import RandomState
+from mpcompile.program.tracing.export import first_line
 from mpcompile.step.graph import results
 from mpcompile.step.slots import Role
 from mpcompile.step.transformed import Transformed

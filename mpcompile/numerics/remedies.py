@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from typing import Any
 
 import torch
 
@@ -13,6 +14,8 @@ from mpcompile.errors import CompileError
 from mpcompile.numerics.node_errors import NodeError, ancestors, origin
 from mpcompile.pipeline import transform
 from mpcompile.precision import Precision
+from mpcompile.program.batch import Batch
+from mpcompile.program.workload import Workload
 from mpcompile.step.loss_scale import LossScale
 from mpcompile.step.slices import is_absent
 from mpcompile.step.transformed import Choices, Transformed
@@ -100,7 +103,7 @@ def tried(
     remedies: Iterable[Remedy],
     holds: Callable[[Transformed], bool],
     module: str = "",
-    batch: tuple[torch.Tensor, ...] | None = None,
+    batch: tuple[Any, ...] | None = None,
 ) -> Remedy | None:
     """Make the step again with one override after the other; return the first that helps.
 
@@ -115,13 +118,12 @@ def tried(
         remedies: the overrides; `TRIALS` of them are tried at most.
         holds: whether a step does not fail.
         module: the path of a module; it and the one around it are tried last.
-        batch: the batch with which it fails; default: the workload's.
+        batch: the arguments of the step that fails; default: the workload's batch.
     """
     if not can_try(transformed):
         return None
-    workload, choices = transformed.workload, transformed.choices
-    if batch is not None:
-        workload = replace(workload, batch=batch)
+    choices = transformed.choices
+    workload = transformed.workload if batch is None else with_batch(transformed.workload, batch)
     single = list(islice(_once(remedies), TRIALS))
     ops = [remedy.full for remedy in single if remedy.full]
     joined = [Remedy(tuple(dict.fromkeys(chain(*ops[:k])))) for k in range(2, len(ops) + 1)]
@@ -136,6 +138,12 @@ def tried(
             except (CompileError, RuntimeError):  # the override contradicts another; no memory
                 continue
     return None
+
+
+def with_batch(workload: Workload, arguments: tuple[Any, ...]) -> Workload:
+    """Return a workload whose example batch is the arguments of a call of a step."""
+    given = arguments[0] if len(arguments) == 1 else arguments
+    return replace(workload, batch=given if isinstance(given, Batch) else arguments)
 
 
 def _once(remedies: Iterable[Remedy]) -> Iterator[Remedy]:

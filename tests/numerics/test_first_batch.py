@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from mpcompile.step.transformed import Choices
 
 CPU = torch.device("cpu")
 SOUND: dict[str, Callable[[], Workload]] = {
-    **{f"tiny {name}": (lambda name=name: load(name, "tiny", "cpu")) for name in TINY},
+    **{f"tiny {name}": partial(load, name, "tiny", "cpu") for name in TINY},
     **NETS,
 }
 
