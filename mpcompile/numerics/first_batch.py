@@ -44,18 +44,22 @@ class Far:
     Attributes:
         what: its name in a sentence.
         slot: its slot in the gradient graph.
-        error: its relative error; infinite if a number is not finite that is finite in FP32.
+        error: its relative error; infinite if FP32 has zeros only, or if it is not finite.
         limit: the largest error that is accepted.
+        finite: whether all its numbers are finite that are finite in FP32.
     """
 
     what: str
     slot: str
     error: float
     limit: float
+    finite: bool = True
 
     def __str__(self) -> str:
-        if isinf(self.error):
+        if not self.finite:
             return f"{self.what} has numbers that are not finite, and FP32 has none"
+        if isinf(self.error):
+            return f"{self.what} is not zero, and in FP32 it is"
         return f"{self.what} differs from FP32 by {self.error:.2g} of its size, over {self.limit:g}"
 
 
@@ -90,27 +94,34 @@ def compare(transformed: Transformed, proof: Proof) -> FirstBatch | None:
     shared = transformed.choices.loop.parallel is not None
     if transformed.step is None or precision not in GRADIENT or shared:
         return None
-    full = proof.full
-    if not bool(full.loss.isfinite()):
+    if not bool(proof.full.loss.isfinite()):
         return None
     try:
-        moment, scale, ours = settled(transformed, proof.random, full.gradients)
-    except (RuntimeError, NotImplementedError) as error:
+        return _compared(transformed, proof)
+    except (RuntimeError, NotImplementedError) as error:  # no kernel, no memory
         what = f"the step in 16 bits was not compared with FP32: {first_line(error)}"
         warnings.warn(what, Unverified, stacklevel=3)
         return None
+
+
+def _compared(transformed: Transformed, proof: Proof) -> FirstBatch:
+    full = proof.full
+    moment, scale, ours = settled(transformed, proof.random, full.gradients)
     wanted = list(_wanted(transformed, proof, scale))
     errors = {item.slot: item.error(ours) for item in wanted}
     over = [item for item in wanted if not errors[item.slot] <= item.limit]
-    if endless := [item for item in over if isinf(errors[item.slot])]:
-        over = endless  # certain without another run
-    else:
-        over = _without_noise(over, moment, ours, _typical(full.gradients), precision)
+    endless = [item for item in over if not item.is_finite(ours)]
+    if not endless:  # else it is certain without another run
+        typical = _typical(full.gradients)
+        over = _without_noise(over, moment, ours, typical, transformed.plan.precision)
     return FirstBatch(
         moment,
         errors[wanted[0].slot],
         max(_within(wanted, errors), default=0.0),
-        tuple(Far(item.what, item.slot, errors[item.slot], item.limit) for item in over),
+        tuple(
+            Far(item.what, item.slot, errors[item.slot], item.limit, item.is_finite(ours))
+            for item in endless or over
+        ),
     )
 
 
@@ -180,6 +191,10 @@ class _Wanted:
 
     def error(self, results: Mapping[str, torch.Tensor]) -> float:
         return relative_error(self.of(results), self.value)
+
+    def is_finite(self, results: Mapping[str, torch.Tensor]) -> bool:
+        """Whether every number is finite that is finite in FP32."""
+        return bool((results[self.slot].isfinite() | ~self.value.isfinite()).all())
 
     def of(self, results: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the same result of another run, unscaled, in FP32 or FP64."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from bench.speed.variant import TINY, load
 from mpcompile import LossScale, Policy, Precision, Workload
 from mpcompile.lower.lower import Lowering
 from mpcompile.numerics.blame import Blame, blame
-from mpcompile.numerics.first_batch import GRADIENT, VALUE, compare
+from mpcompile.numerics.first_batch import GRADIENT, VALUE, Far, compare
 from mpcompile.numerics.lockstep import FULL, moment, results_of
 from mpcompile.numerics.node_errors import relative_error
 from mpcompile.numerics.unbound import unbound_moment
@@ -135,6 +136,13 @@ def test_what_fp32_does_not_know_either_is_no_error() -> None:
     found = compare(made, proof)
     assert found is not None
     assert found.far == ()
+
+
+def test_a_result_that_fp32_has_as_zero_is_not_called_infinite() -> None:
+    far = Far("the gradient of w", "grad.w", inf, 0.5)
+    assert str(far) == "the gradient of w is not zero, and in FP32 it is"
+    assert "not finite" in str(replace(far, finite=False))
+    assert "differs from FP32 by 0.7 of its size, over 0.5" in str(replace(far, error=0.7))
 
 
 def blamed(made: Workload, **choices: Any) -> Blame:
