@@ -84,6 +84,10 @@ class DamagedCheckpoint(UserWarning):
     """A newer checkpoint was not complete, so an older one was loaded."""
 
 
+class InexactStep(UserWarning):
+    """The first batch in 16 bits is too far from the same batch in FP32."""
+
+
 class SideEffect(UserWarning):
     """The program changes a Python value when it runs, and a compiled step does not."""
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import fx
 
 from mpcompile.errors import BadInput, NotOneGraph, did_you_mean
-from mpcompile.lower.lower import Backend, Lowering
+from mpcompile.lower.lower import Lowering
 from mpcompile.passes.order import (
     BEFORE_AUTOGRAD,
     GRADIENT,
@@ -40,6 +39,7 @@ from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.open_capture import capture_open, check_open
 from mpcompile.program.proof.effects import Effects
 from mpcompile.program.proof.left_behind import capture_left
+from mpcompile.program.proof.verify import Proof
 from mpcompile.program.proof.verify import verify as verify_graph
 from mpcompile.program.tracing.inner_gradients import ComputesGradients
 from mpcompile.program.tracing.traced_program import Watch
@@ -48,9 +48,6 @@ from mpcompile.program.workload import Workload
 from mpcompile.step.differentiate import differentiate
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.inner_gradients import record_program
-from mpcompile.step.loop import Loop
-from mpcompile.step.loss_scale import LossScale
-from mpcompile.step.processes import DataParallel
 from mpcompile.step.slices import is_absent
 from mpcompile.step.transformed import Choices, Transformed
 from mpcompile.step.unreached import NotReached, check_any_reached, say_unused, unreached
@@ -62,85 +59,6 @@ from mpcompile.train.train_step import TrainStep
 
 NO_CHOICES = Choices()
 BY_DEVICE = Lowering()
-
-
-def compile(
-    model: torch.nn.Module,
-    loss: Callable[..., Any],
-    optimizer: torch.optim.Optimizer,
-    batch: Any,
-    *,
-    policy: Policy | None = None,
-    plan: Plan | None = None,
-    ranges: Ranges | None = None,
-    loss_scale: LossScale | None = None,
-    max_grad_norm: float | None = None,
-    max_grad_value: float | None = None,
-    accumulate: int = 1,
-    parallel: DataParallel | None = None,
-    backend: Backend | None = None,
-    memory_budget: float = 1.0,
-    cuda_graph: bool = True,
-    options: Mapping[str, Any] | None = None,
-    without: Collection[str] = (),
-    dynamic: bool = False,
-    verify: bool = True,
-    whole: bool = False,
-) -> TrainStep:
-    """Compile a training step into mixed precision.
-
-    Args:
-        model: FP32. Its parameters become views of the step's arenas; their values and identity
-            stay.
-        loss: ``loss(model, *batch)``, or ``loss(model, **batch)`` for a dictionary, returns a 0-d
-            FP32 tensor, or ``(loss, anything)``.
-        optimizer: any optimizer of ``torch.optim`` whose ``step()`` takes no closure.
-        batch: an example, as a loader gives it: a tuple or list of the loss's arguments behind the
-            model, or a dictionary of its named ones. They hold tensors, and numbers, strings and
-            None as constants. A later batch of other shapes or constants is one more graph.
-        policy: default: FP16 by the op table.
-        plan: decisions that hold before the policy, such as ``Plan.from_json(text)`` of a file
-            that was edited; it must be of this very program and batch shape.
-        ranges: what `calibrate` measured on this very program and batch shape.
-        loss_scale: default: dynamic from 2**16 with FP16, none otherwise.
-        max_grad_norm: clip the unscaled gradients as ``torch.nn.utils.clip_grad_norm_`` does.
-        max_grad_value: clip them as ``torch.nn.utils.clip_grad_value_`` does; one of the two.
-        accumulate: calls of the step an update, which reads the FP32 mean of their gradients.
-        parallel: share the step with other processes, see `mpcompile.data_parallel`.
-        backend: default: ``"inductor"`` on CUDA, ``"interpreter"`` elsewhere.
-        memory_budget: with inductor, the part of the activations that backward may keep, in
-            (0, 1]; at 1 only what is cheap is computed again, below also what is not.
-        cuda_graph: with inductor on CUDA, replay the whole step as one CUDA graph after three plain
-            steps. A step that cannot be captured runs plainly, said once in the log ``mpcompile``.
-        options: of inductor, as for ``torch.compile(options=...)``: ``{"max_autotune": True}``.
-        without: names of passes to leave out, of `mpcompile.passes.order.OPTIONAL`.
-        dynamic: one graph for batches of every size from 2 on: dimension 0 of the tensors that are
-            as long there as the first becomes a symbol. Decisions are those of the example.
-        verify: run the program once in eager PyTorch, forward and backward, and compare loss,
-            gradients, buffers and random state with the captured graph, for each shape of batch.
-            It costs about two eager steps and a copy of the weights while it compiles.
-        whole: refuse a program that cannot become one graph, such as one with an ``if`` on a value.
-            By default Dynamo captures it in pieces, and Python code between them runs in FP32 as in
-            eager PyTorch; the log ``mpcompile`` and ``step.pieces`` name the lines.
-
-    Raises:
-        BadInput: an argument is wrong, or the program fails on the batch.
-        Unfaithful: the captured graph does not do what the program does.
-        CannotCapture: the program cannot become one graph, or not one for every size.
-    """
-    choices = Choices(
-        policy=policy or Policy(),
-        plan=plan,
-        ranges=ranges,
-        loss_scale=loss_scale,
-        loop=Loop(max_grad_norm, max_grad_value, accumulate, parallel),
-        without=tuple(without),
-        dynamic=dynamic,
-        verify=verify,
-        whole=whole,
-    )
-    lowering = Lowering(backend, memory_budget, cuda_graph, options)
-    return to_step(transform(Workload(model, batch, loss, optimizer), choices), lowering)
 
 
 def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainStep:
@@ -181,7 +99,15 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     to be too large for it.
 
     Raises:
-        BadInput, CannotCapture, Unfaithful: see `compile`.
+        BadInput, CannotCapture, Unfaithful: see `mpcompile.compile`.
+    """
+    return prove(workload, choices)[0]
+
+
+def prove(workload: Workload, choices: Choices = NO_CHOICES) -> tuple[Transformed, Proof | None]:
+    """Do what `transform` does; also return the proof of the captured graph, if there is one.
+
+    The proof holds a gradient of each weight, so it should not be kept for long.
     """
     _check_passes(choices.without)
     if choices.ranges is not None:
@@ -194,20 +120,23 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
             raise
         with effects.undone_unsaid():
             forward = program_in_pieces(workload, choices.policy, refusal)
-    return _transformed(workload, choices, forward, effects.undone_unsaid)
+    return _transformed(workload, choices, forward, effects.undone_unsaid), None
 
 
-def _as_one_graph(workload: Workload, choices: Choices, effects: Effects) -> Transformed:
+def _as_one_graph(
+    workload: Workload, choices: Choices, effects: Effects
+) -> tuple[Transformed, Proof | None]:
     with effects.undone():
         forward = _captured(workload, choices, effects)
     # Weights in slices have no values here to run the program with.
     held = not any(map(is_absent, workload.model.parameters()))
+    proof = None
     if choices.verify and workload.optimizer is not None and held:
-        verify_graph(workload, forward, effects)
+        proof = verify_graph(workload, forward, effects)
     made = _transformed(workload, choices, forward, effects.undone)
     if choices.like is None:  # once for a step, not for each shape of batch
         effects.say()
-    return made
+    return made, proof if made.step is not None else None
 
 
 def _transformed(
