@@ -17,6 +17,7 @@ from mpcompile.lower.shared_memory import OwnMemory
 from mpcompile.lower.update_numbers import split_numbers
 from mpcompile.passes.lowering.emulate_half import emulate_half
 from mpcompile.passes.lowering.numbers_to_tensors import numbers_to_tensors
+from mpcompile.passes.lowering.reshape_views import reshape_views
 from mpcompile.program.control_flow import is_control_flow
 from mpcompile.program.marks import SLOTS, WHERE
 from mpcompile.step.graph import StepGraph, add_inputs, call, placeholders, results
@@ -114,6 +115,8 @@ def lower(step: StepGraph, device: torch.device, lowering: Lowering) -> Lowered:
         separate_operands(gradient.graph)
     if backend == "interpreter" and device.type == "cpu":
         emulate_half(gradient)  # 16-bit arithmetic of the optimizer itself (Muon) stays
+    if backend == "interpreter":
+        reshape_views(gradient)
     gradient.graph.lint()
     gradient.recompile()
     inputs = tuple(placeholders(gradient.graph))

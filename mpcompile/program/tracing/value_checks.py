@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from mpcompile.torch_private.ops import is_higher_order, mutated_inputs
 from mpcompile.torch_private.tracing import truth_answered
 
 _ATEN = torch.ops.aten
@@ -75,8 +76,17 @@ def drop_value_checks(graph: fx.Graph) -> None:
         if node.target in _ASSERTS_TENSOR or (
             node.target is _ASSERTS_NUMBER and _reads_values(node)
         ):
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
+            _erase(node)
+
+
+def _erase(node: fx.Node) -> None:
+    """Erase a node, and all that only it reads; the graph may still have ops that write."""
+    sources = node.all_input_nodes
+    node.graph.erase_node(node)
+    for source in sources:
+        kept = source.op != "call_function" or is_higher_order(source) or mutated_inputs(source)
+        if not (kept or source.users):
+            _erase(source)
 
 
 def _reads_values(node: fx.Node) -> bool:
