@@ -20,9 +20,9 @@ def reshape_views(module: fx.GraphModule) -> int:
     """Replace views by reshapes in a graph that runs op by op; return how many.
 
     Example:
-        >>> before_and_after(reshape_views, graph(lambda x: x.t().view(4), x=f32(2, 2)))
-        - view  f32[4]  view t [4]
-        + reshape  f32[4]  reshape t [4]
+        >>> before_and_after(reshape_views, graph(lambda x: (x + 1).view(4), x=f32(2, 2)))
+        - view  f32[4]  view add [4]
+        + view  f32[4]  reshape add [4]
     """
     changes = 0
     for graph in all_graphs(module):

@@ -15,7 +15,7 @@ from torch._functorch.partitioners import default_partition
 import mpcompile
 from bench.plans.ways import own_values
 from bench.speed.variant import TINY, load
-from mpcompile.lower import recompute
+from mpcompile.lower import cut as cut_module
 from mpcompile.lower.cut import Cut
 from mpcompile.lower.recompute import Recomputing, cut
 from mpcompile.passes.step.scale_loss import SCALE
@@ -106,7 +106,7 @@ def test_computing_again_changes_no_bit(name: str, monkeypatch: pytest.MonkeyPat
     def save_all(joint: fx.GraphModule, count: int, *_: Any) -> Any:
         return default_partition(joint, None, num_fwd_outputs=count)
 
-    monkeypatch.setattr(recompute, "min_cut", save_all)
+    monkeypatch.setattr(cut_module, "min_cut", save_all)
     plain = Recomputing(step.gradient, step.slots, run_as_traced=True)
     torch.manual_seed(7)
     for value, expected in zip(results, plain(*inputs), strict=True):
