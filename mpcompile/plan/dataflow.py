@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from mpcompile.plan.bounds.bound import NOTHING, Bound
 from mpcompile.plan.rule import Sensitivity, Wish
 
 
@@ -93,6 +94,7 @@ class Tensor:
         fixed: why it exists in FP32 anyway; None if an op decides.
         output: the graph returns it, and it must be FP32 there.
         fits: it was measured, and FP16 holds all its numbers with all their digits.
+        bound: what is known about its numbers without data.
     """
 
     id: str
@@ -100,6 +102,7 @@ class Tensor:
     fixed: Fixed | None = None
     output: bool = False
     fits: bool = False
+    bound: Bound = NOTHING
 
 
 @dataclass(frozen=True, slots=True)

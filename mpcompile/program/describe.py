@@ -11,6 +11,7 @@ from types import MappingProxyType
 import torch
 from torch import fx
 
+from mpcompile.plan.bounds.bound import NOTHING
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor, Where
 from mpcompile.plan.digits import keep_digits
 from mpcompile.plan.needs import settled
@@ -25,6 +26,7 @@ from mpcompile.program.control_flow import Nest, nest_of
 from mpcompile.program.derivatives.own_backward import OwnBackward
 from mpcompile.program.needs import NEEDS, Facts
 from mpcompile.program.node_tensors import count_of, is_full, is_size
+from mpcompile.program.value_rows.steps import tensor_bounds
 from mpcompile.torch_private.ops import arguments_of, is_view, op_name
 
 _OWN = Rule(
@@ -43,6 +45,7 @@ def dataflow(
     fixed: Mapping[str, Fixed],
     policy: Policy,
     unfit: Mapping[str, str] = MappingProxyType({}),
+    constants: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> Dataflow:
     """Return the neutral graph.
 
@@ -51,9 +54,11 @@ def dataflow(
         fixed: placeholder name to its kind.
         policy: gives each op its wish.
         unfit: per node why FP16 cannot hold a number that it computes with.
+        constants: the buffers that forward never writes, by placeholder.
     """
     nest = nest_of(module)
     ids = nest.nodes
+    bounds = tensor_bounds(nest, fixed, constants, policy.precision)
     resolution = _resolve(nest, fixed, policy)
     ops: list[Op] = []
     tensors: list[Tensor] = []
@@ -91,6 +96,7 @@ def dataflow(
                     elements=ceil(count_of(node.meta["val"]) * inner.rounds),
                     fixed=fixed.get(ids[node]),
                     output=node in outputs,
+                    bound=bounds.get(ids[node], NOTHING),
                 )
             )
     flow = keep_weight_terms(Dataflow(tuple(ops), tuple(tensors)))
