@@ -3,8 +3,9 @@
 ``(prediction - target) ** 2`` must not round a target of 2,000 to the next even number, and a
 target of 200,000 is infinite in FP16. The size of what comes with the batch, or of what is computed
 from it, is unknown. So where such a number meets the result of a layer, the arithmetic is FP32, as
-type promotion under autocast makes it, unless its bound says that 16 bits hold it exactly. What follows is FP32 too, until a norm or another op with a
-bounded result, or a Tensor-Core op.
+type promotion under autocast makes it, unless its bound says that 16 bits hold it exactly, such as
+a mask. What follows is FP32 too, until a norm or another op with a bounded result, or a Tensor-Core
+op.
 """
 
 from __future__ import annotations
@@ -40,9 +41,7 @@ class _Kept:
     def __init__(self, flow: Dataflow) -> None:
         self._origins = Origins(flow)
         self._coarse = {
-            tensor.id
-            for tensor in flow.tensors
-            if tensor.elements > 1 and not tensor.bound.exact
+            tensor.id for tensor in flow.tensors if tensor.elements > 1 and not tensor.bound.exact
         }
         self._wide: set[str] = set()
         self._sources: set[str] = set()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, replace
+from functools import cache
 from math import inf
 from typing import TypeAlias
 
@@ -91,9 +93,14 @@ FOREIGN = Bound(rounded=True)
 """The same, of one that a loop or an unknown graph makes."""
 
 
+@cache
 def point(value: float, precision: Precision) -> Bound:
-    """Return the bound of a number that is written in the program."""
-    return rounded_to(Bound(value, value, float(value).is_integer(), 0.0, 0.0), precision)
+    """Return the bound of a number that is written in the program, as FP32 and FP64 have it."""
+    low = high = value
+    if abs(value) < Precision.FP32.largest:
+        (narrow,) = struct.unpack("f", struct.pack("f", value))
+        low, high = min(value, narrow), max(value, narrow)
+    return rounded_to(Bound(low, high, value.is_integer() and low == high, 0.0, 0.0), precision)
 
 
 def rounded_to(bound: Bound, precision: Precision) -> Bound:
@@ -103,6 +110,8 @@ def rounded_to(bound: Bound, precision: Precision) -> Bound:
         bound: its errors do not count this rounding.
         precision: the format.
     """
+    if bound.error == bound.relative == inf:
+        return bound
     size = bound.size
     largest_integer = 2.0**precision.digits
     if (bound.integer and size <= largest_integer) or _holds(bound, precision):

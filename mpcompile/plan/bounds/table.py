@@ -368,7 +368,7 @@ def _with_zero(args: Args) -> Bound:
 
 
 def _constant(low: float, high: float, integer: bool = False) -> Row:
-    return lambda args: Bound(low, high, integer, 0.0, 0.0)
+    return lambda _: Bound(low, high, integer, 0.0, 0.0)
 
 
 def _scaled_add(sign: float) -> Row:
@@ -478,7 +478,7 @@ TABLE: Mapping[str, Row] = _rows(
     (_stepped(math.floor), "floor Floor"),
     (_stepped(math.ceil), "ceil Ceil"),
     (_stepped(round), "round special_round Round"),
-    (_stepped(math.trunc), "trunc fix truncate"),
+    (_stepped(math.trunc), "trunc fix"),
     (_stepped(lambda x: math.copysign(1.0, x) if x else 0.0), "sign Sign"),
     (_fraction, "frac"),
     (_remainder, "remainder"),

@@ -63,7 +63,7 @@ def bounds_of(
         limits = ranges.get(step.result) or step.limits
         if limits is not None:
             bound = _limited(bound, limits, step.limits is not None)
-        if not wrong.isdisjoint(_names(step)):
+        if wrong and not wrong.isdisjoint(_names(step)):
             bound = replace(bound, error=inf, relative=inf, rounded=True)
         if not step.full and not bound.exact:
             wrong.add(step.result)  # demands do not go through tensors that are not FP32
@@ -88,7 +88,8 @@ def _bound(step: Step, args: Args) -> Bound:
     if row is not None:
         return row(args)
     if step.kind == "weight":
-        return replace(NOTHING, relative=0.0, weight=True)
+        known = TABLE["held"](args) if args.operands else replace(NOTHING, relative=0.0)
+        return replace(known, weight=True)
     whole = union(*args.operands) if args.operands else NOTHING
     same = all(part.exact for part in args.operands)
     return replace(
