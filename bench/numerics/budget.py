@@ -117,7 +117,9 @@ def errors(name: str) -> list[float]:
 def kept() -> list[str]:
     """Return, per budget, the Tensor-Core ops of all nets that leave 16 bits."""
     counts = [0] * len(BUDGETS)
-    makers = {name: partial(load, str(ROOT / "models" / f"{name}.py")) for name in MODELS}
+    makers: dict[str, Callable[[], Workload]] = {
+        name: partial(load, str(ROOT / "models" / f"{name}.py")) for name in MODELS
+    }
     for make in {**makers, **NETS}.values():
         workload = make()
         forward = capture(workload)

@@ -23,7 +23,7 @@ from mpcompile.program.node_tensors import is_full
 from mpcompile.torch_private.ops import arguments_of, draws, op_name
 
 FORMATS = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
-_LONGEST = 5
+LONGEST = 5
 """A path has at most so many nodes."""
 LOST = 1e6
 """The error of what is not finite, or not zero where it should be."""
@@ -43,7 +43,11 @@ class Narrowings:
         """Take a measurement in if it is the worst of its tensor."""
         held = self._found.setdefault(tensor, {})
         before = held.get(precision.short)
-        if before is None or measured.worst > before.worst:
+        if before is not None and before.reader == measured.reader:
+            both = before, measured
+            error, gradient = max(one.error for one in both), max(one.gradient for one in both)
+            held[precision.short] = Narrowing(measured.reader, error, gradient)
+        elif before is None or measured.worst > before.worst:
             held[precision.short] = measured
 
     def measure(self, node: fx.Node, values: Callable[[fx.Node], Any], result: Any) -> None:
@@ -96,7 +100,7 @@ def paths(node: fx.Node) -> Iterator[tuple[fx.Node, ...]]:
     for item in sensitive_arguments(node):
         path: tuple[fx.Node, ...] = (item, node)
         yield path
-        while len(path) < _LONGEST and (before := _only_source(path[0])) is not None:
+        while len(path) < LONGEST and (before := _only_source(path[0])) is not None:
             path = before, *path
             yield path
 

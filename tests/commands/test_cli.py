@@ -354,6 +354,8 @@ def test_a_ranges_file_is_not_replaced_without_force(
     [
         ["model.py", "--margin", "3"],
         ["model.py", "--release"],
+        ["model.py", "--precision-budget", "0.1"],
+        ["model.py", "--precision-budget", "0"],
         ["model.py", "--ranges", "nowhere.json"],
         ["model.py", "--ranges", "model.py"],
         ["calibrate", "model.py", "--batches", "0"],

@@ -13,7 +13,8 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mpcompile.plan.bounds.bound import Bound, Step, point
-from mpcompile.plan.bounds.table import MOVES, TABLE, is_small_angle
+from mpcompile.plan.bounds.functions import is_small_angle
+from mpcompile.plan.bounds.table import MOVES, TABLE
 from mpcompile.plan.bounds.walk import bounds_of
 from mpcompile.plan.dataflow import Dataflow, Fixed
 from mpcompile.plan.op_table import ONNX_RULES, TORCH_RULES

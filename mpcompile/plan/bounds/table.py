@@ -1,399 +1,60 @@
-"""The bound of each kind of op from the bounds of its operands, torch and ONNX names in one table.
-
-A row gets the operands in the order of the op's schema; an operand that is no tensor and no number
-is `NOTHING`. It returns the bound before the result is stored: `walk` adds what storing rounds. An
-op that is in no row has no bound.
-"""
+"""The bound of each kind of op, torch and ONNX names in one table; an op in no row has no bound."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from math import inf
+from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
-from typing import TypeAlias
 
-from mpcompile.plan.bounds.bound import NOTHING, TINY, Bound, union
-
-_WIDER = 2.0**-20
-"""The share by which an interval grows for the rounding of FP32."""
-_SMALL = 2.01
-"""Two roundings, and room for the numbers too small to have all digits."""
-_ONE = Bound(1.0, 1.0, True, 0.0, 0.0)
-_ZERO = Bound(0.0, 0.0, True, 0.0, 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Args:
-    """What a row may use.
-
-    Attributes:
-        operands: the bounds of the arguments; a number is an interval of one point.
-        length: see `Step.length`.
-        unit: the rounding of the format, the unit of the errors.
-    """
-
-    operands: tuple[Bound, ...]
-    length: int
-    unit: float
-
-    def of(self, index: int) -> Bound:
-        """Return the bound of an operand; `NOTHING` if it is left out."""
-        return self.operands[index] if index < len(self.operands) else NOTHING
-
-
-Row: TypeAlias = Callable[[Args], Bound]
-
-
-def _times(a: float, b: float) -> float:
-    return 0.0 if a == 0 or b == 0 else a * b
-
-
-def _make(low: float, high: float, like: Bound, error: float, integer: bool = False) -> Bound:
-    """Return the bound of computed numbers: wider by FP32's rounding, its size at no limit."""
-    if math.isnan(low) or math.isnan(high) or math.isnan(error):
-        low, high, error = -inf, inf, inf
-    if not integer or max(abs(low), abs(high)) > 2.0**24:
-        low, high = low - _WIDER * abs(low), high + _WIDER * abs(high)
-    return Bound(low, high, integer, error, inf, like.rounded, like.weight)
-
-
-def _add(a: Bound, b: Bound) -> Bound:
-    both = union(a, b)
-    return _make(a.low + b.low, a.high + b.high, both, a.error + b.error, both.integer)
-
-
-def _negative(a: Bound) -> Bound:
-    return replace(a, low=-a.high, high=-a.low)
-
-
-def _product(a: Bound, b: Bound) -> Bound:
-    both = union(a, b)
-    corners = [_times(x, y) for x in (a.low, a.high) for y in (b.low, b.high)]
-    error = _times(a.size, b.error) + _times(b.size, a.error)
-    return _make(min(corners), max(corners), both, error, both.integer)
-
-
-def _quotient(args: Args) -> Bound:
-    a, b = args.of(0), args.of(1)
-    if not b.least or _times(b.error, args.unit) > b.least / 4:
-        return replace(NOTHING, rounded=a.rounded or b.rounded)
-    inverse = _make(1 / b.high, 1 / b.low, b, 4 / 3 * b.error / b.least**2)
-    return _product(a, inverse)
-
-
-def _summed(args: Args) -> Bound:
-    """A sum or a cumulative sum of up to `length` numbers, from one of them on."""
-    x, count = args.of(0), args.length or inf
-    low, high = min(x.low, _times(x.low, count)), max(x.high, _times(x.high, count))
-    low, high = (low, high) if x.integer else _added_up(low, high, count)
-    return _make(low, high, x, _times(x.error, count), x.integer)
-
-
-def _added_up(low: float, high: float, count: float) -> tuple[float, float]:
-    """Return an interval that is wider by what as many additions in FP32 can round."""
-    size = max(abs(low), abs(high)) * min(count, 2.0**23) * 2.0**-23
-    return (low - size, high + size) if size < inf else (-inf, inf)
-
-
-def _mean(args: Args) -> Bound:
-    x = args.of(0)
-    low, high = _added_up(x.low, x.high, args.length or inf)
-    return _make(low, high, x, x.error)
-
-
-def _between(low: float, high: float, relative: float, slope: float = 1.0) -> Row:
-    """A function that grows from `low` to `high`.
-
-    Args:
-        low: of all results.
-        high: of all results.
-        relative: no less than its slope at x times x.
-        slope: no less than its slope.
-    """
-
-    def row(args: Args) -> Bound:
-        x = args.of(0)
-        once = relative * x.relative + TINY / args.unit
-        return _saturated(x, low, high, min(slope * x.error, once))
-
-    return row
-
-
-def _saturated(x: Bound, low: float, high: float, error: float, integer: bool = False) -> Bound:
-    return Bound(low, high, integer, error, inf, x.rounded, x.weight)
-
-
-def _clamped(x: Bound, low: Bound | None, high: Bound | None, unit: float) -> Bound:
-    """The bound of numbers between two bounds, each None if it is left out."""
-    ends = [end for end in (low, high) if end is not None]
-    least, most = x.low, x.high
-    if low is not None:
-        least, most = max(least, low.low), max(most, low.high)
-    if high is not None:
-        least, most = min(least, high.low), min(most, high.high)
-    whole = union(x, *ends)
-    error, size = x.error, max(abs(least), abs(most))
-    if size < inf:
-        error = min(error, _times(x.relative, size) + TINY / unit)
-    error = max([error, *(end.error for end in ends)])
-    return replace(whole, low=least, high=most, error=error)
-
-
-def _clamp(args: Args) -> Bound:
-    low, high = (None if end is NOTHING else end for end in (args.of(1), args.of(2)))
-    return _clamped(args.of(0), low, high, args.unit)
-
-
-def _maximum(args: Args) -> Bound:
-    parts = args.operands
-    whole = union(*parts)
-    return replace(whole, low=max(part.low for part in parts))
-
-
-def _minimum(args: Args) -> Bound:
-    parts = args.operands
-    whole = union(*parts)
-    return replace(whole, high=min(part.high for part in parts))
-
-
-def _relu(args: Args) -> Bound:
-    x = args.of(0)
-    return replace(x, low=max(x.low, 0.0), high=max(x.high, 0.0))
-
-
-def _abs(args: Args) -> Bound:
-    x = args.of(0)
-    return replace(x, low=x.least, high=x.size)
-
-
-def _square(args: Args) -> Bound:
-    x = args.of(0)
-    error = _times(2 * x.size + _times(x.error, args.unit), x.error)
-    return _make(x.least**2, x.size**2, x, error, x.integer)
-
-
-def _power(args: Args) -> Bound:
-    exponent = args.of(1)
-    if exponent.low == exponent.high == 2:
-        return _square(args)
-    return replace(NOTHING, rounded=args.of(0).rounded)
-
-
-def _root(args: Args) -> Bound:
-    x = args.of(0)
-    low, high = math.sqrt(max(x.low, 0.0)), math.sqrt(max(x.high, 0.0))
-    error = math.sqrt(x.error / args.unit)
-    return _make(low, high, x, min(error, x.error / low) if low else error)
-
-
-def _exponential(args: Args) -> Bound:
-    x = args.of(0)
-    # exp2 and expm1 are not larger, except for the numbers below 0 of expm1.
-    if x.high > 80 or _times(x.error, args.unit) > 0.5:
-        return _make(-1.0, inf, x, inf)
-    error = math.exp(x.high + x.error * args.unit) * x.error
-    return _make(-1.0, math.exp(max(x.high, 0.0)), x, error)
-
-
-def _wave(args: Args) -> Bound:
-    """A sine or a cosine: what it reads is exact, unless a layer rounded it or `small` let go."""
-    x = args.of(0)
-    lets_go = x.rounded or is_small_angle(x)
-    return _saturated(x, -1.0, 1.0, min(x.error, 2 / args.unit) if lets_go else 0.0)
-
-
-def is_small_angle(x: Bound) -> bool:
-    """Whether the error of an angle is small beside 1, the largest sine.
-
-    Two roundings of the format, and the one of the result, stay below four. The same error of an
-    exponent is a relative error of the exponential.
-    """
-    return x.error <= _SMALL
-
-
-def _stepped(function: Callable[[float], float]) -> Row:
-    """A function in steps: it demands exact arguments for itself."""
-
-    def row(args: Args) -> Bound:
-        x = args.of(0)
-        ends = [e if abs(e) == inf else function(e) for e in (x.low, x.high)]
-        return _saturated(x, ends[0], ends[1], _error_of_choice(x), True)
-
-    return row
-
-
-def _error_of_choice(*parts: Bound) -> float:
-    return inf if any(part.rounded and not part.exact for part in parts) else 0.0
-
-
-def _remainder(args: Args) -> Bound:
-    x, divisor = args.of(0), args.of(1)
-    integer = x.integer and divisor.integer
-    low, high = min(divisor.low, 0.0), max(divisor.high, 0.0)
-    return _saturated(x, low, high, _error_of_choice(x, divisor), integer)
-
-
-def _modulo(args: Args) -> Bound:
-    x, divisor = args.of(0), args.of(1)
-    size = min(divisor.size, x.size)
-    integer = x.integer and divisor.integer
-    return _saturated(x, -size, size, _error_of_choice(x, divisor), integer)
-
-
-def _fraction(args: Args) -> Bound:
-    return _saturated(args.of(0), -1.0, 1.0, _error_of_choice(args.of(0)))
-
-
-def _floor_divide(args: Args) -> Bound:
-    x, divisor = args.of(0), args.of(1)
-    if not divisor.low == divisor.high > 0 or x.size == inf:
-        return replace(NOTHING, rounded=x.rounded or divisor.rounded)
-    low, high = math.floor(x.low / divisor.low), math.floor(x.high / divisor.low)
-    return _saturated(x, low - 1.0, high + 1.0, _error_of_choice(x, divisor), True)
-
-
-def _truth(args: Args) -> Bound:
-    """A comparison, or another result that is 0 or 1."""
-    error = _error_of_choice(*args.operands)
-    whole = union(*args.operands) if args.operands else _ZERO
-    return _saturated(whole, 0.0, 1.0, error, True)
-
-
-def _position(args: Args) -> Bound:
-    """A position among numbers."""
-    whole = union(*args.operands)
-    most = args.length - 1.0 if args.length else inf
-    return _saturated(whole, 0.0, most, _error_of_choice(args.of(0)), True)
-
-
-def _chosen(args: Args) -> Bound:
-    """One of two tensors, by a condition."""
-    condition, whole = args.of(0), union(args.of(1), args.of(2))
-    wrong = condition.rounded and not condition.exact
-    error = inf if wrong else whole.error
-    return replace(
-        whole,
-        error=error,
-        relative=inf if wrong else whole.relative,
-        rounded=whole.rounded or condition.rounded,
-    )
-
-
-def _filled(args: Args) -> Bound:
-    x, mask, value = args.of(0), args.of(1), args.of(2)
-    return _chosen(Args((mask, x, value), args.length, args.unit))
-
-
-def _normed(args: Args) -> Bound:
-    """A norm layer; with a weight or a bias nothing is known, as they are trained."""
-    x = args.of(0)
-    trained = any(part is not NOTHING for part in args.operands[2:4])
-    size = inf if trained or not args.length else math.sqrt(args.length) * (1 + _WIDER)
-    return _saturated(x, -size, size, 0.0 if x.exact and not trained else inf)
-
-
-def _softmax(args: Args) -> Bound:
-    x = args.of(0)
-    # A difference of arguments is a relative error of the result, which is at most 1.
-    return _saturated(x, 0.0, 1.0, 2 * x.error)
-
-
-def _dropped(args: Args) -> Bound:
-    x, share = args.of(0), args.of(1)
-    if not share.high < 1:
-        return replace(NOTHING, rounded=x.rounded)
-    scale = Bound(1.0, 1 / (1 - share.high), False, 0.0, 0.0)
-    return union(_product(x, scale), replace(_ZERO, rounded=x.rounded))
-
-
-def _layer(args: Args) -> Bound:
-    """A Tensor-Core op: if it is a layer, its result is rounded once beside its own error."""
-    parts = args.operands
-    is_layer = not parts or any(part.weight or part.rounded for part in parts)
-    return replace(NOTHING, relative=0.0 if is_layer else inf, rounded=is_layer)
-
-
-def _given(args: Args) -> Bound:
-    """Numbers from the first operand to the second."""
-    low, high = args.of(0), args.of(1)
-    return Bound(low.low, high.high, low.integer and high.integer, 0.0, 0.0)
-
-
-def _held(args: Args) -> Bound:
-    """Numbers of a constant or a buffer: least, largest, and whether all are integers."""
-    return Bound(args.of(0).low, args.of(1).high, args.of(2).low == 1, 0.0, 0.0)
-
-
-def _counted(args: Args) -> Bound:
-    """A range: start, end and step."""
-    ends = args.operands or (NOTHING,)
-    if len(ends) == 1:
-        ends = (_ZERO, *ends)
-    start, end, step = (*ends, _ONE)[:3]
-    integer = start.integer and step.integer
-    low, high = min(start.low, end.low), max(start.high, end.high)
-    if integer and step.low == step.high and end.integer and high > low:
-        low, high = (low, high - 1) if step.low > 0 else (low + 1, high)
-    return _make(low, high, union(start, step), 0.0, integer)
-
-
-def _same(args: Args) -> Bound:
-    return args.of(0)
-
-
-def _cast(args: Args) -> Bound:
-    """A cast to another floating-point format of at least 32 bits, or from integers."""
-    x = args.of(0)
-    if x.integer and x.size <= 2.0**24:
-        return x
-    return replace(x, low=x.low - _WIDER * abs(x.low), high=x.high + _WIDER * abs(x.high))
-
-
-def _cast_exactly(args: Args) -> Bound:
-    """A cast of FP32 to another format, which demands FP32 for what it reads."""
-    return replace(_cast(args), error=_error_of_choice(args.of(0)))
-
-
-def _any_of(*which: int) -> Row:
-    def row(args: Args) -> Bound:
-        return union(*(args.of(index) for index in which))
-
-    return row
-
-
-def _with_zero(args: Args) -> Bound:
-    return union(args.of(0), replace(_ZERO, rounded=args.of(0).rounded))
-
-
-def _constant(low: float, high: float, integer: bool = False) -> Row:
-    return lambda _: Bound(low, high, integer, 0.0, 0.0)
-
-
-def _scaled_add(sign: float) -> Row:
-    def row(args: Args) -> Bound:
-        b, factor = args.of(1), args.of(2)
-        if factor is not NOTHING:
-            b = _product(b, factor)
-        return _add(args.of(0), b if sign > 0 else _negative(b))
-
-    return row
-
-
-def _difference_from(args: Args) -> Bound:
-    a, factor = args.of(0), args.of(2)
-    return _add(args.of(1), _negative(a if factor is NOTHING else _product(a, factor)))
-
-
-def _with_dip(least: float, slope: float) -> Row:
-    """An activation like GELU: x for large x, near 0 for small x, with a dip below 0."""
-
-    def row(args: Args) -> Bound:
-        x = args.of(0)
-        return _make(least, max(x.high, 0.0), x, _times(slope, x.error))
-
-    return row
+from mpcompile.plan.bounds.functions import (
+    ONE,
+    ZERO,
+    Args,
+    Row,
+    any_of,
+    between,
+    cast,
+    cast_exactly,
+    chosen,
+    clamp,
+    clamped,
+    constant,
+    counted,
+    difference_from,
+    dropped,
+    exponential,
+    filled,
+    floor_divide,
+    fraction,
+    given,
+    held,
+    layer,
+    magnitude,
+    maximum,
+    mean,
+    minimum,
+    modulo,
+    negative,
+    normed,
+    position,
+    power,
+    product,
+    quotient,
+    relu,
+    remainder,
+    root,
+    same,
+    scaled_add,
+    softmax,
+    square,
+    stepped,
+    summed,
+    truth,
+    wave,
+    with_dip,
+    with_zero,
+)
 
 
 def _rows(*rows: tuple[Row, str]) -> Mapping[str, Row]:
@@ -407,7 +68,7 @@ def _rows(*rows: tuple[Row, str]) -> Mapping[str, Row]:
 
 
 MOVES: Mapping[str, Row] = _rows(
-    (_same, "view _unsafe_view reshape _reshape_alias reshape_as view_as flatten unflatten ravel "
+    (same, "view _unsafe_view reshape _reshape_alias reshape_as view_as flatten unflatten ravel "
      "permute transpose swapaxes swapdims movedim moveaxis t mT numpy_T squeeze unsqueeze expand "
      "expand_as broadcast_to broadcast_tensors atleast_1d atleast_2d atleast_3d contiguous clone "
      "alias detach lift lift_fresh lift_fresh_copy slice select narrow split split_with_sizes "
@@ -420,74 +81,74 @@ MOVES: Mapping[str, Row] = _rows(
      "Reshape Transpose Flatten Squeeze Unsqueeze Expand Identity Slice Split Concat Tile "
      "DepthToSpace SpaceToDepth Gather GatherElements GatherND ReduceMax ReduceMin TopK MaxPool "
      "GlobalMaxPool Compress ReverseSequence"),
-    (_with_zero, "tril triu diag diag_embed diagflat block_diag Trilu"),
-    (_any_of(0, 1), "slice_scatter select_scatter"),
-    (_any_of(0, 2), "constant_pad_nd index_put Pad ScatterElements ScatterND"),
-    (_any_of(0, 3), "pad scatter index_copy index_fill"),
-    (_chosen, "where Where"),
-    (_filled, "masked_fill"),
-    (lambda args: _negative(args.of(0)), "neg negative Neg"),
-    (_abs, "abs absolute Abs"),
-    (_relu, "relu Relu"),
-    (_maximum, "maximum fmax Max"),
-    (_minimum, "minimum fmin Min"),
-    (_clamp, "clamp clip hardtanh Clip"),
-    (lambda args: _clamped(args.of(0), args.of(1), None, args.unit), "clamp_min"),
-    (lambda args: _clamped(args.of(0), None, args.of(1), args.unit), "clamp_max"),
-    (lambda args: _clamped(args.of(0), _ZERO, replace(_ONE, low=6.0, high=6.0), args.unit),
+    (with_zero, "tril triu diag diag_embed diagflat block_diag Trilu"),
+    (any_of(0, 1), "slice_scatter select_scatter"),
+    (any_of(0, 2), "constant_pad_nd index_put Pad ScatterElements ScatterND"),
+    (any_of(0, 3), "pad scatter index_copy index_fill"),
+    (chosen, "where Where"),
+    (filled, "masked_fill"),
+    (lambda args: negative(args.of(0)), "neg negative Neg"),
+    (magnitude, "abs absolute Abs"),
+    (relu, "relu Relu"),
+    (maximum, "maximum fmax Max"),
+    (minimum, "minimum fmin Min"),
+    (clamp, "clamp clip hardtanh Clip"),
+    (lambda args: clamped(args.of(0), args.of(1), None, args.unit), "clamp_min"),
+    (lambda args: clamped(args.of(0), None, args.of(1), args.unit), "clamp_max"),
+    (lambda args: clamped(args.of(0), ZERO, replace(ONE, low=6.0, high=6.0), args.unit),
      "relu6"),
 )  # fmt: skip
 """Ops whose result has numbers of their operands, so storing it rounds nothing more."""
 
 TABLE: Mapping[str, Row] = _rows(
-    (_cast, "cast"),
-    (_cast_exactly, "cast_exactly"),
-    (_given, "given"),
-    (_held, "held"),
-    (_constant(0.0, 0.0, True), "zeros zeros_like new_zeros"),
-    (_constant(1.0, 1.0, True), "ones ones_like new_ones"),
-    (_constant(0.0, 1.0, True), "eye one_hot EyeLike"),
-    (_constant(0.0, 1.0), "rand rand_like hann_window hamming_window bartlett_window"),
+    (cast, "cast"),
+    (cast_exactly, "cast_exactly"),
+    (given, "given"),
+    (held, "held"),
+    (constant(0.0, 0.0, True), "zeros zeros_like new_zeros"),
+    (constant(1.0, 1.0, True), "ones ones_like new_ones"),
+    (constant(0.0, 1.0, True), "eye one_hot EyeLike"),
+    (constant(0.0, 1.0), "rand rand_like hann_window hamming_window bartlett_window"),
     (lambda args: args.of(1), "full full_like"),
     (lambda args: args.of(2), "new_full"),
-    (_counted, "arange range Range"),
-    (lambda args: _given(Args(args.operands[:2], 0, args.unit)), "linspace"),
-    (_scaled_add(1.0), "add Add"),
-    (_scaled_add(-1.0), "sub subtract Sub"),
-    (_difference_from, "rsub"),
-    (lambda args: _product(args.of(0), args.of(1)), "mul multiply Mul"),
-    (_quotient, "div divide true_divide Div"),
-    (_summed, "sum cumsum ReduceSum CumSum"),
-    (_mean, "mean ReduceMean"),
-    (_square, "square"),
-    (_power, "pow Pow"),
-    (_root, "sqrt Sqrt"),
-    (_exponential, "exp exp2 expm1 Exp"),
-    (_wave, "sin cos Sin Cos"),
-    (_between(-1.0, 1.0, 0.45), "tanh Tanh"),
-    (_between(0.0, 1.0, 0.23), "sigmoid special_expit Sigmoid"),
-    (_between(0.0, 1.0, 0.5), "hardsigmoid"),
-    (_between(-1.0, 1.0, 0.49, 1.13), "erf special_erf Erf"),
-    (_between(-1.0, 1.0, 0.25), "Softsign"),
-    (_between(-1.5708, 1.5708, 0.5), "atan arctan Atan"),
-    (_with_dip(-0.18, 1.13), "gelu Gelu"),
-    (_with_dip(-0.28, 1.1), "silu"),
-    (_softmax, "softmax _softmax special_softmax"),
-    (_normed, "layer_norm rms_norm"),
-    (_dropped, "dropout"),
-    (_stepped(math.floor), "floor Floor"),
-    (_stepped(math.ceil), "ceil Ceil"),
-    (_stepped(round), "round special_round Round"),
-    (_stepped(math.trunc), "trunc fix"),
-    (_stepped(lambda x: math.copysign(1.0, x) if x else 0.0), "sign Sign"),
-    (_fraction, "frac"),
-    (_remainder, "remainder"),
-    (_modulo, "fmod"),
-    (_floor_divide, "floor_divide"),
-    (_truth, "eq ne not_equal lt less le less_equal gt greater ge greater_equal isclose signbit "
+    (counted, "arange range Range"),
+    (lambda args: given(Args(args.operands[:2], 0, args.unit)), "linspace"),
+    (scaled_add(1.0), "add Add"),
+    (scaled_add(-1.0), "sub subtract Sub"),
+    (difference_from, "rsub"),
+    (lambda args: product(args.of(0), args.of(1)), "mul multiply Mul"),
+    (quotient, "div divide true_divide Div"),
+    (summed, "sum cumsum ReduceSum CumSum"),
+    (mean, "mean ReduceMean"),
+    (square, "square"),
+    (power, "pow Pow"),
+    (root, "sqrt Sqrt"),
+    (exponential, "exp exp2 expm1 Exp"),
+    (wave, "sin cos Sin Cos"),
+    (between(-1.0, 1.0, 0.45), "tanh Tanh"),
+    (between(0.0, 1.0, 0.23), "sigmoid special_expit Sigmoid"),
+    (between(0.0, 1.0, 0.5), "hardsigmoid"),
+    (between(-1.0, 1.0, 0.49, 1.13), "erf special_erf Erf"),
+    (between(-1.0, 1.0, 0.25), "Softsign"),
+    (between(-1.5708, 1.5708, 0.5), "atan arctan Atan"),
+    (with_dip(-0.18, 1.13), "gelu Gelu"),
+    (with_dip(-0.28, 1.1), "silu"),
+    (softmax, "softmax softmax special_softmax"),
+    (normed, "layer_norm rms_norm"),
+    (dropped, "dropout"),
+    (stepped(math.floor), "floor Floor"),
+    (stepped(math.ceil), "ceil Ceil"),
+    (stepped(round), "round special_round Round"),
+    (stepped(math.trunc), "trunc fix"),
+    (stepped(lambda x: math.copysign(1.0, x) if x else 0.0), "sign Sign"),
+    (fraction, "frac"),
+    (remainder, "remainder"),
+    (modulo, "fmod"),
+    (floor_divide, "floor_divide"),
+    (truth, "eq ne not_equal lt less le less_equal gt greater ge greater_equal isclose signbit "
      "logical_and logical_or logical_not logical_xor any all bernoulli Bernoulli Equal Less "
      "LessOrEqual Greater GreaterOrEqual Not And Or Xor"),
-    (_position, "argmax argmin argsort ArgMax ArgMin"),
-    (_layer, "layer"),
+    (position, "argmax argmin argsort ArgMax ArgMin"),
+    (layer, "layer"),
 )  # fmt: skip
 """Ops that compute their result."""

@@ -17,7 +17,8 @@ from mpcompile.plan.bounds.bound import (
     rounded_to,
     union,
 )
-from mpcompile.plan.bounds.table import MOVES, TABLE, Args
+from mpcompile.plan.bounds.functions import Args
+from mpcompile.plan.bounds.table import MOVES, TABLE
 from mpcompile.plan.op_table import ONNX_RULES, TORCH_RULES
 from mpcompile.plan.rule import PrecisionClass
 from mpcompile.precision import Precision

@@ -123,6 +123,8 @@ def _step(node: fx.Node, ids: Mapping[fx.Node, str]) -> Step:
         given = [*node.args] if kind == "own_backward" else list(node.all_input_nodes)
         given = [*given[0]] if given and isinstance(given[0], tuple | list) else given
     kind = _kind(kind, node, given)
+    if kind == "pad" and given[3] is None:
+        given[3] = 0.0
     if limits is None and not full and not _is_double(node):
         kind = "unknown"  # 16 bits that the program asks for, or complex numbers
     operands = tuple(_operand(item, ids) for item in given)
