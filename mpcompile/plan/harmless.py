@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mpcompile.plan.bounds.bound import NOTHING, Bound
-from mpcompile.plan.bounds.functions import is_small_angle
+from mpcompile.plan.bounds.choices import is_small_angle
 from mpcompile.plan.dataflow import Op
 
 _ANGLES = frozenset("sin cos exp exp2 expm1 Sin Cos Exp".split())

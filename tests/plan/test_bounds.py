@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mpcompile.plan.bounds.bound import Bound, Step, point
-from mpcompile.plan.bounds.functions import is_small_angle
+from mpcompile.plan.bounds.choices import is_small_angle
 from mpcompile.plan.bounds.table import MOVES, TABLE
 from mpcompile.plan.bounds.walk import bounds_of
 from mpcompile.plan.dataflow import Dataflow, Fixed

@@ -1,4 +1,4 @@
-"""The bound of a result from the bounds of what it is computed from, a function for each kind of op.
+"""The bound of a result from the bounds of its operands, a function for each kind of op.
 
 A function gets the operands in the order of the op's schema; an operand that is no tensor and no
 number is `NOTHING`. It returns the bound before the result is stored: `walk` adds what storing
@@ -17,8 +17,6 @@ from mpcompile.plan.bounds.bound import NOTHING, TINY, Bound, union
 
 _WIDER = 2.0**-20
 """The share by which an interval grows for the rounding of FP32."""
-_SMALL = 2.01
-"""Two roundings, and room for the numbers too small to have all digits."""
 ONE = Bound(1.0, 1.0, True, 0.0, 0.0)
 ZERO = Bound(0.0, 0.0, True, 0.0, 0.0)
 
@@ -64,10 +62,12 @@ def _add(a: Bound, b: Bound) -> Bound:
 
 
 def negative(a: Bound) -> Bound:
+    """The numbers with the other sign."""
     return replace(a, low=-a.high, high=-a.low)
 
 
 def product(a: Bound, b: Bound) -> Bound:
+    """A product."""
     both = union(a, b)
     corners = [_times(x, y) for x in (a.low, a.high) for y in (b.low, b.high)]
     error = _times(a.size, b.error) + _times(b.size, a.error)
@@ -75,6 +75,7 @@ def product(a: Bound, b: Bound) -> Bound:
 
 
 def quotient(args: Args) -> Bound:
+    """A quotient; nothing is known if the divisor can be near 0."""
     a, b = args.of(0), args.of(1)
     if not b.least or _times(b.error, args.unit) > b.least / 4:
         return replace(NOTHING, rounded=a.rounded or b.rounded)
@@ -97,6 +98,7 @@ def _added_up(low: float, high: float, count: float) -> tuple[float, float]:
 
 
 def mean(args: Args) -> Bound:
+    """A mean."""
     x = args.of(0)
     low, high = _added_up(x.low, x.high, args.length or inf)
     return _make(low, high, x, x.error)
@@ -115,12 +117,13 @@ def between(low: float, high: float, relative: float, slope: float = 1.0) -> Row
     def row(args: Args) -> Bound:
         x = args.of(0)
         once = relative * x.relative + TINY / args.unit
-        return _saturated(x, low, high, min(slope * x.error, once))
+        return saturated(x, low, high, min(slope * x.error, once))
 
     return row
 
 
-def _saturated(x: Bound, low: float, high: float, error: float, integer: bool = False) -> Bound:
+def saturated(x: Bound, low: float, high: float, error: float, integer: bool = False) -> Bound:
+    """Numbers between two limits, computed from a tensor."""
     return Bound(low, high, integer, error, inf, x.rounded, x.weight)
 
 
@@ -141,39 +144,46 @@ def clamped(x: Bound, low: Bound | None, high: Bound | None, unit: float) -> Bou
 
 
 def clamp(args: Args) -> Bound:
+    """A clamp between two operands, each of which may be left out."""
     low, high = (None if end is NOTHING else end for end in (args.of(1), args.of(2)))
     return clamped(args.of(0), low, high, args.unit)
 
 
 def maximum(args: Args) -> Bound:
+    """The larger of two numbers."""
     parts = args.operands
     whole = union(*parts)
     return replace(whole, low=max(part.low for part in parts))
 
 
 def minimum(args: Args) -> Bound:
+    """The smaller of two numbers."""
     parts = args.operands
     whole = union(*parts)
     return replace(whole, high=min(part.high for part in parts))
 
 
 def relu(args: Args) -> Bound:
+    """No number below 0."""
     x = args.of(0)
     return replace(x, low=max(x.low, 0.0), high=max(x.high, 0.0))
 
 
 def magnitude(args: Args) -> Bound:
+    """The numbers without their sign."""
     x = args.of(0)
     return replace(x, low=x.least, high=x.size)
 
 
 def square(args: Args) -> Bound:
+    """A square."""
     x = args.of(0)
     error = _times(2 * x.size + _times(x.error, args.unit), x.error)
     return _make(x.least**2, x.size**2, x, error, x.integer)
 
 
 def power(args: Args) -> Bound:
+    """A power; only squares are known."""
     exponent = args.of(1)
     if exponent.low == exponent.high == 2:
         return square(args)
@@ -181,6 +191,7 @@ def power(args: Args) -> Bound:
 
 
 def root(args: Args) -> Bound:
+    """A square root."""
     x = args.of(0)
     low, high = math.sqrt(max(x.low, 0.0)), math.sqrt(max(x.high, 0.0))
     error = math.sqrt(x.error / args.unit)
@@ -188,6 +199,7 @@ def root(args: Args) -> Bound:
 
 
 def exponential(args: Args) -> Bound:
+    """An exponential of any base up to e, or less 1."""
     x = args.of(0)
     # exp2 and expm1 are not larger, except for the numbers below 0 of expm1.
     if x.high > 80 or _times(x.error, args.unit) > 0.5:
@@ -196,110 +208,23 @@ def exponential(args: Args) -> Bound:
     return _make(-1.0, math.exp(max(x.high, 0.0)), x, error)
 
 
-def wave(args: Args) -> Bound:
-    """A sine or a cosine: what it reads is exact, unless a layer rounded it or `small` let go."""
-    x = args.of(0)
-    lets_go = x.rounded or is_small_angle(x)
-    return _saturated(x, -1.0, 1.0, min(x.error, 2 / args.unit) if lets_go else 0.0)
-
-
-def is_small_angle(x: Bound) -> bool:
-    """Whether the error of an angle is small beside 1, the largest sine.
-
-    Two roundings of the format, and the one of the result, stay below four. The same error of an
-    exponent is a relative error of the exponential.
-    """
-    return x.error <= _SMALL
-
-
-def stepped(function: Callable[[float], float]) -> Row:
-    """A function in steps: it demands exact arguments for itself."""
-
-    def row(args: Args) -> Bound:
-        x = args.of(0)
-        ends = [e if abs(e) == inf else function(e) for e in (x.low, x.high)]
-        return _saturated(x, ends[0], ends[1], _error_of_choice(x), True)
-
-    return row
-
-
-def _error_of_choice(*parts: Bound) -> float:
-    return inf if any(part.rounded and not part.exact for part in parts) else 0.0
-
-
-def remainder(args: Args) -> Bound:
-    x, divisor = args.of(0), args.of(1)
-    integer = x.integer and divisor.integer
-    low, high = min(divisor.low, 0.0), max(divisor.high, 0.0)
-    return _saturated(x, low, high, _error_of_choice(x, divisor), integer)
-
-
-def modulo(args: Args) -> Bound:
-    x, divisor = args.of(0), args.of(1)
-    size = min(divisor.size, x.size)
-    integer = x.integer and divisor.integer
-    return _saturated(x, -size, size, _error_of_choice(x, divisor), integer)
-
-
-def fraction(args: Args) -> Bound:
-    return _saturated(args.of(0), -1.0, 1.0, _error_of_choice(args.of(0)))
-
-
-def floor_divide(args: Args) -> Bound:
-    x, divisor = args.of(0), args.of(1)
-    if not divisor.low == divisor.high > 0 or x.size == inf:
-        return replace(NOTHING, rounded=x.rounded or divisor.rounded)
-    low, high = math.floor(x.low / divisor.low), math.floor(x.high / divisor.low)
-    return _saturated(x, low - 1.0, high + 1.0, _error_of_choice(x, divisor), True)
-
-
-def truth(args: Args) -> Bound:
-    """A comparison, or another result that is 0 or 1."""
-    error = _error_of_choice(*args.operands)
-    whole = union(*args.operands) if args.operands else ZERO
-    return _saturated(whole, 0.0, 1.0, error, True)
-
-
-def position(args: Args) -> Bound:
-    """A position among numbers."""
-    whole = union(*args.operands)
-    most = args.length - 1.0 if args.length else inf
-    return _saturated(whole, 0.0, most, _error_of_choice(args.of(0)), True)
-
-
-def chosen(args: Args) -> Bound:
-    """One of two tensors, by a condition."""
-    condition, whole = args.of(0), union(args.of(1), args.of(2))
-    wrong = condition.rounded and not condition.exact
-    error = inf if wrong else whole.error
-    return replace(
-        whole,
-        error=error,
-        relative=inf if wrong else whole.relative,
-        rounded=whole.rounded or condition.rounded,
-    )
-
-
-def filled(args: Args) -> Bound:
-    x, mask, value = args.of(0), args.of(1), args.of(2)
-    return chosen(Args((mask, x, value), args.length, args.unit))
-
-
 def normed(args: Args) -> Bound:
     """A norm layer; with a weight or a bias nothing is known, as they are trained."""
     x = args.of(0)
     trained = any(part is not NOTHING for part in args.operands[2:4])
     size = inf if trained or not args.length else math.sqrt(args.length) * (1 + _WIDER)
-    return _saturated(x, -size, size, 0.0 if x.exact and not trained else inf)
+    return saturated(x, -size, size, 0.0 if x.exact and not trained else inf)
 
 
 def softmax(args: Args) -> Bound:
+    """A softmax."""
     x = args.of(0)
     # A difference of arguments is a relative error of the result, which is at most 1.
-    return _saturated(x, 0.0, 1.0, 2 * x.error)
+    return saturated(x, 0.0, 1.0, 2 * x.error)
 
 
 def dropped(args: Args) -> Bound:
+    """A dropout."""
     x, share = args.of(0), args.of(1)
     if not share.high < 1:
         return replace(NOTHING, rounded=x.rounded)
@@ -339,6 +264,7 @@ def counted(args: Args) -> Bound:
 
 
 def same(args: Args) -> Bound:
+    """The first operand."""
     return args.of(0)
 
 
@@ -350,12 +276,9 @@ def cast(args: Args) -> Bound:
     return replace(x, low=x.low - _WIDER * abs(x.low), high=x.high + _WIDER * abs(x.high))
 
 
-def cast_exactly(args: Args) -> Bound:
-    """A cast of FP32 to another format, which demands FP32 for what it reads."""
-    return replace(cast(args), error=_error_of_choice(args.of(0)))
-
-
 def any_of(*which: int) -> Row:
+    """Return the row of an op whose result is made of some of its operands."""
+
     def row(args: Args) -> Bound:
         return union(*(args.of(index) for index in which))
 
@@ -363,14 +286,18 @@ def any_of(*which: int) -> Row:
 
 
 def with_zero(args: Args) -> Bound:
+    """The first operand, or 0."""
     return union(args.of(0), replace(ZERO, rounded=args.of(0).rounded))
 
 
 def constant(low: float, high: float, integer: bool = False) -> Row:
+    """Return the row of an op that makes numbers between two."""
     return lambda _: Bound(low, high, integer, 0.0, 0.0)
 
 
 def scaled_add(sign: float) -> Row:
+    """Return the row of a sum or a difference, whose second operand may have a factor."""
+
     def row(args: Args) -> Bound:
         b, factor = args.of(1), args.of(2)
         if factor is not NOTHING:
@@ -381,6 +308,7 @@ def scaled_add(sign: float) -> Row:
 
 
 def difference_from(args: Args) -> Bound:
+    """A difference with the operands the other way round."""
     a, factor = args.of(0), args.of(2)
     return _add(args.of(1), negative(a if factor is NOTHING else product(a, factor)))
 
