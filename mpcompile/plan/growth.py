@@ -82,13 +82,15 @@ def contain_growth(flow: Dataflow, precision: Precision) -> Dataflow:
 def _contained(op: Op, grown: dict[str, Op], fits: set[str]) -> Op:
     """Return an op after growth; note which of its results have grown and why."""
     source = next((grown[name] for name in op.reads if name in grown), None)
+    # A norm multiplies by its weight, which may be computed, too.
+    bounded = op.kind in BOUNDED and not any(name in grown for name in op.full_reads)
     if op.unfit and op.wish is not Wish.FULL and not op.overridden:
         op = replace(op, wish=Wish.FULL, reason=op.unfit)
     if op.wish is Wish.HALF or (op.rule in _TENSOR_CORE and not op.unfit):
         source = None
-    elif op.unfit or (op.rule in GROWING and op.kind not in BOUNDED | LINEAR):
+    elif op.unfit or (op.rule in GROWING and not bounded and op.kind not in LINEAR):
         source = op
-    elif op.overridden or op.kind in BOUNDED:
+    elif op.overridden or bounded:
         if source is not None and op.wish is Wish.FREE and op.rule in _INSIDE and not op.inside:
             # It would sum 16-bit inputs in FP32, and those may be infinite.
             op = replace(op, wish=Wish.FULL, reason=_follows(source))

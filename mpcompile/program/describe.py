@@ -17,7 +17,7 @@ from mpcompile.plan.digits import keep_digits
 from mpcompile.plan.needs import settled
 from mpcompile.plan.op_table import TORCH_RULES
 from mpcompile.plan.policy import Policy, Resolution, Row, resolve
-from mpcompile.plan.rule import PrecisionClass, Rule, Wish
+from mpcompile.plan.rule import PrecisionClass, Rule, Sensitivity, Wish
 from mpcompile.plan.weight_terms import keep_weight_terms
 from mpcompile.program.asked_wide import asked_wide
 from mpcompile.program.border_rows import border_row, border_rule
@@ -29,6 +29,7 @@ from mpcompile.program.node_tensors import count_of, is_full, is_size
 from mpcompile.program.value_rows.steps import tensor_bounds
 from mpcompile.torch_private.ops import arguments_of, is_view, op_name
 
+_UNTRACED = Sensitivity.UNKNOWN
 _OWN = Rule(
     "own backward",
     "own_backward",
@@ -168,7 +169,7 @@ def _op(node: fx.Node, ids: dict[fx.Node, str], told: tuple[Rule, Wish, str]) ->
     inputs: list[fx.Node] = list(node.args[0]) if own else node.all_input_nodes  # type: ignore[arg-type]
     reads = tuple(ids[item] for item in inputs if is_full(item))
     largest = max((count_of(result.meta["val"]) for result in results), default=0)
-    sensitivity = rule.sensitivity
+    sensitivity = _UNTRACED if reads and _leaves(node, rule) else rule.sensitivity
     facts = Facts(reads, writes, largest, inside and not rule.streams)
     rule, wish, reason = settled(facts, told, NEEDS)
     saves = rule.saves.split()
@@ -193,6 +194,17 @@ def _op(node: fx.Node, ids: dict[fx.Node, str], told: tuple[Rule, Wish, str]) ->
         view=own or is_view(node),
         sensitivity=sensitivity,
     )
+
+
+def _leaves(node: fx.Node, rule: Rule) -> bool:
+    """Whether a harmless op makes a tensor in which the plan cannot follow what its readers need.
+
+    Complex tensors and FP64 are such tensors.
+    """
+    value = node.meta.get("val")
+    if rule.sensitivity is not Sensitivity.HARMLESS or not isinstance(value, torch.Tensor):
+        return False
+    return value.dtype.is_complex or value.dtype is torch.float64
 
 
 def _results(node: fx.Node) -> list[fx.Node]:
