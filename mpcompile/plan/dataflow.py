@@ -49,7 +49,8 @@ class Op:
         unfit: why FP16 cannot hold a number that it computes with or makes, or "".
         overridden: the user has set its precision.
         sensitivity: the effect of rounded inputs on its results.
-        exact: a sensitive op reads its result, so measured ranges do not release it to 16 bits.
+        exact: it is FP32 because of a sensitive op, so neither measured ranges nor the plan of
+            another batch shape move it to 16 bits.
         where: its position in the user's program.
     """
 

@@ -98,7 +98,8 @@ def keep_exact(flow: Dataflow, policy: Policy) -> Dataflow:
             op = replace(op, wish=Wish.FULL, reason=kept[op.id])
         elif op.wish is Wish.FREE and not op.overridden and (bound := demands.bound_of(op)):
             op = replace(op, reason=f"{op.reason}; {bound}")
-        ops.append(replace(op, exact=op.exact or demands.are_on(op)))
+        exact = op.exact or op.id in kept or demands.are_on(op)
+        ops.append(replace(op, exact=exact))
     return replace(flow, ops=tuple(ops))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,11 +13,15 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from mpcompile.onnx.rewrite import given_model, prepare
+from mpcompile.onnx_graph.kernels import Target
+from mpcompile.onnx_graph.value_rows import value_bounds
 from mpcompile.plan.bounds.bound import Bound, Step, point
 from mpcompile.plan.bounds.choices import is_small_angle
 from mpcompile.plan.bounds.table import MOVES, TABLE
 from mpcompile.plan.bounds.walk import bounds_of
 from mpcompile.plan.dataflow import Dataflow, Fixed
+from mpcompile.plan.given import decide, for_other_shapes
 from mpcompile.plan.op_table import ONNX_RULES, TORCH_RULES
 from mpcompile.plan.policy import Policy
 from mpcompile.plan.rule import Sensitivity, Wish
@@ -316,3 +321,56 @@ def test_an_exact_mask_beside_a_layers_result_is_not_compared() -> None:
 
     assert wishes(planned(masked, DATA, WEIGHT))["add"] is Wish.FREE
     assert wishes(planned(lambda x, w: x @ w + x, DATA, WEIGHT))["add"] is Wish.FULL
+
+
+def test_a_plan_for_few_positions_is_not_taken_over_for_many() -> None:
+    def run(x: Tensor, w: Tensor) -> Tensor:
+        positions = torch.arange(500 * x.shape[0]).to(x)
+        turned = torch.stack([positions, positions]).sin()
+        return x @ w + turned.sum()
+
+    few, many = planned(run, torch.rand(4, 16), WEIGHT), planned(run, torch.rand(8, 16), WEIGHT)
+    assert (wishes(few)["stack"], wishes(many)["stack"]) == (Wish.FREE, Wish.FULL)
+    plan = decide(few, Precision.FP16)
+    narrow = tuple(replace(item, stores=Precision.FP16) for item in plan.decisions)
+    taken = for_other_shapes(replace(plan, decisions=narrow), many)
+    assert {"stack", "sin"}.isdisjoint(decision.op for decision in taken.decisions)
+    assert "matmul" in {decision.op for decision in taken.decisions}
+
+
+def test_what_becomes_a_complex_tensor_is_kept_exact() -> None:
+    def run(x: Tensor) -> Tensor:
+        return torch.view_as_real(torch.fft.fft(x * 3.0)) - 1.0
+
+    assert wishes(planned(run, DATA))["mul"] is Wish.FULL
+
+
+def test_an_onnx_graph_has_the_same_bounds() -> None:
+    class Net(torch.nn.Module):
+        def forward(self, x: Tensor, mask: Tensor, ids: Tensor, table: Tensor) -> Tensor:
+            positions = torch.cumsum(mask, -1) * mask
+            turned = torch.sin(positions.to(x.dtype) * 0.001)
+            kept = 1.0 - mask.to(x.dtype)
+            return (
+                (x.clamp(-1, 1) * 0.5).cos()
+                + turned
+                + kept
+                + torch.nn.functional.embedding(ids, table).sum(-1)
+            )
+
+    shape = (4, 16)
+    mask = torch.ones(shape, dtype=torch.int32)
+    ids = torch.zeros(shape, dtype=torch.int64)
+    given = torch.rand(shape), mask > 0, ids, torch.rand(50, 3)
+    exported = torch.onnx.export(Net(), given, dynamo=True, verbose=False)
+    assert exported is not None
+    prepared = prepare(given_model(exported.model_proto), Policy(), Precision.FP16, Target.ANY)
+    bounds = {tensor.id: tensor.bound for tensor in prepared.flow.tensors}
+    made = {op.kind: bounds[op.writes[0]] for op in prepared.flow.ops if op.writes}
+    assert (made["Clip"].low, made["Clip"].high) == (-1, 1)
+    assert (made["Sub"].low, made["Sub"].high, made["Sub"].exact) == (0, 1, True)
+    assert made["Sin"].low == made["Cos"].low == -1
+    indices = value_bounds(prepared.nest, Precision.FP16)
+    assert (-50, 49) in {(bound.low, bound.high) for bound in indices.values()}
+    wish = {op.kind: op.wish for op in prepared.flow.ops if op.kind in ("Sub", "Cos")}
+    assert set(wish.values()) == {Wish.FREE}

@@ -107,3 +107,21 @@ def test_growth_goes_round_a_loop() -> None:
 def test_every_name_stands_in_the_table() -> None:
     assert set(TORCH_RULES) | set(ONNX_RULES) >= BOUNDED | LINEAR
     assert {rule.name for rule in TABLE} >= GROWING
+
+
+def test_a_norm_with_a_weight_that_has_grown_does_not_bound_it() -> None:
+    def op(name: str, kind: str, *reads: str, full: tuple[str, ...] = ()) -> Op:
+        rule = TORCH_RULES[kind]
+        return Op(name, kind, rule.name, rule.wish, rule.inside, True, "", reads, (name,), (), full)
+
+    ops = (
+        op("grown", "square", "x"),
+        op("plain", "layer_norm", "grown"),
+        op("scaled", "layer_norm", "x", "grown", full=("grown",)),
+        op("after", "mul", "scaled"),
+        op("other", "mul", "plain"),
+    )
+    tensors = tuple(Tensor(name, 8) for name in ("x", *(item.id for item in ops)))
+    found = contain_growth(Dataflow(ops, tensors), Precision.FP16)
+    wide = {item.id for item in found.ops if item.wish is Wish.FULL}
+    assert wide == {"grown", "scaled", "after"}
