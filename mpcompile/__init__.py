@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         SkippedSteps,
         Unfaithful,
         UntriedTorch,
+        UnusedParameters,
         Unverified,
     )
     from mpcompile.integrations.rewriting import rewrite
@@ -63,6 +64,7 @@ __all__ = [
     "Unfaithful",
     "UnmatchedOverride",
     "UntriedTorch",
+    "UnusedParameters",
     "Unverified",
     "Workload",
     "calibrate",
@@ -95,6 +97,7 @@ _HOME = {
     "SkippedSteps": "errors",
     "Unfaithful": "errors",
     "UntriedTorch": "errors",
+    "UnusedParameters": "errors",
     "Unverified": "errors",
     "Workload": "program.workload",
     "calibrate": "numerics.calibration",

@@ -92,6 +92,10 @@ class Unverified(UserWarning):
     """A captured graph could not be compared with the program."""
 
 
+class UnusedParameters(UserWarning):
+    """The optimizer holds parameters that the loss does not reach; they stay as they are."""
+
+
 class UntriedTorch(UserWarning):
     """The version of torch is outside the range that this package was tested with."""
 

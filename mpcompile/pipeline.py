@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,16 +39,19 @@ from mpcompile.program.open_capture import capture_open, check_open
 from mpcompile.program.proof.effects import Effects
 from mpcompile.program.proof.left_behind import capture_left
 from mpcompile.program.proof.verify import verify as verify_graph
-from mpcompile.program.traced_program import Watch
+from mpcompile.program.tracing.inner_gradients import ComputesGradients
+from mpcompile.program.tracing.traced_program import Watch
 from mpcompile.program.unfit_constants import UnfitConstant, unfit_constants, unfit_reasons
 from mpcompile.program.workload import Workload
-from mpcompile.step.differentiate import NotReached, differentiate
+from mpcompile.step.differentiate import differentiate
 from mpcompile.step.graph import StepGraph
+from mpcompile.step.inner_gradients import record_program
 from mpcompile.step.loop import Loop
 from mpcompile.step.loss_scale import LossScale
 from mpcompile.step.processes import DataParallel
 from mpcompile.step.slices import is_absent
 from mpcompile.step.transformed import Choices, Transformed
+from mpcompile.step.unreached import NotReached, check_any_reached, say_unused, unreached
 from mpcompile.step.update_of_program import arena_positions, join, update_of
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.tracing import trace_artifact
@@ -63,7 +66,7 @@ def compile(
     model: torch.nn.Module,
     loss: Callable[..., Any],
     optimizer: torch.optim.Optimizer,
-    batch: tuple[torch.Tensor, ...],
+    batch: Any,
     *,
     policy: Policy | None = None,
     plan: Plan | None = None,
@@ -86,9 +89,12 @@ def compile(
     Args:
         model: FP32. Its parameters become views of the step's arenas; their values and identity
             stay.
-        loss: ``loss(model, *batch)`` returns a 0-d FP32 tensor, or ``(loss, anything)``.
+        loss: ``loss(model, *batch)``, or ``loss(model, **batch)`` for a dictionary, returns a 0-d
+            FP32 tensor, or ``(loss, anything)``.
         optimizer: any optimizer of ``torch.optim`` whose ``step()`` takes no closure.
-        batch: example tensors; a later batch of other shapes is one more graph.
+        batch: an example, as a loader gives it: a tuple or list of the loss's arguments behind the
+            model, or a dictionary of its named ones. They hold tensors, and numbers, strings and
+            None as constants. A later batch of other shapes or constants is one more graph.
         policy: default: FP16 by the op table.
         plan: decisions that hold before the policy, such as ``Plan.from_json(text)`` of a file
             that was edited; it must be of this very program and batch shape.
@@ -139,7 +145,7 @@ def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainSt
         )
 
     def for_batch(
-        batch: tuple[torch.Tensor, ...],
+        batch: Sequence[torch.Tensor],
         open_dims: tuple[bool, ...],
         numbers: tuple[NumberPlace, ...],
     ) -> Transformed:
@@ -202,13 +208,7 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     if workload.optimizer is None:
         return made
     with effects.undone():  # hooks of the program run in its backward pass
-        try:
-            made = _with_step(made, workload.optimizer)
-        except NotReached as error:
-            if choices.like is None:
-                raise
-            # The program has changed since; eager PyTorch gives these weights no update.
-            made = _with_step(made, workload.optimizer, error.names)
+        made = _with_reached(made, workload.optimizer)
     check_open(forward, workload)
     trace("mpcompile_step", lambda: str(made.step))
     return made
@@ -223,7 +223,13 @@ def _captured(workload: Workload, choices: Choices, effects: Effects) -> Forward
             return capture_open(workload, open_dims, numbers, watch)
         return capture(workload, (), numbers, watch)
 
-    return watched(None) if workload.optimizer is None else capture_left(effects, watched)
+    try:
+        return watched(None) if workload.optimizer is None else capture_left(effects, watched)
+    except ComputesGradients as error:
+        if open_dims or numbers:
+            error.what += ", and its batch size is open" if open_dims else ", and a number changes"
+            raise
+    return capture(workload, recorded=record_program(workload))
 
 
 def _planned(flow: Dataflow, choices: Choices) -> Plan:
@@ -233,6 +239,22 @@ def _planned(flow: Dataflow, choices: Choices) -> Plan:
         for sentence in overruled(plan, choices.ranges):
             warnings.warn(sentence, MeasuredOverflow, stacklevel=3)
     return plan
+
+
+def _with_reached(made: Transformed, optimizer: torch.optim.Optimizer) -> Transformed:
+    """Make the step of the parameters that the loss reaches; eager PyTorch leaves the others."""
+    forward, origin = made.forward, made.workload.origin
+    without = unreached(forward, optimizer)
+    check_any_reached(without, optimizer, forward, origin)
+    try:
+        done = _with_step(made, optimizer, without)
+    except NotReached as error:
+        without = (*without, *error.names)
+        check_any_reached(without, optimizer, forward, origin)
+        done = _with_step(made, optimizer, without)
+    if made.choices.like is None:
+        say_unused(without)
+    return done
 
 
 def _with_step(

@@ -29,7 +29,8 @@ from bench.machine import describe
 from bench.root import ROOT
 from mpcompile import pipeline
 from mpcompile.program import capture as program_capture
-from mpcompile.program.traced_program import TracedProgram
+from mpcompile.program.tracing.export import export
+from mpcompile.program.tracing.traced_program import TracedProgram
 from mpcompile.program.workload import Workload, load
 
 TARGET = 2.0
@@ -89,7 +90,7 @@ def time_export(workload: Workload) -> float:
     program = TracedProgram(workload)
     gc.collect()
     begin = time.perf_counter()
-    program_capture.export(program, workload)
+    export(program, workload)
     return time.perf_counter() - begin
 
 

@@ -36,7 +36,8 @@ from bench.machine import describe as describe_machine
 from bench.plans.ways import by_autocast, gradients, own_values
 from bench.speed.pair import turn_by_turn
 from bench.speed.variant import TINY, load
-from mpcompile.lower.recompute import Cut, Recomputing, cut
+from mpcompile.lower.cut import Cut
+from mpcompile.lower.recompute import Recomputing, cut
 from mpcompile.passes.order import OPTIONAL
 from mpcompile.pipeline import transform
 from mpcompile.plan.policy import Policy

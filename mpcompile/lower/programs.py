@@ -14,6 +14,7 @@ from typing import TypeAlias
 import torch
 
 from mpcompile.lower.lower import Lowered, Lowering, lower
+from mpcompile.program.batch import structure_of
 from mpcompile.program.batch_size import size_of
 from mpcompile.step.optimizer_options import constants_of, guards_hold
 from mpcompile.step.optimizer_start import progress_of
@@ -22,7 +23,7 @@ from mpcompile.step.transformed import Transformed
 MOST_PROGRAMS = 32
 """So many programs are kept; those not used for longest are dropped."""
 
-Transforms: TypeAlias = Callable[[tuple[torch.Tensor, ...], tuple[bool, ...]], Transformed]
+Transforms: TypeAlias = Callable[[Sequence[torch.Tensor], tuple[bool, ...]], Transformed]
 """Transforms the program as it is now for a batch; the flags say which tensors have an open batch
 size."""
 
@@ -80,7 +81,7 @@ class Programs:
         return len(self._kept)
 
     def get(
-        self, batch: tuple[torch.Tensor, ...], is_open: tuple[bool, ...], situation: Hashable
+        self, batch: Sequence[torch.Tensor], is_open: tuple[bool, ...], situation: Hashable
     ) -> Program:
         """Return the program as it is now for a batch; it is transformed if none is kept for it.
 
@@ -130,4 +131,11 @@ class Programs:
         }
         progress = list(progress_of(self._optimizer, trained).values())
         together = tuple(progress.index(each) for each in progress)
-        return shapes, is_open, situation, together, constants_of(self._optimizer)
+        return (
+            structure_of(batch),
+            shapes,
+            is_open,
+            situation,
+            together,
+            constants_of(self._optimizer),
+        )

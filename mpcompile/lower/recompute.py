@@ -6,31 +6,27 @@ of forward, where they stay alive. So the graph is passed as a function with its
 derivative. AOTAutograd traces both halves into the joint graph, torch's
 `min_cut_rematerialization_partition` chooses what to keep, and inductor compiles the halves as in
 any training program: saved tensors in the layout their readers want, each freed at its last use.
-
 Weights, copies, buffers and the batch cost nothing to keep. Random numbers are not drawn again.
 """
 
 from __future__ import annotations
 
 import operator
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
-from torch.utils.checkpoint import CheckpointPolicy
 
+from mpcompile.lower.cut import Cut, choose
 from mpcompile.lower.shared_memory import OwnMemory
 from mpcompile.program.marks import BACKWARD_SEED, SLOT, SLOTS
-from mpcompile.program.node_tensors import is_size
-from mpcompile.step.liveness import result_bytes
+from mpcompile.program.node_tensors import sizes_read
 from mpcompile.step.slots import Role, Slot
 from mpcompile.torch_private.graphs import copy_graph, module_of
-from mpcompile.torch_private.inductor import Code, compiled, min_cut
-from mpcompile.torch_private.ops import draws
-from mpcompile.torch_private.tensors import fake_like, fake_with
+from mpcompile.torch_private.inductor import Code, compiled
+from mpcompile.torch_private.tensors import fake_with
 
 
 @dataclass(frozen=True)
@@ -55,28 +51,6 @@ class Halves:
     like: tuple[torch.Tensor, ...]
     scale: int | None
     constants: tuple[torch.Tensor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A gradient graph after the cut, in the ops that inductor compiles.
-
-    Attributes:
-        forward: returns its results, then the tensors that are kept for backward.
-        backward: computes again the tensors that are neither kept nor inputs.
-        results: number of forward's results before the kept tensors.
-        seconds: time of the cut.
-    """
-
-    forward: fx.GraphModule
-    backward: fx.GraphModule
-    results: int
-    seconds: float
-
-    @property
-    def saved_bytes(self) -> int:
-        """Bytes made by forward that are alive between the halves."""
-        return result_bytes(self.forward.graph, self.results)
 
 
 def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
@@ -104,16 +78,17 @@ def split(gradient: fx.GraphModule, slots: dict[str, Slot]) -> Halves:
     gradients = [index for index, name in enumerate(names) if slots[name].role is Role.GRADIENT]
     others = [index for index in range(len(names)) if index not in gradients]
     made = [results[index] for index in gradients]
+    sizes = sizes_read(late)
     carried = [
         node
         for node in graph.nodes
-        if node.op == "call_function" and node not in late
-        if isinstance(node.meta.get("val"), torch.Tensor)
-        if node in made or late.intersection(node.users)
+        if node.op == "call_function" and isinstance(node.meta.get("val"), torch.Tensor)
+        if node not in late
+        if node in made or late.intersection(node.users) or sizes.intersection(node.users)
     ]
     early = [node for node in graph.nodes if node not in late and node.op != "output"]
-    # Branches of control flow are in both, and so are sizes computed from an open batch size.
-    named = [node for node in graph.nodes if node.op == "get_attr" or is_size(node)]
+    # Both have the branches of control flow, and sizes that are no fixed numbers.
+    named = [node for node in graph.nodes if node.op == "get_attr" or node in sizes]
     return Halves(
         _part(module, inputs, early, [*(results[index] for index in others), *carried]),
         _part(module, [*carried, *inputs, seed], [*named, *late], made),
@@ -214,36 +189,6 @@ class _Function(torch.nn.Module):
         results = range(len(self.halves.early))
         graph.output(tuple(graph.call_function(operator.getitem, (made, k)) for k in results))
         return fx.GraphModule({"function": self}, graph)
-
-
-def choose(joint: fx.GraphModule, results: int, memory_budget: float) -> Cut:
-    """Let torch cut a joint graph; every input is free to keep.
-
-    Random numbers are marked to be kept: under a budget torch would also draw them again. The
-    budget is computed from the bytes of all inputs, so inputs without a reader must have none.
-
-    Args:
-        joint: as AOTAutograd passes it to a partitioner; changed in place.
-        results: number of forward's results.
-        memory_budget: as for `Recomputing`.
-    """
-    for node in joint.graph.nodes:
-        # An attention without dropout is tagged as random too.
-        if draws(node):
-            node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
-    inputs = joint.graph.find_nodes(op="placeholder")
-    static = [index for index, node in enumerate(inputs) if not node.name.startswith("tangents")]
-    unread = {node.name: node.meta["val"] for node in inputs if not node.users}
-    for node in inputs:
-        if node.name in unread:
-            like = unread[node.name]
-            node.meta["val"] = fake_like(like.fake_mode, (0,), like.dtype, like.device)
-    begin = time.perf_counter()
-    forward, backward = min_cut(joint, results, static, memory_budget)
-    seconds = time.perf_counter() - begin
-    for node in forward.graph.find_nodes(op="placeholder"):
-        node.meta["val"] = unread.get(node.name, node.meta["val"])
-    return Cut(forward, backward, results, seconds)
 
 
 def cut(gradient: fx.GraphModule, slots: dict[str, Slot], memory_budget: float = 1.0) -> Cut:
@@ -368,14 +313,14 @@ def _compile(
     options: Mapping[str, Any] | None = None,
     run_as_traced: bool,
 ) -> _Code:
-    """Trace, cut and compile.
+    """Trace, cut and compile, with the choices of `Recomputing`.
 
     Args:
         halves: before the cut.
         values: examples of the inputs.
-        memory_budget: as for `Recomputing`.
-        options: as for `Recomputing`.
-        run_as_traced: as for `Recomputing`.
+        memory_budget: as there.
+        options: as there.
+        run_as_traced: as there.
     """
     cuts: list[Cut] = []
 
@@ -383,9 +328,10 @@ def _compile(
         cuts.append(choose(joint, results, memory_budget))
         return cuts[0].forward, cuts[0].backward
 
-    device = values[0].device
     stand_ins = [  # of the shape and dtype of each gradient; without memory
-        torch.empty((), dtype=like.dtype, device=device).expand(like.shape).requires_grad_()
+        torch.empty((), dtype=like.dtype, device=values[0].device)
+        .expand(like.shape)
+        .requires_grad_()
         for like in halves.like
     ]
     inputs = [*(fake_with(value, values) for value in stand_ins), *values]
@@ -393,8 +339,8 @@ def _compile(
     (forward, forth), (backward, back) = compiled(
         function, inputs, partition, options=options, run_as_traced=run_as_traced
     )
-    results: Any = forward.output_node().args[0]
-    indices = {node.name: index for index, node in enumerate(results) if node is not None}
+    made: Any = forward.output_node().args[0]
+    indices = {node.name: index for index, node in enumerate(made) if node is not None}
     *kept, seed = [node.name for node in backward.find_nodes(op="placeholder")]
     assert seed.startswith("tangents")
     return _Code(cuts[0], forth, back, stand_ins, [indices[name] for name in kept])

@@ -18,6 +18,7 @@ from mpcompile.errors import BadInput
 from mpcompile.numerics.narrowing import Narrowings
 from mpcompile.plan.policy import FULL_PRECISION
 from mpcompile.plan.ranges import Range, Ranges, tensors_of
+from mpcompile.program.batch import batch_of
 from mpcompile.program.capture import Forward, Input, InputKind, capture
 from mpcompile.program.describe import dataflow
 from mpcompile.program.node_tensors import is_full
@@ -63,7 +64,7 @@ def measure_ranges(workload: Workload, forward: Forward, batches: int) -> Ranges
     done = 0
     with same_random_numbers(item.tensor.device for item in forward.inputs):
         for batch in islice(data, batches):
-            state |= batch_by_node(tuple(batch), forward, workload)
+            state |= batch_by_node(batch_of(batch, workload.origin), forward, workload)
             written = _run(forward, _trained(forward, workload), state, tally, narrowings)
             state |= {buffers[name]: value for name, value in written.items()}
             done += 1

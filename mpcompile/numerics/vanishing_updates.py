@@ -16,6 +16,7 @@ from torch import fx
 
 from mpcompile.errors import BadInput
 from mpcompile.numerics.calibration import batch_by_node, same_random_numbers
+from mpcompile.program.batch import batch_of
 from mpcompile.program.capture import Forward, InputKind
 from mpcompile.program.workload import Workload
 from mpcompile.step.optimizer_start import optimizer_around
@@ -146,7 +147,7 @@ def _batches(workload: Workload, steps: int) -> Iterator[tuple[Any, ...]]:
     while done < steps:
         before = done
         for batch in data:
-            yield tuple(batch)
+            yield batch_of(batch, workload.origin)
             done += 1
             if done == steps:
                 return

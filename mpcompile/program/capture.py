@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-import io
-import logging
-import traceback
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import torch
 from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.plan.dataflow import Fixed, Where
-from mpcompile.program.batch_size import BatchSize, dynamic_shapes
-from mpcompile.program.broadcasts import split_broadcasts
+from mpcompile.program.batch_size import BatchSize
 from mpcompile.program.derivatives.own_backward import with_derivatives
-from mpcompile.program.functional import make_functional
+from mpcompile.program.functional.broadcasts import split_broadcasts
+from mpcompile.program.functional.mutation import make_functional
 from mpcompile.program.numbers.inputs import NumberInputs, NumberPlace
 from mpcompile.program.returned import (
     Left,
@@ -32,10 +26,18 @@ from mpcompile.program.returned import (
     tree_of_results,
 )
 from mpcompile.program.stack_lines import is_foreign, users_line
-from mpcompile.program.traced_program import TracedProgram, Watch
+from mpcompile.program.tracing.export import definition, export
+from mpcompile.program.tracing.inner_gradients import (
+    ComputesGradients,
+    RecordedProgram,
+    in_a_transform,
+    is_transformed,
+)
+from mpcompile.program.tracing.traced_program import TracedProgram, Watch
+from mpcompile.program.tracing.value_checks import drop_value_checks
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.ops import op_name
-from mpcompile.torch_private.tracing import DataDependent, children
+from mpcompile.torch_private.tracing import children
 from mpcompile.torch_private.versions import warn_if_untried
 
 
@@ -117,6 +119,7 @@ def capture(
     open_dims: tuple[bool, ...] = (),
     numbers: Sequence[NumberPlace] = (),
     watch: Watch | None = None,
+    recorded: RecordedProgram | None = None,
 ) -> Forward:
     """Capture ``loss(model, *batch)`` with `torch.export`, or ``model(*batch)`` without a loss.
 
@@ -126,23 +129,25 @@ def capture(
             `mpcompile.program.open_capture`.
         numbers: Python numbers of the program that become inputs of the graph.
         watch: finds the tensors that the program puts into the user's objects.
+        recorded: the program as a graph, if it computes gradients itself.
 
     Raises:
+        ComputesGradients: it does, and is not recorded.
         BadInput: the program itself fails on the example batch, or its loss is neither a 0-d FP32
             tensor nor a pair of one and anything.
         CannotCapture: the program runs, but not as one graph.
     """
     warn_if_untried()
-    for position, value in enumerate(workload.batch):
-        if not isinstance(value, torch.Tensor):
-            raise BadInput(
-                f"element {position} of the example batch is of type {type(value).__name__}",
-                workload.origin,
-                "make the batch a flat tuple of tensors",
-            )
-    source = TracedProgram(workload, numbers, watch)
+    source = TracedProgram(workload, numbers, watch, recorded)
     with watch.around() if watch else nullcontext():
-        program = export(source, workload, open_dims)
+        try:
+            program = export(source, workload, open_dims)
+        except CompileError as error:
+            if recorded is None and in_a_transform(error):
+                raise ComputesGradients(error.where) from error
+            raise
+    if is_transformed(program):
+        raise ComputesGradients(definition(workload.loss) or workload.origin)
     recording = source.last.recording
     given = None if recording is None else recording.inputs(source.examples)
     returns, left = _returns(program, workload, source.last.spots)
@@ -152,6 +157,7 @@ def capture(
         for name, parameter in workload.model.named_parameters(remove_duplicate=False)
         if parameter.requires_grad
     }
+    drop_value_checks(program.graph)
     functional = make_functional(program, trained, source.noted.own)
     program, module, written = functional.program, functional.module, functional.written
     with_derivatives(module.graph, source.noted.own)
@@ -162,109 +168,6 @@ def capture(
     names = tuple(name.removeprefix("model.") for name in written)
     inputs = _inputs(program, module, (*workload.batch, *source.examples), workload)
     return Forward(module, inputs, names, returns, numbers=given, left=left)
-
-
-def export(
-    module: TracedProgram, workload: Workload, open_dims: tuple[bool, ...] = ()
-) -> torch.export.ExportedProgram:
-    """Run `torch.export` and turn its exception into one sentence."""
-    # A tensor that is twice in the batch would become one input.
-    batch = tuple(value.clone() for value in (*workload.batch, *module.examples))
-    try:
-        with _quiet():
-            fixed = (False,) * len(module.examples)
-            shapes = dynamic_shapes((*open_dims, *fixed)) if open_dims else None
-            return torch.export.export(module, batch, dynamic_shapes=shapes, strict=False)
-    except CompileError:
-        raise
-    except Exception as error:
-        if module.last.recording is not None:
-            raise CannotCapture(first_line(error), user_position(error)) from error
-        raise _refusal(error, batch, workload) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide torch's own warnings and logged tracebacks; mpcompile reports the error itself."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        # torch prints its unfinished graph at a data-dependent branch.
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-def _refusal(error: Exception, batch: tuple[Any, ...], workload: Workload) -> Exception:
-    if not isinstance(error, DataDependent):
-        try:
-            with torch.no_grad():
-                _run_copy(workload, batch)
-        except Exception as eager:
-            shapes = ", ".join(str(list(value.shape)) for value in batch)
-            return BadInput(
-                f"the program raises {type(eager).__name__} on the example batch of shapes "
-                f"{shapes}: {first_line(eager)}",
-                user_position(eager) or workload.origin,
-                "give a batch that loss(model, *batch) accepts",
-            )
-    if _reads_packed_sequence(error):
-        return CannotCapture(
-            "a recurrent layer reads a packed sequence, whose shape depends on the batch",
-            user_position(error) or workload.origin,
-            "give the layer the padded tensor, and leave the padding out of the loss",
-        )
-    return CannotCapture(
-        "the program cannot become one graph: "
-        + (
-            "Python control flow depends on the value of a tensor"
-            if isinstance(error, DataDependent)
-            else f"{type(error).__name__}: {first_line(error)}"
-        ),
-        user_position(error) or workload.origin,
-        "use torch.where or torch.cond instead of if, and do not call .item() in the model"
-        if isinstance(error, DataDependent)
-        else "write this line with other operations",
-    )
-
-
-def _run_copy(workload: Workload, batch: tuple[Any, ...]) -> None:
-    """Run the program on a copy of its model; not at all if the model cannot be copied."""
-    try:
-        model = copy.deepcopy(workload.model)
-    except Exception:
-        return
-    if workload.loss is None:
-        model(*batch)
-    else:
-        workload.loss(model, *batch)
-
-
-def _reads_packed_sequence(error: Exception) -> bool:
-    """Whether an error was raised while a recurrent layer of torch read a packed sequence."""
-    return any(
-        frame.f_code.co_filename == torch.nn.modules.rnn.__file__
-        and frame.f_locals.get("batch_sizes") is not None
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-    )
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, without a full stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".")[:300] if lines else "no message"
-
-
-def user_position(error: BaseException) -> str | None:
-    """Return ``file:line`` of the deepest frame outside torch and mpcompile, or None."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not is_foreign(frame.filename)
-    ]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
 
 
 def _returns(
@@ -328,12 +231,6 @@ def _place_loss(module: fx.GraphModule, workload: Workload) -> None:
         if file and node.op == "call_function" and not str(source_position(node)):
             trace = node.meta.get("stack_trace") or ""
             node.meta["stack_trace"] = f'{trace}\n  File "{file}", line {line}, in loss'
-
-
-def definition(function: Callable[..., Any] | None) -> str | None:
-    """Return ``file:line`` of a function's definition, or None."""
-    code = getattr(function, "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno}" if code else None
 
 
 def _inputs(

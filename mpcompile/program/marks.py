@@ -213,10 +213,10 @@ BACKWARD_SEED: Mark[Literal[True]] = Mark(
 
 NO_GRAD: Mark[Literal[True]] = Mark(
     "no_grad",
-    writers=("program.grad_modes",),
+    writers=("program.functional.grad_modes",),
     readers=(
-        "program.functional",
-        "program.grad_modes",
+        "program.functional.grad_modes",
+        "program.functional.mutation",
     ),
 )
 """On an op of an exported program that runs without gradients, until the graph is functional."""

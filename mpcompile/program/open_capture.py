@@ -20,15 +20,16 @@ from mpcompile.program.capture import (
     Forward,
     InputKind,
     capture,
-    definition,
     source_position,
 )
 from mpcompile.program.cudnn_rnn import MODES
 from mpcompile.program.derivatives.own_backward import OwnBackward, Seed
+from mpcompile.program.functional.instead import DifferentiableInterpreter
 from mpcompile.program.node_tensors import is_size
 from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.stack_lines import is_foreign
-from mpcompile.program.traced_program import Watch
+from mpcompile.program.tracing.export import definition
+from mpcompile.program.tracing.traced_program import Watch
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.ops import draws, given, op_name
@@ -112,7 +113,7 @@ def check_open(forward: Forward, workload: Workload) -> None:
         raise _refusal(replace(fixed, where=None), where)
 
 
-class WatchedInterpreter(fx.Interpreter):
+class WatchedInterpreter(DifferentiableInterpreter):
     """Runs a forward graph on fake tensors; refuses an op that needs to know the batch size.
 
     Args:

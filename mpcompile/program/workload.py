@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from mpcompile.errors import BadInput, CompileError
+from mpcompile.program.batch import batch_of, to_call
 
 FIELDS = ("model", "batch", "loss", "optimizer", "data")
 
@@ -25,19 +26,21 @@ class Workload:
 
     Attributes:
         model: the module to train, in the mode (train or eval) in which it must be captured.
-        batch: an example batch; its shapes are those of every step.
-        loss: ``loss(model, *batch)`` returns a 0-d FP32 tensor, or ``(loss, anything)``; None:
-            only the forward graph of ``model(*batch)`` is compiled.
+        batch: an example batch; its shapes are those of every step. A tuple or list holds the
+            arguments of the loss behind the model, a dictionary its named ones. Each may be a
+            tensor, or tensors, numbers, strings and None in lists, dictionaries and dataclasses.
+        loss: ``loss(model, *batch)``, or ``loss(model, **batch)``, returns a 0-d FP32 tensor, or
+            ``(loss, anything)``; None: only the forward graph of ``model(*batch)`` is compiled.
         optimizer: over the model's parameters; None if there is no loss.
         data: batches, one epoch per iteration; only ``mpcompile run`` needs it.
         origin: ``file:line`` of its definition, for error messages; None if unknown.
     """
 
     model: torch.nn.Module
-    batch: tuple[Any, ...]
+    batch: Any
     loss: Callable[..., Any] | None = None
     optimizer: torch.optim.Optimizer | None = None
-    data: Iterable[tuple[Any, ...]] | None = None
+    data: Iterable[Any] | None = None
     origin: str | None = None
 
     def __post_init__(self) -> None:
@@ -46,7 +49,6 @@ class Workload:
         for field, kind, what in (
             ("model", torch.nn.Module, "a torch.nn.Module"),
             ("optimizer", torch.optim.Optimizer | None, "a torch.optim.Optimizer"),
-            ("batch", tuple, "a tuple of tensors"),
         ):
             if not isinstance(getattr(self, field), kind):
                 got = type(getattr(self, field)).__name__
@@ -57,12 +59,23 @@ class Workload:
             raise BadInput(
                 "the workload's loss cannot be called", self.origin, "make it loss(model, *batch)"
             )
+        object.__setattr__(self, "batch", batch_of(self.batch, self.origin))
         if (self.loss is None) != (self.optimizer is None):
             raise BadInput(
                 "the workload has a loss or an optimizer, but not both",
                 self.origin,
                 "give both to train, neither to transform the forward graph",
             )
+
+    def run(self, model: torch.nn.Module, tensors: Sequence[torch.Tensor]) -> Any:
+        """Return the result of the loss, or of the model if there is none.
+
+        Args:
+            model: the model or a copy.
+            tensors: those of the batch, or others in their places.
+        """
+        args, named = self.batch.arguments(tensors)
+        return model(*args, **named) if self.loss is None else self.loss(model, *args, **named)
 
 
 def position_in_file(error: BaseException, file: str) -> str:
@@ -229,7 +242,7 @@ def _from_names(module: ModuleType, name: str, file: str) -> Workload:
 
 
 def epochs(workload: Workload) -> Iterator[tuple[Any, ...]]:
-    """Yield a workload's batches without end, an epoch after another.
+    """Yield the arguments of a step for a workload's batches, an epoch after another, without end.
 
     Without data the example batch is all there is.
 
@@ -239,7 +252,7 @@ def epochs(workload: Workload) -> Iterator[tuple[Any, ...]]:
     while True:
         batch = None
         for batch in [workload.batch] if workload.data is None else workload.data:
-            yield batch if isinstance(batch, tuple) else tuple(batch)
+            yield to_call(batch, workload.origin)
         if batch is None:
             raise BadInput(
                 "the workload's data gave no batch",

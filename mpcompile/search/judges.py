@@ -12,7 +12,7 @@ from mpcompile.lower.lower import Backend, Lowering
 from mpcompile.numerics.node_errors import NodeError, check
 from mpcompile.numerics.warm_up import Batches, settled_step
 from mpcompile.pipeline import to_step
-from mpcompile.program.capture import definition
+from mpcompile.program.tracing.export import definition
 from mpcompile.program.workload import position_in_file
 from mpcompile.step.graph import results
 from mpcompile.step.slots import Role

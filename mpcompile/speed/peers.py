@@ -121,7 +121,8 @@ def peer(workload: Workload, variant: Variant, dtype: torch.dtype, device: str) 
 
     def step() -> torch.Tensor:
         with torch.autocast(device, dtype, enabled=variant.cast):
-            returned = loss(model, *batch)
+            args, named = batch.arguments(batch)
+            returned = loss(model, *args, **named)
         value: torch.Tensor = returned[0] if isinstance(returned, tuple) else returned
         torch.autograd.backward(scaler.scale(value))
         scaler.step(optimizer)

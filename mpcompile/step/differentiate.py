@@ -17,20 +17,9 @@ from mpcompile.program.returned import PREFIX
 from mpcompile.step.graph import call
 from mpcompile.step.record import record
 from mpcompile.step.slots import Role, Slot
+from mpcompile.step.unreached import NotReached
 from mpcompile.torch_private.graphs import fake_mode_of, rename
 from mpcompile.torch_private.ops import draws, op_name, scan_is_differentiable
-
-
-class NotReached(BadInput):
-    """The loss does not depend on some of the trained parameters.
-
-    Attributes:
-        names: those parameters.
-    """
-
-    def __init__(self, names: Sequence[str], what: str, where: str | None) -> None:
-        super().__init__(what, where, "leave unused parameters out of the optimizer")
-        self.names = tuple(names)
 
 
 def differentiate(
@@ -50,7 +39,8 @@ def differentiate(
         origin: the user's source position for error messages.
 
     Raises:
-        BadInput: the loss does not reach a trained parameter, or its gradient would be sparse.
+        NotReached: the loss does not reach a trained parameter.
+        BadInput: a gradient would be sparse.
         CannotCapture: torch differentiates this control flow wrongly or not at all.
     """
     module, inputs = forward.module, forward.inputs
@@ -189,13 +179,7 @@ def _all_reached(
 ) -> list[torch.Tensor]:
     unreached = [name for name, grad in zip(trained, gradients, strict=True) if grad is None]
     if unreached:
-        more = f" and {len(unreached) - 3} more" if len(unreached) > 3 else ""
-        raise NotReached(
-            unreached,
-            f"the optimizer trains {', '.join(unreached[:3])}{more}, "
-            "but the loss does not depend on them",
-            origin,
-        )
+        raise NotReached(unreached, origin)
     return [grad for grad in gradients if grad is not None]
 
 

@@ -68,21 +68,31 @@ def record(
         CannotCapture: the function uses a tensor that is neither an input nor made by it.
     """
     numbers = numbers or Numbers()
-    module = _record(function, inputs, mode, numbers)
+    module = record_with(Recorder, function, inputs, mode, numbers)
     if any(mutated_inputs(node) or _is_fused_dropout(node) for node in module.graph.nodes):
         # Functionalization wraps each tensor, so it is used only if it is needed.
-        module = _record(functionalized(function), inputs, mode, numbers)
+        module = record_with(Recorder, functionalized(function), inputs, mode, numbers)
     return module
 
 
-def _record(
+def record_with(
+    kind: type[Recorder],
     function: Callable[..., Results],
     inputs: Sequence[torch.Tensor],
     mode: FakeTensorMode,
     numbers: Numbers,
 ) -> fx.GraphModule:
+    """Run a function once and return its ops as they are, with those that write to tensors.
+
+    Args:
+        kind: the class of the recorder.
+        function: as for `record`.
+        inputs: as for `record`.
+        mode: as for `record`.
+        numbers: as for `record`.
+    """
     graph = fx.Graph()
-    recorder = _Recorder(graph, numbers)
+    recorder = kind(graph, numbers)
     arguments = {graph.placeholder(f"arg{index}"): value for index, value in enumerate(inputs)}
     for node, value in arguments.items():
         recorder.note(value, node)
@@ -110,14 +120,14 @@ def _constant(value: Any) -> Any:
     return float(value) if is_option else value
 
 
-class _Recorder(DispatchMode):
+class Recorder(DispatchMode):
     """Sees each op below autograd and functionalization."""
 
     supports_higher_order_operators = True
 
     def __init__(self, graph: fx.Graph, numbers: Numbers) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._graph = graph
+        self.graph = graph
         self._numbers = numbers
         # The tensor is kept so that no other tensor gets its id.
         self._nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
@@ -128,6 +138,8 @@ class _Recorder(DispatchMode):
     def note(self, value: torch.Tensor, node: fx.Node) -> None:
         """Remember which node made a tensor."""
         node.meta["val"] = value
+        if node.op != "placeholder":
+            self.sizes.note(value, node)
         self._nodes[id(value)] = (value, node)
 
     def node_of(self, value: torch.Tensor) -> fx.Node:
@@ -136,7 +148,7 @@ class _Recorder(DispatchMode):
             # Indexing makes tensors of Python numbers without asking the dispatcher.
             name = f"constant{len(list(self.constants.buffers()))}"
             self.constants.register_buffer(name, value)
-            self.note(value, self._graph.get_attr(name))
+            self.note(value, self.graph.get_attr(name))
         if id(value) not in self._nodes:
             raise CannotCapture(
                 f"the program uses a tensor of shape {list(value.shape)} that is not an input, "
@@ -144,6 +156,10 @@ class _Recorder(DispatchMode):
                 fix="register the tensor with register_buffer",
             )
         return self._nodes[id(value)][1]
+
+    def node_read(self, value: torch.Tensor) -> fx.Node:
+        """Return the node that the op which runs now reads for a tensor."""
+        return self.node_of(value)
 
     def __torch_dispatch__(
         self,
@@ -171,7 +187,7 @@ class _Recorder(DispatchMode):
         if func is torch.ops.aten.detach.default:  # without mutation an alias does nothing
             self._nodes[id(result)] = (result, self.node_of(args[0]))
             return result
-        node = self._graph.create_node(
+        node = self.graph.create_node(
             "call_function",
             func,
             fx.node.map_aggregate(args, self._argument),
@@ -183,7 +199,7 @@ class _Recorder(DispatchMode):
             node.meta["val"] = result
             for position, value in enumerate(values):
                 if isinstance(value, torch.Tensor):
-                    item = self._graph.call_function(operator.getitem, (node, position))
+                    item = self.graph.call_function(operator.getitem, (node, position))
                     item.meta.update(node.meta)
                     self.note(value, item)
         else:
@@ -199,7 +215,7 @@ class _Recorder(DispatchMode):
             return self.sizes.node_of(value)
         if isinstance(value, torch.SymFloat):
             return node_of_number(value)
-        return self.node_of(value) if isinstance(value, torch.Tensor) else value
+        return self.node_read(value) if isinstance(value, torch.Tensor) else value
 
     def _is_foreign(self, arguments: tuple[Any, ...]) -> bool:
         """Whether an op reads tensors, but none of the recorded program's.
@@ -216,17 +232,17 @@ class _Recorder(DispatchMode):
         """Return a node that names a copy of a graph that an op such as ``cond`` calls."""
         name = f"graph_{len(list(self.constants.children()))}"
         self.constants.add_module(name, copy_graph(graph))
-        return self._graph.get_attr(name)
+        return self.graph.get_attr(name)
 
     def _number(self, func: Any, tensor: torch.Tensor) -> torch.SymFloat | torch.SymBool:
         truth = tensor.dtype is torch.bool
         if not (truth or tensor.is_floating_point()):
             raise DataDependent("an integer read from a tensor")
-        node = self._graph.create_node(
+        node = self.graph.create_node(
             "call_function", func, (self.node_of(tensor),), name="_local_scalar_dense"
         )
         make = truth_of if truth else number_of
-        node.meta["val"] = number = make(self._numbers, self._graph, node)
+        node.meta["val"] = number = make(self._numbers, self.graph, node)
         return number
 
 

@@ -62,7 +62,8 @@ def intercepted(
             setattr(owner, name, value)
 
         def stand_in(function: Any) -> None:
-            if function.__module__.partition(".")[0] != "torch":
+            home = function.__module__
+            if home.partition(".")[0] != "torch" or home.startswith("torch.distributions."):
                 forward, setup_context = _stand_ins(function, apply)
                 put(function, "forward", staticmethod(forward))
                 if setup_context is not None:

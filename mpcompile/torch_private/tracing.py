@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,7 +15,13 @@ from torch._higher_order_ops.utils import materialize_as_graph
 from torch._logging._internal import trace_structured_artifact
 from torch.fx.experimental import symbolic_shapes
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_unflatten
+from torch.utils._pytree import (
+    tree_flatten,
+    tree_is_leaf,
+    tree_leaves,
+    tree_map_only,
+    tree_unflatten,
+)
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
@@ -159,6 +167,70 @@ def children(structure: Any) -> list[Any]:
     return list(
         structure.children() if hasattr(structure, "children") else structure.children_specs
     )
+
+
+@contextmanager
+def truth_answered(answer: Callable[[FrameType], bool | None]) -> Iterator[None]:
+    """Let a function answer ``bool(tensor)`` inside ``with``; None: the tensor answers itself.
+
+    Args:
+        answer: takes the frame that asks.
+    """
+
+    def truth(tensor: torch.Tensor) -> bool:
+        said = answer(sys._getframe(1))
+        return torch._C.TensorBase.__bool__(tensor) if said is None else said
+
+    kind: Any = torch.Tensor
+    kind.__bool__ = truth
+    try:
+        yield
+    finally:
+        del kind.__bool__
+
+
+def one_level(value: Any) -> tuple[list[Any], Any, Callable[[list[Any]], Any]] | None:
+    """Open a container of torch's trees by one level.
+
+    Returns:
+        Its parts, what equal containers have in common, and a function that makes one of other
+        parts; None if torch knows no such container.
+    """
+    if tree_is_leaf(value):
+        return None
+    parts, structure = tree_flatten(value, is_leaf=lambda item: item is not value)
+    return parts, str(structure), lambda parts: tree_unflatten(parts, structure)
+
+
+def flatten(tree: Any) -> tuple[list[Any], Any]:
+    """Return the leaves of a tree, and its structure for `unflatten`."""
+    return tree_flatten(tree)
+
+
+@contextmanager
+def without_backward(error: Exception) -> Iterator[None]:
+    """Raise an error inside ``with`` when autograd is asked for gradients in any way."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise error
+
+    autograd: Any = torch.autograd
+    before = autograd._engine_run_backward
+    autograd._engine_run_backward = refuse
+    try:
+        yield
+    finally:
+        autograd._engine_run_backward = before
+
+
+def vmap_is_in(node: fx.Node) -> bool:
+    """Whether a node of an exported graph is a part of ``torch.func.vmap``."""
+    return getattr(node.target, "__module__", "") == "torch._functorch.predispatch"
+
+
+def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
+    """Return a tree with a function of each tensor instead of the tensor."""
+    return tree_map_only(torch.Tensor, function, tree)
 
 
 def leaves_of(tree: Any) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from types import MappingProxyType
@@ -14,6 +14,7 @@ import torch
 
 from mpcompile.errors import BadInput
 from mpcompile.lower.cuda_graph import CapturedStep, Step
+from mpcompile.program.batch import Batch, of_arguments, structure_of
 from mpcompile.program.batch_size import BatchSize, size_of
 from mpcompile.program.returned import Left, ReturnedTree
 from mpcompile.step.graph import StepGraph
@@ -32,7 +33,7 @@ NO_NUMBERS: Mapping[str, float] = MappingProxyType({})
 
 _log = logging.getLogger("mpcompile")
 
-_Shapes: TypeAlias = tuple[tuple[int | str, ...], ...]
+_Shapes: TypeAlias = tuple[Hashable, ...]
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,30 @@ class BatchGraphs:
         first: BatchGraph,
         situation: Situation,
         batch: Sequence[torch.Tensor],
-        another: Callable[[tuple[torch.Tensor, ...], tuple[bool, ...]], BatchGraph],
+        another: Callable[[Sequence[torch.Tensor], tuple[bool, ...]], BatchGraph],
     ) -> None:
         self._slots = [slot for slot in first.step.slots.values() if slot.role is Role.BATCH]
         self._devices = [value.device for value in batch]
+        self._structure = structure_of(batch)
         self.is_open = first.size.open_dims if first.size else ()
         _, key = self._size_and_key(batch)
         self._graphs: dict[_Shapes, list[BatchGraph]] = {key: [first]}
         self._situations = OrderedDict({_key(situation): self._graphs})
         self._another = another
         self.situation, self.said = situation, ""
+
+    def given(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Sequence[torch.Tensor]:
+        """Return the arguments of a call as a batch.
+
+        Flat tensors have the structure of the example batch.
+
+        Raises:
+            BadInput: something in it is neither a tensor nor a constant.
+        """
+        if not named and all(isinstance(value, torch.Tensor) for value in args):
+            return args if self._structure is None else Batch(args, self._structure)
+        given = args[0] if len(args) == 1 else None
+        return given if isinstance(given, Batch) else of_arguments(args, named)
 
     def __len__(self) -> int:
         """Count the graphs that are kept."""
@@ -163,7 +178,7 @@ class BatchGraphs:
                 return graph
         if len(fitting) == MOST_BRANCHES:
             raise NotAsInputs("the program decides by it in many ways")
-        made = self._another(tuple(batch), () if size is None else self.is_open)
+        made = self._another(batch, () if size is None else self.is_open)
         if made.size is not None and made.size.open_dims != self.is_open:
             raise BadInput(
                 "with this shape the program fixes a size that is open in the example batch",
@@ -176,12 +191,16 @@ class BatchGraphs:
         elif fitting:
             _log.info("a number decides otherwise now: compiled graph %d of the step", len(self))
         else:
-            shapes = ", ".join(f"[{', '.join(map(str, shape))}]" for shape in key)
+            shapes = ", ".join(f"[{', '.join(map(str, value.shape))}]" for value in batch)
             _log.info("compiled graph %d of the step for batches of shapes %s", len(self), shapes)
         return made
 
     def _size_and_key(self, batch: Sequence[torch.Tensor]) -> tuple[int | None, _Shapes]:
         """Return the open size of a batch, if it has one, and its shapes without this size."""
+        structure = structure_of(batch)
+        if structure is not None and structure != self._structure:
+            # Other constants, or another structure: another program on the same weights.
+            return None, (structure, *(value.shape for value in batch))
         size = size_of(batch, self.is_open) if self.is_open else None
         if size is None:
             return None, tuple(value.shape for value in batch)
@@ -191,7 +210,12 @@ class BatchGraphs:
         )
 
     def check(self, batch: Sequence[torch.Tensor]) -> None:
-        """Raise BadInput if a batch differs from the example in more than its sizes."""
+        """Raise BadInput if a batch differs from the example in more than its sizes.
+
+        A batch of another structure can have other tensors.
+        """
+        if structure_of(batch) != self._structure:
+            return
         if len(batch) != len(self._slots):
             raise BadInput(
                 f"the step was called with {len(batch)} tensors",

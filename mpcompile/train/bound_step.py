@@ -132,7 +132,7 @@ class BoundStep:
         programs = Programs(transformed, guard.situation, lowering, given, numbers.values)
         return cls(programs.first, programs, lowering, guard.situation)
 
-    def transform(self, batch: tuple[torch.Tensor, ...], situation: Situation) -> Program:
+    def transform(self, batch: Sequence[torch.Tensor], situation: Situation) -> Program:
         """Transform the program as it is now for a batch, or return what was made before."""
         return self._programs.get(batch, self.graphs.is_open, situation)
 
@@ -176,7 +176,7 @@ class BoundStep:
             if slot.role is Role.PENDING:
                 self.state.tensors[slot.name].zero_()
 
-    def _another(self, batch: tuple[torch.Tensor, ...], is_open: tuple[bool, ...]) -> BatchGraph:
+    def _another(self, batch: Sequence[torch.Tensor], is_open: tuple[bool, ...]) -> BatchGraph:
         with torch.inference_mode(False), self.state.placeholders_for_absent():
             program = self._programs.get(batch, is_open, self.graphs.situation)
         made = program.transformed

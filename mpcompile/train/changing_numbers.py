@@ -21,7 +21,7 @@ CHANGES = 2
 MANY_VALUES = 8
 """After so many new values of a number that is no input the user is told what to do."""
 
-_Batch: TypeAlias = tuple[torch.Tensor, ...]
+_Batch: TypeAlias = Sequence[torch.Tensor]
 _Open: TypeAlias = tuple[bool, ...]
 
 ForBatch: TypeAlias = Callable[[_Batch, _Open, tuple[NumberPlace, ...]], Transformed]

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DistributedSampler
 
 from mpcompile.errors import BadInput
+from mpcompile.program.batch import to_call
 from mpcompile.program.random_state import every_state, set_every_state
 from mpcompile.program.workload import Workload
 from mpcompile.step.processes import DataParallel, first_says
@@ -78,7 +79,7 @@ class Batches:
             for batch in self._left:
                 self._position += 1
                 self._may_be_empty = False
-                return batch if isinstance(batch, tuple) else tuple(batch)
+                return to_call(batch, self._origin)
             if self._position == 0 and not self._may_be_empty:
                 raise BadInput(
                     "the workload's data gave no batch",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from mpcompile.passes.order import forward_passes
 from mpcompile.passes.runner import run_passes
 from mpcompile.plan.given import decide
 from mpcompile.plan.policy import Policy
+from mpcompile.program.batch import structure_of
 from mpcompile.program.capture import Forward, InputKind, capture
 from mpcompile.program.casts import is_cast
 from mpcompile.program.control_flow import all_graphs
@@ -29,7 +30,7 @@ from mpcompile.torch_private.inductor import compiled
 from mpcompile.torch_private.tensors import fake_like
 from mpcompile.train.situation import Facts, Situation
 
-_Key = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
+_Key = tuple[Hashable, ...]
 _Run = Callable[[Sequence[torch.Tensor], Mapping[int, torch.Tensor]], Any]
 
 
@@ -65,7 +66,7 @@ class MixedForward:
         """Return the model's result; its tensors require no gradient.
 
         Args:
-            inputs: the model's inputs.
+            inputs: the model's inputs, as a batch.
             situation: how the program is now, beside its modes.
             working: 16-bit copies by the ``id`` of their parameters; the parameters are the same in
                 every call.
@@ -74,13 +75,13 @@ class MixedForward:
             self._situation = situation
             facts = situation.layout, situation.program
             self._made = self._of_situation.setdefault(facts, {})
-        if not all(isinstance(value, torch.Tensor) for value in inputs):
-            key: _Key = ()  # `capture` says what is wrong
-        else:
-            key = tuple((value.shape, value.dtype, value.device) for value in inputs)
+        key: _Key = (
+            structure_of(inputs),
+            *((value.shape, value.dtype, value.device) for value in inputs),
+        )
         if key not in self._made:
             with in_modes(evaluation_modes(self._model)):
-                forward = capture(Workload(self._model, tuple(inputs)))
+                forward = capture(Workload(self._model, inputs))
             self._made[key] = self._lower(self._planned(forward), working)
         return self._made[key](inputs, working)
 

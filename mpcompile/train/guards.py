@@ -33,7 +33,7 @@ from mpcompile.torch_private.modules import HOOKS, MEMBERS
 from mpcompile.train.changing_numbers import ChangingNumbers, NotAsInputs
 from mpcompile.train.situation import Situation, is_atom, settings, situation_of, token
 
-_Batch: TypeAlias = tuple[torch.Tensor, ...]
+_Batch: TypeAlias = Sequence[torch.Tensor]
 _needs_gradient = attrgetter("requires_grad")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class SkippedInARow:
         self._calls, self._before, self._said = 0, 0, False
         self._copied: tuple[torch.Tensor, torch.cuda.Event] | None = None
 
-    def note(self, skipped: torch.Tensor, batch: tuple[torch.Tensor, ...], result: Any) -> None:
+    def note(self, skipped: torch.Tensor, batch: Sequence[torch.Tensor], result: Any) -> None:
         """Note a step.
 
         Args:
@@ -69,13 +69,13 @@ class SkippedInARow:
         self._copied = now, event
         return int(before[0]) if before is not None and before[1].query() else None
 
-    def _what(self, batch: tuple[torch.Tensor, ...], loss: torch.Tensor) -> str:
+    def _what(self, batch: Sequence[torch.Tensor], loss: torch.Tensor) -> str:
         if not bool(loss.isfinite()):
             return f"the loss is {float(loss):g}"
         if self._gradients is None:
             return "a gradient is not finite"
         with torch.random.fork_rng(_devices(self._device)):
-            gradients = self._gradients(*batch)
+            gradients = self._gradients(batch)
         for name, gradient in gradients.items():
             if not bool(gradient.isfinite().all()):
                 return f"the gradient of {name} is not finite"

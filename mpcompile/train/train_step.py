@@ -18,6 +18,7 @@ from mpcompile.lower.programs import Program
 from mpcompile.passes.step.count_steps import SKIPPED, TAKEN
 from mpcompile.passes.step.report_outcome import APPLIED, GRADIENT_NORM
 from mpcompile.passes.step.scale_loss import SCALE
+from mpcompile.program.batch import of_arguments
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.processes import lost
 from mpcompile.step.transformed import Transformed
@@ -69,7 +70,7 @@ class TrainStep(Uncopied):
         self.backend = lowering.backend_on(self._device)
         self._every, self._gathered = choices.loop.accumulate, 0
         self._schedules = Schedules(self._optimizer, choices.scale.gated)
-        gradients = self.gradients if self.parallel is None else None
+        gradients = self._gradients if self.parallel is None else None
         self._in_a_row = SkippedInARow(gradients, self._device) if choices.scale.gated else None
         self._guard = Guard.of(workload, transformed.forward.left)
         self._use(BoundStep.first(transformed, lowering, for_batch, self._guard))
@@ -85,13 +86,15 @@ class TrainStep(Uncopied):
         self._guard.accept()
         self._after_update = hooks_after_update(self._optimizer)
 
-    def __call__(self, *batch: torch.Tensor) -> Any:
+    def __call__(self, *batch: Any, **named: Any) -> Any:
         """Run one step; with ``accumulate=k`` each k-th call updates.
 
         Args:
-            batch: tensors with the dtypes of the example batch. For the first batch of new shapes,
-                such as the last of an epoch, the step captures, plans and lowers another graph on
-                the same weights; the log ``mpcompile`` says so.
+            batch: the arguments of the loss behind the model, as in the example batch. For the
+                first batch of new shapes, such as the last of an epoch, or with other constants,
+                the step captures, plans and lowers another graph on the same weights; the log
+                ``mpcompile`` says so.
+            named: its named arguments.
 
         Returns:
             The unscaled loss before the update: 0-d FP32, on the model's device, not copied to the
@@ -101,7 +104,8 @@ class TrainStep(Uncopied):
         Raises:
             BadInput: the batch does not fit the program.
         """
-        graph, given = self._prepare(batch)
+        tensors = self._graphs.given(batch, named)
+        graph, given = self._prepare(tensors)
         self._schedules.settle()
         if self._gather is not None and self._gathered == 0:
             self._bound.keep_buffers()
@@ -122,33 +126,32 @@ class TrainStep(Uncopied):
         if due:
             note_step(self._optimizer)
             if self._in_a_row is not None:
-                self._in_a_row.note(self._state[SKIPPED], batch, result)
+                self._in_a_row.note(self._state[SKIPPED], tensors, result)
             self._schedules.note(self.applied)
             if self._after_update and (not self._rule.gated or bool(self.applied)):
                 run_hooks(self._after_update, self._optimizer)
         return result
 
-    def forward(self, *inputs: torch.Tensor) -> Any:
-        """Run ``model(*inputs)`` in mixed precision as in evaluation mode, without gradients.
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Run ``model(*inputs, **named)`` as in evaluation mode, in mixed precision.
 
-        It reads the working copies that training reads. The model's own mode stays. The first call
-        for each shape captures and plans a graph, by the policy alone. For FP32 on the masters call
-        ``model.eval()(*inputs)``.
+        It reads the working copies that training reads. There are no gradients, and the model's own
+        mode stays. The first call for each shape captures and plans a graph, by the policy alone.
+        For FP32 on the masters call ``model.eval()(*inputs)``.
 
         Args:
-            inputs: tensors, of any shape that the model takes.
+            inputs: what the model takes, with tensors of any shape.
+            named: the same by name.
 
         Returns:
             The model's result; its FP32 tensors are FP32 here too.
-
-        Raises:
-            BadInput, CannotCapture: see `mpcompile.compile`.
         """
         situation = self._guard.peek()
         self._take_up()
         if self._bound.take_over():
             self._graphs.bind()
-        return self._forward(inputs, self._bound.working_copies(), situation)
+        given = of_arguments(inputs, named)
+        return self._forward(given, self._bound.working_copies(), situation)
 
     def scheduler(self, schedule: LRScheduler) -> None:
         """Let the step call ``schedule.step()`` after each update that was applied.
@@ -170,32 +173,29 @@ class TrainStep(Uncopied):
         """Step the schedules for the last update now, as `save` does, to read a rate."""
         self._schedules.settle()
 
-    def gradients(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    def gradients(self, *batch: Any, **named: Any) -> dict[str, torch.Tensor]:
         """Run forward and backward only, and return each weight's unscaled FP32 gradient.
 
         Nothing changes but the random state, if the model draws random numbers. If several
-        processes share the step, all must call this, and each gets the mean.
-
-        Args:
-            batch: as for a step.
+        processes share the step, all must call this, and each gets the mean. The arguments are
+        those of a step.
         """
+        return self._gradients(self._graphs.given(batch, named))
+
+    def _gradients(self, batch: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         graph, given = self._prepare(batch)
         return self._all.unscaled_gradients(graph, given)
 
-    def values(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the gradient graph's inputs for a batch, by slot: state and batch, not copied.
-
-        Args:
-            batch: as for a step.
-        """
-        graph, given = self._prepare(batch)
+    def values(self, *batch: Any) -> dict[str, torch.Tensor]:
+        """Return the gradient graph's inputs for a batch, by slot: state and batch, not copied."""
+        graph, given = self._prepare(self._graphs.given(batch, {}))
         return graph.gradient.values(given)
 
-    def graph_of(self, *batch: torch.Tensor) -> StepGraph:
+    def graph_of(self, *batch: Any) -> StepGraph:
         """Return the step graph for a batch; for the example's shapes it is `step` itself."""
-        return self._graph(batch).step
+        return self._graph(self._graphs.given(batch, {})).step
 
-    def masters(self, *batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    def masters(self, *batch: Any) -> dict[str, torch.Tensor]:
         """Return the FP32 masters of each 16-bit copy that the graph for a batch reads."""
         return self._bound.masters(self.graph_of(*batch))
 
@@ -247,7 +247,7 @@ class TrainStep(Uncopied):
         try:
             self._after_update = hooks_after_update(self._optimizer)
             if others or self._bound.uneven or now.layout != before.layout:
-                self._lay_out(self._guard.made(self._all.transform, tuple(batch)), summary(said))
+                self._lay_out(self._guard.made(self._all.transform, batch), summary(said))
             elif said:
                 new = () if self._graphs.knows(now) else changed_numbers(before, now)
                 if self._guard.numbers.admit(new):

@@ -112,8 +112,11 @@ def _fill(cast: fx.Node) -> fx.Node | None:
     if op_name(source) not in _FILLS or len(source.users) != 1:
         return None
     value = source.args[1] if op_name(source) == "full" else 0
-    largest = torch.finfo(cast.meta["val"].dtype).max
-    if not isinstance(value, int | float) or largest < abs(value) < math.inf:
+    dtype = cast.meta["val"].dtype
+    # A program's own conversion to integers or booleans is none of the casts this pass is for.
+    if not dtype.is_floating_point or not isinstance(value, int | float):
+        return None
+    if torch.finfo(dtype).max < abs(value) < math.inf:
         return None
     source.kwargs = {**source.kwargs, "dtype": cast.kwargs["dtype"]}
     source.meta["val"] = cast.meta["val"]

@@ -20,7 +20,11 @@ SOURCES = [
 # Underscore names of torch's ATen ops, which are public API in this form.
 ATEN = {
     "_to_copy",
+    "_unsafe_view",
+    "_assert_async",
+    "_assert_scalar",
     "_local_scalar_dense",
+    "_native_batch_norm_legit",
     "_native_batch_norm_legit_functional",
     "_cudnn_rnn",
     "_cudnn_rnn_backward",

@@ -16,7 +16,8 @@ import mpcompile
 from bench.plans.ways import own_values
 from bench.speed.variant import TINY, load
 from mpcompile.lower import recompute
-from mpcompile.lower.recompute import Cut, Recomputing, cut
+from mpcompile.lower.cut import Cut
+from mpcompile.lower.recompute import Recomputing, cut
 from mpcompile.passes.step.scale_loss import SCALE
 from mpcompile.pipeline import transform
 from mpcompile.plan.policy import Policy

@@ -103,7 +103,7 @@ def test_which_optimizers_get_flat_arenas(name: str, options: dict[str, Any]) ->
 PLACES = {
     "before the trace": (update, "fake_mode"),
     "before step()": (update, "optimizer_around"),
-    "inside step()": (record._Recorder, "node_of"),
+    "inside step()": (record.Recorder, "node_of"),
     "on each op of step()": (record.Origins, "now"),
     "behind the trace": (update, "drop_profiler_nodes"),
     "in the check of elements": (update, "_elementwise"),

@@ -102,5 +102,7 @@ def test_inputs_that_do_not_fit_the_model_are_refused() -> None:
     step = compiled(net())
     with pytest.raises(BadInput, match="RuntimeError"):
         step.forward(torch.ones(4, 9))
-    with pytest.raises(BadInput, match="flat tuple of tensors"):
-        step.forward([torch.ones(4, 8)])  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="TypeError"):
+        step.forward([torch.ones(4, 8)])
+    with pytest.raises(BadInput, match="the batch holds an object of type object"):
+        step.forward(object())

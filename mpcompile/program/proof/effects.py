@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from mpcompile.errors import CannotCapture, SideEffect
-from mpcompile.program.capture import definition
 from mpcompile.program.proof.prints import Prints
 from mpcompile.program.proof.second_look import lines_of
 from mpcompile.program.proof.snapshot import Change, Snapshot
 from mpcompile.program.proof.surroundings import surroundings
+from mpcompile.program.tracing.export import definition
 from mpcompile.program.workload import Workload
 
 _GLOBAL: dict[str, Callable[[], Any]] = {

@@ -22,7 +22,7 @@ from mpcompile.program.proof.held import GONE, Holder, holder_of, look, put, spo
 from mpcompile.program.proof.snapshot import Change, Snapshot
 from mpcompile.program.proof.surroundings import Surroundings
 from mpcompile.program.returned import Left, Spot
-from mpcompile.program.traced_program import Watch
+from mpcompile.program.tracing.traced_program import Watch
 from mpcompile.torch_private.ops import op_name
 from mpcompile.torch_private.tracing import leaves_of
 

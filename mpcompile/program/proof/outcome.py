@@ -11,6 +11,7 @@ from torch import fx
 
 from mpcompile.program.capture import Forward, InputKind
 from mpcompile.program.derivatives.own_backward import OwnBackward
+from mpcompile.program.functional.instead import DifferentiableInterpreter
 from mpcompile.program.proof.left_behind import left_values
 from mpcompile.program.proof.snapshot import TensorCopies
 from mpcompile.program.proof.surroundings import Surroundings
@@ -107,11 +108,10 @@ def of_program(subject: Subject, copies: TensorCopies, state: RandomState) -> Ou
         state: the random numbers to draw.
     """
     workload = subject.workload
-    assert workload.loss is not None
     copies.set_gradients_aside()
     batch = [value.detach().clone().requires_grad_(value.requires_grad) for value in workload.batch]
     with drawn_again(state), torch.enable_grad():
-        result = workload.loss(workload.model, *batch)
+        result = workload.run(workload.model, batch)
         after = random_state(subject.device)
         loss, *beside = [leaf for leaf in leaves_of(result) if isinstance(leaf, torch.Tensor)]
         if loss.requires_grad:
@@ -148,7 +148,7 @@ def of_graph(subject: Subject, state: RandomState, *, exact: bool = False) -> Ou
         if item.name in subject.trained:
             leaves[item.name] = value.requires_grad_()
         values.append(value)
-    run = (_Exact if exact else _Plain)(forward.module).run
+    run = (_Exact if exact else DifferentiableInterpreter)(forward.module).run
     with drawn_again(state), torch.enable_grad():
         results: Sequence[torch.Tensor] = run(*values, enable_io_processing=False)
         after = random_state(subject.device)
@@ -186,18 +186,7 @@ def _dense(gradient: torch.Tensor | None) -> torch.Tensor | None:
     return gradient.detach().to_dense()
 
 
-class _Plain(fx.Interpreter):
-    """Runs a functional graph under autograd on real tensors."""
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an op; the functional copy, which torch cannot differentiate, as a conversion."""
-        if target is torch.ops.aten.copy.default:
-            like, value = args[:2]
-            return value.to(like.device, like.dtype).expand(like.shape)
-        return super().call_function(target, args, kwargs)
-
-
-class _Exact(_Plain):
+class _Exact(DifferentiableInterpreter):
     """Computes in FP64 what a graph computes in FP32, on the random numbers of FP32."""
 
     def run_node(self, n: fx.Node) -> Any:

@@ -40,10 +40,7 @@ def lines_of(
     try:
         with drawn_again(random_state(device)), torch.enable_grad():
             sys.settrace(look.enter)
-            if workload.loss is None:
-                workload.model(*batch)
-            else:
-                workload.loss(workload.model, *batch)
+            workload.run(workload.model, batch)
             look.compare()
     except Exception:
         # The first look has told of it, or the proof will; a line was not found.

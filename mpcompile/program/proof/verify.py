@@ -22,15 +22,13 @@ from torch import fx
 from mpcompile.errors import BadInput, CompileError, Unfaithful, Unverified
 from mpcompile.program.capture import (
     Forward,
-    definition,
-    first_line,
     source_position,
-    user_position,
 )
 from mpcompile.program.proof.effects import Effects, generators_kept
 from mpcompile.program.proof.outcome import Outcome, Subject, of_graph, of_program
 from mpcompile.program.proof.snapshot import Snapshot, TensorCopies, with_optimizer
 from mpcompile.program.random_state import RandomState, random_state
+from mpcompile.program.tracing.export import definition, first_line, user_position
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.tensors import is_fake
 

@@ -19,9 +19,11 @@ from mpcompile.program.numbers.inputs import (
 )
 from mpcompile.program.returned import Spot
 from mpcompile.program.stack_lines import line_now
+from mpcompile.program.tracing.inner_gradients import ComputesGradients, RecordedProgram
+from mpcompile.program.tracing.value_checks import without_value_checks
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.own_derivatives import own_tensors
-from mpcompile.torch_private.tracing import leaves_of
+from mpcompile.torch_private.tracing import leaves_of, without_backward
 
 
 class Watch(Protocol):
@@ -62,6 +64,7 @@ class TracedProgram(torch.nn.Module):
         workload: the program.
         numbers: the places of the Python numbers that become inputs.
         watch: finds the tensors that the program puts into the user's objects.
+        recorded: the program as a graph, which runs instead.
     """
 
     def __init__(
@@ -69,13 +72,15 @@ class TracedProgram(torch.nn.Module):
         workload: Workload,
         numbers: Sequence[NumberPlace] = (),
         watch: Watch | None = None,
+        recorded: RecordedProgram | None = None,
     ) -> None:
         super().__init__()
+        self._recorded = recorded
         self.last = LastRun()
         self._numbers, self._watch = tuple(numbers), watch
         self.examples = unused_inputs(workload.model) if numbers else ()
         self.model = workload.model
-        self._loss = workload.loss
+        self._workload = workload
         self._parameters_of_user = dict(workload.model.named_parameters())
         self.noted = Noted(line_now)
 
@@ -104,14 +109,19 @@ class TracedProgram(torch.nn.Module):
             for name, value in own_tensors(module)[1].items()
         ]
         watched = self._watch.begin() if self._watch else list
-        if self._loss is None:
-            result = self.model(*batch)
+        if self._workload.loss is None:
+            with without_value_checks():
+                result = self._workload.run(self.model, batch)
         else:
-            with self.noted.noting(self.model):
+            with self.noted.noting(self.model), without_value_checks():
                 self.noted.hook_parameters(
                     self._parameters_of_user, dict(self.model.named_parameters())
                 )
-                result = self._loss(self.model, *batch)
+                if self._recorded is not None:
+                    result = self._recorded(self.model, batch)
+                else:
+                    with without_backward(ComputesGradients()):
+                        result = self._workload.run(self.model, batch)
         _write_replaced(buffers)
         left = watched()
         self.last.spots = tuple(spot for spot, _ in left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from mpcompile.errors import CannotCapture
 from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.derivatives.own_backward import OP as OWN_BACKWARD
 from mpcompile.program.derivatives.own_backward import OwnBackward, place_hooks
-from mpcompile.program.grad_modes import inline_grad_modes
+from mpcompile.program.functional.grad_modes import inline_grad_modes
 from mpcompile.program.marks import NO_GRAD
 from mpcompile.program.stack_lines import is_foreign, users_line
 from mpcompile.torch_private.graphs import module_of, note_readers
@@ -47,8 +48,8 @@ def make_functional(
     An in-place op becomes its functional twin, and later readers of the tensor read the result. If
     views make that unsafe, torch's own functionalization does it, at the cost of a second trace.
 
-    A write without gradients (`mpcompile.program.grad_modes`) to a tensor that requires one changes
-    its value, and its gradient stays that of the tensor before the write.
+    A write without gradients (see `grad_modes` beside this file) to a tensor that requires one
+    changes its value, and its gradient stays that of the tensor before the write.
 
     Args:
         program: as exported; it is changed.
@@ -229,7 +230,9 @@ def _name_of(target: fx.Node, newest: dict[str, fx.Node], state: dict[str, str])
 
 
 def _by_torch(program: torch.export.ExportedProgram) -> Functional:
-    functional = program.run_decompositions({})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch to itself (2.13)
+        functional = program.run_decompositions({})
     (returned,) = functional.graph.output_node().args
     assert isinstance(returned, list | tuple)
     written, values, results = [], [], []
