@@ -16,6 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,10 @@ def steps(flow: Dataflow) -> Iterator[Step]:
         yield Step(_NAMES.get(op.kind, op.kind), (*op.reads, 0.5), op.writes[0], 1 << 10)
 
 
+def _bound(flow: Dataflow) -> None:
+    bounds_of(steps(flow), Precision.FP16)
+
+
 def seconds(function: Callable[[], Any], runs: int) -> float:
     """Return the least processor time of several runs."""
     least = math.inf
@@ -130,9 +135,7 @@ def main() -> None:
         network = network_of(flow, footprints(flow))
         row = {
             "ops": len(flow.ops),
-            "bounds": seconds(
-                lambda flow=flow: bounds_of(steps(flow), Precision.FP16), options.runs
-            ),  # type: ignore[misc]
+            "bounds": seconds(partial(_bound, flow), options.runs),
             "network": seconds(lambda flow=flow: network_of(flow, footprints(flow)), options.runs),  # type: ignore[misc]
             "cut": seconds(
                 lambda network=network: source_side(network, HALF_SIDE, FULL_SIDE),  # type: ignore[misc]
