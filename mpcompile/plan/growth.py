@@ -64,10 +64,10 @@ def contain_growth(flow: Dataflow, precision: Precision) -> Dataflow:
     """Return the graph with FP32 for free ops that read a tensor that has grown.
 
     Growth starts at an op of a row in `GROWING`, at a constant that FP16 cannot hold, or at
-    integers of unknown size. It ends at an op in `BOUNDED`, at a Tensor-Core op that computes in 16 bits, at
-    a tensor that was measured to fit, and at an op whose precision the user has set. A bounded op
-    that would sum 16-bit inputs in FP32 gets FP32 inputs. BF16 has the range of FP32, so nothing
-    changes.
+    integers of unknown size. It ends at an op in `BOUNDED`, at a Tensor-Core op that computes in 16
+    bits, at a tensor that was measured to fit, and at an op whose precision the user has set. A
+    bounded op that would sum 16-bit inputs in FP32 gets FP32 inputs. BF16 has the range of FP32, so
+    nothing changes.
 
     Args:
         flow: the neutral graph.
