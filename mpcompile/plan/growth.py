@@ -102,7 +102,7 @@ def _contained(op: Op, grown: dict[str, Op], fits: set[str], large: set[str]) ->
             # It would sum 16-bit inputs in FP32, and those may be infinite.
             op = replace(op, wish=Wish.FULL, reason=_follows(source))
         source = None
-    elif source is None and not large.isdisjoint(op.writes):
+    elif source is None and op.rule == "cast" and not large.isdisjoint(op.writes):
         source = op
     elif source is not None and op.wish is Wish.FREE:
         op = replace(op, wish=Wish.FULL, reason=_follows(source))
