@@ -17,7 +17,8 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch import fx, nn
 
 from mpcompile.errors import BadInput
-from mpcompile.integrations.dynamo_backend import Outcome, compile_graph
+from mpcompile.integrations.dynamo_backend import settings_of
+from mpcompile.pieces.dynamo_graph import Outcome, compile_graph
 from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.torch_private.tracing import compile_call, compile_guarded, uncompile
@@ -157,7 +158,10 @@ class _Backend:
         self, module: fx.GraphModule, inputs: Sequence[Any], *, options: Mapping[str, Any]
     ) -> Callable[..., Any]:
         """Compile one graph of Dynamo."""
-        made, outcome = compile_graph(module, inputs, options, self._within)
+        settings = settings_of(options)
+        made, outcome = compile_graph(
+            module, inputs, settings.policy, settings.backend, self._within
+        )
         self._outcomes.append(outcome)
         return made
 

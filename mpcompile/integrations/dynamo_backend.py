@@ -1,76 +1,27 @@
 """``torch.compile(model, backend="mpcompile")``: casts by our plan in each graph that Dynamo makes.
 
-Autograd, graph breaks, the optimizer and the loss scale stay with the user. Parameters are inputs
-of a graph, so their casts are nodes of the graph and their gradients are FP32.
+Autograd, graph breaks, the optimizer and the loss scale stay with the user.
 """
 
 from __future__ import annotations
 
-import logging
-import re
-import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
 
 from mpcompile.errors import BadInput
-from mpcompile.integrations.conversion_proof import Proven
-from mpcompile.integrations.exported_program import insert_casts
-from mpcompile.lower.lower import default_backend
-from mpcompile.passes.lowering.emulate_half import emulate_half
-from mpcompile.plan.dataflow import Fixed
-from mpcompile.plan.policy import Policy, UnmatchedOverride
-from mpcompile.precision import Precision
-from mpcompile.program.control_flow import is_control_flow
+from mpcompile.pieces.dynamo_graph import compile_graph
 from mpcompile.settings import Settings, check_settings
-from mpcompile.torch_private.graphs import copy_graph
-from mpcompile.torch_private.inductor import compile_under_autograd, composite, dynamo_constant
-from mpcompile.torch_private.ops import is_higher_order, op_name
 from mpcompile.torch_private.tracing import keep_missing_gradients
-from mpcompile.torch_private.versions import warn_if_untried
 
 keep_missing_gradients()
 
-_ATEN = torch.ops.aten
-_LOG = logging.getLogger("mpcompile")
-_ROOT = re.compile(r"^[LG]\['[^']*'\]\.?")
 _NOT_HERE = {
     "loss_scale": "scale the loss in the training loop, with torch.amp.GradScaler",
     "without": "leave it out, because these passes need the whole training step",
     "lint": "leave it out, because only `mpcompile lint` reads it",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one graph.
-
-    Attributes:
-        casts: how many casts the plan inserted.
-        wide: why the whole graph stays in FP32; None if some of it is in 16 bits.
-    """
-
-    casts: int
-    wide: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Rewritten:
-    """A graph with casts, in composite ops and without writes.
-
-    Attributes:
-        module: its first results are the new values of the inputs that are `written`.
-        written: the names of these placeholders.
-        plain: the same graph without casts.
-    """
-
-    module: fx.GraphModule
-    written: tuple[str, ...]
-    plain: fx.GraphModule
 
 
 def mpcompile(
@@ -82,9 +33,8 @@ def mpcompile(
 ) -> Callable[..., Any]:
     """Rewrite one graph of Dynamo; the entry point of the group ``torch_dynamo_backends``.
 
-    With the backend ``interpreter``, the default on a CPU, the graph runs op by op under eager
-    autograd, on a CPU in pseudo FP16 (`mpcompile.passes.lowering.emulate_half`). With ``inductor``,
-    the default on CUDA, inductor compiles the graph.
+    The default of the backend is ``interpreter`` on a CPU and ``inductor`` on CUDA; see
+    `mpcompile.pieces.dynamo_graph.compile_graph`.
 
     Args:
         module: calls of torch functions; parameters and buffers are inputs.
@@ -103,180 +53,14 @@ def mpcompile(
             "torch.compile",
             "leave out mode=, and give options=",
         )
-    return compile_graph(module, inputs, options or {})[0]
+    settings = settings_of(options or {})
+    return compile_graph(module, inputs, settings.policy, settings.backend)[0]
 
 
-def compile_graph(
-    module: fx.GraphModule, inputs: Sequence[Any], options: Mapping[str, Any], within: str = ""
-) -> tuple[Callable[..., Any], Outcome]:
-    """Rewrite one graph of Dynamo, and say what became of it.
-
-    Args:
-        module: as in `mpcompile`.
-        inputs: as in `mpcompile`.
-        options: as in `mpcompile`.
-        within: the dotted name of the module that is compiled, in the model that overrides name.
-
-    Raises:
-        BadInput: as in `mpcompile`.
-    """
-    warn_if_untried()
-    settings = _settings(options)
-    _refuse_autocast(module)
-    tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    backend = settings.backend or default_backend(device)
-    rewritten, outcome = _rewritten(module, settings.policy, within)
-    if backend == "inductor":
-        if rewritten is not None:
-            _write_back(rewritten.module, rewritten.written)
-        instead = None if rewritten is None else rewritten.module
-        compiled = compile_under_autograd(module, instead, inputs)
-        return _proven(compiled, rewritten, module), outcome
-    if rewritten is None:
-        return module.forward, outcome
-    if device.type == "cpu":
-        emulate_half(rewritten.module)
-    _write_back(rewritten.module, rewritten.written)
-    return _proven(rewritten.module.forward, rewritten, module), outcome
-
-
-def _proven(
-    made: Callable[..., Any], rewritten: _Rewritten | None, module: fx.GraphModule
-) -> Callable[..., Any]:
-    if rewritten is None:
-        return made
-    _write_back(rewritten.plain, rewritten.written)
-    return Proven(made, rewritten.plain.forward, module.forward)
-
-
-def _settings(options: Mapping[str, Any]) -> Settings:
+def settings_of(options: Mapping[str, Any]) -> Settings:
+    """Return the checked options of ``torch.compile``; raises BadInput."""
     where = "the options of torch.compile"
     for name, advice in _NOT_HERE.items():
         if name in options:
             raise BadInput(f"{name} is not an option of this backend", where, advice)
     return check_settings(dict(options), where)
-
-
-def _refuse_autocast(module: fx.GraphModule) -> None:
-    enters = [node for node in module.graph.nodes if op_name(node) == "_enter_autocast"]
-    if enters or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        raise BadInput(
-            "the model runs under torch.autocast",
-            "torch.compile(backend='mpcompile')",
-            "remove autocast, because mpcompile inserts the casts",
-        )
-
-
-def _rewritten(
-    module: fx.GraphModule, policy: Policy, within: str
-) -> tuple[_Rewritten | None, Outcome]:
-    if policy.changes_nothing:
-        return None, Outcome(0, "the policy changes nothing")
-    for node in module.graph.nodes:
-        if is_higher_order(node) and not is_control_flow(node):
-            return None, _left(f"calls {op_name(node)}, which has its own backward")
-    placeholders = module.graph.find_nodes(op="placeholder")
-    values = [node.meta["example_value"] for node in placeholders]
-    traced, written = composite(module, values)
-    names = [node.name for node in traced.graph.find_nodes(op="placeholder")]
-    parameters = [isinstance(value, torch.nn.Parameter) for value in values]
-    if any(name in written for name, mine in zip(names, parameters, strict=True) if mine):
-        return None, _left("writes to a parameter")
-    constants = {
-        name: constant
-        for name, placeholder in zip(names, placeholders, strict=True)
-        if name not in written and (constant := dynamo_constant(placeholder)) is not None
-    }
-    fixed = {
-        name: Fixed.PARAMETER if parameter else Fixed.BUFFER if name in constants else Fixed.INPUT
-        for name, parameter in zip(names, parameters, strict=True)
-    }
-    for node in traced.graph.nodes:
-        _name_modules(node, within)
-    _detach_instead_of_switching(traced.graph)
-    plain = copy_graph(traced)
-    with warnings.catch_warnings():
-        # An override may be for an op in another graph of the model.
-        warnings.simplefilter("ignore", UnmatchedOverride)
-        plan = insert_casts(traced, fixed, constants, policy)
-    if not plan.casts:
-        reasons = Counter(decision.reason for decision in plan.decisions).most_common(1)
-        why = f", most often because: {reasons[0][0]}" if reasons else ""
-        return None, Outcome(0, f"the plan leaves all {len(plan.decisions)} ops in FP32{why}")
-    narrow = sum(decision.computes is not Precision.FP32 for decision in plan.decisions)
-    _LOG.info(
-        "a graph of %d ops: %d compute in 16 bits, %d casts",
-        len(plan.decisions),
-        narrow,
-        len(plan.casts),
-    )
-    return _Rewritten(traced, written, plain), Outcome(len(plan.casts), None)
-
-
-def _left(reason: str) -> Outcome:
-    _LOG.warning("a graph stays in FP32, because it %s; move this out of the compiled code", reason)
-    return Outcome(0, f"it {reason}")
-
-
-def _name_modules(node: fx.Node, within: str) -> None:
-    """Give modules the dotted names that they have in the model: ``L['self'].fc`` is ``fc``."""
-    stack = node.meta.get("nn_module_stack") or {}
-    named = {
-        key: (".".join(filter(None, (within, _ROOT.sub("", path)))), kind)
-        for key, (path, kind) in stack.items()
-    }
-    if within and not named:
-        named = {within: (within, "")}
-    node.meta["nn_module_stack"] = named
-
-
-def _detach_instead_of_switching(graph: fx.Graph) -> None:
-    """Remove the nodes that switch gradients off or on; detach the results of no-grad regions.
-
-    Readers inside and outside a no-grad region share a cast, so the cast must carry gradients.
-
-    If the whole call runs without gradients, a region *with* gradients computes the same values.
-    """
-    enabled = True
-    inside: list[fx.Node] = []
-    for node in list(graph.nodes):
-        if op_name(node) == "_set_grad_enabled":
-            enabled = bool(node.args[0])
-            graph.erase_node(node)
-        elif not enabled and node.op == "call_function":
-            inside.append(node)
-    for node in inside:
-        value = node.meta.get("val")
-        users = [user for user in node.users if user not in inside]
-        if users and isinstance(value, torch.Tensor) and value.is_floating_point():
-            with graph.inserting_after(node):
-                detached = graph.call_function(_ATEN.detach.default, (node,))
-            detached.meta = dict(node.meta)
-            for user in users:
-                user.replace_input_with(node, detached)
-
-
-def _write_back(module: fx.GraphModule, written: Sequence[str]) -> None:
-    """Let the graph write the new values of inputs into the inputs, and return the other results.
-
-    The graph reads a copy of each input, because autograd keeps the inputs of ops, and these must
-    not change.
-    """
-    graph = module.graph
-    output = graph.output_node()
-    (returned,) = output.args
-    assert isinstance(returned, list | tuple)
-    inputs = {node.name: node for node in graph.find_nodes(op="placeholder")}
-    first = next(node for node in graph.nodes if node.op != "placeholder")
-    for name in written:
-        with graph.inserting_before(first):
-            copied = graph.call_function(_ATEN.clone.default, (inputs[name],))
-        inputs[name].replace_all_uses_with(copied)
-        copied.args = (inputs[name],)
-    with graph.inserting_before(output):
-        for name, value in zip(written, returned, strict=False):
-            graph.call_function(_ATEN.copy_.default, (inputs[name], value))
-    output.args = (tuple(returned[len(written) :]),)
-    graph.lint()
-    module.recompile()

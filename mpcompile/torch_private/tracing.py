@@ -208,6 +208,21 @@ def flatten(tree: Any) -> tuple[list[Any], Any]:
 
 
 @contextmanager
+def autograd_inside_an_op() -> Iterator[None]:
+    """Turn autograd on inside the kernel of a custom op, which runs below it."""
+    keys = (torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.ADInplaceOrView)
+    before = [torch._C._dispatch_tls_is_dispatch_key_excluded(key) for key in keys]
+    for key in keys:
+        torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for key, excluded in zip(keys, before, strict=True):
+            torch._C._dispatch_tls_set_dispatch_key_excluded(key, excluded)
+
+
+@contextmanager
 def without_backward(error: Exception) -> Iterator[None]:
     """Raise an error inside ``with`` when autograd is asked for gradients in any way."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +19,9 @@ from mpcompile.program.numbers.inputs import (
 )
 from mpcompile.program.returned import Spot
 from mpcompile.program.stack_lines import line_now
+from mpcompile.program.tracing.ctc import ctc_as_one_op
 from mpcompile.program.tracing.inner_gradients import ComputesGradients, RecordedProgram
+from mpcompile.program.tracing.packed_sequences import packed_as_padded
 from mpcompile.program.tracing.value_checks import without_value_checks
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.own_derivatives import own_tensors
@@ -110,10 +112,10 @@ class TracedProgram(torch.nn.Module):
         ]
         watched = self._watch.begin() if self._watch else list
         if self._workload.loss is None:
-            with without_value_checks():
+            with _stand_ins():
                 result = self._workload.run(self.model, batch)
         else:
-            with self.noted.noting(self.model), without_value_checks():
+            with self.noted.noting(self.model), _stand_ins():
                 self.noted.hook_parameters(
                     self._parameters_of_user, dict(self.model.named_parameters())
                 )
@@ -126,6 +128,13 @@ class TracedProgram(torch.nn.Module):
         left = watched()
         self.last.spots = tuple(spot for spot, _ in left)
         return (result, [value for _, value in left]) if left else result
+
+
+@contextmanager
+def _stand_ins() -> Iterator[None]:
+    """Let functions that cannot be traced be others inside ``with``."""
+    with without_value_checks(), ctc_as_one_op(), packed_as_padded():
+        yield
 
 
 def _write_replaced(buffers: Sequence[tuple[torch.nn.Module, str, torch.Tensor | None]]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mpcompile.integrations.conversion_proof import difference
+from mpcompile.pieces.conversion_proof import difference
 
 
 class Net(nn.Module):
