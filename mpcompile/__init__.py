@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         CheckFailed,
         CompileError,
         DamagedCheckpoint,
+        InexactStep,
         LostProcess,
         SideEffect,
         SkippedSteps,
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
         UnusedParameters,
         Unverified,
     )
+    from mpcompile.integrations.compiling import compile
     from mpcompile.integrations.rewriting import rewrite
     from mpcompile.numerics.calibration import calibrate
     from mpcompile.numerics.node_errors import check
-    from mpcompile.pipeline import compile
     from mpcompile.plan.measured import MeasuredOverflow
     from mpcompile.plan.plan import Plan
     from mpcompile.plan.policy import FULL_PRECISION, Level, Policy, UnmatchedOverride
@@ -49,6 +50,7 @@ __all__ = [
     "CheckFailed",
     "CompileError",
     "DamagedCheckpoint",
+    "InexactStep",
     "Level",
     "LossScale",
     "LostProcess",
@@ -82,6 +84,7 @@ _HOME = {
     "CheckFailed": "errors",
     "CompileError": "errors",
     "DamagedCheckpoint": "errors",
+    "InexactStep": "errors",
     "Level": "plan.policy",
     "LossScale": "step.loss_scale",
     "LostProcess": "errors",
@@ -102,7 +105,7 @@ _HOME = {
     "Workload": "program.workload",
     "calibrate": "numerics.calibration",
     "check": "numerics.node_errors",
-    "compile": "pipeline",
+    "compile": "integrations.compiling",
     "data_parallel": "step.processes",
     "rewrite": "integrations.rewriting",
 }

@@ -68,6 +68,10 @@ class LostProcess(CompileError):
     exit_code = 4
 
 
+class NotOneGraph(CannotCapture):
+    """The program runs in eager PyTorch, and `torch.export` makes no graph of it."""
+
+
 class Defect(Exception):
     """A rule of mpcompile itself is broken, independent of the user's input (exit code 70)."""
 
@@ -78,6 +82,10 @@ class ChangingNumber(UserWarning):
 
 class DamagedCheckpoint(UserWarning):
     """A newer checkpoint was not complete, so an older one was loaded."""
+
+
+class InexactStep(UserWarning):
+    """The first batch in 16 bits is too far from the same batch in FP32."""
 
 
 class SideEffect(UserWarning):

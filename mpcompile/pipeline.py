@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput, did_you_mean
-from mpcompile.lower.lower import Backend, Lowering
+from mpcompile.errors import BadInput, NotOneGraph, did_you_mean
+from mpcompile.lower.lower import Lowering
 from mpcompile.passes.order import (
     BEFORE_AUTOGRAD,
     GRADIENT,
@@ -21,6 +21,7 @@ from mpcompile.passes.order import (
     training_passes,
 )
 from mpcompile.passes.runner import run_passes
+from mpcompile.pieces.program_in_pieces import program_in_pieces
 from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.given import decide, for_other_shapes
 from mpcompile.plan.measured import MeasuredOverflow, overruled
@@ -38,6 +39,7 @@ from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.open_capture import capture_open, check_open
 from mpcompile.program.proof.effects import Effects
 from mpcompile.program.proof.left_behind import capture_left
+from mpcompile.program.proof.verify import Proof
 from mpcompile.program.proof.verify import verify as verify_graph
 from mpcompile.program.tracing.inner_gradients import ComputesGradients
 from mpcompile.program.tracing.traced_program import Watch
@@ -46,9 +48,6 @@ from mpcompile.program.workload import Workload
 from mpcompile.step.differentiate import differentiate
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.inner_gradients import record_program
-from mpcompile.step.loop import Loop
-from mpcompile.step.loss_scale import LossScale
-from mpcompile.step.processes import DataParallel
 from mpcompile.step.slices import is_absent
 from mpcompile.step.transformed import Choices, Transformed
 from mpcompile.step.unreached import NotReached, check_any_reached, say_unused, unreached
@@ -62,80 +61,6 @@ NO_CHOICES = Choices()
 BY_DEVICE = Lowering()
 
 
-def compile(
-    model: torch.nn.Module,
-    loss: Callable[..., Any],
-    optimizer: torch.optim.Optimizer,
-    batch: Any,
-    *,
-    policy: Policy | None = None,
-    plan: Plan | None = None,
-    ranges: Ranges | None = None,
-    loss_scale: LossScale | None = None,
-    max_grad_norm: float | None = None,
-    max_grad_value: float | None = None,
-    accumulate: int = 1,
-    parallel: DataParallel | None = None,
-    backend: Backend | None = None,
-    memory_budget: float = 1.0,
-    cuda_graph: bool = True,
-    options: Mapping[str, Any] | None = None,
-    without: Collection[str] = (),
-    dynamic: bool = False,
-    verify: bool = True,
-) -> TrainStep:
-    """Compile a training step into mixed precision.
-
-    Args:
-        model: FP32. Its parameters become views of the step's arenas; their values and identity
-            stay.
-        loss: ``loss(model, *batch)``, or ``loss(model, **batch)`` for a dictionary, returns a 0-d
-            FP32 tensor, or ``(loss, anything)``.
-        optimizer: any optimizer of ``torch.optim`` whose ``step()`` takes no closure.
-        batch: an example, as a loader gives it: a tuple or list of the loss's arguments behind the
-            model, or a dictionary of its named ones. They hold tensors, and numbers, strings and
-            None as constants. A later batch of other shapes or constants is one more graph.
-        policy: default: FP16 by the op table.
-        plan: decisions that hold before the policy, such as ``Plan.from_json(text)`` of a file
-            that was edited; it must be of this very program and batch shape.
-        ranges: what `calibrate` measured on this very program and batch shape.
-        loss_scale: default: dynamic from 2**16 with FP16, none otherwise.
-        max_grad_norm: clip the unscaled gradients as ``torch.nn.utils.clip_grad_norm_`` does.
-        max_grad_value: clip them as ``torch.nn.utils.clip_grad_value_`` does; one of the two.
-        accumulate: calls of the step an update, which reads the FP32 mean of their gradients.
-        parallel: share the step with other processes, see `mpcompile.data_parallel`.
-        backend: default: ``"inductor"`` on CUDA, ``"interpreter"`` elsewhere.
-        memory_budget: with inductor, the part of the activations that backward may keep, in
-            (0, 1]; at 1 only what is cheap is computed again, below also what is not.
-        cuda_graph: with inductor on CUDA, replay the whole step as one CUDA graph after three plain
-            steps. A step that cannot be captured runs plainly, said once in the log ``mpcompile``.
-        options: of inductor, as for ``torch.compile(options=...)``: ``{"max_autotune": True}``.
-        without: names of passes to leave out, of `mpcompile.passes.order.OPTIONAL`.
-        dynamic: one graph for batches of every size from 2 on: dimension 0 of the tensors that are
-            as long there as the first becomes a symbol. Decisions are those of the example.
-        verify: run the program once in eager PyTorch, forward and backward, and compare loss,
-            gradients, buffers and random state with the captured graph, for each shape of batch.
-            It costs about two eager steps and a copy of the weights while it compiles.
-
-    Raises:
-        BadInput: an argument is wrong, or the program fails on the batch.
-        Unfaithful: the captured graph does not do what the program does.
-        CannotCapture: the program cannot become one graph, or not one for every size.
-    """
-    choices = Choices(
-        policy=policy or Policy(),
-        plan=plan,
-        ranges=ranges,
-        loss_scale=loss_scale,
-        loop=Loop(max_grad_norm, max_grad_value, accumulate, parallel),
-        without=tuple(without),
-        dynamic=dynamic,
-        verify=verify,
-    )
-    lowering = Lowering(backend, memory_budget, cuda_graph, options)
-    return to_step(transform(Workload(model, batch, loss, optimizer), choices), lowering)
-
-
 def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainStep:
     """Lower a transformed workload and bind its state; raises BadInput if it has no loss."""
     workload, choices = transformed.workload, transformed.choices
@@ -143,6 +68,10 @@ def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainSt
         raise BadInput(
             "the workload has no loss and no optimizer", workload.origin, "add both to train it"
         )
+
+    if transformed.forward.in_pieces is not None:
+        device = next(iter(workload.model.parameters())).device
+        transformed.forward.in_pieces.backend = lowering.backend_on(device)
 
     def for_batch(
         batch: Sequence[torch.Tensor],
@@ -170,23 +99,56 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     to be too large for it.
 
     Raises:
-        BadInput, CannotCapture, Unfaithful: see `compile`.
+        BadInput, CannotCapture, Unfaithful: see `mpcompile.compile`.
+    """
+    return prove(workload, choices)[0]
+
+
+def prove(workload: Workload, choices: Choices = NO_CHOICES) -> tuple[Transformed, Proof | None]:
+    """Do what `transform` does; also return the proof of the captured graph, if there is one.
+
+    The proof holds a gradient of each weight, so it should not be kept for long.
     """
     _check_passes(choices.without)
     if choices.ranges is not None:
         _check_release(choices.policy, choices.ranges)
-    precision = choices.precision
-    # What is transformed in FP32 is there to compare with.
-    trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
     effects = Effects(workload, again=choices.like is not None)
+    try:
+        return _as_one_graph(workload, choices, effects)
+    except NotOneGraph as refusal:
+        if choices.whole or workload.optimizer is None:
+            raise
+        with effects.undone_unsaid():
+            forward = program_in_pieces(workload, choices.policy, refusal)
+    return _transformed(workload, choices, forward, effects.undone_unsaid), None
+
+
+def _as_one_graph(
+    workload: Workload, choices: Choices, effects: Effects
+) -> tuple[Transformed, Proof | None]:
     with effects.undone():
         forward = _captured(workload, choices, effects)
     # Weights in slices have no values here to run the program with.
     held = not any(map(is_absent, workload.model.parameters()))
+    proof = None
     if choices.verify and workload.optimizer is not None and held:
-        verify_graph(workload, forward, effects)
+        proof = verify_graph(workload, forward, effects)
+    made = _transformed(workload, choices, forward, effects.undone)
     if choices.like is None:  # once for a step, not for each shape of batch
         effects.say()
+    return made, proof if made.step is not None else None
+
+
+def _transformed(
+    workload: Workload,
+    choices: Choices,
+    forward: Forward,
+    undone: Callable[[], AbstractContextManager[None]],
+) -> Transformed:
+    """Plan a captured program, rewrite it, and make its step."""
+    precision = choices.precision
+    # What is transformed in FP32 is there to compare with.
+    trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
     trace("mpcompile_before", lambda: graph_text(forward.module.graph))
     unfit = unfit_constants(forward.module, forward.constants(), precision)
     flow = describe(forward, choices.policy, unfit)
@@ -207,7 +169,7 @@ def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
     )
     if workload.optimizer is None:
         return made
-    with effects.undone():  # hooks of the program run in its backward pass
+    with undone():  # hooks of the program run in its backward pass
         made = _with_reached(made, workload.optimizer)
     check_open(forward, workload)
     trace("mpcompile_step", lambda: str(made.step))

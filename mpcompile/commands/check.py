@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from math import isfinite
 from typing import Any
@@ -13,18 +13,39 @@ from rich.console import Console
 from rich.text import Text
 
 from mpcompile.artifacts import write_json
+from mpcompile.commands.first_batch import advice
 from mpcompile.commands.load_program import load_program
 from mpcompile.commands.plan_inputs import PlanInputs
 from mpcompile.commands.terminal import open_terminal, say
 from mpcompile.errors import BadInput, CheckFailed, from_here
-from mpcompile.numerics.node_errors import NodeError, failures, origin, worst
+from mpcompile.numerics.lockstep import Moment
+from mpcompile.numerics.node_errors import (
+    NodeError,
+    errors_in,
+    failures,
+    first_failure,
+    origin,
+    worst,
+)
 from mpcompile.numerics.node_errors import check as compare
+from mpcompile.numerics.remedies import (
+    can_try,
+    has_loss_scale,
+    module_of,
+    remedies_for,
+    tried,
+    with_batch,
+)
+from mpcompile.numerics.unbound import unbound_moment
 from mpcompile.numerics.warm_up import settled_step
 from mpcompile.options import CheckOptions
 from mpcompile.program.capture import capture
+from mpcompile.program.random_state import random_state
 from mpcompile.program.workload import epochs
 from mpcompile.show.summary import numbers_table
 from mpcompile.show.terminal import text_of, where_of
+from mpcompile.step.loss_scale import LossScale
+from mpcompile.step.transformed import Transformed
 from mpcompile.train.train_step import TrainStep
 
 VERSION = 1
@@ -83,7 +104,9 @@ def check(source: str, options: CheckOptions, inputs: PlanInputs) -> None:
     if failed:
         first, begins = failed[0], origin(rows, failed[0])
         what = _verdict(first, tolerance) + _beginning(first, begins)
-        raise CheckFailed(what, _place(first), _advice(begins))
+        with console.status("trying overrides"):
+            fix = _advice(source, transformed, step, data[steps:], tolerance, rows)
+        raise CheckFailed(what, _place(first), fix)
 
 
 def _print(
@@ -186,11 +209,33 @@ def _place(row: NodeError) -> str | None:
     return row.where.at or row.where.module or None
 
 
-def _advice(row: NodeError) -> str | None:
-    if row.stage == "backward" and (row.nonfinite or row.vanished):
-        return f"give a {'smaller' if row.nonfinite else 'larger'} --loss-scale"
-    flags = " ".join(f"--full node:{name}" for name in row.keep)
-    return f"`{flags}` keeps it in FP32" if flags else None
+def _advice(
+    source: str,
+    transformed: Transformed,
+    step: TrainStep,
+    batches: Sequence[tuple[Any, ...]],
+    tolerance: float,
+    rows: list[NodeError],
+) -> str:
+    """Return an override with which every batch is within the tolerance, as it was tried."""
+    scale = step.loss_scale if has_loss_scale(transformed) else None
+    first = next(failures(rows, tolerance))
+
+    def holds(other: Transformed) -> bool:
+        rule = other.choices.scale
+        return all(
+            first_failure(errors_in(_inputs(other, batch, rule, step)), tolerance) is None
+            for batch in batches
+        )
+
+    remedy = tried(transformed, remedies_for(rows, first, scale), holds, module_of(rows, first))
+    return advice(source, remedy, can_try(transformed))
+
+
+def _inputs(other: Transformed, batch: tuple[Any, ...], rule: LossScale, step: TrainStep) -> Moment:
+    scale = step.loss_scale if rule.dynamic else rule.initial
+    made = replace(other, workload=with_batch(other.workload, batch))
+    return unbound_moment(made, random_state(step.device), scale)
 
 
 def _document(row: NodeError) -> dict[str, Any]:

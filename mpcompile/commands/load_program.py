@@ -6,7 +6,8 @@ from rich.console import Console
 
 from mpcompile.commands.plan_inputs import PlanInputs
 from mpcompile.commands.terminal import warnings_on_one_line
-from mpcompile.pipeline import transform
+from mpcompile.pipeline import prove
+from mpcompile.program.proof.verify import Proof
 from mpcompile.program.workload import load
 from mpcompile.step.loop import PLAIN, Loop
 from mpcompile.step.transformed import Choices, Transformed
@@ -16,10 +17,17 @@ def load_program(
     source: str, inputs: PlanInputs, console: Console, loop: Loop = PLAIN
 ) -> Transformed:
     """Load a program and transform it by its inputs, with each warning on one line."""
+    return load_proved(source, inputs, console, loop)[0]
+
+
+def load_proved(
+    source: str, inputs: PlanInputs, console: Console, loop: Loop = PLAIN
+) -> tuple[Transformed, Proof | None]:
+    """Do what `load_program` does; also return the proof of the first batch, if there is one."""
     settings, plan = inputs.settings, inputs.plan
     workload = load(source)
     with console.status("transforming"), warnings_on_one_line():
-        return transform(
+        return prove(
             workload,
             Choices(
                 policy=settings.policy,

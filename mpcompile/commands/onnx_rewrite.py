@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
@@ -20,6 +21,7 @@ from mpcompile.commands.terminal import open_terminal, warnings_on_one_line
 from mpcompile.errors import BadInput, CheckFailed, printable
 from mpcompile.onnx.batches import read_batches
 from mpcompile.onnx.comparison import Comparison, compare
+from mpcompile.onnx.overrides import mending_override
 from mpcompile.onnx.rewrite import Rewritten
 from mpcompile.onnx.rewrite import rewrite as rewrite_model
 from mpcompile.onnx.sessions import Array, fault_of, input_types
@@ -27,6 +29,7 @@ from mpcompile.onnx_graph.gate import EXTERNAL_ABOVE, read_model, write_model
 from mpcompile.onnx_graph.kernels import Target
 from mpcompile.options import TransformOptions
 from mpcompile.options.transform import OnnxFlags
+from mpcompile.plan.policy import Policy
 
 _BATCHES = 8
 
@@ -51,29 +54,25 @@ def rewrite(source: Path, options: TransformOptions, inputs: PlanInputs) -> None
         raise BadInput(f"the output {file} is the input file", fix="choose another --output")
     for path in (file, plan_file):
         check_file(path, options.force)
-    plan, original = inputs.plan, read_model(source)
+    original = read_model(source)
     with console.status("rewriting"), warnings_on_one_line():
-        rewritten = rewrite_model(
-            original,
-            settings.policy,
-            plan=plan,
-            ranges=inputs.ranges,
-            target=Target(onnx.target),
-            keep_io=not onnx.free_io,
-        )
+        rewritten = _rewritten(original, settings.policy, onnx, inputs)
     with console.status("checking"):
         fault = fault_of(rewritten.model)
         if fault and not fault_of(original):
             raise CheckFailed(f"the rewritten model is not valid: {fault}", fix="report this model")
     with console.status("comparing"):
-        found, why_not = _compared(original, rewritten, onnx)
+        found, why_not = None, "--no-check was given"
+        if options.check:
+            found, why_not = _compared(original, rewritten, onnx)
     _print(source, rewritten, found, why_not, console)
     if found is not None and not found.passed:
+        with console.status("trying overrides"):
+            advice = _advice(original, rewritten, found, onnx, inputs)
         raise CheckFailed(
             f"the rewritten model does not compute what {source} computes: "
             f"{found.first or found.worst}",
-            fix="keep that op in FP32 with --full, measure with `mpcompile calibrate`, or raise "
-            "--tolerance",
+            fix=f"{advice}, or give --no-check to write it all the same",
         )
     # Weights that came in a file of their own are written to one: never all in memory at once.
     apart = _weights(original) > source.stat().st_size
@@ -87,9 +86,7 @@ def _compared(
     original: ir.Model, rewritten: Rewritten, onnx: OnnxFlags
 ) -> tuple[Comparison | None, str]:
     """Return the comparison, or the reason why there is none."""
-    batches: list[Mapping[str, Array]] | None = None
-    if onnx.data is not None:
-        batches = list(islice(read_batches(onnx.data, input_types(original)), _BATCHES))
+    batches = _given(original, onnx)
     try:
         return compare(original, rewritten, batches, onnx.tolerance), ""
     except BadInput as error:
@@ -100,6 +97,52 @@ def _compared(
         if Target(onnx.target) is not Target.CUDA:  # CUDA has kernels that no CPU has
             raise
         return None, error.what
+
+
+def _given(original: ir.Model, onnx: OnnxFlags) -> list[Mapping[str, Array]] | None:
+    """Return the user's batches, or None if numbers must be made up."""
+    if onnx.data is None:
+        return None
+    return list(islice(read_batches(onnx.data, input_types(original)), _BATCHES))
+
+
+def _rewritten(
+    original: ir.Model, policy: Policy, onnx: OnnxFlags, inputs: PlanInputs
+) -> Rewritten:
+    return rewrite_model(
+        original,
+        policy,
+        plan=inputs.plan,
+        ranges=inputs.ranges,
+        target=Target(onnx.target),
+        keep_io=not onnx.free_io,
+    )
+
+
+def _advice(
+    original: ir.Model,
+    rewritten: Rewritten,
+    found: Comparison,
+    onnx: OnnxFlags,
+    inputs: PlanInputs,
+) -> str:
+    """Return in words what makes the comparison pass: an override, if one was tried and does."""
+    if inputs.plan is not None:
+        return "change the given plan, whose decisions count before overrides"
+    batches = _given(original, onnx)
+
+    def again(policy: Policy) -> Comparison:
+        other = _rewritten(original, policy, onnx, inputs)
+        return compare(original, other, batches, onnx.tolerance)
+
+    full = mending_override(rewritten, found, inputs.settings.policy, again)
+    if full:
+        flags = " ".join(f"--full {shlex.quote(pattern)}" for pattern in full)
+        return f"`{flags}` mends it"
+    return (
+        "no few ops in FP32 were found that mend it; measure with `mpcompile calibrate`, or raise "
+        "--tolerance"
+    )
 
 
 def _print(
@@ -130,7 +173,8 @@ def _print(
         lines.append(
             f"largest error {found.worst.error:.3g} of the largest magnitude "
             f"({found.worst.tensor}, {found.batches} "
-            + ("batch of random numbers)" if found.made_up else "batches)")
+            + ("batch" if found.batches == 1 else "batches")
+            + (" of made-up numbers)" if found.made_up else ")")
         )
         run = ", ".join(f"{count} {kind}" for kind, count in found.casts.items())
         lines.append(f"casts that ONNX Runtime runs on a CPU: {run or 'none'}")

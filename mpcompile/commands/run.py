@@ -9,7 +9,8 @@ from statistics import median
 from rich.console import Console
 
 from mpcompile.artifacts import write_json
-from mpcompile.commands.load_program import load_program
+from mpcompile.commands.first_batch import check_first_batch
+from mpcompile.commands.load_program import load_proved
 from mpcompile.commands.plan_inputs import PlanInputs
 from mpcompile.commands.terminal import open_terminal
 from mpcompile.commands.training.progress import train
@@ -36,6 +37,10 @@ def run(source: str, options: RunOptions, inputs: PlanInputs) -> int:
         options: how it is trained; `mpcompile.numerics.run_log` describes the log, which must not
             exist unless the run is resumed; for many processes see `mpcompile.data_parallel`.
         inputs: how it is planned.
+
+    Raises:
+        BadInput, CannotCapture: the program or an argument is wrong.
+        CheckFailed: the first batch in 16 bits is too far from FP32; nothing is trained.
     """
     if options.steps < 1:
         raise BadInput(f"--steps is {options.steps}", fix="give at least 1")
@@ -47,7 +52,7 @@ def run(source: str, options: RunOptions, inputs: PlanInputs) -> int:
             options = replace(options, log=None, tensorboard=None, json=None)
         console = open_terminal(options.json, quiet=not first)
         loop = Loop(parallel=parallel)
-        transformed = load_program(source, inputs, console, loop)
+        transformed, proof = load_proved(source, inputs, console, loop)
         if transformed.workload.data is None:
             origin = transformed.workload.origin
             raise BadInput(
@@ -55,6 +60,9 @@ def run(source: str, options: RunOptions, inputs: PlanInputs) -> int:
                 origin,
                 "add data= to the workload: an iterable of batches",
             )
+        if options.check and not options.checkpoints.resume:  # a run that goes on was compared
+            check_first_batch(source, transformed, proof, console)
+        del proof  # it holds a gradient of each weight
         backend = options.backend or inputs.settings.backend
         return _trained(source, transformed, backend, options, console)
 
@@ -75,7 +83,7 @@ def _trained(
     with ExitStack() as files:
         lines = files.enter_context(log.open("a", encoding="utf-8")) if log else None
         scalars = files.enter_context(event_files(tensorboard, first)) if tensorboard else None
-        watch = Watch(step, console, lines, scalars)
+        watch = Watch(step, console, lines, scalars, transformed)
         left = max(0, options.steps - first)
         losses, seconds = train(step, saved.batches(options.steps), left, console, watch)
     typical = 1000 * median(seconds[1:] or seconds or [0.0])

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 from mpcompile.artifacts import check_free, write_folder, write_json
-from mpcompile.commands.load_program import load_program
+from mpcompile.commands.first_batch import check_first_batch, in_words
+from mpcompile.commands.load_program import load_proved
 from mpcompile.commands.plan_inputs import PlanInputs
-from mpcompile.commands.terminal import open_terminal
+from mpcompile.commands.terminal import open_terminal, say
 from mpcompile.options import TransformOptions
 from mpcompile.pipeline import transform as transform_workload
 from mpcompile.plan.policy import FULL_PRECISION
@@ -25,11 +26,13 @@ def transform(source: str, options: TransformOptions, inputs: PlanInputs) -> Non
 
     Raises:
         BadInput, CannotCapture: the program or an argument is wrong.
+        CheckFailed: the first batch in 16 bits is too far from FP32; nothing is written.
     """
     console = open_terminal(options.json)
     folder = options.output or Path(f"{source_name(source)}.mp")
     check_free(folder, options.force)
-    mixed = load_program(source, inputs, console)
+    mixed, proof = load_proved(source, inputs, console)
+    first = check_first_batch(source, mixed, proof, console) if options.check else None
     with console.status("transforming"):
         plain = transform_workload(mixed.workload, Choices(policy=FULL_PRECISION, verify=False))
         summary = summarize(mixed, plain)
@@ -48,6 +51,8 @@ def transform(source: str, options: TransformOptions, inputs: PlanInputs) -> Non
     by_plan = options.flags.plan
     how = f"by {by_plan}" if by_plan else f"level {mixed.choices.policy.level.value}"
     print_summary(summary, f"{source} in {mixed.plan.precision.name.lower()}, {how}", console)
+    if first is not None:
+        say(console, in_words(first))
     console.print(f"wrote {folder}/: {', '.join(files)}")
     write_json(options.json, {"source": source, "output": str(folder), **summary.to_dict()})
 

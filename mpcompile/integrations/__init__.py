@@ -1,7 +1,8 @@
-"""Mixed precision inside other tools: `torch.compile`, `torch.export`, pipelines.
+"""What a Python program calls: `compile`, `rewrite`, and mixed precision inside other tools.
 
-In comes a graph that another tool has captured; out comes the same graph with the plan's casts.
-Autograd, optimizer and loss scale stay with the caller.
+In comes a model with its loss and optimizer, or a graph that another tool has captured
+(`torch.compile`, `torch.export`, pipelines); out comes a step, or the same graph with the plan's
+casts. With a graph, autograd, optimizer and loss scale stay with the caller.
 
 `exported_program` is loaded on first use, so that a tool that rewrites ONNX files needs no torch.
 """

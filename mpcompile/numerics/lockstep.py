@@ -20,7 +20,7 @@ from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.marks import EMULATES, SLOT
 from mpcompile.program.random_state import RandomState, drawn_again, random_state
 from mpcompile.step.collectives import drop_collectives
-from mpcompile.step.graph import StepGraph
+from mpcompile.step.graph import StepGraph, results
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.ops import draws, is_higher_order, op_name
 from mpcompile.train.train_step import TrainStep
@@ -88,10 +88,7 @@ def lockstep(moment: Moment) -> Iterator[Seen]:
     node that reads it.
     """
     shown = {node.name: node for node in moment.step.gradient.graph.nodes}
-    graph = copy_graph(moment.step.gradient)
-    drop_collectives(graph.graph)
-    if all(value.device.type == "cpu" for value in moment.values.values()):
-        emulate_half(graph)
+    graph = _alone(moment)
     ours = AsIs(graph)
     wide = (Wide(graph, FULL), Wide(graph, EXACT), _Own(graph, ours))
     freed, forgotten = last_reads(graph.graph), last_reads(moment.step.gradient.graph)
@@ -119,6 +116,45 @@ def lockstep(moment: Moment) -> Iterator[Seen]:
             for dead in freed.get(node, ()):
                 for values in (ours.values, *(run.values for run in wide)):
                     del values[dead]
+
+
+def results_of(moment: Moment, *wide: torch.dtype) -> list[dict[str, torch.Tensor]]:
+    """Run a gradient graph and return its results by slot: the step's own, then wide ones.
+
+    It computes what `lockstep` computes, without the tensors between.
+
+    Args:
+        moment: the inputs.
+        wide: dtypes to run the graph in as well, as `lockstep` does.
+    """
+    graph = _alone(moment)
+    ours = AsIs(graph)
+    others = [Wide(graph, dtype) for dtype in wide]
+    freed = last_reads(graph.graph)
+    with drawn_again(moment.random), torch.enable_grad():
+        for node in graph.graph.nodes:
+            if node.op == "output":
+                break
+            ours.run(node, moment)
+            for run in others:
+                run.run(node, moment, ours.values[node])
+            for dead in freed.get(node, ()):
+                for values in (ours.values, *(run.values for run in others)):
+                    del values[dead]
+    made = results(graph.graph)
+    return [
+        {name: values[node].detach() for name, node in made.items()}
+        for values in (ours.values, *(run.values for run in others))
+    ]
+
+
+def _alone(moment: Moment) -> fx.GraphModule:
+    """Return a gradient graph as this process alone runs it; on a CPU in pseudo FP16."""
+    graph = copy_graph(moment.step.gradient)
+    drop_collectives(graph.graph)
+    if all(value.device.type == "cpu" for value in moment.values.values()):
+        emulate_half(graph)
+    return graph
 
 
 def is_float(value: object) -> bool:

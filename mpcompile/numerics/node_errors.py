@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import inf, isfinite, log2
 
@@ -97,7 +97,11 @@ def check(
         batch: as for a step.
         autocast: the program's forward graph in FP32, to compare eager autocast too.
     """
-    now = moment(step, *batch)
+    return errors_in(moment(step, *batch), autocast)
+
+
+def errors_in(now: Moment, autocast: Forward | None = None) -> list[NodeError]:
+    """Do what `check` does for given inputs of a gradient graph."""
     keys = _keys(now) if autocast is not None else {}
     peer = autocast_values(autocast, now, keys.values()) if autocast is not None else {}
     return [_row(seen, peer.get(keys.get(seen.node.name, _NO_KEY))) for seen in lockstep(now)]
@@ -192,14 +196,21 @@ def first_failure(rows: list[NodeError], tolerance: float) -> NodeError | None:
     return next(failures(rows, tolerance), None)
 
 
-def origin(rows: list[NodeError], row: NodeError) -> NodeError:
-    """Return the node that adds most to a node's error: the node itself or one before it."""
+def ancestors(rows: list[NodeError], ids: Iterable[str]) -> set[str]:
+    """Return the ids of nodes and of all nodes that they are computed from."""
     by_id = {item.id: item for item in rows}
-    waiting, found = [row.id], {row.id}
+    waiting = [name for name in ids if name in by_id]
+    found = set(waiting)
     while waiting:
         more = [name for name in by_id[waiting.pop()].reads if name not in found]
         found.update(more)
         waiting += more
+    return found
+
+
+def origin(rows: list[NodeError], row: NodeError) -> NodeError:
+    """Return the node that adds most to a node's error: the node itself or one before it."""
+    found = ancestors(rows, [row.id])
     # The first of equal nodes, because the later ones may only repeat its error.
     return max((item for item in rows if item.id in found), key=_own)
 

@@ -69,8 +69,9 @@ class Cause:
         why: a sentence without a full stop.
         reads: the tensors that it read.
         since: the node that rounded its divisor to zero, or empty.
-        keep: ops of the plan that must be in FP32 to avoid it: the op of `since`, if there is one;
-            otherwise the node's own op, or for a cast the ops that read it.
+        keep: ops of the plan that in FP32 could avoid it: the op of `since`, if there is one;
+            otherwise the node's own op, or for a cast the ops that read it. Empty if the program is
+            the cause.
         gradients: names of the weights whose gradients were not finite.
         fits_at: the largest power of two that as loss scale would have been small enough; None if
             the loss scale is not a cause.
@@ -87,8 +88,12 @@ class Cause:
     gradients: tuple[str, ...]
     fits_at: float | None
 
-    def sentences(self) -> list[str]:
-        """Return the cause as text for a person, one sentence per line."""
+    def sentences(self, advice: str = "") -> list[str]:
+        """Return the cause as text for a person, one sentence per line.
+
+        Args:
+            advice: a sentence on what mends it, for a cause that is not the loss scale.
+        """
         module = f" in {self.where.module}" if self.where.module else ""
         said = [f"{self.node} ({self.op}, {self.stage}){module}: {self.why}."]
         if self.where.file:
@@ -101,9 +106,8 @@ class Cause:
             said.append(f"Gradients that are not finite: {names}.")
         if self.fits_at is not None:
             said.append(f"A loss scale of {self.fits_at:g} would have been small enough.")
-        elif self.keep:
-            flags = " ".join(f"--full node:{name}" for name in self.keep)
-            said.append(f"`{flags}` keeps it in FP32.")
+        elif advice:
+            said.append(advice)
         return [printable(line) for line in said]
 
 
@@ -137,7 +141,7 @@ def first_nonfinite(moment: Moment) -> Cause | None:
             fault = _fault(seen, bad, vanished, moment)
         elif own is None and bool(wrong.any()) and _begins_here(seen):
             why = "it is not finite in FP64 either, so the program is the cause, not its precision"
-            own = _cause(seen, why)
+            own = replace(_cause(seen, why), keep=())
     found = fault or (own if hit else None)
     return replace(found, gradients=tuple(hit)) if found else None
 

@@ -12,12 +12,16 @@ import torch
 from rich.console import Console
 
 from mpcompile.errors import printable
+from mpcompile.numerics.first_batch import is_finite, settled
 from mpcompile.numerics.lockstep import Moment
+from mpcompile.numerics.naming import kept_in_full
 from mpcompile.numerics.nonfinite import Cause, first_nonfinite
+from mpcompile.numerics.remedies import Remedy, can_try, tried
 from mpcompile.numerics.run_log import RunRow, SkipCause
 from mpcompile.passes.step.scale_loss import SCALE
 from mpcompile.program.random_state import RandomState, random_state
 from mpcompile.step.processes import all_say
+from mpcompile.step.transformed import Transformed
 from mpcompile.train.train_step import TrainStep
 
 _STREAK = 20
@@ -42,6 +46,7 @@ class Watch:
         console: prints the causes.
         log: gets one line per step, see `mpcompile.numerics.run_log`; None for no log.
         scalars: called with a name, a number and the step's number, as TensorBoard's writer is.
+        transformed: the step before it was lowered, to try overrides; None: none is named.
     """
 
     def __init__(
@@ -50,7 +55,9 @@ class Watch:
         console: Console,
         log: TextIO | None = None,
         scalars: Callable[[str, float, int], None] | None = None,
+        transformed: Transformed | None = None,
     ) -> None:
+        self._transformed = transformed
         self._step, self._console, self._log, self._scalars = step, console, log, scalars
         self._count = step.taken + step.skipped
         self._skipped = step.skipped
@@ -108,8 +115,11 @@ class Watch:
             self._step.masters(*self._batch),
             self._random,
         )
-        causes = all_say(first_nonfinite(moment), self._step.parallel)
-        found = next(((rank, cause) for rank, cause in enumerate(causes) if cause), None)
+        own = first_nonfinite(moment)
+        causes = all_say((own, self._advice(own, moment)), self._step.parallel)
+        found = next(
+            ((rank, cause, advice) for rank, (cause, advice) in enumerate(causes) if cause), None
+        )
         if found is None:
             self._say(
                 "none",
@@ -117,15 +127,41 @@ class Watch:
                 "interpreter, which rounds after each op",
             )
             return None
-        rank, cause = found
-        fits_at = cause.fits_at or 0.0
-        search = self._scale > self._good_scale or fits_at >= _EDGE * self._scale
-        expected = cause.fits_at is not None and search
+        rank, cause, advice = found
+        expected = self._is_expected(cause)
         if not expected:
-            head, *rest = cause.sentences()
+            head, *rest = cause.sentences(advice)
             by = f" by process {rank}" if len(causes) > 1 else ""
             self._say(cause.node, f"step {self._count} was skipped{by}: {head.rstrip('.')}", *rest)
         return _logged(cause, expected)
+
+    def _is_expected(self, cause: Cause) -> bool:
+        """Whether the skip is a part of the scaler's search."""
+        fits_at = cause.fits_at or 0.0
+        search = self._scale > self._good_scale or fits_at >= _EDGE * self._scale
+        return cause.fits_at is not None and search
+
+    def _advice(self, cause: Cause | None, moment: Moment) -> str:
+        """Return a sentence with an override that was tried on the same batch, or without one."""
+        if cause is None or not cause.keep or cause.fits_at or cause.node in self._said:
+            return ""
+        if self._transformed is None or not can_try(self._transformed):
+            return ""
+        nodes = {node.name: node for node in moment.step.gradient.graph.nodes}
+        read = [kept_in_full(nodes[item.name]) for item in cause.reads if item.name in nodes]
+        own = kept_in_full(nodes[cause.node])
+        remedies = [Remedy.of_ops(ops) for ops in (cause.keep, own, *read) if ops]
+
+        def holds(other: Transformed) -> bool:
+            again, _, made = settled(other, moment.random, scale=self._scale)
+            return is_finite(again, made)
+
+        remedy = tried(self._transformed, remedies, holds, cause.where.module, tuple(self._batch))
+        if remedy is None:
+            return (
+                "No few ops in FP32 were found that make it finite; `mpcompile tune` finds a set."
+            )
+        return f"`{remedy.flags}` keeps it in FP32. With it, this step is finite."
 
     def _say(self, about: str, head: str, *details: str) -> None:
         if about in self._said:

@@ -145,10 +145,15 @@ def input_types(
     return types
 
 
-def random_inputs(model: ir.Model, seed: int = 0) -> dict[str, Array]:
+def random_inputs(
+    model: ir.Model, seed: int = 0, sizes: Mapping[str, int] | None = None
+) -> dict[str, Array]:
     """Return inputs of the right types: normal numbers, integers of 0 and 1.
 
-    An open dimension gets the size 2.
+    Args:
+        model: the model.
+        seed: of the random numbers.
+        sizes: sizes of open dimensions by name; the others get the size 2.
 
     Raises:
         BadInput: an input is not a tensor, or its shape is unknown.
@@ -158,7 +163,10 @@ def random_inputs(model: ir.Model, seed: int = 0) -> dict[str, Array]:
     for name, value in given_inputs(model).items():
         if not isinstance(value.type, ir.TensorType) or value.shape is None:
             raise BadInput(f"no random numbers fit the input {name}", fix="give --data")
-        shape = tuple(size if isinstance(size, int) else _OPEN for size in value.shape)
+        shape = tuple(
+            size if isinstance(size, int) else (sizes or {}).get(str(size.value), _OPEN)
+            for size in value.shape
+        )
         dtype = value.type.dtype
         if prod(shape) > _MOST_RANDOM:
             raise BadInput(f"the input {name} is too large for random numbers", fix="give --data")

@@ -27,5 +27,8 @@ Json = Annotated[
         allow_leading_hyphen=True,
     ),
 ]
+Check = Annotated[
+    bool, Parameter(help="Compare the first batch, or an .onnx model's outputs, with FP32.")
+]
 Debug = Annotated[bool, Parameter(help="Show the traceback of an error.", negative=())]
 """`mpcompile.cli.leave`, which ends every command, reads this flag; no command does."""

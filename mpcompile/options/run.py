@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from mpcompile.options.arguments import Debug, Json
+from mpcompile.options.arguments import Check, Debug, Json
 from mpcompile.options.plan_flags import NO_FLAGS, PlanFlags
 
 
@@ -97,5 +97,6 @@ class RunOptions:
     checkpoints: CheckpointFlags = NO_CHECKPOINT_FLAGS
     processes: ProcessFlags = NO_PROCESS_FLAGS
     onnx: OnnxRunFlags = NO_ONNX_RUN_FLAGS
+    check: Check = True
     json: Json = None
     debug: Debug = False

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from mpcompile.options.arguments import Debug, Json
+from mpcompile.options.arguments import Check, Debug, Json
 from mpcompile.options.plan_flags import NO_FLAGS, PlanFlags
 
 
@@ -64,5 +64,6 @@ class TransformOptions:
     flags: PlanFlags = NO_FLAGS
     onnx: OnnxFlags = NO_ONNX_FLAGS
     force: Annotated[bool, Parameter(help="Replace existing output.", negative=())] = False
+    check: Check = True
     json: Json = None
     debug: Debug = False

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import fx
@@ -95,6 +96,7 @@ class Forward:
         batch_size: the open size of a batch in its shapes; None: it is the example's.
         numbers: how the inputs that are numbers are computed; None: there are none.
         left: what the program leaves in attributes; None: nothing, or it was not looked for.
+        in_pieces: the program behind a graph of one op (`mpcompile.pieces`), or None.
     """
 
     module: fx.GraphModule
@@ -104,6 +106,7 @@ class Forward:
     batch_size: BatchSize | None = None
     numbers: NumberInputs | None = None
     left: Left | None = None
+    in_pieces: Any = None
 
     def constants(self) -> dict[str, torch.Tensor]:
         """Return, by placeholder, the buffers that forward never writes."""

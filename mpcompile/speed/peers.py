@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
-from mpcompile.pipeline import compile as compile_step
+from mpcompile.lower.lower import Lowering
+from mpcompile.pipeline import to_step, transform
 from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.program.workload import Workload
 from mpcompile.speed.devices import at_hand
 from mpcompile.speed.least_time import bound
 from mpcompile.speed.timing import Stepper
+from mpcompile.step.transformed import Choices
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,9 @@ def ours(workload: Workload, variant: Variant, dtype: torch.dtype) -> Stepper:
     name = variant.precision or str(dtype).removeprefix("torch.")
     precision = {"float16": Precision.FP16, "bfloat16": Precision.BF16}[name]
     backend: Any = "inductor" if variant.compiled else "interpreter"
-    step = compile_step(
-        workload.model,
-        workload.loss,
-        workload.optimizer,
-        workload.batch,
-        policy=Policy(precision=precision),
-        backend=backend,
-        options=dict.fromkeys(variant.options, True),
-    )
+    options = dict.fromkeys(variant.options, True)
+    choices = Choices(policy=Policy(precision=precision))
+    step = to_step(transform(workload, choices), Lowering(backend, options=options))
     batch = workload.batch
 
     def least() -> float | None:

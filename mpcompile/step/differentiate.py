@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput, CannotCapture, CompileError
+from mpcompile.errors import BadInput, CannotCapture, CompileError, NotOneGraph
 from mpcompile.program.capture import Forward, Input, InputKind, source_position
 from mpcompile.program.control_flow import all_graphs, called_graphs, is_control_flow
 from mpcompile.program.derivatives.own_backward import Seed
@@ -20,6 +20,7 @@ from mpcompile.step.slots import Role, Slot
 from mpcompile.step.unreached import NotReached
 from mpcompile.torch_private.graphs import fake_mode_of, rename
 from mpcompile.torch_private.ops import draws, op_name, scan_is_differentiable
+from mpcompile.torch_private.tracing import DataDependent
 
 
 def differentiate(
@@ -78,6 +79,13 @@ def differentiate(
         traced = record(joint, fakes, fake_mode_of(module.graph))
     except CompileError:
         raise
+    except DataDependent as error:
+        raise NotOneGraph(
+            "the program cannot become one graph: Python control flow depends on the value of a "
+            "tensor",
+            origin,
+            "use torch.where or torch.cond instead of if, and do not call .item() in the model",
+        ) from error
     except Exception as error:
         calls = [node for node in module.graph.nodes if is_control_flow(node)]
         if not calls:

@@ -234,16 +234,30 @@ class Recorder(DispatchMode):
         self.constants.add_module(name, copy_graph(graph))
         return self.graph.get_attr(name)
 
-    def _number(self, func: Any, tensor: torch.Tensor) -> torch.SymFloat | torch.SymBool:
+    def _number(
+        self, func: Any, tensor: torch.Tensor
+    ) -> torch.SymFloat | torch.SymBool | torch.SymInt:
         truth = tensor.dtype is torch.bool
         if not (truth or tensor.is_floating_point()):
-            raise DataDependent("an integer read from a tensor")
+            return self._integer(func, tensor)
         node = self.graph.create_node(
             "call_function", func, (self.node_of(tensor),), name="_local_scalar_dense"
         )
         make = truth_of if truth else number_of
         node.meta["val"] = number = make(self._numbers, self.graph, node)
         return number
+
+    def _integer(self, func: Any, tensor: torch.Tensor) -> torch.SymInt:
+        """Record an integer that the function reads: sizes and indices may depend on it."""
+        value = func(tensor)
+        if not isinstance(value, torch.SymInt):
+            raise DataDependent("an integer read from a tensor")
+        node = self.graph.create_node(
+            "call_function", func, (self.node_of(tensor),), name="_local_scalar_dense"
+        )
+        node.meta["val"] = value
+        self.sizes.note_number(value, node)
+        return value
 
 
 class Origins:

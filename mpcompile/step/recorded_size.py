@@ -42,6 +42,10 @@ class RecordedSizes:
         if any(isinstance(size, torch.SymInt) for size in value.shape):
             self._note(value, node)
 
+    def note_number(self, value: torch.SymInt, node: fx.Node) -> None:
+        """Note an integer that a node reads from a tensor."""
+        self._made[value.node.expr] = node
+
     def _note(self, value: torch.Tensor, node: fx.Node) -> None:
         for dimension, size in enumerate(value.shape):
             if isinstance(size, torch.SymInt):
@@ -52,6 +56,8 @@ class RecordedSizes:
         expression = size.node.expr
         if expression.is_number:
             return int(expression) if isinstance(size, torch.SymInt) else float(expression)
+        if expression in self._made:
+            return self._made[expression]
         if expression.is_symbol or expression in self._dimensions:
             return self._size(expression)
         if expression not in self._made:

@@ -38,6 +38,7 @@ class Choices:
             whether it has the size that is left open.
         verify: whether the captured graph is compared with the program on the batch.
         numbers: Python numbers of the program that are inputs of the graph.
+        whole: whether a program that cannot become one graph is refused; it runs in pieces if not.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -50,6 +51,7 @@ class Choices:
     dynamic: bool | tuple[bool, ...] = False
     verify: bool = True
     numbers: tuple[NumberPlace, ...] = ()
+    whole: bool = True
 
     @property
     def precision(self) -> Precision:

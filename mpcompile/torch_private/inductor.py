@@ -173,6 +173,15 @@ def compile_under_autograd(
     return made
 
 
+def break_of(module: fx.GraphModule) -> tuple[str | None, list[Any]]:
+    """Return why Dynamo has ended a graph, None at a program's end, and the frames of the user."""
+    reason = getattr(module, "compile_subgraph_reason", None)
+    if reason is None or not reason.graph_break:
+        return None, []
+    lines = [line.strip() for line in str(reason.reason).splitlines() if line.strip()]
+    return (lines[0] if lines else "a graph break"), list(reason.user_stack or ())
+
+
 def dynamo_constant(placeholder: fx.Node) -> torch.Tensor | None:
     """Return the buffer that an input of a graph of Dynamo stands for; None for anything else."""
     value = placeholder.meta["grapharg"].example

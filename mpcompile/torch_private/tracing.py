@@ -122,6 +122,32 @@ def compile_guarded(function: Callable[..., Any], **options: Any) -> Callable[..
     return guarded
 
 
+MOST_PIECES = 64
+"""Dynamo makes so many graphs for each of the user's functions; then it leaves them to Python."""
+
+
+def compile_pieces(function: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function in as many pieces as it needs, apart from all other functions.
+
+    Args:
+        function: any.
+        backend: compiles each piece.
+    """
+
+    def whole(*args: Any) -> Any:
+        return function(*args)
+
+    whole.__code__ = whole.__code__.replace()  # Dynamo counts graphs per code object
+    made = torch.compile(whole, backend=backend)
+    settings = {"skip_nnmodule_hook_guards": False, "recompile_limit": MOST_PIECES}
+
+    def guarded(*args: Any) -> Any:
+        with torch._dynamo.config.patch(settings):
+            return made(*args)
+
+    return guarded
+
+
 def compile_call(module: torch.nn.Module, **options: Any) -> None:
     """Compile each call of a module, with its hooks, also if the module's class is torch's own.
 

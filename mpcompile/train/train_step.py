@@ -53,6 +53,7 @@ class TrainStep(Uncopied):
         step: gradient graph, update graph and slots.
         backend: ``"interpreter"`` or ``"inductor"``.
         parallel: the processes that share the step; None: this process alone.
+        pieces: the graphs that Dynamo has made so far of a program that cannot be one graph.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class TrainStep(Uncopied):
         transformed = bound.transformed
         assert transformed.step is not None
         self.captured, self.step = transformed.forward, transformed.step
+        self.pieces = self.captured.in_pieces.pieces if self.captured.in_pieces else []
         self._all, self._bound, self._state = bound, bound.state, bound.state.tensors
         self._lowered, self._graphs, self._forward = bound.lowered, bound.graphs, bound.forward
         self._update, self._gather, self._options = bound.update, bound.gather, bound.options
@@ -293,10 +295,7 @@ class TrainStep(Uncopied):
 
     @property
     def applied(self) -> torch.Tensor:
-        """Whether the last step's update was applied: 0-d bool on the device, not copied.
-
-        The next step writes to the same tensor.
-        """
+        """Whether the last update was applied: 0-d bool on the device; the next step writes it."""
         return self._state[APPLIED]
 
     @property

@@ -330,7 +330,9 @@ def test_ranges_are_measured_written_and_followed(
     assert exit_code(["run", "model.py", "--steps", "2", "--ranges", "model.ranges.json"]) == 0
     assert "0 skipped" in capsys.readouterr().out
     against = ["model.py", "--ranges", "model.ranges.json", "--half", "module:0", "--force"]
-    assert exit_code(against) == 0
+    assert exit_code(against) == 1
+    assert "on the first batch the loss has numbers that are not finite" in capsys.readouterr().err
+    assert exit_code([*against, "--no-check"]) == 0
     warned = capsys.readouterr().err.splitlines()
     assert [line for line in warned if "linear is in FP16 as you asked, but linear reached" in line]
     assert all(line.startswith("mpcompile: warning: ") for line in warned)

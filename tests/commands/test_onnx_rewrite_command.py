@@ -70,7 +70,14 @@ def test_what_overflows_is_named_and_not_written(
     assert exit_code(["large.onnx", "-o", "out.onnx", "--data", "large.npz"]) == 1
     error = capsys.readouterr().err
     assert "made by first (MatMul)" in error or "made by second (MatMul)" in error
+    assert "mends it, or give --no-check to write it all the same." in error
     assert not (folder / "out.onnx").exists()
+    flags = error.split("`")[1].split()
+    assert exit_code(["large.onnx", "-o", "mended.onnx", "--data", "large.npz", *flags]) == 0
+    unchecked = ["large.onnx", "-o", "unchecked.onnx", "--no-check", "--json", "-"]
+    capsys.readouterr()
+    assert exit_code(unchecked) == 0
+    assert said(capsys)["not_compared"] == "--no-check was given"
     assert exit_code(["calibrate", "large.onnx", "--data", "large.npz"]) == 0
     arguments = ["large.onnx", "-o", "out.onnx", "--data", "large.npz"]
     assert exit_code([*arguments, "--ranges", "large.ranges.json", "--json", "-"]) == 0

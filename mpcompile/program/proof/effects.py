@@ -95,6 +95,15 @@ class Effects:
         if self._drawn:
             raise self._refusal(self._drawn[0])
 
+    @contextmanager
+    def undone_unsaid(self) -> Iterator[None]:
+        """Undo what a run changes beside tensors; nothing is noted, because each step does it."""
+        with generators_kept(), self.prints.dropped():
+            try:
+                yield
+            finally:
+                self._note.restore()
+
     def note(self) -> None:
         """Note what the program has changed and drawn."""
         self._drawn += [name for name, state in _GLOBAL.items() if state() != self._states[name]]
@@ -157,8 +166,5 @@ class Effects:
         )
 
     def _lines(self, probes: dict[str, Callable[[], Any]]) -> dict[str, str]:
-        with generators_kept(), self.prints.dropped():
-            try:
-                return lines_of(self._workload, self.found, probes)
-            finally:
-                self._note.restore()
+        with self.undone_unsaid():
+            return lines_of(self._workload, self.found, probes)

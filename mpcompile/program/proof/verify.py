@@ -43,7 +43,20 @@ _FIX = (
 )
 
 
-def verify(workload: Workload, forward: Forward, effects: Effects) -> None:
+@dataclass(frozen=True, slots=True, eq=False)
+class Proof:
+    """What the first batch gives in FP32, proved.
+
+    Attributes:
+        full: the results of the captured graph in FP32, which agree with the program's.
+        random: the random numbers that both have drawn.
+    """
+
+    full: Outcome
+    random: RandomState
+
+
+def verify(workload: Workload, forward: Forward, effects: Effects) -> Proof | None:
     """Compare a captured graph with the program on the workload's batch.
 
     The user's own objects run, so that their hooks do; all of them are as before afterwards, also
@@ -55,6 +68,9 @@ def verify(workload: Workload, forward: Forward, effects: Effects) -> None:
         forward: its captured graph, in FP32.
         effects: what is changed beside tensors is noted there.
 
+    Returns:
+        The proof; None if the graph could not be compared.
+
     Raises:
         Unfaithful: they differ.
         CannotCapture: the program draws numbers from a generator that is not torch's.
@@ -63,7 +79,7 @@ def verify(workload: Workload, forward: Forward, effects: Effects) -> None:
     subject = Subject.of(workload, forward, effects.found)
     tensors = [*subject.state.values(), *workload.batch]
     if any(is_fake(tensor) or tensor.device.type == "meta" for tensor in tensors):
-        return
+        return None
     state = random_state(subject.device)
     try:
         captured, eager = _both(subject, state, effects)
@@ -75,16 +91,17 @@ def verify(workload: Workload, forward: Forward, effects: Effects) -> None:
             Unverified,
             stacklevel=4,
         )
-        return
+        return None
     if captured is None:
-        return
+        return None
     over = [found for found in _differences(subject, captured, eager) if found.part > TOLERANCE]
     if not over:
-        return
+        return Proof(captured, state)
     exact = _exact(subject, state, effects)
     for found in over:
         if exact is None or not found.is_noise(exact):
             raise _unfaithful(found, subject)
+    return Proof(captured, state)
 
 
 def _both(subject: Subject, state: RandomState, effects: Effects) -> tuple[Outcome | None, Outcome]:

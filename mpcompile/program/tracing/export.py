@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mpcompile.errors import BadInput, CannotCapture, CompileError
+from mpcompile.errors import BadInput, CannotCapture, CompileError, NotOneGraph
 from mpcompile.program.batch_size import dynamic_shapes
 from mpcompile.program.stack_lines import is_foreign
 from mpcompile.program.tracing.traced_program import TracedProgram
@@ -68,12 +68,12 @@ def _refusal(error: Exception, batch: tuple[Any, ...], workload: Workload) -> Ex
                 "give a batch that loss(model, *batch) accepts",
             )
     if _reads_packed_sequence(error):
-        return CannotCapture(
+        return NotOneGraph(
             "a recurrent layer reads a packed sequence, whose shape depends on the batch",
             user_position(error) or workload.origin,
             "give the layer the padded tensor, and leave the padding out of the loss",
         )
-    return CannotCapture(
+    return NotOneGraph(
         "the program cannot become one graph: "
         + (
             "Python control flow depends on the value of a tensor"

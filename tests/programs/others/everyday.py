@@ -237,3 +237,23 @@ def checks_of_values() -> Any:
         return result
 
     return mlp(), loss, (torch.randn(8, 16), True)
+
+
+@program
+def sizes_by_tolist() -> Any:
+    def loss(model: nn.Module, x: Tensor, sizes: Tensor) -> Tensor:
+        total = x.new_zeros(())
+        for row, size in zip(model(x), sizes.tolist(), strict=True):
+            total = total + row[: size + 1].square().sum()
+        return total / x.shape[0]
+
+    return mlp(), loss, (torch.randn(4, 16), torch.tensor([0, 3, 1, 2]))
+
+
+@program
+def parts_by_split() -> Any:
+    def loss(model: nn.Module, x: Tensor, sizes: Tensor) -> Tensor:
+        parts = torch.split(model(x), sizes.tolist())
+        return torch.stack([part.mean(0) for part in parts]).square().mean()
+
+    return mlp(), loss, (torch.randn(8, 16), torch.tensor([2, 5, 1]))

@@ -1,0 +1,53 @@
+"""Where a program is in pieces, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from mpcompile.program.stack_lines import is_foreign
+from mpcompile.torch_private.inductor import break_of
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One graph of a program that runs in pieces.
+
+    Attributes:
+        ops: how many calls it has.
+        casts: how many casts the plan has inserted.
+        wide: why the whole piece stays in FP32; None if some of it is in 16 bits.
+        ends_at: ``file:line`` of the Python code after it, None behind the last.
+        because: why that code is not in a graph, None behind the last.
+    """
+
+    ops: int
+    casts: int
+    wide: str | None
+    ends_at: str | None
+    because: str | None
+
+    def __str__(self) -> str:
+        """Return what a person reads."""
+        precision = f"{self.casts} casts" if self.wide is None else f"FP32, {self.wide}"
+        end = f"; then {self.ends_at}: {self.because}" if self.because else ""
+        return f"{self.ops} ops, {precision}{end}"
+
+
+def piece_of(module: fx.GraphModule, casts: int, wide: str | None) -> Piece:
+    """Describe a graph that Dynamo has made."""
+    ops = sum(node.op.startswith("call_") for node in module.graph.nodes)
+    reason, frames = break_of(module)
+    own = [frame for frame in frames if not is_foreign(frame.filename)]
+    at = f"{own[-1].filename}:{own[-1].lineno}" if own else None
+    return Piece(ops, casts, wide, at if reason else None, reason)
+
+
+def said(pieces: Sequence[Piece], why: str) -> str:
+    """Return the sentence that tells of the breaks of a program."""
+    breaks = list(dict.fromkeys(f"{p.ends_at}: {p.because}" for p in pieces if p.because))
+    return f"the program runs in {len(pieces)} pieces ({why}); Python code between them: " + (
+        "; ".join(breaks) or "none yet"
+    )
