@@ -44,13 +44,13 @@ def apply_ranges(flow: Dataflow, ranges: Ranges, precision: Precision) -> Datafl
             "the ranges were measured on another program, or on other batch shapes",
             fix="run `mpcompile calibrate` again",
         )
-    if fragile := _fragile(ranges, precision):
-        flow = replace(flow, ops=tuple(_unrounded(op, fragile) for op in flow.ops))
+    fragile = _fragile(ranges, precision)
     if precision is not Precision.FP16:
-        return flow
+        return replace(flow, ops=tuple(_unrounded(op, fragile) for op in flow.ops))
     sizes = {name: found.largest_finite for name, found in ranges.values.items()}
     limit = _limit(ranges)
     fits = {n for n, held in ranges.values.items() if ranges.release and _is_harmless(held, limit)}
+    fits -= fragile.keys()
     elements = {tensor.id: tensor.elements for tensor in flow.tensors}
     ops = []
     for op in flow.ops:
@@ -65,7 +65,7 @@ def apply_ranges(flow: Dataflow, ranges: Ranges, precision: Precision) -> Datafl
             most = max(sizes[name] for name in op.writes)
             reason = f"it stayed between 2^-14 and {most:.3g} in {ranges.batches} batches"
             op = replace(op, wish=Wish.FREE, reason=reason)
-        ops.append(op)
+        ops.append(_unrounded(op, fragile))
     tensors_now = tuple(replace(t, fits=True) if t.id in fits else t for t in flow.tensors)
     return Dataflow(tuple(ops), tensors_now)
 
