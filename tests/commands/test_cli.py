@@ -214,7 +214,8 @@ def test_settings_of_the_project_and_flags_over_them(
     assert capsys.readouterr().err == (
         "mpcompile: pyproject.toml: [tool.mpcompile]: there is no field halve (did you mean "
         "'half'?); "
-        "the settings are level, precision, full, half, free, precision_budget, loss_scale, backend, without, lint.\n"
+        "the settings are level, precision, full, half, free, precision_budget, loss_scale, "
+        "backend, without, lint.\n"
     )
 
 
