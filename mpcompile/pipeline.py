@@ -242,7 +242,8 @@ def _with_step(
 def describe(forward: Forward, policy: Policy, unfit: tuple[UnfitConstant, ...] = ()) -> Dataflow:
     """Describe a captured forward graph to the planner."""
     fixed = {item.node: item.kind.fixed for item in forward.inputs}
-    return dataflow(forward.module, fixed, policy, unfit_reasons(forward.module, unfit))
+    reasons = unfit_reasons(forward.module, unfit)
+    return dataflow(forward.module, fixed, policy, reasons, forward.constants())
 
 
 def _check_passes(without: Collection[str]) -> None:

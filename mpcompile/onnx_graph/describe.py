@@ -23,7 +23,9 @@ from mpcompile.onnx_graph.needs import (
 )
 from mpcompile.onnx_graph.nest import Border, Nest
 from mpcompile.onnx_graph.signatures import signature
+from mpcompile.onnx_graph.value_rows import value_bounds
 from mpcompile.onnx_graph.values import elements_of, is_full, is_known, is_standard
+from mpcompile.plan.bounds.bound import NOTHING
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor, Where
 from mpcompile.plan.digits import keep_digits
 from mpcompile.plan.needs import settled
@@ -78,6 +80,7 @@ class _Describer:
         self.ops: list[Op] = []
         self.tensors: dict[str, Tensor] = {}
         self.outputs = set(nest.inners[0].graph.outputs) if wants.keep_io else set()
+        self.bounds = value_bounds(nest, wants.precision)
         self.resolution = resolve(policy, _rules(nest), _rows(nest))
         self.resolution.warn()
 
@@ -102,7 +105,8 @@ class _Describer:
     ) -> str:
         name = self.nest.values[value]
         count = ceil(elements_of(value) * inner.rounds)
-        self.tensors[name] = Tensor(name, count, fixed, output=value in self.outputs)
+        bound = self.bounds.get(name, NOTHING)
+        self.tensors[name] = Tensor(name, count, fixed, value in self.outputs, bound=bound)
         return name
 
     def _source(self, value: ir.Value, kind: str, inner: Inner[ir.Graph, ir.Node]) -> None:
