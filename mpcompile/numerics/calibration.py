@@ -18,7 +18,7 @@ from mpcompile.errors import BadInput
 from mpcompile.numerics.narrowing import Narrowings
 from mpcompile.plan.policy import FULL_PRECISION
 from mpcompile.plan.ranges import Range, Ranges, tensors_of
-from mpcompile.program.batch import batch_of
+from mpcompile.program.batch import batch_of, structure_of
 from mpcompile.program.capture import Forward, Input, InputKind, capture
 from mpcompile.program.describe import dataflow
 from mpcompile.program.node_tensors import is_full
@@ -204,14 +204,14 @@ def _check(values: Sequence[Any], inputs: Sequence[Input], workload: Workload) -
             workload.origin,
             "give as many tensors as the example batch has",
         )
+    if structure_of(values) != structure_of(workload.batch):
+        raise BadInput(
+            "a batch of the data has another structure, or other constants, than the example batch",
+            workload.origin,
+            "give batches like the example",
+        )
     for item, value in zip(inputs, values, strict=True):
         like = item.tensor
-        if not isinstance(value, torch.Tensor):
-            raise BadInput(
-                f"{item.name} of the data is of type {type(value).__name__}",
-                workload.origin,
-                "make each batch a tuple of tensors",
-            )
         if value.shape != like.shape or value.dtype is not like.dtype:
             raise BadInput(
                 f"{item.name} is {_type(value)} in the data, but {_type(like)} in the example "
