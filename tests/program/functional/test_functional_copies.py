@@ -19,6 +19,7 @@ def test_a_row_becomes_the_whole_tensor_with_its_gradient() -> None:
     (made,) = run(module, LIKE, row)
     assert torch.equal(made, 2 * ROW.expand(3, 4))
     made.sum().backward()
+    assert row.grad is not None
     assert torch.equal(row.grad, torch.full((4,), 6.0))
 
 
