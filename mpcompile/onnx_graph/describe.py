@@ -13,6 +13,8 @@ from math import ceil
 
 import onnx_ir as ir
 
+from mpcompile.onnx_graph.constants import mask_constants
+from mpcompile.onnx_graph.masks import factors_of_masks
 from mpcompile.onnx_graph.needs import (
     BORDER_NEEDS,
     CONSTANT,
@@ -81,6 +83,7 @@ class _Describer:
         self.tensors: dict[str, Tensor] = {}
         self.outputs = set(nest.inners[0].graph.outputs) if wants.keep_io else set()
         self.bounds = value_bounds(nest, wants.precision)
+        self.factors = factors_of_masks(mask_constants(nest))
         self.resolution = resolve(policy, _rules(nest), _rows(nest))
         self.resolution.warn()
 
@@ -106,7 +109,9 @@ class _Describer:
         name = self.nest.values[value]
         count = ceil(elements_of(value) * inner.rounds)
         bound = self.bounds.get(name, NOTHING)
-        self.tensors[name] = Tensor(name, count, fixed, value in self.outputs, bound=bound)
+        self.tensors[name] = Tensor(
+            name, count, fixed, value in self.outputs, fits=value in self.factors, bound=bound
+        )
         return name
 
     def _source(self, value: ir.Value, kind: str, inner: Inner[ir.Graph, ir.Node]) -> None:

@@ -10,7 +10,6 @@ from torch import fx
 from mpcompile.program.stack_lines import is_foreign
 from mpcompile.torch_private.inductor import break_of
 
-
 _NAMED = 5
 
 
