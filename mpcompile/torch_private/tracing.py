@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -24,6 +25,8 @@ from torch.utils._pytree import (
 )
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+_LOOPS = str(Path(torch.__file__).parent / "_higher_order_ops")
 
 
 class DispatchMode(TorchDispatchMode):
@@ -254,13 +257,21 @@ def autograd_inside_an_op() -> Iterator[None]:
 
 @contextmanager
 def without_backward(error: Exception) -> Iterator[None]:
-    """Raise an error inside ``with`` when autograd is asked for gradients in any way."""
+    """Raise an error inside ``with`` when the program asks autograd for gradients in any way.
 
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise error
-
+    To trace a loop, torch itself asks for the gradients of its body.
+    """
     autograd: Any = torch.autograd
     before = autograd._engine_run_backward
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code.co_filename.startswith(_LOOPS):
+                return before(*args, **kwargs)
+            frame = frame.f_back
+        raise error
+
     autograd._engine_run_backward = refuse
     try:
         yield
