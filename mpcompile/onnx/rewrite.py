@@ -13,7 +13,7 @@ from onnx_ir.passes.common import InlinePass
 from mpcompile.errors import BadInput
 from mpcompile.onnx_graph.constants import mask_constants, saturated, unfit_readers
 from mpcompile.onnx_graph.describe import Wants, dataflow
-from mpcompile.onnx_graph.gate import model_of, read_model
+from mpcompile.onnx_graph.gate import OPENED, model_of, read_model
 from mpcompile.onnx_graph.inference import infer_types
 from mpcompile.onnx_graph.kernels import Target, lacking
 from mpcompile.onnx_graph.masks import MASK
@@ -118,7 +118,7 @@ def prepare(
     model: ir.Model, policy: Policy, precision: Precision, target: Target, keep_io: bool = True
 ) -> Prepared:
     """Return a copy of a model that is ready for the planner; see `rewrite` for the arguments."""
-    own, notes = model.clone(), []
+    own, notes = model.clone(), _opened(model)
     if own.functions:
         InlinePass()(own)
         notes.append("local functions were inlined, so each call gets its own decisions")
@@ -179,6 +179,15 @@ def _saturation(nest: Nest, plan: Plan) -> list[str]:
                 "its largest number, because an override keeps their readers in 16 bits"
             )
     return notes
+
+
+def _opened(model: ir.Model) -> list[str]:
+    """Return a note about dimensions that the file gives as -1."""
+    names: tuple[str, ...] = model.meta.get(OPENED, ())
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"a dimension of {names[0]}{more} is -1 in the file; it is taken for unknown"]
 
 
 def _why_unchanged(precision: Precision, target: Target) -> tuple[str, ...]:
