@@ -171,7 +171,7 @@ def _print(
         lines.append(f"not compared with the original: {why_not}")
     else:
         lines.append(
-            f"largest error {found.worst.error:.3g} of the largest magnitude "
+            f"largest error {found.worst.error:.3g} of {found.worst.scale} "
             f"({found.worst.tensor}, {found.batches} "
             + ("batch" if found.batches == 1 else "batches")
             + (" of made-up numbers)" if found.made_up else ")")

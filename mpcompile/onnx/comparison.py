@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from mpcompile.errors import BadInput, CheckFailed
 from mpcompile.onnx.far_inputs import far_inputs
 from mpcompile.onnx.rewrite import Rewritten
+from mpcompile.onnx.roles import Probability, roles
 from mpcompile.onnx.sessions import (
     Array,
     Output,
@@ -32,6 +34,8 @@ from mpcompile.precision import Precision
 TOLERANCE = {Precision.FP16: 2.0**-6, Precision.BF16: 2.0**-3, Precision.FP32: 0.0}
 """The default tolerance: largest error of an output, relative to its largest magnitude."""
 
+_SMALLEST = 2.0**-24
+"""FP16's smallest number above 0."""
 _SHORT = {1: "f32", 10: "f16", 16: "bf16", 11: "f64"}  # by onnx.TensorProto.DataType
 
 
@@ -41,20 +45,27 @@ class Difference:
 
     Attributes:
         tensor: its name.
-        error: the largest difference, relative to the largest magnitude. For integers: the share
-            of different elements. Infinite if only one of the two is finite somewhere.
+        error: see `error_between`.
         node: the node that makes the tensor, with its op.
+        role: what the tensor is, if it is a probability.
     """
 
     tensor: str
     error: float
     node: str = ""
+    role: Probability | None = None
+
+    @property
+    def scale(self) -> str:
+        """What the error is a share of, in words."""
+        return "the largest magnitude" if self.role is None else "a probability of 1"
 
     def __str__(self) -> str:
         by = f", made by {self.node}" if self.node else ""
         if isinf(self.error):
             return f"{self.tensor} is finite in only one of the two models{by}"
-        return f"{self.tensor} differs by {self.error:.3g} of its largest magnitude{by}"
+        scale = self.scale.replace("the", "its", 1) if self.role is None else self.scale
+        return f"{self.tensor} differs by {self.error:.3g} of {scale}{by}"
 
 
 @dataclass(frozen=True)
@@ -134,8 +145,9 @@ def compare(
     except BadInput as error:
         what = f"the rewritten model does not run here, but the original does ({error.what})"
         raise CheckFailed(what, fix="report this model") from error
-    errors = _errors(wanted, found)
-    outputs = tuple(Difference(name, error) for name, error in errors.items())
+    known = roles(original)
+    errors = _errors(wanted, found, known)
+    outputs = tuple(Difference(name, error, "", known.get(name)) for name, error in errors.items())
     first = None
     if any(error > allowed for error in errors.values()):
         first = _first(original, rounded, given, allowed)
@@ -154,10 +166,25 @@ def _suits(model: ir.Model, batch: Mapping[str, Array]) -> bool:
     return not floats or any(bool(np.isfinite(value).any()) for value in floats)
 
 
-def error_between(wanted: Output, found: Output) -> float:
-    """Return the difference of two outputs, tensors or sequences; see `Difference`."""
+def error_between(wanted: Output, found: Output, role: Probability | None = None) -> float:
+    """Return the error of an output: a tensor, or a sequence of tensors.
+
+    - In general the largest difference, relative to the largest magnitude.
+    - Of probabilities: how much probability is elsewhere, of 1. Of those that sum to 1 along an
+      axis, that is half the sum of the differences.
+    - Of integers: the share of different elements.
+
+    It is infinite if only one of the two is finite somewhere. If the second one is FP16, a
+    difference of FP16's smallest number is none.
+
+    Args:
+        wanted: the output of the original.
+        found: that of the rewritten model.
+        role: see `mpcompile.onnx.roles`.
+    """
     if isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
-        return max(map(error_between, wanted, found), default=0.0)
+        errors = (error_between(one, other, role) for one, other in zip(wanted, found, strict=True))
+        return max(errors, default=0.0)
     if not isinstance(wanted, np.ndarray) or not isinstance(found, np.ndarray):
         return 0.0 if wanted is None and found is None else float("inf")
     if wanted.shape != found.shape:
@@ -171,9 +198,24 @@ def error_between(wanted: Output, found: Output) -> float:
     same = np.array_equal(one[~finite], other[~finite], equal_nan=True)
     if not same or not np.isfinite(other[finite]).all():
         return float("inf")
+    differences = np.zeros(one.shape)
+    differences[finite] = np.abs(one[finite] - other[finite])
+    if found.dtype == np.float16:
+        differences[differences <= _SMALLEST] = 0.0
     largest = float(np.abs(one[finite]).max(initial=0.0))
-    distance = float(np.abs(one[finite] - other[finite]).max(initial=0.0))
-    return distance / largest if largest else distance
+    distance = float(differences.max(initial=0.0))
+    relative = distance / largest if largest else distance
+    return relative if role is None else min(relative, _moved(differences, role))
+
+
+def _moved(differences: NDArray[np.float64], role: Probability) -> float:
+    """Return how much of a probability of 1 is elsewhere."""
+    rank = differences.ndim
+    if role.axis is None or not -rank <= role.axis < rank:
+        return float(differences.max())
+    axis = role.axis % rank
+    axes = tuple(range(axis, rank)) if role.onward else (axis,)
+    return float(differences.sum(axes).max()) / 2
 
 
 def casts_of(graph: onnx.GraphProto) -> dict[str, int]:
@@ -215,9 +257,16 @@ def _run_unchanged(model: ir.Model, batch: Mapping[str, Array]) -> dict[str, int
         return casts_of(onnx.load(file, load_external_data=False).graph)
 
 
-def _errors(wanted: list[dict[str, Output]], found: list[dict[str, Output]]) -> dict[str, float]:
+def _errors(
+    wanted: list[dict[str, Output]],
+    found: list[dict[str, Output]],
+    known: Mapping[str, Probability],
+) -> dict[str, float]:
     return {
-        name: max(error_between(o[name], f[name]) for o, f in zip(wanted, found, strict=True))
+        name: max(
+            error_between(one[name], other[name], known.get(name))
+            for one, other in zip(wanted, found, strict=True)
+        )
         for name in wanted[0]
         if name in found[0]
     }
@@ -237,10 +286,11 @@ def _first(
         wanted = [run(session, batch) for batch in batches]
     with session_of(rounded, others, as_written=True) as session:
         found = [run(session, in_input_dtypes(rounded, batch)) for batch in batches]
-    errors = _errors(wanted, found)
+    known = roles(original)
+    errors = _errors(wanted, found, known)
     for value in tensors:
-        node = value.producer()
-        if node is not None and errors.get(str(value.name), 0.0) > allowed:
+        node, name = value.producer(), str(value.name)
+        if node is not None and errors.get(name, 0.0) > allowed:
             label = f"{node.name or 'a node without a name'} ({node.op_type})"
-            return Difference(str(value.name), errors[str(value.name)], label)
+            return Difference(name, errors[name], label, known.get(name))
     return None
