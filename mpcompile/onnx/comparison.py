@@ -15,14 +15,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from mpcompile.errors import BadInput, CheckFailed
-from mpcompile.onnx.far_inputs import far_inputs
+from mpcompile.onnx.made_up_inputs import made_up_inputs
 from mpcompile.onnx.rewrite import Rewritten
 from mpcompile.onnx.roles import Probability, roles
 from mpcompile.onnx.sessions import (
     Array,
     Output,
     in_input_dtypes,
-    random_inputs,
     run,
     session_of,
 )
@@ -114,22 +113,21 @@ def compare(
     Args:
         original: the model before.
         rewritten: the model after.
-        batches: inputs by name; default: one batch of random numbers, and one with integers as
-            large as a user could send.
+        batches: inputs by name; default: made up, see `mpcompile.onnx.made_up_inputs`.
         tolerance: default: `TOLERANCE` of the plan's precision.
 
     Raises:
-        BadInput: the original does not run on these inputs.
+        BadInput: the original does not run on these inputs, or on any that was made up.
         CheckFailed: the original runs, and the rewritten model does not.
     """
     precision = rewritten.plan.precision
     allowed = TOLERANCE[precision] if tolerance is None else tolerance
     if batches is None:
-        given = [random_inputs(original)]
-        far = next((batch for batch in far_inputs(original) if _suits(original, batch)), None)
-        given += [] if far is None else [far]
+        tried = made_up_inputs(original)
+        given, wanted = [each.batch for each in tried], [each.made for each in tried]
     else:
         given = [dict(batch) for batch in batches]
+        wanted = []
     if not given:
         raise BadInput("the data holds no batch", fix="give at least one")
     original, narrow = original.clone(), rewritten.model.clone()
@@ -138,7 +136,7 @@ def compare(
     rounded = narrow.clone()
     if rewritten.changed:  # else its 16-bit tensors are the user's own, not to be judged here
         emulate_onnx_half(rounded)
-    wanted = _outputs(original, given)
+    wanted = wanted or _outputs(original, given)
     try:
         casts = _run_unchanged(narrow, in_input_dtypes(narrow, given[0]))
         found = _outputs(rounded, given, as_written=rewritten.changed)
@@ -152,18 +150,6 @@ def compare(
     if any(error > allowed for error in errors.values()):
         first = _first(original, rounded, given, allowed)
     return Comparison(outputs, len(given), batches is None, first, casts, allowed)
-
-
-def _suits(model: ir.Model, batch: Mapping[str, Array]) -> bool:
-    """Whether a model takes a batch that was made up, and computes something of it."""
-    model = model.clone()
-    distinct_onnx_names(model)
-    try:
-        (made,) = _outputs(model, [dict(batch)])
-    except BadInput:
-        return False
-    floats = [v for v in made.values() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
-    return not floats or any(bool(np.isfinite(value).any()) for value in floats)
 
 
 def error_between(wanted: Output, found: Output, role: Probability | None = None) -> float:

@@ -1,4 +1,4 @@
-"""Which tensors of an ONNX graph are probabilities: how far they may be off does not shrink with them.
+"""Which tensors of an ONNX graph are probabilities, whose scale is 1 however small they are.
 
 The largest of some probabilities can be 1e-6. A difference of 1e-7 is then a tenth of the largest,
 but who reads a probability compares it with 1, of which it is one part in ten million.
@@ -18,7 +18,8 @@ _EACH = frozenset({"Sigmoid", "HardSigmoid"})
 _KEEPS_AXES = frozenset("Identity Cast Dropout".split())
 _MOVES = frozenset(
     "Reshape Transpose Flatten Squeeze Unsqueeze Expand Slice Split Gather GatherElements GatherND "
-    "Tile TopK ReduceMean ReduceMax ReduceMin MaxPool AveragePool GlobalMaxPool GlobalAveragePool".split()
+    "Tile TopK ReduceMean ReduceMax ReduceMin MaxPool AveragePool GlobalMaxPool "
+    "GlobalAveragePool".split()
 )
 """Ops whose first result is between 0 and 1 if their first input is."""
 _ALL = frozenset("Concat Max Min Mean Mul".split())
