@@ -51,11 +51,16 @@ class Tried:
 
     @property
     def finite(self) -> float:
-        """The share of finite numbers among the floating-point results; 1 if there are none."""
+        """The share of finite numbers among the floating-point results; 1 if all are integers.
+
+        It is a half if the results are empty: a runtime pools an image that is too small to nothing.
+        """
         arrays = [value for value in self.made.values() if isinstance(value, np.ndarray)]
-        floats = [value for value in arrays if value.dtype.kind == "f" and value.size]
+        floats = [value for value in arrays if value.dtype.kind == "f"]
         count = sum(value.size for value in floats)
-        return sum(int(np.isfinite(v).sum()) for v in floats) / count if count else 1.0
+        if not count:
+            return 0.5 if floats else 1.0
+        return sum(int(np.isfinite(value).sum()) for value in floats) / count
 
 
 def made_up_inputs(original: ir.Model) -> list[Tried]:
