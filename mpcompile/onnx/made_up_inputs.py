@@ -33,6 +33,7 @@ _LONGEST_IMAGE = 320
 _MOST_TRIED = 1 << 24
 """Most elements of a tried input."""
 _RANKS = (2, 3, 4, 1)
+_EMPTY = 1e-9
 _ENOUGH = 18
 """Trials after which numbers that are not finite count as the model's own."""
 
@@ -53,13 +54,13 @@ class Tried:
     def finite(self) -> float:
         """The share of finite numbers among the floating-point results; 1 if all are integers.
 
-        It is a half if the results are empty: a runtime pools an image that is too small to nothing.
+        It is almost 0 if the results are empty, as pooling makes of an image that is too small.
         """
         arrays = [value for value in self.made.values() if isinstance(value, np.ndarray)]
         floats = [value for value in arrays if value.dtype.kind == "f"]
         count = sum(value.size for value in floats)
         if not count:
-            return 0.5 if floats else 1.0
+            return _EMPTY if floats else 1.0
         return sum(int(np.isfinite(value).sum()) for value in floats) / count
 
 
@@ -131,7 +132,8 @@ def _first(original: ir.Model, search: _Search) -> tuple[ir.Model, _Choice, Trie
     best: tuple[ir.Model, _Choice, Tried] | None = None
     for model in _shaped(original):
         for count, choice in enumerate(_choices(model)):
-            if search.is_over or (best is not None and count >= _ENOUGH):
+            enough = best is not None and best[2].finite > _EMPTY and count >= _ENOUGH
+            if search.is_over or enough:
                 break
             batch = random_inputs(model, 0, choice.sizes, choice.style, choice.known)
             tried = search.tried(batch)
