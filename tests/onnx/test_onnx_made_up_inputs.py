@@ -118,7 +118,7 @@ def test_an_image_may_have_to_be_a_multiple_of_32() -> None:
 
 
 def test_sound_may_have_to_be_long() -> None:
-    line = "u = Unsqueeze (x, a) y = MaxPool <kernel_shape = [400], strides = [160]> (u)"
+    line = "u = Unsqueeze (x, a) y = MaxPool <kernel_shape = [400], strides = [8]> (u)"
     found = tried(line, "float[N,T] x", "int64[1] a = {1}", "float[N,1,B] y")
     assert shapes(found)[0] == (2, 512)
 
