@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isinf
 from pathlib import Path
 
@@ -25,7 +25,10 @@ from mpcompile.onnx.sessions import (
     run,
     session_of,
 )
+from mpcompile.onnx_graph.constants import mask_constants
 from mpcompile.onnx_graph.inference import infer_types
+from mpcompile.onnx_graph.masks import masked_by
+from mpcompile.onnx_graph.nest import nest_of
 from mpcompile.passes.onnx.distinct_onnx_names import distinct_onnx_names
 from mpcompile.passes.onnx.emulate_onnx_half import emulate_onnx_half
 from mpcompile.precision import Precision
@@ -108,7 +111,7 @@ def compare(
 
     ONNX Runtime's CPU provider computes chains of FP16 nodes in FP32. So the rewritten graph runs
     with each op's result rounded (`mpcompile.passes.onnx.emulate_onnx_half`). It also runs
-    unchanged once, because a graph that cannot run is useless.
+    as it is, because that is what a user of the CPU gets.
 
     Args:
         original: the model before.
@@ -138,17 +141,20 @@ def compare(
         emulate_onnx_half(rounded)
     wanted = wanted or _outputs(original, given)
     try:
-        casts = _run_unchanged(narrow, in_input_dtypes(narrow, given[0]))
+        casts, as_run = _run_unchanged(narrow, given)
         found = _outputs(rounded, given, as_written=rewritten.changed)
     except BadInput as error:
         what = f"the rewritten model does not run here, but the original does ({error.what})"
         raise CheckFailed(what, fix="report this model") from error
     known = roles(original)
-    errors = _errors(wanted, found, known)
+    errors = _errors([*wanted, *wanted], [*found, *as_run], known)
     outputs = tuple(Difference(name, error, "", known.get(name)) for name, error in errors.items())
     first = None
     if any(error > allowed for error in errors.values()):
+        worst = max(outputs, key=lambda output: output.error)
+        made = next(v for v in original.graph.outputs if v.name == worst.tensor)
         first = _first(original, rounded, given, allowed)
+        first = first or replace(worst, node=_label(made.producer()))
     return Comparison(outputs, len(given), batches is None, first, casts, allowed)
 
 
@@ -232,15 +238,17 @@ def _outputs(
         return [run(session, in_input_dtypes(model, batch)) for batch in batches]
 
 
-def _run_unchanged(model: ir.Model, batch: Mapping[str, Array]) -> dict[str, int]:
-    """Run a model once; return the casts of the graph that the runtime made of it."""
+def _run_unchanged(
+    model: ir.Model, batches: list[dict[str, Array]]
+) -> tuple[dict[str, int], list[dict[str, Output]]]:
+    """Run a model as it is; return the casts that the runtime runs, and the results."""
     with tempfile.TemporaryDirectory(prefix="mpcompile-") as folder:
         file = Path(folder) / "optimized.onnx"
         with session_of(model, optimized=file) as session:
-            run(session, batch)
+            made = [run(session, in_input_dtypes(model, batch)) for batch in batches]
         # The runtime wrote this file a moment ago into a private folder. The graph may be invalid:
         # an initializer of a branch may still be a Constant there too.
-        return casts_of(onnx.load(file, load_external_data=False).graph)
+        return casts_of(onnx.load(file, load_external_data=False).graph), made
 
 
 def _errors(
@@ -261,10 +269,18 @@ def _errors(
 def _first(
     original: ir.Model, rounded: ir.Model, batches: list[dict[str, Array]], allowed: float
 ) -> Difference | None:
-    """Return the first tensor over the tolerance, of all tensors of the outer graph."""
+    """Return the first tensor over the tolerance, of all tensors of the outer graph.
+
+    Those that a mask was put into do not count: any number that hides has the same effect.
+    """
     infer_types(original)
-    there = {value.name for node in rounded.graph for value in node.outputs}
+    hidden: set[ir.Value] = set()
+    for mask in mask_constants(nest_of(original.graph)):
+        masked = masked_by(mask)
+        hidden |= masked.values if masked else set()
+    there = {value.name for node in rounded.graph for value in node.outputs if value.name}
     made = [v for node in original.graph for v in node.outputs if v.name in there]
+    made = [value for value in made if value not in hidden]
     tensors = [value for value in made if isinstance(value.type, ir.TensorType)]
     names = {value.name for value in tensors}
     others = [v for node in rounded.graph for v in node.outputs if v.name in names]
@@ -277,6 +293,9 @@ def _first(
     for value in tensors:
         node, name = value.producer(), str(value.name)
         if node is not None and errors.get(name, 0.0) > allowed:
-            label = f"{node.name or 'a node without a name'} ({node.op_type})"
-            return Difference(name, errors[name], label, known.get(name))
+            return Difference(name, errors[name], _label(node), known.get(name))
     return None
+
+
+def _label(node: ir.Node | None) -> str:
+    return "" if node is None else f"{node.name or 'a node without a name'} ({node.op_type})"
