@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from mpcompile.errors import BadInput, CheckFailed
-from mpcompile.onnx.made_up_inputs import made_up_inputs
+from mpcompile.onnx.made_up.trials import made_up_inputs
 from mpcompile.onnx.rewrite import Rewritten
 from mpcompile.onnx.roles import Probability, roles
 from mpcompile.onnx.sessions import (
@@ -116,7 +116,7 @@ def compare(
     Args:
         original: the model before.
         rewritten: the model after.
-        batches: inputs by name; default: made up, see `mpcompile.onnx.made_up_inputs`.
+        batches: inputs by name; default: made up, see `mpcompile.onnx.made_up.trials`.
         tolerance: default: `TOLERANCE` of the plan's precision.
 
     Raises:

@@ -8,8 +8,8 @@ import pytest
 from programs.onnx_models import parsed
 
 from mpcompile.errors import BadInput
-from mpcompile.onnx.input_readings import readings
-from mpcompile.onnx.made_up_inputs import Tried, made_up_inputs
+from mpcompile.onnx.made_up.input_readings import readings
+from mpcompile.onnx.made_up.trials import Tried, made_up_inputs
 from mpcompile.onnx.sessions import given_inputs
 from mpcompile.onnx_graph.inference import infer_types
 

@@ -118,7 +118,9 @@ def test_the_runtime_itself_is_compared_too() -> None:
     proto = onnx.parser.parse_model(HEAD + HIDDEN.format(far="-3.4e38", middle=ADDED))
     done = rewrite(proto)
     (floor,) = (node for node in done.model.graph if node.op_type == "Max")
-    floor.outputs[0].replace_all_uses_with(floor.inputs[0])
+    (masked, _) = floor.inputs
+    assert masked is not None
+    floor.outputs[0].replace_all_uses_with(masked)
     found = compare(ir.from_proto(proto), done)
     assert not found.passed
     assert found.first is not None

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mpcompile.errors import BadInput
-from mpcompile.onnx.input_readings import Reading
+from mpcompile.onnx.made_up.input_readings import Reading
 from mpcompile.onnx.sessions import Array, given_inputs
 
 _MOST_RANDOM = 1 << 28
@@ -41,7 +41,7 @@ def random_inputs(
         seed: of the random numbers.
         sizes: sizes of open dimensions by name; the others get the size 2.
         style: what numbers where ``known`` tells nothing.
-        known: what the graph does with its inputs, see `mpcompile.onnx.input_readings`.
+        known: what the graph does with its inputs, see `mpcompile.onnx.made_up.input_readings`.
 
     Raises:
         BadInput: an input is not a tensor, or its shape is unknown.

@@ -58,8 +58,8 @@ def readings(given: Mapping[str, ir.Value]) -> dict[str, Reading]:
 
 def _reading(start: ir.Value) -> Reading:
     found = Reading(None if start.shape is None else len(start.shape))
-    axes = None if start.shape is None else tuple(range(len(start.shape)))
-    waiting: list[tuple[ir.Value, _Axes | None, bool]] = [(start, axes, True)]
+    axes: _Axes | None = None if start.shape is None else tuple(range(len(start.shape)))
+    waiting = [(start, axes, True)]
     seen = {start}
     while waiting:
         value, axes, own = waiting.pop()
@@ -135,9 +135,10 @@ def _note_sizes(found: Reading, node: ir.Node, position: int, axes: _Axes | None
     if axes is None and rank is not None and found.rank is None:
         found.rank, axes = rank, tuple(range(rank))
     for place, size in needs.items():
-        axis = axes[place] if axes is not None and -len(axes) <= place < len(axes) else None
-        if axis is not None and size > 0:
-            found.sizes.setdefault(axis, size)
+        known = axes is not None and -len(axes) <= place < len(axes)
+        own = axes[place] if axes is not None and known else None
+        if own is not None and size > 0:
+            found.sizes.setdefault(own, size)
 
 
 def _behind(node: ir.Node, position: int, axes: _Axes | None) -> tuple[bool, _Axes | None]:

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from mpcompile.onnx.input_readings import readings
-from mpcompile.onnx.random_inputs import Style, random_inputs
+from mpcompile.onnx.made_up.input_readings import readings
+from mpcompile.onnx.made_up.random_inputs import Style, random_inputs
 from mpcompile.onnx.sessions import Array, given_inputs
 from mpcompile.onnx_graph.inference import infer_types
 from mpcompile.onnx_graph.values import is_full

@@ -17,9 +17,9 @@ import onnx_ir as ir
 import onnxruntime
 
 from mpcompile.errors import BadInput
-from mpcompile.onnx.far_inputs import far_inputs, masks
-from mpcompile.onnx.input_readings import Reading, readings
-from mpcompile.onnx.random_inputs import Style, random_inputs
+from mpcompile.onnx.made_up.far_inputs import far_inputs, masks
+from mpcompile.onnx.made_up.input_readings import Reading, readings
+from mpcompile.onnx.made_up.random_inputs import Style, random_inputs
 from mpcompile.onnx.sessions import LONGEST_RUN, Array, Output, given_inputs, run, session_of
 from mpcompile.onnx_graph.inference import infer_types
 from mpcompile.passes.onnx.distinct_onnx_names import distinct_onnx_names
