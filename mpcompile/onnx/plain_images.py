@@ -8,6 +8,7 @@ their products in FP32.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -95,21 +96,20 @@ def _repeated(numbers: Ints, count: int) -> list[int]:
     return list(numbers) * count if len(numbers) == 1 else list(numbers)
 
 
-def max_pool2d_with_indices_backward(
-    gradient: Tensor,
-    image: Tensor,
-    kernel_size: Ints,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    ceil_mode: bool,
-    indices: Tensor,
-) -> Tensor:
-    """Add each gradient to the position that its maximum came from, in FP32."""
-    del kernel_size, stride, padding, dilation, ceil_mode
-    rows = image.shape[:-2]
-    flat = torch.zeros(*rows, image.shape[-2] * image.shape[-1], device=image.device)
-    added = flat.scatter_add(-1, indices.flatten(-2), gradient.float().flatten(-2))
+def max_pool_backward(gradient: Tensor, image: Tensor, *rest: object, dims: int = 2) -> Tensor:
+    """Add each gradient to the position that its maximum came from, in FP32.
+
+    Args:
+        gradient: of the pooled image.
+        image: ``[..., *sizes]``.
+        rest: the last one holds the positions among the flattened sizes.
+        dims: how many sizes an image has.
+    """
+    indices = rest[-1]
+    assert isinstance(indices, Tensor)
+    rows = image.shape[:-dims]
+    flat = torch.zeros(*rows, prod(image.shape[-dims:]), device=image.device)
+    added = flat.scatter_add(-1, indices.flatten(-dims), gradient.float().flatten(-dims))
     return added.reshape(image.shape).to(gradient.dtype)
 
 

@@ -8,6 +8,7 @@ operands; a Tensor Core adds up in FP32.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -20,7 +21,7 @@ from mpcompile.onnx.plain_images import (
     batch_norm,
     batch_norm_backward,
     convolution_backward,
-    max_pool2d_with_indices_backward,
+    max_pool_backward,
 )
 from mpcompile.onnx.plain_resizing import RESIZING
 
@@ -207,7 +208,10 @@ def products(value: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
 
 PLAIN: dict[str, Callable[..., Any]] = {
     "convolution_backward": convolution_backward,
-    "max_pool2d_with_indices_backward": max_pool2d_with_indices_backward,
+    "max_pool2d_with_indices_backward": max_pool_backward,
+    "max_pool3d_with_indices_backward": partial(max_pool_backward, dims=3),
+    "adaptive_max_pool2d_backward": max_pool_backward,
+    "adaptive_max_pool3d_backward": partial(max_pool_backward, dims=3),
     "avg_pool2d_backward": avg_pool2d_backward,
     "_adaptive_avg_pool2d_backward": adaptive_avg_pool2d_backward,
     "_native_batch_norm_legit_functional": batch_norm,

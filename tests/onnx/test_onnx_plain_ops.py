@@ -199,28 +199,40 @@ def derivative(name: str, *arguments: Any) -> tuple[Any, Any]:
 
 SIZES = {"twice": (4, 8), "odd": (5, 7), "smaller": (9, 4), "equal": (6, 6), "from one": (1, 3)}
 RESIZED = [
-    ("upsample_nearest", ()),
-    ("_upsample_nearest_exact", ()),
-    ("upsample_linear", (False,)),
-    ("upsample_linear", (True,)),
-    ("upsample_bicubic", (False,)),
-    ("upsample_bicubic", (True,)),
+    *((f"upsample_nearest{dims}d", (), dims) for dims in (1, 2, 3)),
+    *((f"_upsample_nearest_exact{dims}d", (), dims) for dims in (1, 2, 3)),
+    *(
+        (name, (aligned,), dims)
+        for aligned in (False, True)
+        for name, dims in {
+            "upsample_linear1d": 1,
+            "upsample_bilinear2d": 2,
+            "upsample_trilinear3d": 3,
+            "upsample_bicubic2d": 2,
+        }.items()
+    ),
 ]
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=list(SIZES))
-@pytest.mark.parametrize(("kind", "flags"), RESIZED)
-@pytest.mark.parametrize("dims", [1, 2, 3])
-def test_resizes(kind: str, flags: tuple[bool, ...], dims: int, sizes: tuple[int, int]) -> None:
-    names = {2: "upsample_bilinear", 3: "upsample_trilinear"}
-    name = names.get(dims, kind) if kind == "upsample_linear" else kind
-    if kind == "upsample_bicubic" and dims != 2:
-        pytest.skip("torch has it for images only")
+@pytest.mark.parametrize(("name", "flags", "dims"), RESIZED)
+def test_resizes(name: str, flags: tuple[bool, ...], dims: int, sizes: tuple[int, int]) -> None:
     old, new = sizes
     before, after = (old, old + 1, old + 2)[:dims], (new, new + 2, new + 1)[:dims]
     upstream = rand(2, 3, *after)
     arguments = (upstream, after, (2, 3, *before), *flags, *[None] * dims)
-    agree(*derivative(f"{name}{dims}d_backward", *arguments))
+    agree(*derivative(f"{name}_backward", *arguments))
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_largest_numbers_of_images_and_volumes(dims: int, adaptive: bool) -> None:
+    image = rand(2, 3, *(6, 7, 8)[:dims])
+    name = f"adaptive_max_pool{dims}d" if adaptive else f"max_pool{dims}d_with_indices"
+    arguments = [[3] * dims] if adaptive else [[3] * dims, [2] * dims, [1] * dims]
+    pooled, indices = getattr(ATEN, name)(image, *arguments)
+    between = [] if adaptive else [*arguments, [1] * dims, False]
+    agree(*derivative(f"{name}_backward", rand(*pooled.shape), image, *between, indices))
 
 
 @pytest.mark.parametrize("scale", [2.0, 1.7, 0.6])
