@@ -96,6 +96,34 @@ def _repeated(numbers: Ints, count: int) -> list[int]:
     return list(numbers) * count if len(numbers) == 1 else list(numbers)
 
 
+def adaptive_max_pool2d(image: Tensor, output_size: Ints) -> tuple[Tensor, Tensor]:
+    """Return the largest number of each window, and its position in the flattened image.
+
+    Windows of different sizes are read as large as the largest; the last row and column of a
+    smaller one are read again, and the first position of its largest number counts.
+    """
+    high, wide = image.shape[-2:]
+    rows, row_ends = _windows(high, output_size[0], image.device)
+    columns, column_ends = _windows(wide, output_size[1], image.device)
+    read = image.index_select(-2, rows.flatten()).index_select(-1, columns.flatten())
+    parts = (*image.shape[:-2], *rows.shape, *columns.shape)
+    windows = read.reshape(parts).transpose(-3, -2).flatten(-2)
+    values, places = windows.max(-1)
+    width = columns.shape[1]
+    row = torch.minimum(rows[:, :1] + places // width, row_ends.unsqueeze(-1))
+    column = torch.minimum(columns[:, 0] + places % width, column_ends)
+    return values, row * wide + column
+
+
+def _windows(size: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the positions ``[count, largest]`` that windows read, and the last one of each."""
+    windows = torch.arange(count, device=device)
+    first, last = windows * size // count, ((windows + 1) * size - 1) // count
+    largest = max(-(-(k + 1) * size // count) - k * size // count for k in range(count))
+    steps = torch.arange(largest, device=device)
+    return torch.minimum(first.unsqueeze(-1) + steps, last.unsqueeze(-1)), last
+
+
 def max_pool_backward(gradient: Tensor, image: Tensor, *rest: object, dims: int = 2) -> Tensor:
     """Add each gradient to the position that its maximum came from, in FP32.
 

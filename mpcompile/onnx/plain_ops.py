@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mpcompile.onnx.plain_images import (
     adaptive_avg_pool2d_backward,
+    adaptive_max_pool2d,
     avg_pool2d_backward,
     batch_norm,
     batch_norm_backward,
@@ -210,6 +211,7 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "convolution_backward": convolution_backward,
     "max_pool2d_with_indices_backward": max_pool_backward,
     "max_pool3d_with_indices_backward": partial(max_pool_backward, dims=3),
+    "adaptive_max_pool2d": adaptive_max_pool2d,
     "adaptive_max_pool2d_backward": max_pool_backward,
     "adaptive_max_pool3d_backward": partial(max_pool_backward, dims=3),
     "avg_pool2d_backward": avg_pool2d_backward,

@@ -1,4 +1,4 @@
-"""Private parts of PyTorch's ONNX exporter: which ops it translates."""
+"""Private parts of PyTorch's ONNX exporter: which ops it translates, and which torch decomposes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from functools import cache
 from typing import Any
 
+from torch._decomp import decomposition_table
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from mpcompile.torch_private.tracing import DispatchMode
@@ -22,12 +23,22 @@ class Decomposed(DispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func.namespace == "aten" and func._can_decompose() and func not in _translated():
+        if func.namespace == "aten" and func._can_decompose() and not is_translated(func):
             with self:
                 found = func.decompose(*args, **kwargs or {})
             if found is not NotImplemented:
                 return found
         return func(*args, **kwargs or {})
+
+
+def is_translated(op: Any) -> bool:
+    """Whether the exporter has a function for an ATen op with its overload."""
+    return op in _translated()
+
+
+def decomposes(op: Any) -> bool:
+    """Whether torch writes an ATen op with its overload in other ops."""
+    return bool(op._can_decompose()) or op in decomposition_table
 
 
 @cache

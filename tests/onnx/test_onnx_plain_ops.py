@@ -235,6 +235,12 @@ def test_largest_numbers_of_images_and_volumes(dims: int, adaptive: bool) -> Non
     agree(*derivative(f"{name}_backward", rand(*pooled.shape), image, *between, indices))
 
 
+@pytest.mark.parametrize("size", [(2, 3), (4, 5), (3, 7), (6, 1), (6, 7)])
+def test_largest_numbers_of_windows_of_any_size(size: tuple[int, int]) -> None:
+    agree(*derivative("adaptive_max_pool2d", rand(2, 3, 6, 7), size))
+    agree(*derivative("adaptive_max_pool2d", torch.ones(1, 6, 7), size))
+
+
 @pytest.mark.parametrize("scale", [2.0, 1.7, 0.6])
 @pytest.mark.parametrize(("kind", "flags"), [("nearest", ()), ("bilinear", (False,))])
 def test_a_resize_by_a_factor(kind: str, flags: tuple[bool, ...], scale: float) -> None:
