@@ -76,8 +76,8 @@ def _whole(
     reading: Reading,
     longest: int,
 ) -> Array:
-    if reading.equals:
-        return generator.choice(np.array(reading.equals), shape)
+    if reading.equals:  # one number chooses among ways; of many, some are the one to be found
+        return generator.choice(np.array([*reading.equals, *([0, 1] if shape else [])]), shape)
     if style is Style.NORMAL:
         return generator.integers(0, 2, shape)
     return np.full(shape, 1 if style is Style.POSITIVE else longest)

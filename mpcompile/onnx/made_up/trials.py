@@ -30,6 +30,7 @@ _LENGTHS = (2, 16, 64, 32, 128, 224, 320, 512, 1280, 4096, 16000)
 _LONGEST = 512
 _LONGEST_IMAGE = 320
 """Lengths beyond which attention over them, or an image of them, would not fit into memory."""
+_IMAGE = 64
 _MOST_TRIED = 1 << 24
 """Most elements of a tried input."""
 _RANKS = (2, 3, 4, 1)
@@ -237,13 +238,14 @@ def _is_large(given: Mapping[str, ir.Value], sizes: Mapping[str, int]) -> bool:
 
 
 def _longer(model: ir.Model, choice: _Choice) -> Iterator[dict[str, Array]]:
-    """Yield inputs with longer dimensions: an odd length, then twice the first one."""
+    """Yield inputs with longer dimensions: images of some size, an odd length, twice the first."""
     fixed, _, lengths = _open(given_inputs(model), choice.known)
     if not lengths - fixed.keys():
         return
     first = max(choice.sizes[name] for name in lengths - fixed.keys())
-    for length in (2 * first + 3, 2 * first):
-        if length <= 2 * _LONGEST_IMAGE:
+    images = any(len(value.shape or ()) > 3 for value in given_inputs(model).values())
+    for length in (*([_IMAGE] if images else []), 2 * first + 3, 2 * first):
+        if first < length <= 2 * _LONGEST_IMAGE:
             sizes = {**choice.sizes, **dict.fromkeys(lengths - fixed.keys(), length)}
             yield random_inputs(model, 1, sizes, choice.style, choice.known)
 
