@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchgen
 
 from mpcompile.onnx.plain_ops import PLAIN
 from mpcompile.torch_private.exporter import decomposes, is_translated
 
-_TABLE = Path(torchgen.__file__).parent / "packaged" / "autograd" / "derivatives.yaml"
+_TABLE = Path(torch.__file__).parents[1] / "torchgen/packaged/autograd/derivatives.yaml"
 _ELSEWHERE = re.compile(r"mkldnn|miopen|mps|cudnn|sparse|nested|_efficient_|overrideable")
 """Ops of devices and layouts for which no step is exported."""
 

@@ -168,8 +168,9 @@ def index_put(
     places = [None if each is None or each.dtype is torch.bool else each.long() for each in indices]
     places = [old if new is None else new for old, new in zip(indices, places, strict=True)]
     if not accumulate:
-        return torch.ops.aten.index_put(value, places, values)
-    added = torch.ops.aten.index_put(value.float(), places, values.float(), True)
+        written: Tensor = torch.ops.aten.index_put(value, places, values)
+        return written
+    added: Tensor = torch.ops.aten.index_put(value.float(), places, values.float(), True)
     return added.to(value.dtype)
 
 

@@ -20,6 +20,9 @@ class Decomposed(DispatchMode):
     directly: in torch 2.13 ``silu_backward`` and ``mish_backward``.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
