@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput, NotOneGraph, did_you_mean
+from mpcompile.errors import BadInput, CompileError, Defect, NotOneGraph, did_you_mean
 from mpcompile.lower.lower import Lowering
 from mpcompile.passes.order import (
     BEFORE_AUTOGRAD,
@@ -41,6 +41,7 @@ from mpcompile.program.proof.effects import Effects
 from mpcompile.program.proof.left_behind import capture_left
 from mpcompile.program.proof.verify import Proof
 from mpcompile.program.proof.verify import verify as verify_graph
+from mpcompile.program.tracing.export import raised_in_torch, torchs_own
 from mpcompile.program.tracing.inner_gradients import ComputesGradients
 from mpcompile.program.tracing.traced_program import Watch
 from mpcompile.program.unfit_constants import UnfitConstant, unfit_constants, unfit_reasons
@@ -115,11 +116,18 @@ def prove(workload: Workload, choices: Choices = NO_CHOICES) -> tuple[Transforme
     effects = Effects(workload, again=choices.like is not None)
     try:
         return _as_one_graph(workload, choices, effects)
-    except NotOneGraph as refusal:
-        if choices.whole or workload.optimizer is None:
+    except NotOneGraph as error:
+        refusal = error
+    except (CompileError, Defect):
+        raise
+    except Exception as error:
+        if not raised_in_torch(error):
             raise
-        with effects.undone_unsaid():
-            forward = program_in_pieces(workload, choices.policy, refusal)
+        refusal = torchs_own(error, workload)
+    if choices.whole or workload.optimizer is None:
+        raise refusal
+    with effects.undone_unsaid():
+        forward = program_in_pieces(workload, choices.policy, refusal)
     return _transformed(workload, choices, forward, effects.undone_unsaid), None
 
 
@@ -242,7 +250,8 @@ def _with_step(
 def describe(forward: Forward, policy: Policy, unfit: tuple[UnfitConstant, ...] = ()) -> Dataflow:
     """Describe a captured forward graph to the planner."""
     fixed = {item.node: item.kind.fixed for item in forward.inputs}
-    return dataflow(forward.module, fixed, policy, unfit_reasons(forward.module, unfit))
+    reasons = unfit_reasons(forward.module, unfit)
+    return dataflow(forward.module, fixed, policy, reasons, forward.constants())
 
 
 def _check_passes(without: Collection[str]) -> None:

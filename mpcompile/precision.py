@@ -23,6 +23,11 @@ class Precision(Enum):
         return {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}[self.value]
 
     @property
+    def digits(self) -> int:
+        """Bits of the significand: it holds every integer up to ``2**digits``."""
+        return {"float16": 11, "bfloat16": 8}.get(self.value, 24)
+
+    @property
     def largest(self) -> float:
         """The largest finite value."""
         return {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}.get(

@@ -56,6 +56,17 @@ class Settings(BaseModel):
     full: Annotated[tuple[str, ...], _patterns("that stay in FP32")] = ()
     half: Annotated[tuple[str, ...], _patterns("that run in 16 bits")] = ()
     free: Annotated[tuple[str, ...], _patterns("whose precision the planner may choose")] = ()
+    precision_budget: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description=(
+                "With measured ranges: the largest error of what reads a 16-bit tensor; default: "
+                "0.0039 for FP16."
+            ),
+        ),
+    ] = None
     loss_scale: Annotated[
         str | float,
         Field(

@@ -2,8 +2,9 @@
 
 ``python -m bench.compile_time.planner [--ops 1000 3000 10000 30000] [--runs 5]``
 
-Prints, for decoders of each size, the processor seconds of building the network, of the minimum
-cut, and of the whole plan: the least of several runs. Then the growth beside that of ``n log n``.
+Prints, for decoders of each size, the processor seconds of the bounds of all tensors, of building
+the network, of the minimum cut, and of the whole plan, which comes after the bounds: the least of
+several runs. Then the growth beside that of ``n log n``.
 Python's garbage collector skips the objects from before (torch has a million objects).
 """
 
@@ -14,11 +15,14 @@ import gc
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.machine import describe
+from mpcompile.plan.bounds.bound import Step
+from mpcompile.plan.bounds.walk import bounds_of
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor
 from mpcompile.plan.footprint import footprints
 from mpcompile.plan.min_cut import source_side
@@ -26,6 +30,7 @@ from mpcompile.plan.planner import FULL_SIDE, HALF_SIDE, make_plan, network_of
 from mpcompile.plan.rule import Wish
 from mpcompile.precision import Precision
 
+_NAMES = {"norm": "layer_norm", "scale": "mul", "mask": "masked_fill"}
 WIDTH = 1 << 20
 """Numbers in one activation: 1,024 tokens of 1,024 channels."""
 
@@ -92,6 +97,19 @@ def decoder(ops: int) -> Dataflow:
     return Dataflow(tuple(graph.ops), tuple(graph.tensors))
 
 
+def steps(flow: Dataflow) -> Iterator[Step]:
+    """Yield the rows of a graph for the analysis of bounds."""
+    for tensor in flow.tensors:
+        if tensor.fixed is not None:
+            yield Step("weight" if tensor.fixed is Fixed.PARAMETER else "unknown", (), tensor.id)
+    for op in flow.ops:
+        yield Step(_NAMES.get(op.kind, op.kind), (*op.reads, 0.5), op.writes[0], 1 << 10)
+
+
+def _bound(flow: Dataflow) -> None:
+    bounds_of(steps(flow), Precision.FP16)
+
+
 def seconds(function: Callable[[], Any], runs: int) -> float:
     """Return the least processor time of several runs."""
     least = math.inf
@@ -111,12 +129,13 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[dict[str, float]] = []
     gc.freeze()
-    print("    ops  network s    cut s   plan s  plan / (n log n), first = 1")
+    print("    ops   bounds s  network s    cut s   plan s  plan / (n log n), first = 1")
     for ops in options.ops:
         flow = decoder(ops)
         network = network_of(flow, footprints(flow))
         row = {
             "ops": len(flow.ops),
+            "bounds": seconds(partial(_bound, flow), options.runs),
             "network": seconds(lambda flow=flow: network_of(flow, footprints(flow)), options.runs),  # type: ignore[misc]
             "cut": seconds(
                 lambda network=network: source_side(network, HALF_SIDE, FULL_SIDE),  # type: ignore[misc]
@@ -127,7 +146,8 @@ def main() -> None:
         row["growth"] = row["plan"] / (row["ops"] * math.log(row["ops"]))
         rows.append(row)
         print(
-            f"{row['ops']:7} {row['network']:10.3f} {row['cut']:8.3f} {row['plan']:8.3f} "
+            f"{row['ops']:7} {row['bounds']:10.3f} {row['network']:10.3f} {row['cut']:8.3f} "
+            f"{row['plan']:8.3f} "
             f"{row['growth'] / rows[0]['growth']:28.2f}"
         )
     if options.json:

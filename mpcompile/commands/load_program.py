@@ -21,9 +21,17 @@ def load_program(
 
 
 def load_proved(
-    source: str, inputs: PlanInputs, console: Console, loop: Loop = PLAIN
+    source: str,
+    inputs: PlanInputs,
+    console: Console,
+    loop: Loop = PLAIN,
+    *,
+    whole: bool = True,
 ) -> tuple[Transformed, Proof | None]:
-    """Do what `load_program` does; also return the proof of the first batch, if there is one."""
+    """Do what `load_program` does; also return the proof of the first batch, if there is one.
+
+    Without ``whole``, a program that cannot become one graph runs in pieces.
+    """
     settings, plan = inputs.settings, inputs.plan
     workload = load(source)
     with console.status("transforming"), warnings_on_one_line():
@@ -37,5 +45,6 @@ def load_proved(
                 without=settings.without,
                 loop=loop,
                 verify=inputs.verify,
+                whole=whole,
             ),
         )

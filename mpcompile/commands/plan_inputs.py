@@ -45,6 +45,8 @@ def read_plan_inputs(flags: PlanFlags) -> PlanInputs:
     """
     ranges = _ranges(flags)
     settings = find_settings(Path.cwd()).over(flags.given())
+    if ranges is not None and settings.precision_budget is not None:
+        ranges = replace(ranges, precision_budget=settings.precision_budget)
     return PlanInputs(settings, flags.plan, ranges, flags.verify)
 
 
@@ -53,6 +55,8 @@ def _ranges(flags: PlanFlags) -> Ranges | None:
     if flags.ranges is None:
         if margin is not None or flags.release:
             raise BadInput("--margin and --release need --ranges", fix="run mpcompile calibrate")
+        if flags.precision_budget is not None:
+            raise BadInput("--precision-budget needs --ranges", fix="run mpcompile calibrate")
         return None
     ranges = read_ranges(flags.ranges)
     if margin is not None and not 0 <= margin <= 15:

@@ -52,7 +52,7 @@ def run(source: str, options: RunOptions, inputs: PlanInputs) -> int:
             options = replace(options, log=None, tensorboard=None, json=None)
         console = open_terminal(options.json, quiet=not first)
         loop = Loop(parallel=parallel)
-        transformed, proof = load_proved(source, inputs, console, loop)
+        transformed, proof = load_proved(source, inputs, console, loop, whole=False)
         if transformed.workload.data is None:
             origin = transformed.workload.origin
             raise BadInput(

@@ -16,7 +16,9 @@ from mpcompile.onnx_graph.describe import scope_of
 from mpcompile.onnx_graph.kernels import Target
 from mpcompile.onnx_graph.masks import MASK
 from mpcompile.onnx_graph.nest import Nest
+from mpcompile.onnx_graph.value_rows import value_bounds
 from mpcompile.onnx_graph.values import constant_of, is_standard
+from mpcompile.plan.bounds.bound import NOTHING, Bound
 from mpcompile.plan.dataflow import Dataflow, Op, Where
 from mpcompile.plan.given import decide
 from mpcompile.plan.growth import contain_growth
@@ -69,6 +71,7 @@ def read_program(
         _constants(nest, prepared.flow, decided),
         {value: _maker(value, nest) for value in nest.values},
         sensitive_readers(prepared.flow),
+        value_bounds(nest, precision),
     )
     return Program(source, "onnx", decided.precision, tuple(reader.nodes()))
 
@@ -81,6 +84,7 @@ class _Reader:
     constants: Mapping[str, ConstantUse]
     makers: Mapping[ir.Value, str]
     readers: Mapping[str, tuple[str, Sensitivity]]
+    bounds: Mapping[str, Bound]
 
     def nodes(self) -> list[Node]:
         found: list[Node] = []
@@ -116,6 +120,9 @@ class _Reader:
             found.sizes,
             bound=_bound(node),
             reader=self.readers.get(name),
+            known=self.bounds.get(self.nest.values[node.outputs[0]], NOTHING)
+            if node.outputs
+            else NOTHING,
         )
 
     def _precision(self, node: ir.Node, name: str) -> tuple[Precision | None, Precision | None, By]:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from mpcompile.lint.finding import Finding, Severity
 from mpcompile.plan.authors import author_of
+from mpcompile.plan.bounds.bound import NOTHING, Bound
 from mpcompile.plan.dataflow import Op, Where
 from mpcompile.plan.plan import Decision
 from mpcompile.plan.rule import Sensitivity
@@ -99,6 +100,7 @@ class Node:
         in_loss: the loss function calls it, not the model.
         bound: its upper bound, if it has one.
         reader: the id of an op that needs its result in FP32, and how rounding it would hurt there.
+        known: the bound of its numbers, without data.
         channels_last: whether a convolution's input has the channels of a pixel next to each
             other; None for other ops.
     """
@@ -120,6 +122,7 @@ class Node:
     bound: float | None = None
     channels_last: bool | None = None
     reader: tuple[str, Sensitivity] | None = None
+    known: Bound = NOTHING
 
     @property
     def narrow(self) -> bool:

@@ -20,6 +20,7 @@ from mpcompile.lint.rounded import (
     rounded_angles,
     rounded_choices,
     rounded_differences,
+    rounded_ids,
     rounded_matrices,
 )
 from mpcompile.lint.selection import RuleSelection
@@ -82,6 +83,8 @@ RULES: tuple[LintRule, ...] = (
         "the argument of a step, a choice or a comparison in 16 bits", rounded_choices),
     LintRule("MP206", "rounded-matrix", _WARNING,
         "the matrix of a solver in 16 bits", rounded_matrices),
+    LintRule("MP207", "rounded-id", _WARNING,
+        "integers above 2,048 in 16 bits that become an index or are compared", rounded_ids),
     LintRule("MP301", "long-sum", _WARNING,
         "a sum, norm or mean of many numbers in 16 bits", long_sums),
     LintRule("MP302", "long-product", _WARNING,

@@ -16,6 +16,7 @@ from mpcompile.passes.forward.pad_vocabulary import PadVocabulary
 from mpcompile.passes.order import forward_passes
 from mpcompile.passes.runner import run_passes
 from mpcompile.pipeline import describe
+from mpcompile.plan.bounds.bound import NOTHING, Bound
 from mpcompile.plan.dataflow import Dataflow, Op
 from mpcompile.plan.given import decide
 from mpcompile.plan.growth import contain_growth
@@ -31,6 +32,7 @@ from mpcompile.program.control_flow import Nest, nest_of
 from mpcompile.program.derivatives.own_backward import OwnBackward
 from mpcompile.program.node_tensors import shape_of
 from mpcompile.program.unfit_constants import UnfitConstant, is_unfit, unfit_causes, unfit_constants
+from mpcompile.program.value_rows.steps import tensor_bounds
 from mpcompile.program.workload import Workload, load
 from mpcompile.step.update_of_program import arena_positions, update_of
 from mpcompile.torch_private.graphs import copy_graph
@@ -84,14 +86,17 @@ def program_of(
     unfit = unfit_constants(forward.module, forward.constants(), precision)
     flow = describe(forward, policy, unfit)
     decided = decide(flow, policy.precision, plan, ranges)
+    nest = nest_of(forward.module)
+    fixed = {item.node: item.kind.fixed for item in forward.inputs}
     reader = _Reader(
         forward,
-        nest_of(forward.module),
+        nest,
         workload.loss is not None,
         {op.id: op for op in flow.ops},
         {decision.op: decision for decision in decided.decisions},
         _constants(forward, unfit, flow, decided.precision),
         sensitive_readers(flow),
+        tensor_bounds(nest, fixed, forward.constants(), precision),
     )
     nodes = reader.nodes()
     if any(_may_be_padded(node) for node in nodes) and _PAD not in without:
@@ -109,6 +114,7 @@ class _Reader:
     decisions: Mapping[str, Decision]
     constants: Mapping[str, ConstantUse]
     readers: Mapping[str, tuple[str, Sensitivity]]
+    bounds: Mapping[str, Bound]
 
     def nodes(self) -> list[Node]:
         ids = self.nest.nodes
@@ -154,6 +160,7 @@ class _Reader:
             number_arguments(node).get("max") if kind in _CLAMPS else None,
             found.channels_last,
             self.readers.get(name),
+            self.bounds.get(name, NOTHING),
         )
 
     def _precision(

@@ -15,9 +15,10 @@ import torch
 from torch import fx
 
 from mpcompile.errors import BadInput
+from mpcompile.numerics.narrowing import Narrowings
 from mpcompile.plan.policy import FULL_PRECISION
 from mpcompile.plan.ranges import Range, Ranges, tensors_of
-from mpcompile.program.batch import batch_of
+from mpcompile.program.batch import batch_of, structure_of
 from mpcompile.program.capture import Forward, Input, InputKind, capture
 from mpcompile.program.describe import dataflow
 from mpcompile.program.node_tensors import is_full
@@ -56,7 +57,7 @@ def measure_ranges(workload: Workload, forward: Forward, batches: int) -> Ranges
     """
     if batches < 1:
         raise BadInput(f"batches is {batches}", fix="give at least 1")
-    tally = _Tally()
+    tally, narrowings = _Tally(), Narrowings()
     data = [workload.batch] if workload.data is None else workload.data
     state = {item.node: item.tensor.detach() for item in forward.inputs}
     buffers = {item.name: item.node for item in forward.inputs if item.kind is InputKind.BUFFER}
@@ -64,13 +65,14 @@ def measure_ranges(workload: Workload, forward: Forward, batches: int) -> Ranges
     with same_random_numbers(item.tensor.device for item in forward.inputs):
         for batch in islice(data, batches):
             state |= batch_by_node(batch_of(batch, workload.origin), forward, workload)
-            written = _run(forward, _trained(forward, workload), state, tally)
+            written = _run(forward, _trained(forward, workload), state, tally, narrowings)
             state |= {buffers[name]: value for name, value in written.items()}
             done += 1
     if not done:
         raise BadInput("the workload's data gave no batch", workload.origin, "give data=")
     fingerprint = tensors_of(dataflow(forward.module, {}, FULL_PRECISION))
-    return Ranges(fingerprint, done, tally.ranges(_VALUE), tally.ranges(_GRADIENT))
+    values, gradients = tally.ranges(_VALUE), tally.ranges(_GRADIENT)
+    return Ranges(fingerprint, done, values, gradients, narrowings=narrowings.found())
 
 
 def range_of(tensor: torch.Tensor) -> Range:
@@ -81,13 +83,17 @@ def range_of(tensor: torch.Tensor) -> Range:
 
 
 def _run(
-    forward: Forward, trained: frozenset[str], values: dict[str, torch.Tensor], tally: _Tally
+    forward: Forward,
+    trained: frozenset[str],
+    values: dict[str, torch.Tensor],
+    tally: _Tally,
+    narrowings: Narrowings,
 ) -> dict[str, torch.Tensor]:
     """Run one batch on copies; return the new values of the buffers that forward writes."""
     given = {name: value.clone() for name, value in values.items()}
     leaves = {name: given[name].requires_grad_() for name in given if name in trained}
     with torch.set_grad_enabled(bool(leaves)):
-        meter = _Meter(forward.module, tally)
+        meter = _Meter(forward.module, tally, narrowings)
         results = meter.run(*given.values(), enable_io_processing=False)
     if leaves and results[-1].requires_grad:
         gradients = torch.autograd.grad(results[-1], list(leaves.values()), allow_unused=True)
@@ -107,13 +113,14 @@ def _trained(forward: Forward, workload: Workload) -> frozenset[str]:
 class _Meter(fx.Interpreter):
     """An interpreter that measures each FP32 tensor, and its gradient when backward makes it."""
 
-    def __init__(self, module: fx.GraphModule, tally: _Tally) -> None:
-        super().__init__(module)
-        self._tally = tally
+    def __init__(self, module: fx.GraphModule, tally: _Tally, narrowings: Narrowings) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self._tally, self._narrowings = tally, narrowings
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node and measure its result."""
         result = super().run_node(n)
+        self._narrowings.measure(n, self.env.__getitem__, result)
         if is_full(n) and isinstance(result, torch.Tensor):
             self._tally.add(_VALUE, n.name, result)
             if result.requires_grad and n.op != "placeholder":
@@ -197,14 +204,14 @@ def _check(values: Sequence[Any], inputs: Sequence[Input], workload: Workload) -
             workload.origin,
             "give as many tensors as the example batch has",
         )
+    if structure_of(values) != structure_of(workload.batch):
+        raise BadInput(
+            "a batch of the data has another structure, or other constants, than the example batch",
+            workload.origin,
+            "give batches like the example",
+        )
     for item, value in zip(inputs, values, strict=True):
         like = item.tensor
-        if not isinstance(value, torch.Tensor):
-            raise BadInput(
-                f"{item.name} of the data is of type {type(value).__name__}",
-                workload.origin,
-                "make each batch a tuple of tensors",
-            )
         if value.shape != like.shape or value.dtype is not like.dtype:
             raise BadInput(
                 f"{item.name} is {_type(value)} in the data, but {_type(like)} in the example "

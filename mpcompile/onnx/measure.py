@@ -12,8 +12,9 @@ import torch
 
 from mpcompile.errors import BadInput
 from mpcompile.numerics.calibration import range_of
+from mpcompile.onnx.narrowing import OnnxNarrowings
 from mpcompile.onnx.rewrite import given_model, prepare
-from mpcompile.onnx.sessions import Array, run, session_of
+from mpcompile.onnx.sessions import Array, Output, run, session_of
 from mpcompile.onnx_graph.constants import mask_constants
 from mpcompile.onnx_graph.kernels import Target
 from mpcompile.onnx_graph.values import constant_of, is_full, set_constant
@@ -53,9 +54,13 @@ def calibrate(
         assert tensor is not None
         set_constant(mask, ir.tensor(np.maximum(tensor.numpy(), np.float32(_MASK))))
     done = 0
-    with session_of(prepared.model, made) as session:
+    narrowings = OnnxNarrowings(prepared.nest, graph.opset_imports.get("", 1))
+    outputs = list(dict.fromkeys((*made, *narrowings.needed)))
+    with session_of(prepared.model, outputs) as session:
         for batch in batches:
-            for name, array in {**batch, **run(session, batch)}.items():
+            results: dict[str, Output] = {**batch, **run(session, batch)}
+            narrowings.measure(results)
+            for name, array in results.items():
                 if name in names and isinstance(array, np.ndarray):
                     note(names[name], array)
             done += 1
@@ -65,4 +70,5 @@ def calibrate(
         tensor = constant_of(value)
         if tensor is not None:
             note(name, tensor.numpy())
-    return Ranges(tensors_of(prepared.flow), done, values)
+    fingerprint = tensors_of(prepared.flow)
+    return Ranges(fingerprint, done, values, narrowings=narrowings.found)

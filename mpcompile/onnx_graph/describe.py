@@ -13,6 +13,8 @@ from math import ceil
 
 import onnx_ir as ir
 
+from mpcompile.onnx_graph.constants import mask_constants
+from mpcompile.onnx_graph.masks import factors_of_masks
 from mpcompile.onnx_graph.needs import (
     BORDER_NEEDS,
     CONSTANT,
@@ -23,7 +25,9 @@ from mpcompile.onnx_graph.needs import (
 )
 from mpcompile.onnx_graph.nest import Border, Nest
 from mpcompile.onnx_graph.signatures import signature
+from mpcompile.onnx_graph.value_rows import value_bounds
 from mpcompile.onnx_graph.values import elements_of, is_full, is_known, is_left_out, is_standard
+from mpcompile.plan.bounds.bound import NOTHING
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor, Where
 from mpcompile.plan.digits import keep_digits
 from mpcompile.plan.needs import settled
@@ -78,6 +82,8 @@ class _Describer:
         self.ops: list[Op] = []
         self.tensors: dict[str, Tensor] = {}
         self.outputs = set(nest.inners[0].graph.outputs) if wants.keep_io else set()
+        self.bounds = value_bounds(nest, wants.precision)
+        self.factors = factors_of_masks(mask_constants(nest))
         self.resolution = resolve(policy, _rules(nest), _rows(nest))
         self.resolution.warn()
 
@@ -102,7 +108,10 @@ class _Describer:
     ) -> str:
         name = self.nest.values[value]
         count = ceil(elements_of(value) * inner.rounds)
-        self.tensors[name] = Tensor(name, count, fixed, output=value in self.outputs)
+        bound = self.bounds.get(name, NOTHING)
+        self.tensors[name] = Tensor(
+            name, count, fixed, value in self.outputs, fits=value in self.factors, bound=bound
+        )
         return name
 
     def _source(self, value: ir.Value, kind: str, inner: Inner[ir.Graph, ir.Node]) -> None:

@@ -7,6 +7,7 @@ reason to compute in FP32: in 16 bits it becomes `MASK`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,25 +106,45 @@ def masked_by(value: ir.Value) -> Masked | None:
     return Masked(tuple(found), frozenset(each for each, _, _ in seen))
 
 
+def factors_of_masks(constants: Iterable[ir.Value]) -> set[ir.Value]:
+    """Return the values between integers and their product with a constant that masks.
+
+    They are 0 or 1, although integers of another origin can be larger than FP16 holds.
+    """
+    found: set[ir.Value] = set()
+    for constant in constants:
+        for node, index in constant.uses():
+            if node.op_type == "Mul" and is_standard(node):
+                found.update(_whole_chain(node.inputs[1 - index]) or ())
+    return found
+
+
 def _is_whole(value: ir.Value | None) -> bool:
     """Return whether a value holds whole numbers because it was cast from whole numbers."""
+    return _whole_chain(value) is not None
+
+
+def _whole_chain(value: ir.Value | None) -> list[ir.Value] | None:
+    """Return the values from a cast of whole numbers to one that holds them, or None."""
+    chain: list[ir.Value] = []
     while value is not None:
+        chain.append(value)
         node = value.producer()
         if node is None or not is_standard(node):
-            return False
+            return None
         if node.op_type == "Cast":
             source = node.inputs[0]
-            return source is not None and source.dtype in _WHOLE
+            return chain if source is not None and source.dtype in _WHOLE else None
         if node.op_type in _MOVES:
             value = node.inputs[0]
         elif node.op_type in ("Sub", "Add", "Mul") and len(node.inputs) == 2:
             rest = [item for item in node.inputs if not _is_one(item)]
             if len(rest) != 1:
-                return False
+                return None
             value = rest[0]
         else:
-            return False
-    return False
+            return None
+    return None
 
 
 def _is_one(value: ir.Value | None) -> bool:

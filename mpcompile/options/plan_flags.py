@@ -57,6 +57,13 @@ class PlanFlags:
             negative=(),
         ),
     ] = False
+    precision_budget: Annotated[
+        float | None,
+        Parameter(
+            help="With --ranges: the largest measured error of what reads a 16-bit tensor; "
+            "default: 0.0039 for FP16."
+        ),
+    ] = None
     loss_scale: Annotated[
         str | None,
         Parameter(

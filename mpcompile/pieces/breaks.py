@@ -10,6 +10,8 @@ from torch import fx
 from mpcompile.program.stack_lines import is_foreign
 from mpcompile.torch_private.inductor import break_of
 
+_NAMED = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -48,6 +50,7 @@ def piece_of(module: fx.GraphModule, casts: int, wide: str | None) -> Piece:
 def said(pieces: Sequence[Piece], why: str) -> str:
     """Return the sentence that tells of the breaks of a program."""
     breaks = list(dict.fromkeys(f"{p.ends_at}: {p.because}" for p in pieces if p.because))
-    return f"the program runs in {len(pieces)} pieces ({why}); Python code between them: " + (
-        "; ".join(breaks) or "none yet"
-    )
+    more = f"; and {len(breaks) - _NAMED} more, see step.pieces" if len(breaks) > _NAMED else ""
+    named = "; ".join(breaks[:_NAMED]) or "none yet"
+    count = f"{len(pieces)} piece{'s' * (len(pieces) != 1)}"
+    return f"the program runs in {count} ({why}); Python code between them: {named}{more}"

@@ -35,7 +35,7 @@ def insert_casts(
         plan: decisions that come before those of the policy.
     """
     unfit = unfit_constants(module, constants, plan.precision if plan else policy.precision)
-    flow = dataflow(module, fixed, policy, unfit_reasons(module, unfit))
+    flow = dataflow(module, fixed, policy, unfit_reasons(module, unfit), constants)
     plan = decide(flow, policy.precision, plan)
     run_passes(module, forward_passes(plan), _lint)
     for graph in all_graphs(module):

@@ -20,12 +20,14 @@ from torch import fx
 from mpcompile.errors import BadInput
 from mpcompile.lower.lower import Backend, default_backend
 from mpcompile.passes.lowering.emulate_half import emulate_half
+from mpcompile.passes.lowering.reshape_views import reshape_views
 from mpcompile.pieces.casts import insert_casts
 from mpcompile.pieces.conversion_proof import Proven
 from mpcompile.plan.dataflow import Fixed
 from mpcompile.plan.policy import Policy, UnmatchedOverride
 from mpcompile.precision import Precision
 from mpcompile.program.control_flow import is_control_flow
+from mpcompile.program.functional.copies import write_out_copies
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.inductor import compile_under_autograd, composite, dynamo_constant
 from mpcompile.torch_private.ops import is_higher_order, op_name
@@ -102,6 +104,7 @@ def compile_graph(
         return module.forward, outcome
     if device.type == "cpu":
         emulate_half(rewritten.module)
+    reshape_views(rewritten.module)
     _write_back(rewritten.module, rewritten.written)
     return _proven(rewritten.module.forward, rewritten, module), outcome
 
@@ -152,6 +155,7 @@ def _rewritten(
     for node in traced.graph.nodes:
         _name_modules(node, within)
     _detach_instead_of_switching(traced.graph)
+    write_out_copies(traced.graph)
     plain = copy_graph(traced)
     with warnings.catch_warnings():
         # An override may be for an op in another graph of the model.

@@ -3,8 +3,9 @@
 ``(prediction - target) ** 2`` must not round a target of 2,000 to the next even number, and a
 target of 200,000 is infinite in FP16. The size of what comes with the batch, or of what is computed
 from it, is unknown. So where such a number meets the result of a layer, the arithmetic is FP32, as
-type promotion under autocast makes it. What follows is FP32 too, until a norm or another op with a
-bounded result, or a Tensor-Core op.
+type promotion under autocast makes it, unless its bound says that 16 bits hold it exactly, such as
+a mask. What follows is FP32 too, until a norm or another op with a bounded result, or a Tensor-Core
+op.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class _Kept:
 
     def __init__(self, flow: Dataflow) -> None:
         self._origins = Origins(flow)
-        self._many = {tensor.id for tensor in flow.tensors if tensor.elements > 1}
+        self._coarse = {
+            tensor.id for tensor in flow.tensors if tensor.elements > 1 and not tensor.bound.exact
+        }
         self._wide: set[str] = set()
         self._sources: set[str] = set()
 
@@ -48,7 +51,7 @@ class _Kept:
         if is_tensor_core(op):
             return op
         of = {name: self._origins.of(name) for name in op.reads}
-        given = [name for name in op.reads if of[name] == Origin.DATA and name in self._many]
+        given = [name for name in op.reads if of[name] == Origin.DATA and name in self._coarse]
         meets = bool(given) and any(Origin.LAYER in origin for origin in of.values())
         if not meets and not self._wide.intersection(op.reads):
             return op

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from mpcompile.plan.bounds.bound import NOTHING, Bound
 from mpcompile.plan.rule import Sensitivity, Wish
 
 
@@ -48,7 +49,8 @@ class Op:
         unfit: why FP16 cannot hold a number that it computes with or makes, or "".
         overridden: the user has set its precision.
         sensitivity: the effect of rounded inputs on its results.
-        exact: a sensitive op reads its result, so measured ranges do not release it to 16 bits.
+        exact: it is FP32 because of a sensitive op, so neither measured ranges nor the plan of
+            another batch shape move it to 16 bits.
         where: its position in the user's program.
     """
 
@@ -93,6 +95,7 @@ class Tensor:
         fixed: why it exists in FP32 anyway; None if an op decides.
         output: the graph returns it, and it must be FP32 there.
         fits: it was measured, and FP16 holds all its numbers with all their digits.
+        bound: what is known about its numbers without data.
     """
 
     id: str
@@ -100,6 +103,7 @@ class Tensor:
     fixed: Fixed | None = None
     output: bool = False
     fits: bool = False
+    bound: Bound = NOTHING
 
 
 @dataclass(frozen=True, slots=True)

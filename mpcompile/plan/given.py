@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import replace
 
 from mpcompile.errors import BadInput
-from mpcompile.plan.authors import Author
+from mpcompile.plan.authors import Author, author_of
 from mpcompile.plan.dataflow import Dataflow, Op
 from mpcompile.plan.fingerprint import differences, graph_of
 from mpcompile.plan.growth import contain_growth
@@ -54,11 +54,22 @@ def decide(
 def for_other_shapes(plan: Plan, flow: Dataflow) -> Plan:
     """Return a program's plan adapted to a batch of other shapes.
 
-    Decisions about ops that are missing there are left out.
+    Decisions about ops that are missing there are left out. So are those of the rules for 16 bits
+    about an op that needs FP32 there: with more positions, fewer of them fit.
     """
     graph = graph_of(flow)
     same = {op for op, what in graph.ops.items() if plan.graph.ops.get(op) == what and what.writes}
-    decisions = tuple(decision for decision in plan.decisions if decision.op in same)
+    exact = {op.id for op in flow.ops if op.exact and op.wish is Wish.FULL and not op.overridden}
+    decisions = tuple(
+        decision
+        for decision in plan.decisions
+        if decision.op in same
+        and (
+            decision.op not in exact
+            or decision.stores is Precision.FP32
+            or author_of(decision.reason) is not None
+        )
+    )
     return replace(plan, graph=graph, decisions=decisions)
 
 

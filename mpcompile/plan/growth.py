@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mpcompile.plan.bounds.bound import Bound
 from mpcompile.plan.dataflow import Dataflow, Op
 from mpcompile.plan.op_table import TABLE, rows_of
 from mpcompile.plan.rule import PrecisionClass, Wish
@@ -50,6 +51,9 @@ BOUNDED: frozenset[str] = frozenset(
 """Ops whose result is small for every input, torch and ONNX names."""
 
 
+_READS_BOTH_SIZES = frozenset(("atan2", "arctan2"))
+"""Bounded ops to which two infinite numbers are not what two large ones are."""
+
 _TENSOR_CORE = rows_of(PrecisionClass.TENSOR_CORE)
 
 
@@ -59,10 +63,11 @@ _INSIDE = frozenset(rule.name for rule in TABLE if rule.inside)
 def contain_growth(flow: Dataflow, precision: Precision) -> Dataflow:
     """Return the graph with FP32 for free ops that read a tensor that has grown.
 
-    Growth starts at an op of a row in `GROWING`, or at a constant that FP16 cannot hold. It ends at
-    an op in `BOUNDED`, at a Tensor-Core op that computes in 16 bits, at a tensor that was measured
-    to fit, and at an op whose precision the user has set. A bounded op that would sum 16-bit inputs
-    in FP32 gets FP32 inputs. BF16 has the range of FP32, so nothing changes.
+    Growth starts at an op of a row in `GROWING`, at a constant that FP16 cannot hold, or at
+    integers of unknown size. It ends at an op in `BOUNDED`, at a Tensor-Core op that computes in 16
+    bits, at a tensor that was measured to fit, and at an op whose precision the user has set. A
+    bounded op that would sum 16-bit inputs in FP32 gets FP32 inputs. BF16 has the range of FP32, so
+    nothing changes.
 
     Args:
         flow: the neutral graph.
@@ -71,28 +76,34 @@ def contain_growth(flow: Dataflow, precision: Precision) -> Dataflow:
     if precision is not Precision.FP16:
         return flow
     fits = {tensor.id for tensor in flow.tensors if tensor.fits}
+    large = {tensor.id for tensor in flow.tensors if _is_large(tensor.bound)}
     grown: dict[str, Op] = {}
     known = -1
     while len(grown) > known:  # the body of a loop passes grown tensors to its next round
         known = len(grown)
-        flow = Dataflow(tuple(_contained(op, grown, fits) for op in flow.ops), flow.tensors)
+        flow = Dataflow(tuple(_contained(op, grown, fits, large) for op in flow.ops), flow.tensors)
     return flow
 
 
-def _contained(op: Op, grown: dict[str, Op], fits: set[str]) -> Op:
+def _contained(op: Op, grown: dict[str, Op], fits: set[str], large: set[str]) -> Op:
     """Return an op after growth; note which of its results have grown and why."""
     source = next((grown[name] for name in op.reads if name in grown), None)
+    # A norm multiplies by its weight, which may be computed, too.
+    bounded = op.kind in BOUNDED and not any(name in grown for name in op.full_reads)
     if op.unfit and op.wish is not Wish.FULL and not op.overridden:
         op = replace(op, wish=Wish.FULL, reason=op.unfit)
     if op.wish is Wish.HALF or (op.rule in _TENSOR_CORE and not op.unfit):
         source = None
-    elif op.unfit or (op.rule in GROWING and op.kind not in BOUNDED | LINEAR):
+    elif op.unfit or (op.rule in GROWING and not bounded and op.kind not in LINEAR):
         source = op
-    elif op.overridden or op.kind in BOUNDED:
-        if source is not None and op.wish is Wish.FREE and op.rule in _INSIDE and not op.inside:
+    elif op.overridden or bounded:
+        sums = op.rule in _INSIDE and not op.inside
+        if source is not None and op.wish is Wish.FREE and (sums or op.kind in _READS_BOTH_SIZES):
             # It would sum 16-bit inputs in FP32, and those may be infinite.
             op = replace(op, wish=Wish.FULL, reason=_follows(source))
         source = None
+    elif source is None and op.rule == "cast" and not large.isdisjoint(op.writes):
+        source = op
     elif source is not None and op.wish is Wish.FREE:
         op = replace(op, wish=Wish.FULL, reason=_follows(source))
     if source is not None:
@@ -100,6 +111,11 @@ def _contained(op: Op, grown: dict[str, Op], fits: set[str]) -> Op:
             if name not in fits:
                 grown.setdefault(name, source)
     return op
+
+
+def _is_large(bound: Bound) -> bool:
+    """Whether integers can be too large: a count, a time, an id of unknown size."""
+    return bound.integer and bound.size > Precision.FP16.largest and not bound.rounded
 
 
 def _follows(source: Op) -> str:

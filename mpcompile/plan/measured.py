@@ -8,8 +8,8 @@ from mpcompile.errors import BadInput
 from mpcompile.plan.dataflow import Dataflow, Op
 from mpcompile.plan.footprint import is_neutral, reads_wide
 from mpcompile.plan.plan import Plan
-from mpcompile.plan.ranges import Range, Ranges, tensors_of
-from mpcompile.plan.rule import Wish
+from mpcompile.plan.ranges import BUDGET, Range, Ranges, tensors_of
+from mpcompile.plan.rule import Sensitivity, Wish
 from mpcompile.precision import Precision
 
 RELEASABLE: frozenset[str] = frozenset(
@@ -33,6 +33,9 @@ def apply_ranges(flow: Dataflow, ranges: Ranges, precision: Precision) -> Datafl
     between the smallest normal 16-bit number and the margin; a loss never is. Growth then ends at
     this tensor.
 
+    A tensor whose rounding alone makes a sensitive op wrong by more than the precision budget stays
+    in FP32, in BF16 programs as well.
+
     Raises:
         BadInput: the ranges were measured on another program.
     """
@@ -41,11 +44,13 @@ def apply_ranges(flow: Dataflow, ranges: Ranges, precision: Precision) -> Datafl
             "the ranges were measured on another program, or on other batch shapes",
             fix="run `mpcompile calibrate` again",
         )
+    fragile = _fragile(ranges, precision)
     if precision is not Precision.FP16:
-        return flow
+        return replace(flow, ops=tuple(_unrounded(op, fragile) for op in flow.ops))
     sizes = {name: found.largest_finite for name, found in ranges.values.items()}
     limit = _limit(ranges)
     fits = {n for n, held in ranges.values.items() if ranges.release and _is_harmless(held, limit)}
+    fits -= fragile.keys()
     elements = {tensor.id: tensor.elements for tensor in flow.tensors}
     ops = []
     for op in flow.ops:
@@ -60,9 +65,37 @@ def apply_ranges(flow: Dataflow, ranges: Ranges, precision: Precision) -> Datafl
             most = max(sizes[name] for name in op.writes)
             reason = f"it stayed between 2^-14 and {most:.3g} in {ranges.batches} batches"
             op = replace(op, wish=Wish.FREE, reason=reason)
-        ops.append(op)
+        ops.append(_unrounded(op, fragile))
     tensors_now = tuple(replace(t, fits=True) if t.id in fits else t for t in flow.tensors)
     return Dataflow(tuple(ops), tensors_now)
+
+
+def _fragile(ranges: Ranges, precision: Precision) -> dict[str, str]:
+    """Return why each tensor that lost more than the budget in a format must be FP32."""
+    found: dict[str, str] = {}
+    budget = ranges.precision_budget or BUDGET * 2.0**-precision.digits
+    for name, formats in ranges.narrowings.items():
+        held = formats.get(precision.short)
+        if held is not None and held.worst > budget:
+            of = "the gradient of" if held.gradient > held.error else ""
+            what = f"{of} {held.reader}".strip()
+            found[name] = (
+                f"rounding {name} alone to {precision.short} changes {what} by {held.worst:.2g} of "
+                f"its size in {ranges.batches} batches, and the budget is "
+                f"{budget:.2g}"
+            )
+    return found
+
+
+def _unrounded(op: Op, fragile: dict[str, str]) -> Op:
+    """Return an op with FP32 if it makes a fragile tensor, or is sensitive and reads one narrow."""
+    names = op.writes
+    if op.sensitivity is not Sensitivity.HARMLESS:
+        names = (*names, *(name for name in op.reads if _reads_narrow(op, name)))
+    reason = next((fragile[name] for name in names if name in fragile), "")
+    if not reason or op.wish is Wish.FULL or op.overridden:
+        return op
+    return replace(op, wish=Wish.FULL, reason=reason, exact=True)
 
 
 def overruled(plan: Plan, ranges: Ranges) -> tuple[str, ...]:

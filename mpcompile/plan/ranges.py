@@ -16,7 +16,9 @@ from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.fingerprint import Graph
 from mpcompile.validation import read_document, read_json, without_head
 
-VERSION = 2
+VERSION = 3
+BUDGET = 8
+"""The default of `Ranges.precision_budget` in roundings of the format, see ``docs/values.md``."""
 NORMAL, SMALLEST = -14, -24
 """Exponents of the smallest normal and of the smallest FP16 number."""
 LOWEST, HIGHEST = -127, 127
@@ -108,6 +110,27 @@ def _exponent(magnitude: float) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Narrowing:
+    """What rounding a tensor to 16 bits does to the sensitive op that it hurts most.
+
+    Attributes:
+        reader: the op.
+        error: the largest difference of its result over its largest number; for integers and
+            truth values the share that differs.
+        gradient: the same of the gradient that it passes to the tensor.
+    """
+
+    reader: str
+    error: _Size
+    gradient: _Size = 0.0
+
+    @property
+    def worst(self) -> float:
+        """The larger of the two errors."""
+        return max(self.error, self.gradient)
+
+
+@dataclass(frozen=True, slots=True)
 class Ranges:
     """The ranges of the tensors of one program, and how the planner must use them.
 
@@ -119,6 +142,10 @@ class Ranges:
         margin_bits: a tensor is kept in FP32 if it came closer to the largest 16-bit number than
             a factor of ``2**margin_bits``.
         release: whether ops whose results can grow but did not may be stored in 16 bits.
+        narrowings: per tensor that a sensitive op reads, and per format (``f16``, ``bf16``), what
+            rounding this tensor alone does to that op.
+        precision_budget: a tensor whose rounding does more than this is kept in FP32; None:
+            `BUDGET` roundings of the format, which is 0.0039 for FP16 and 0.031 for BF16.
     """
 
     fingerprint: str
@@ -127,6 +154,8 @@ class Ranges:
     gradients: Mapping[str, Range] = field(default_factory=dict)
     margin_bits: Annotated[int, Field(ge=0, le=15)] = 2
     release: bool = False
+    narrowings: Mapping[str, Mapping[str, Narrowing]] = field(default_factory=dict)
+    precision_budget: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     def to_json(self) -> str:
         """Write the ranges as a JSON document; `from_json` reads it back."""
@@ -147,7 +176,7 @@ class Ranges:
 class _File(Ranges):
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
-    version: Literal[2]
+    version: Literal[2, 3]
 
 
 def read_ranges(path: Path) -> Ranges:

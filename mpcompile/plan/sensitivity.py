@@ -15,7 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
+from mpcompile.plan.bounds.bound import NOTHING
 from mpcompile.plan.dataflow import Dataflow, Op
+from mpcompile.plan.harmless import is_harmless
 from mpcompile.plan.op_table import rows_of
 from mpcompile.plan.origins import Origin, Origins, is_tensor_core
 from mpcompile.plan.policy import Level, Policy
@@ -94,7 +96,10 @@ def keep_exact(flow: Dataflow, policy: Policy) -> Dataflow:
     for op in flow.ops:
         if op.id in kept and op.wish is not Wish.FULL:
             op = replace(op, wish=Wish.FULL, reason=kept[op.id])
-        ops.append(replace(op, exact=op.exact or demands.are_on(op)))
+        elif op.wish is Wish.FREE and not op.overridden and (bound := demands.bound_of(op)):
+            op = replace(op, reason=f"{op.reason}; {bound}")
+        exact = op.exact or op.id in kept or demands.are_on(op)
+        ops.append(replace(op, exact=exact))
     return replace(flow, ops=tuple(ops))
 
 
@@ -137,6 +142,8 @@ class _Demands:
 
     def __init__(self, flow: Dataflow, level: Level) -> None:
         self._ops, self._origins = flow.ops, Origins(flow)
+        self._bounds = {tensor.id: tensor.bound for tensor in flow.tensors}
+        self._let_go: dict[str, str] = {}
         self._narrows_layers = level is Level.TENSOR_CORES_ONLY
         self._on: dict[str, _Demand] = {}
         self.narrowed: dict[str, _Demand] = {}
@@ -149,6 +156,10 @@ class _Demands:
         """Return the demand on an op's results that reaches farthest back."""
         found = [self._on[name] for name in op.writes if name in self._on]
         return max(found, key=lambda item: item.reach, default=None)
+
+    def bound_of(self, op: Op) -> str:
+        """Return why no sensitive op needs an op's results in FP32 if a bound is why, or ""."""
+        return next((self._let_go[name] for name in op.writes if name in self._let_go), "")
 
     def kept(self) -> dict[str, str]:
         """Return why each op that must store FP32 must, by id."""
@@ -175,7 +186,7 @@ class _Demands:
         if passed is not None:
             self._note(op.reads, passed)
         own = _Demand(_REACH[op.sensitivity], op)
-        asks = self._note(tuple(self._sensitive(op)), own)
+        asks = self._note(tuple(self._fragile(op)), own)
         if passed is not None and demand is not None:
             return demand.reason
         # Such an op computes in FP32 in any case, and its result may be rounded.
@@ -211,6 +222,14 @@ class _Demands:
                 continue  # nothing says that it is worth a matmul in FP32
             yield name
 
+    def _fragile(self, op: Op) -> Iterator[str]:
+        """Yield those of an op's sensitive arguments whose bound does not prove them harmless."""
+        for name in self._sensitive(op):
+            if is_harmless(op, name, self._bounds):
+                self._let_go.setdefault(name, f"{op.id} reads it, but it {self._bounds[name]}")
+            else:
+                yield name
+
     def _note(self, names: tuple[str, ...], demand: _Demand) -> bool:
         """Note a demand on tensors; return whether it is one on any of them."""
         noted = False
@@ -218,7 +237,7 @@ class _Demands:
             reach = demand.reach
             if Origin.LAYER in self._origins.of(name) and reach is Reach.EXACT:
                 reach = Reach.NOTHING
-            if reach is Reach.NOTHING:
+            if reach is Reach.NOTHING or self._bounds.get(name, NOTHING).exact:
                 continue
             noted = True
             before = self._on.get(name)

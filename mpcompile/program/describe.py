@@ -11,12 +11,13 @@ from types import MappingProxyType
 import torch
 from torch import fx
 
+from mpcompile.plan.bounds.bound import NOTHING
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor, Where
 from mpcompile.plan.digits import keep_digits
 from mpcompile.plan.needs import settled
 from mpcompile.plan.op_table import TORCH_RULES
 from mpcompile.plan.policy import Policy, Resolution, Row, resolve
-from mpcompile.plan.rule import PrecisionClass, Rule, Wish
+from mpcompile.plan.rule import PrecisionClass, Rule, Sensitivity, Wish
 from mpcompile.plan.weight_terms import keep_weight_terms
 from mpcompile.program.asked_wide import asked_wide
 from mpcompile.program.border_rows import border_row, border_rule
@@ -25,8 +26,10 @@ from mpcompile.program.control_flow import Nest, nest_of
 from mpcompile.program.derivatives.own_backward import OwnBackward
 from mpcompile.program.needs import NEEDS, Facts
 from mpcompile.program.node_tensors import count_of, is_full, is_size
+from mpcompile.program.value_rows.steps import tensor_bounds
 from mpcompile.torch_private.ops import arguments_of, is_view, op_name
 
+_UNTRACED = Sensitivity.UNKNOWN
 _OWN = Rule(
     "own backward",
     "own_backward",
@@ -43,6 +46,7 @@ def dataflow(
     fixed: Mapping[str, Fixed],
     policy: Policy,
     unfit: Mapping[str, str] = MappingProxyType({}),
+    constants: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> Dataflow:
     """Return the neutral graph.
 
@@ -51,9 +55,11 @@ def dataflow(
         fixed: placeholder name to its kind.
         policy: gives each op its wish.
         unfit: per node why FP16 cannot hold a number that it computes with.
+        constants: the buffers that forward never writes, by placeholder.
     """
     nest = nest_of(module)
     ids = nest.nodes
+    bounds = tensor_bounds(nest, fixed, constants, policy.precision)
     resolution = _resolve(nest, fixed, policy)
     ops: list[Op] = []
     tensors: list[Tensor] = []
@@ -91,6 +97,7 @@ def dataflow(
                     elements=ceil(count_of(node.meta["val"]) * inner.rounds),
                     fixed=fixed.get(ids[node]),
                     output=node in outputs,
+                    bound=bounds.get(ids[node], NOTHING),
                 )
             )
     flow = keep_weight_terms(Dataflow(tuple(ops), tuple(tensors)))
@@ -162,7 +169,7 @@ def _op(node: fx.Node, ids: dict[fx.Node, str], told: tuple[Rule, Wish, str]) ->
     inputs: list[fx.Node] = list(node.args[0]) if own else node.all_input_nodes  # type: ignore[arg-type]
     reads = tuple(ids[item] for item in inputs if is_full(item))
     largest = max((count_of(result.meta["val"]) for result in results), default=0)
-    sensitivity = rule.sensitivity
+    sensitivity = _UNTRACED if reads and _leaves(node, rule) else rule.sensitivity
     facts = Facts(reads, writes, largest, inside and not rule.streams)
     rule, wish, reason = settled(facts, told, NEEDS)
     saves = rule.saves.split()
@@ -187,6 +194,17 @@ def _op(node: fx.Node, ids: dict[fx.Node, str], told: tuple[Rule, Wish, str]) ->
         view=own or is_view(node),
         sensitivity=sensitivity,
     )
+
+
+def _leaves(node: fx.Node, rule: Rule) -> bool:
+    """Whether a harmless op makes a tensor in which the plan cannot follow what its readers need.
+
+    Complex tensors and FP64 are such tensors.
+    """
+    value = node.meta.get("val")
+    if rule.sensitivity is not Sensitivity.HARMLESS or not isinstance(value, torch.Tensor):
+        return False
+    return value.dtype.is_complex or value.dtype is torch.float64
 
 
 def _results(node: fx.Node) -> list[fx.Node]:

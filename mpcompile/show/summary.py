@@ -203,6 +203,7 @@ def print_ranges(ranges: Ranges, console: Console) -> None:
         room = f"{log2(Precision.FP16.largest / most):.1f}" if most else "-"
         table.add_row(printable(name), f"{most:.4g}", room, f"{held.nonfinite:,}")
     console.print(table)
+    _print_narrowings(ranges, console)
     if not ranges.gradients:
         return
     scale = LossScale().initial
@@ -219,6 +220,24 @@ def print_ranges(ranges: Ranges, console: Console) -> None:
         shares = (held.share_below_normal, held.share_below_smallest, lost[name])
         texts = (f"{share:.1%}" for share in shares)
         table.add_row(printable(name), f"{held.largest:.4g}", *texts)
+    console.print(table)
+
+
+def _print_narrowings(ranges: Ranges, console: Console) -> None:
+    """Print the tensors whose rounding to FP16 hurts a sensitive op most."""
+    found = {
+        name: formats[Precision.FP16.short]
+        for name, formats in ranges.narrowings.items()
+        if Precision.FP16.short in formats
+    }
+    if not found:
+        return
+    title = f"what rounding one tensor to FP16 does to what reads it, of {len(found)} tensors"
+    table = numbers_table(title, "tensor", "read by", "error of the result", "of the gradient")
+    for name, held in sorted(found.items(), key=lambda item: -item[1].worst)[:_SHOWN]:
+        table.add_row(
+            printable(name), printable(held.reader), f"{held.error:.1e}", f"{held.gradient:.1e}"
+        )
     console.print(table)
 
 

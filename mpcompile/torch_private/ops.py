@@ -54,6 +54,25 @@ def given(node: fx.Node) -> dict[str, Any]:
     return named | dict(zip(named, node.args, strict=False)) | dict(node.kwargs)
 
 
+def in_order(node: fx.Node) -> list[Any]:
+    """Return an op's arguments in the order of its schema, missing ones with their defaults."""
+    names, values = _schema_of(node.target)
+    found = [*node.args, *values[len(node.args) :]]
+    for name, value in node.kwargs.items():
+        if name in names:
+            found[names[name]] = value
+    return found
+
+
+@cache
+def _schema_of(target: Any) -> tuple[dict[str, int], list[Any]]:
+    """Return the position of each argument by name, and the default values."""
+    schema = getattr(target, "_schema", None)
+    arguments = schema.arguments if schema is not None else []
+    names = {argument.name: index for index, argument in enumerate(arguments)}
+    return names, [argument.default_value for argument in arguments]
+
+
 def number_arguments(node: fx.Node, values: Collection[str] = ()) -> dict[str, float]:
     """Return the Python numbers that an op takes as operands, by the names its schema gives them.
 

@@ -139,7 +139,11 @@ def compile_pieces(function: Callable[..., Any], backend: Callable[..., Any]) ->
 
     whole.__code__ = whole.__code__.replace()  # Dynamo counts graphs per code object
     made = torch.compile(whole, backend=backend)
-    settings = {"skip_nnmodule_hook_guards": False, "recompile_limit": MOST_PIECES}
+    settings = {
+        "skip_nnmodule_hook_guards": False,
+        "recompile_limit": MOST_PIECES,
+        "use_numpy_random_stream": True,  # else Dynamo draws NumPy's numbers from torch
+    }
 
     def guarded(*args: Any) -> Any:
         with torch._dynamo.config.patch(settings):

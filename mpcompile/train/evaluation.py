@@ -96,7 +96,8 @@ class MixedForward:
         unfit = unfit_constants(forward.module, buffers, precision)
         fixed = {item.node: item.kind.fixed for item in forward.inputs}
         reasons = unfit_reasons(forward.module, unfit)
-        plan = decide(dataflow(forward.module, fixed, self._policy, reasons), precision)
+        flow = dataflow(forward.module, fixed, self._policy, reasons, buffers)
+        plan = decide(flow, precision)
         run_passes(forward.module, forward_passes(plan), lambda module: module.graph.lint())
         return forward
 

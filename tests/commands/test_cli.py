@@ -214,7 +214,8 @@ def test_settings_of_the_project_and_flags_over_them(
     assert capsys.readouterr().err == (
         "mpcompile: pyproject.toml: [tool.mpcompile]: there is no field halve (did you mean "
         "'half'?); "
-        "the settings are level, precision, full, half, free, loss_scale, backend, without, lint.\n"
+        "the settings are level, precision, full, half, free, precision_budget, loss_scale, "
+        "backend, without, lint.\n"
     )
 
 
@@ -356,6 +357,8 @@ def test_a_ranges_file_is_not_replaced_without_force(
     [
         ["model.py", "--margin", "3"],
         ["model.py", "--release"],
+        ["model.py", "--precision-budget", "0.1"],
+        ["model.py", "--precision-budget", "0"],
         ["model.py", "--ranges", "nowhere.json"],
         ["model.py", "--ranges", "model.py"],
         ["calibrate", "model.py", "--batches", "0"],

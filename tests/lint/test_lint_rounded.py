@@ -88,3 +88,41 @@ def test_the_matrix_of_a_solver_is_found() -> None:
         (WARNING, "matmul"),
         (WARNING, "add"),
     }
+
+
+class Lookup(nn.Module):
+    """Ids that come as floating-point numbers."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.table, self.last = nn.Embedding(rows, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids = x.abs() * 1.0  # the ids
+        result: Tensor = self.last(self.table(ids.to(torch.int64)))
+        return result
+
+
+def test_an_id_in_too_few_digits_is_found() -> None:
+    policy = Policy(half=("op:mul",))
+    (found,) = findings(Lookup(5000), torch.randn(16), policy=policy)
+    assert (found.rule, found.severity, found.op) == ("MP207", WARNING, "mul")
+    assert found.message.startswith("mul stores integers up to 4,999 in FP16 as an override")
+    assert found.where.line == line_of(__file__, "the ids")
+    assert findings(Lookup(5000), torch.randn(16)) == []
+
+
+def test_ids_that_16_bits_hold_are_no_finding() -> None:
+    policy = Policy(half=("op:mul",))
+    found = findings(Lookup(2000), torch.randn(16), policy=policy)
+    assert {item.rule for item in found} == {"MP205"}  # the numbers may still fall between ids
+
+
+def test_positions_that_are_compared_are_found() -> None:
+    def compared(x: Tensor) -> Tensor:
+        positions = torch.arange(3000).to(x) + 1.0
+        return x * (positions > 2049.0).to(x)[:8]
+
+    policy = Policy(half=("op:add",))
+    found = findings(Features(compared), torch.randn(16, 8), policy=policy, rule="MP207")
+    assert [(item.op, "up to 3,000" in item.message) for item in found] == [("add", True)]

@@ -155,7 +155,8 @@ def test_infinities_are_counted_apart() -> None:
         ([(torch.randn(3, 8), torch.zeros(4, dtype=torch.long))], r"float32\[3, 8\]"),
         ([(torch.randn(4, 8).double(), torch.zeros(4, dtype=torch.long))], "float64"),
         ([(torch.randn(4, 8),)], "has 1 tensors"),
-        ([(torch.randn(4, 8), [0, 1, 2, 0])], "of type list"),
+        ([(torch.randn(4, 8), [0, 1, 2, 0])], "has 1 tensors"),
+        ([(torch.randn(4, 8), [torch.zeros(4, dtype=torch.long)])], "another structure"),
     ],
 )
 def test_data_of_other_shapes_is_refused(data: list[tuple[object, ...]], says: str) -> None:

@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 import mpcompile
-from mpcompile.pipeline import transform
+from mpcompile.pipeline import describe, transform
 from mpcompile.plan.dataflow import Dataflow, Op, Tensor
 from mpcompile.plan.growth import BOUNDED, GROWING, LINEAR, contain_growth
 from mpcompile.plan.op_table import ONNX_RULES, TABLE, TORCH_RULES
 from mpcompile.plan.rule import Wish
 from mpcompile.precision import Precision
+from mpcompile.program.capture import capture
 from mpcompile.program.workload import Workload
 from mpcompile.step.transformed import Choices
 
@@ -107,3 +108,40 @@ def test_growth_goes_round_a_loop() -> None:
 def test_every_name_stands_in_the_table() -> None:
     assert set(TORCH_RULES) | set(ONNX_RULES) >= BOUNDED | LINEAR
     assert {rule.name for rule in TABLE} >= GROWING
+
+
+def test_a_norm_with_a_weight_that_has_grown_does_not_bound_it() -> None:
+    def op(name: str, kind: str, *reads: str, full: tuple[str, ...] = ()) -> Op:
+        rule = TORCH_RULES[kind]
+        return Op(name, kind, rule.name, rule.wish, rule.inside, True, "", reads, (name,), (), full)
+
+    ops = (
+        op("grown", "square", "x"),
+        op("plain", "layer_norm", "grown"),
+        op("scaled", "layer_norm", "x", "grown", full=("grown",)),
+        op("after", "mul", "scaled"),
+        op("other", "mul", "plain"),
+    )
+    tensors = tuple(Tensor(name, 8) for name in ("x", *(item.id for item in ops)))
+    found = contain_growth(Dataflow(ops, tensors), Precision.FP16)
+    wide = {item.id for item in found.ops if item.wish is Wish.FULL}
+    assert wide == {"grown", "scaled", "after"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide"), [(torch.int64, {"to", "maximum", "mul"}), (torch.uint8, {"to"})]
+)
+def test_integers_of_unknown_size_may_be_too_large(dtype: torch.dtype, wide: set[str]) -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.last(torch.maximum(counts.to(x.dtype), x) * 1e-6)
+            return result
+
+    batch = (torch.randn(16, 8), torch.ones(16, 8).to(dtype))
+    flow = describe(capture(Workload(Counts(), batch, None, None)), mpcompile.Policy())
+    ops = contain_growth(flow, Precision.FP16).ops
+    assert {op.id for op in ops if op.writes and op.wish is Wish.FULL} == wide

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpcompile.errors import CannotCapture, SideEffect
+from mpcompile.errors import NotOneGraph, SideEffect
 from mpcompile.program.proof.prints import Prints
 from mpcompile.program.proof.second_look import lines_of
 from mpcompile.program.proof.snapshot import Change, Snapshot
@@ -84,7 +84,7 @@ class Effects:
         """Undo what runs of the program inside the ``with`` block change beside tensors.
 
         Raises:
-            CannotCapture: the program draws numbers from a generator that is not torch's.
+            NotOneGraph: the program draws numbers from a generator that is not torch's.
         """
         with generators_kept(), self.prints.kept():
             try:
@@ -154,9 +154,9 @@ class Effects:
             stacklevel=5,
         )
 
-    def _refusal(self, name: str) -> CannotCapture:
+    def _refusal(self, name: str) -> NotOneGraph:
         probe = _GLOBAL.get(name, lambda: name in self._note.drawn())
-        return CannotCapture(
+        return NotOneGraph(
             f"the program draws a number from {name}, which would be the same in every step",
             self._lines({name: probe}).get(name)
             or definition(self._workload.loss)

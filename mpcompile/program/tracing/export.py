@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from mpcompile.program.stack_lines import is_foreign
 from mpcompile.program.tracing.traced_program import TracedProgram
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.tracing import DataDependent
+
+_TORCH = Path(torch.__file__).parent
 
 
 def export(
@@ -103,6 +106,24 @@ def _reads_packed_sequence(error: Exception) -> bool:
         and frame.f_locals.get("batch_sizes") is not None
         for frame, _ in traceback.walk_tb(error.__traceback__)
     )
+
+
+def raised_in_torch(error: Exception) -> bool:
+    """Whether code of torch has raised an error, and not mpcompile or the user's program."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(_TORCH)
+
+
+def torchs_own(error: Exception, workload: Workload) -> NotOneGraph:
+    """Return torch's own error behind the capture, in one sentence."""
+    made = NotOneGraph(
+        "the program cannot become one graph of forward and backward: "
+        f"{type(error).__name__}: {first_line(error)}",
+        user_position(error) or definition(workload.loss) or workload.origin,
+        "compile it without whole=True, so that it runs in pieces",
+    )
+    made.__cause__ = error
+    return made
 
 
 def first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from mpcompile.errors import CannotCapture
+from mpcompile.errors import NotOneGraph
 from mpcompile.program.stack_lines import line_now
 from mpcompile.program.tracing.packed_rnn import packed_rnn
 from mpcompile.torch_private.packed import flat_weights, packing_replaced, total_length_given
@@ -83,7 +83,7 @@ class _Padded:
         if not isinstance(given, PackedSequence):
             return own(layer, given, state)
         if layer.dropout and layer.training and layer.num_layers > 1:
-            raise CannotCapture(
+            raise NotOneGraph(
                 "a recurrent layer with dropout between its layers reads a packed sequence",
                 line_now(),
                 "give it dropout=0, or use one layer and torch.nn.Dropout",
@@ -116,7 +116,7 @@ class _Padded:
     def _of(self, sizes: torch.Tensor) -> torch.Tensor:
         known = self._lengths.get(id(sizes))
         if known is None:
-            raise CannotCapture(
+            raise NotOneGraph(
                 "a packed sequence comes into the program from outside, or is made by hand, and "
                 "its size depends on the batch",
                 line_now(),

@@ -10,16 +10,16 @@ import torch
 from programs.others import PROGRAMS
 from programs.others.registry import classes
 from programs.others.sequences import Packed, mean_of_results
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import rnn
 
 import mpcompile
 from mpcompile import FULL_PRECISION, CannotCapture, TrainStep, Unfaithful
 
 
-def compiled(model: nn.Module, loss: Any, batch: Any) -> TrainStep:
+def compiled(model: nn.Module, loss: Any, batch: Any, whole: bool = True) -> TrainStep:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return mpcompile.compile(model, loss, optimizer, batch, policy=FULL_PRECISION)
+    return mpcompile.compile(model, loss, optimizer, batch, policy=FULL_PRECISION, whole=whole)
 
 
 def test_a_later_batch_has_other_lengths() -> None:
@@ -61,13 +61,23 @@ def test_rows_read_directly_are_refused_because_they_have_padding() -> None:
         compiled(net, lambda m, x, n, y: nn.functional.cross_entropy(m(x, n), y), batch)
 
 
-def test_dropout_between_layers_is_refused_with_its_line() -> None:
+def test_dropout_between_layers_is_in_pieces_or_refused_with_its_line() -> None:
     layer = nn.LSTM(8, 16, 2, batch_first=True, dropout=0.5)
     net = Packed(layer, mean_of_results, ordered=False)
     batch = torch.randn(4, 7, 8), torch.tensor([3, 7, 2, 6]), classes(4, 3)
     net(*batch[:2])
+    eager = copy.deepcopy(net)
+
+    def loss(model: nn.Module, x: Tensor, n: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(model(x, n), y)
+
     with pytest.raises(CannotCapture, match=r"sequences\.py:\d+: a recurrent layer with dropout"):
-        compiled(net, lambda m, x, n, y: nn.functional.cross_entropy(m(x, n), y), batch)
+        compiled(net, loss, batch)
+    step = compiled(net, loss, batch, whole=False)
+    torch.manual_seed(1)
+    mine = step(*batch)
+    torch.manual_seed(1)
+    assert torch.equal(mine, loss(eager, *batch).detach())
 
 
 def test_a_packed_batch_from_outside_is_refused() -> None:

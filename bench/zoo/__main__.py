@@ -1,0 +1,159 @@
+"""Train the zoo: ``python -m bench.zoo FILE.jsonl [--names A B] [--table]``.
+
+Each model is compiled and trained for ten steps beside eager FP32 and eager autocast in FP16, from
+the same weights, without dropout. One JSON line a model; models that the file already has are left
+out, so a run can be continued. ``--table`` prints the file as Markdown instead.
+
+Hugging Face's families need transformers; torchvision's and timm's nets run where these import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import signal
+import statistics
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.machine import describe
+from bench.zoo.trial import Loss, gradients, trial
+
+SECONDS = 300
+TIMM = (
+    *("resnet18", "efficientnet_b0", "mobilenetv3_small_050", "vit_tiny_patch16_224"),
+    *("convnext_atto", "regnetx_002", "mixer_s32_224", "poolformer_s12", "edgenext_xx_small"),
+    *("deit_tiny_patch16_224", "densenet121", "ghostnet_050", "xcit_nano_12_p16_224"),
+)
+TORCHVISION = (
+    *("alexnet", "vgg11", "googlenet", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5"),
+    *("swin_t", "maxvit_t", "resnext50_32x4d", "efficientnet_v2_s"),
+)
+
+
+class TooLate(Exception):
+    """A model took longer than `SECONDS`."""
+
+
+def models() -> Iterator[tuple[str, Any]]:
+    """Yield the name of each model and a function that makes model, loss and batch."""
+    if importlib.util.find_spec("transformers"):
+        import transformers
+
+        from bench.zoo import huggingface
+
+        transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+        def loss(model: torch.nn.Module, **batch: Any) -> torch.Tensor:
+            value: torch.Tensor = model(**batch).loss
+            return value
+
+        for family, task, kind in huggingface.families():
+            yield (
+                f"hf:{family}",
+                lambda task=task, kind=kind: _with(loss, huggingface.make(task, kind)),
+            )
+    if importlib.util.find_spec("torchvision"):
+        from bench.zoo import torchvision_models as vision
+
+        for name in vision.DETECTORS:
+            yield f"detection:{name}", lambda name=name: vision.detector(name)
+        for name in vision.SEGMENTERS:
+            yield f"segmentation:{name}", lambda name=name: vision.segmenter(name)
+        for name in TORCHVISION:
+            yield f"torchvision:{name}", lambda name=name: vision.classifier(f"torchvision:{name}")
+    if importlib.util.find_spec("timm"):
+        from bench.zoo import torchvision_models as vision
+
+        for name in TIMM:
+            yield f"timm:{name}", lambda name=name: vision.classifier(name)
+
+
+def _with(loss: Loss, made: tuple[Any, Any]) -> tuple[Any, Loss, Any]:
+    return made[0], loss, made[1]
+
+
+def row_of(make: Any) -> dict[str, Any]:
+    """Return the row of one model."""
+    try:
+        model, loss, batch = make()
+        gradients(model, loss, batch)
+    except Exception as error:
+        return {"state": "not eager", "error": f"{type(error).__name__}: {error}"[:200]}
+    try:
+        return trial(model, loss, batch)
+    except TooLate:
+        return {"state": "late"}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the summary and the rows as Markdown."""
+    ran = [row for row in rows if row["state"] != "not eager"]
+    states = Counter(row["state"] for row in ran)
+    ratios = [
+        row["seconds"] / row["export"] for row in ran if row.get("export") and "seconds" in row
+    ]
+    lines = [
+        f"{len(ran)} models that eager PyTorch trains: "
+        + ", ".join(f"{count} {state}" for state, count in states.most_common())
+        + f"; compile over `torch.export` alone {statistics.median(ratios or [0]):.2f} in the "
+        f"median; "
+        f"{sum(not row.get('near', True) for row in ran)} farther than allowed.",
+        "",
+        "| model | state | seconds | skipped | ours | autocast | loss after ten steps |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in ran:
+        cells = [row["name"], row["state"], _number(row.get("seconds"), ".1f")]
+        cells += [str(row.get("skipped", "")), _number(row.get("ours"), ".1e")]
+        cells += [_number(row.get("autocast"), ".1e")]
+        first, *_, last = row.get("losses") or [None, None]
+        cells += [f"{first:.3f} → {last:.3f}" if first is not None else row.get("error", "")[:120]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--names", nargs="*", default=(), help="only these, such as hf:bert")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    text = options.file.read_text() if options.file.exists() else ""
+    rows = [json.loads(line) for line in text.splitlines()]
+    if options.table:
+        print(table(rows))
+        return
+
+    def late(*_: Any) -> None:
+        raise TooLate
+
+    signal.signal(signal.SIGALRM, late)
+    warnings.simplefilter("ignore")
+    done = {row["name"] for row in rows}
+    facts = describe("cpu")
+    for name, make in models():
+        if name in done or (options.names and name not in options.names):
+            continue
+        signal.alarm(SECONDS)
+        row = {"name": name, **row_of(make)}
+        signal.alarm(0)
+        row["torch"], row["commit"] = facts["torch"], facts["commit"]
+        with options.file.open("a") as file:
+            print(json.dumps(row), file=file)
+        print(f"{name:40} {row['state']:10} {row.get('error', '')[:100]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

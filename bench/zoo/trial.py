@@ -1,0 +1,103 @@
+"""One model of the zoo: compiled, trained ten steps, and judged beside eager PyTorch."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+import mpcompile
+from mpcompile import CompileError, LossScale
+from mpcompile.program.tracing.export import export
+from mpcompile.program.tracing.traced_program import TracedProgram
+from mpcompile.program.workload import Workload
+
+STEPS = 10
+SCALE = 2.0**10
+FACTOR = 3.0
+"""How many times the error of eager autocast is allowed."""
+NOISE = 1e-3
+"""Below this part of the gradient no error counts: FP16 rounds each number by up to half of it."""
+
+Loss = Callable[..., Any]
+
+
+def called(function: Any, batch: Any, *before: Any) -> Any:
+    """Call a function with a batch, as a user would."""
+    if isinstance(batch, Mapping):
+        return function(*before, **batch)
+    return function(*before, *batch)
+
+
+def gradients(model: nn.Module, loss: Loss, batch: Any, scale: float = 1.0) -> dict[str, Any]:
+    """Return eager gradients of a copy; the loss is under ``"loss"``."""
+    model = copy.deepcopy(model)
+    value = called(loss, batch, model)
+    torch.autograd.backward(value.float() * scale)
+    found = {n: p.grad / scale for n, p in model.named_parameters() if p.grad is not None}
+    return {"loss": value.detach().float(), **found}
+
+
+def distance(found: Mapping[str, torch.Tensor], exact: Mapping[str, torch.Tensor]) -> float:
+    """Return the relative L2 distance of all gradients."""
+    names = [name for name in exact if name != "loss"]
+    wrong = sum(float((found[n].double() - exact[n].double()).square().sum()) for n in names)
+    whole = sum(float(exact[n].double().square().sum()) for n in names)
+    return float((wrong / max(whole, 1e-30)) ** 0.5)
+
+
+def trial(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Any]:
+    """Compile and train a model; return what became of it.
+
+    The model has run in eager PyTorch before. The keys: ``state`` (whole, pieces, refused or
+    traceback), ``error``, ``seconds``, ``export`` (seconds of `torch.export` alone), ``skipped``,
+    ``ours`` and ``autocast`` (distances of the first gradients from FP32), ``near``, ``losses``.
+    """
+    row: dict[str, Any] = {}
+    exact = gradients(model, loss, batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    try:
+        row["export"] = _export_seconds(copy.deepcopy(model), loss, batch)
+        begin = time.perf_counter()
+        step = mpcompile.compile(model, loss, optimizer, batch, backend="interpreter")
+        row["seconds"] = time.perf_counter() - begin
+        row["state"] = "pieces" if step.captured.in_pieces else "whole"
+        start = copy.deepcopy(model)
+        row["losses"] = [float(called(step, batch)) for _ in range(STEPS)]
+        row["skipped"] = step.skipped
+    except CompileError as error:
+        return row | {"state": "refused", "error": str(error)[:400]}
+    except Exception as error:
+        return row | {"state": "traceback", "error": f"{type(error).__name__}: {error}"[:400]}
+    judged = mpcompile.compile(
+        start,
+        loss,
+        torch.optim.SGD(start.parameters(), lr=0.0),
+        batch,
+        backend="interpreter",
+        loss_scale=LossScale.static(SCALE),
+        verify=False,
+    )
+    row["ours"] = distance(called(judged.gradients, batch), exact)
+    try:
+        with torch.autocast("cpu", dtype=torch.float16):
+            row["autocast"] = distance(gradients(start, loss, batch, SCALE), exact)
+    except Exception as error:
+        row["autocast_error"] = f"{type(error).__name__}: {error}"[:200]
+    limit = FACTOR * row.get("autocast", 0.0) + NOISE
+    row["near"] = row["ours"] <= limit or "autocast" not in row
+    return row
+
+
+def _export_seconds(model: nn.Module, loss: Loss, batch: Any) -> float | None:
+    workload = Workload(model, batch, loss, torch.optim.SGD(model.parameters(), lr=0.0))
+    begin = time.perf_counter()
+    try:
+        export(TracedProgram(workload), workload)
+    except CompileError:
+        return None
+    return time.perf_counter() - begin
