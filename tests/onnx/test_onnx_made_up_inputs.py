@@ -175,6 +175,21 @@ def test_a_mask_also_hides_a_whole_row() -> None:
     assert any(np.array_equal(each.batch["mask"][-1], np.zeros(5)) for each in found)
 
 
+def test_a_function_tells_what_its_inputs_must_be() -> None:
+    text = f"""g (float[N,K] x) => (float[N,8] y) <float[3,8] w = {{{WEIGHTS}}}> {{
+       y = local.Layer (x, w)
+    }}
+    <domain: "local", opset_import: ["" : 17]>
+    Layer (t, m) => (r) {{
+       c = Constant <value_float = 255.0> ()
+       s = Div (t, c)
+       r = MatMul (s, m)
+    }}"""
+    found = made_up_inputs(ir.from_proto(parsed(text)))
+    assert found[0].batch["x"].shape == (2, 3)
+    assert found[0].batch["x"].max() > 10
+
+
 def test_a_model_that_takes_nothing_is_said_with_the_first_reason() -> None:
     line = "y = Reshape (x, s)"
     with pytest.raises(BadInput, match="no made-up inputs run: the model does not run"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -9,6 +10,7 @@ from programs.onnx_models import rewritten
 
 from mpcompile.errors import BadInput
 from mpcompile.onnx.comparison import compare
+from mpcompile.onnx.measure import calibrate
 from mpcompile.onnx.rewrite import Rewritten
 from mpcompile.onnx_graph.gate import model_of
 from mpcompile.precision import Precision
@@ -126,3 +128,12 @@ def test_a_dimension_of_minus_one_is_unknown_and_said_once() -> None:
 def test_other_negative_dimensions_are_refused(size: int) -> None:
     with pytest.raises(BadInput, match="negative dimension"):
         model_of(with_size(model_with("y = MatMul(x, w)"), size))
+
+
+def test_a_model_with_outputs_left_out_is_calibrated() -> None:
+    body = "a = MatMul(x, w) b = LayerNormalization(a, s) c = Sin(b) y = MatMul(c, w)"
+    model = leave_out(
+        model_with(body, f"{MATRIX}, {STATISTICS}"), "LayerNormalization", ["b", "", ""]
+    )
+    found = calibrate(model, [{"x": np.ones((4, 4), np.float32)}])
+    assert {"a", "b", "c", "y"} <= found.values.keys()

@@ -15,6 +15,7 @@ from time import monotonic
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+from onnx_ir.passes.common import InlinePass
 
 from mpcompile.errors import BadInput
 from mpcompile.onnx.made_up.far_inputs import far_inputs, masks
@@ -153,6 +154,8 @@ def _shaped(original: ir.Model) -> Iterator[ir.Model]:
     """Yield the model with a name for each open dimension, and a rank for each input."""
     for rank in _RANKS:
         model = original.clone()
+        if model.functions:
+            InlinePass()(model)
         infer_types(model)
         known = readings(given_inputs(model))
         guessed = False
