@@ -32,7 +32,7 @@ def is_known(value: ir.Value | None) -> bool:
 
 def is_left_out(value: ir.Value) -> bool:
     """Return whether a node does not make this output of its: it has no name in the file."""
-    return not value.name
+    return value.name == ""
 
 
 def elements_of(value: ir.Value) -> int:

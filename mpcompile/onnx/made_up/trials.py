@@ -25,8 +25,8 @@ from mpcompile.onnx.sessions import LONGEST_RUN, Array, Output, given_inputs, ru
 from mpcompile.onnx_graph.inference import infer_types
 from mpcompile.passes.onnx.distinct_onnx_names import distinct_onnx_names
 
-LONGEST_SEARCH = 60.0
-"""Seconds after which no more sizes are tried."""
+LONGEST_SEARCH = 6.0
+"""Seconds of runs that fail after which no more are tried."""
 _LENGTHS = (2, 16, 64, 32, 128, 224, 320, 512, 1280, 4096, 16000)
 _LONGEST = 512
 _LONGEST_IMAGE = 320
@@ -91,24 +91,26 @@ def made_up_inputs(original: ir.Model) -> list[Tried]:
 class _Search:
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
-        self._end = monotonic() + LONGEST_SEARCH
-        self._limit = LONGEST_RUN  # the first run may be long: all others are as long at least
+        self._left = LONGEST_SEARCH
+        self._limit = LONGEST_RUN
         self.refused = ""
 
     @property
     def is_over(self) -> bool:
         """Whether the time is over."""
-        return monotonic() > self._end
+        return self._left <= 0
 
     def tried(self, batch: dict[str, Array]) -> Tried | None:
         """Return what the original makes of a batch, or None if the runtime refuses it."""
+        begin = monotonic()
         try:
             made = run(self._session, batch, self._limit)
         except BadInput as error:
             self.refused = self.refused or error.what
+            self._left -= monotonic() - begin
+            self._limit = min(self._limit, max(self._left, 1.0))
             return None
-        finally:
-            self._limit = max(self._end - monotonic(), 1.0)
+        self._limit = max(10 * (monotonic() - begin), LONGEST_SEARCH)
         return Tried(batch, made)
 
     def first_of(self, batches: Iterable[dict[str, Array]]) -> list[Tried]:
