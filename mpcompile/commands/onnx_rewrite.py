@@ -39,7 +39,8 @@ def rewrite(source: Path, options: TransformOptions, inputs: PlanInputs) -> None
 
     Raises:
         BadInput: the file is no valid model, or an argument is wrong.
-        CheckFailed: an output is further from the original's than the tolerance.
+        CheckFailed: an output is further from the original's than the tolerance, or the two could
+            not be compared.
     """
     console = open_terminal(options.json)
     onnx, settings = options.onnx, inputs.settings
@@ -62,10 +63,12 @@ def rewrite(source: Path, options: TransformOptions, inputs: PlanInputs) -> None
         if fault and not fault_of(original):
             raise CheckFailed(f"the rewritten model is not valid: {fault}", fix="report this model")
     with console.status("comparing"):
-        found, why_not = None, "--no-check was given"
+        found, why_not, unproven = None, "--no-check was given", None
         if options.check:
-            found, why_not = _compared(original, rewritten, onnx)
+            found, why_not, unproven = _compared(original, rewritten, onnx)
     _print(source, rewritten, found, why_not, console)
+    if unproven is not None and rewritten.changed:
+        raise unproven
     if found is not None and not found.passed:
         with console.status("trying overrides"):
             advice = _advice(original, rewritten, found, onnx, inputs)
@@ -84,19 +87,22 @@ def rewrite(source: Path, options: TransformOptions, inputs: PlanInputs) -> None
 
 def _compared(
     original: ir.Model, rewritten: Rewritten, onnx: OnnxFlags
-) -> tuple[Comparison | None, str]:
-    """Return the comparison, or the reason why there is none."""
+) -> tuple[Comparison | None, str, CheckFailed | None]:
+    """Return the comparison, or why there is none, with the error that this is."""
     batches = _given(original, onnx)
     try:
-        return compare(original, rewritten, batches, onnx.tolerance), ""
+        return compare(original, rewritten, batches, onnx.tolerance), "", None
     except BadInput as error:
         if onnx.data is not None:
             raise
-        return None, error.what
+        go_on = "give --no-check to write the rewritten model all the same"
+        what = f"the rewritten model was not compared with the original: {error.what}"
+        fix = f"{error.fix}, or {go_on}" if error.fix else go_on
+        return None, error.what, CheckFailed(what, fix=fix)
     except CheckFailed as error:
         if Target(onnx.target) is not Target.CUDA:  # CUDA has kernels that no CPU has
             raise
-        return None, error.what
+        return None, error.what, None
 
 
 def _given(original: ir.Model, onnx: OnnxFlags) -> list[Mapping[str, Array]] | None:
@@ -171,7 +177,7 @@ def _print(
         lines.append(f"not compared with the original: {why_not}")
     else:
         lines.append(
-            f"largest error {found.worst.error:.3g} of the largest magnitude "
+            f"largest error {found.worst.error:.3g} of {found.worst.scale} "
             f"({found.worst.tensor}, {found.batches} "
             + ("batch" if found.batches == 1 else "batches")
             + (" of made-up numbers)" if found.made_up else ")")

@@ -24,6 +24,7 @@ from mpcompile.step.graph import StepGraph, placeholders
 from mpcompile.step.record import record
 from mpcompile.step.slots import Slot
 from mpcompile.step.whole_step import whole_step
+from mpcompile.torch_private.exporter import Decomposed
 from mpcompile.torch_private.graphs import fake_mode_of
 from mpcompile.torch_private.ops import draws, is_view, op_name
 from mpcompile.torch_private.tensors import fake_like
@@ -79,7 +80,8 @@ def plain_step(step: StepGraph) -> PlainStep:
 
     def run(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         seed = given[-1] if random else None
-        made: tuple[torch.Tensor, ...] = _Plain(whole, seed).run(*given[: len(nodes)])
+        with Decomposed():
+            made: tuple[torch.Tensor, ...] = _Plain(whole, seed).run(*given[: len(nodes)])
         return (*made, next_seed(seed)) if seed is not None else made
 
     module = record(run, inputs, mode)

@@ -8,6 +8,7 @@ their products in FP32.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -95,21 +96,48 @@ def _repeated(numbers: Ints, count: int) -> list[int]:
     return list(numbers) * count if len(numbers) == 1 else list(numbers)
 
 
-def max_pool2d_with_indices_backward(
-    gradient: Tensor,
-    image: Tensor,
-    kernel_size: Ints,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    ceil_mode: bool,
-    indices: Tensor,
-) -> Tensor:
-    """Add each gradient to the position that its maximum came from, in FP32."""
-    del kernel_size, stride, padding, dilation, ceil_mode
-    rows = image.shape[:-2]
-    flat = torch.zeros(*rows, image.shape[-2] * image.shape[-1], device=image.device)
-    added = flat.scatter_add(-1, indices.flatten(-2), gradient.float().flatten(-2))
+def adaptive_max_pool2d(image: Tensor, output_size: Ints) -> tuple[Tensor, Tensor]:
+    """Return the largest number of each window, and its position in the flattened image.
+
+    Windows of different sizes are read as large as the largest; the last row and column of a
+    smaller one are read again, and the first position of its largest number counts.
+    """
+    high, wide = image.shape[-2:]
+    rows, row_ends = _windows(high, output_size[0], image.device)
+    columns, column_ends = _windows(wide, output_size[1], image.device)
+    read = image.index_select(-2, rows.flatten()).index_select(-1, columns.flatten())
+    parts = (*image.shape[:-2], *rows.shape, *columns.shape)
+    windows = read.reshape(parts).transpose(-3, -2).flatten(-2)
+    values, places = windows.max(-1)
+    width = columns.shape[1]
+    row = torch.minimum(rows[:, :1] + places // width, row_ends.unsqueeze(-1))
+    column = torch.minimum(columns[:, 0] + places % width, column_ends)
+    return values, row * wide + column
+
+
+def _windows(size: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the positions ``[count, largest]`` that windows read, and the last one of each."""
+    windows = torch.arange(count, device=device)
+    first, last = windows * size // count, ((windows + 1) * size - 1) // count
+    largest = max(-(-(k + 1) * size // count) - k * size // count for k in range(count))
+    steps = torch.arange(largest, device=device)
+    return torch.minimum(first.unsqueeze(-1) + steps, last.unsqueeze(-1)), last
+
+
+def max_pool_backward(gradient: Tensor, image: Tensor, *rest: object, dims: int = 2) -> Tensor:
+    """Add each gradient to the position that its maximum came from, in FP32.
+
+    Args:
+        gradient: of the pooled image.
+        image: ``[..., *sizes]``.
+        rest: the last one holds the positions among the flattened sizes.
+        dims: how many sizes an image has.
+    """
+    indices = rest[-1]
+    assert isinstance(indices, Tensor)
+    rows = image.shape[:-dims]
+    flat = torch.zeros(*rows, prod(image.shape[-dims:]), device=image.device)
+    added = flat.scatter_add(-1, indices.flatten(-dims), gradient.float().flatten(-dims))
     return added.reshape(image.shape).to(gradient.dtype)
 
 

@@ -8,6 +8,7 @@ operands; a Tensor Core adds up in FP32.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -16,12 +17,14 @@ from torch import Tensor
 
 from mpcompile.onnx.plain_images import (
     adaptive_avg_pool2d_backward,
+    adaptive_max_pool2d,
     avg_pool2d_backward,
     batch_norm,
     batch_norm_backward,
     convolution_backward,
-    max_pool2d_with_indices_backward,
+    max_pool_backward,
 )
+from mpcompile.onnx.plain_resizing import RESIZING
 
 Ints = Sequence[int]
 
@@ -158,9 +161,60 @@ def largest_magnitude(
     return found
 
 
+def index_put(
+    value: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Tensor:
+    """Return a value with others written at, or added to, some places; sums are FP32."""
+    places = [None if each is None or each.dtype is torch.bool else each.long() for each in indices]
+    places = [old if new is None else new for old, new in zip(indices, places, strict=True)]
+    if not accumulate:
+        written: Tensor = torch.ops.aten.index_put(value, places, values)
+        return written
+    added: Tensor = torch.ops.aten.index_put(value.float(), places, values.float(), True)
+    return added.to(value.dtype)
+
+
+def softshrink_backward(gradient: Tensor, value: Tensor, lambd: float) -> Tensor:
+    """Return the gradient of a soft or hard shrink's input: none between -lambda and lambda."""
+    return torch.where((value >= -lambd) & (value <= lambd), 0.0, gradient)
+
+
+def product(
+    value: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None
+) -> Tensor:
+    """Return the product of all numbers, or of those along a dimension, by halves."""
+    made = dtype or (value.dtype if value.is_floating_point() else torch.int64)
+    found = value.reshape(-1) if dim is None else value.movedim(dim, -1)
+    found = found.float() if found.is_floating_point() else found.long()
+    while (count := found.shape[-1]) > 1:
+        half = count // 2
+        rest = found[..., 2 * half :]
+        found = torch.cat([found[..., :half] * found[..., half : 2 * half], rest], -1)
+    found = found.squeeze(-1) if value.numel() else torch.ones_like(found.sum(-1))
+    return (found.unsqueeze(dim) if keepdim and dim is not None else found).to(made)
+
+
+def products(value: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
+    """Return the products of all numbers up to each along a dimension, by steps of 1, 2, 4, ..."""
+    made = dtype or (value.dtype if value.is_floating_point() else torch.int64)
+    if not value.dim():
+        return value.to(made)
+    found = value.movedim(dim, -1)
+    found = found.float() if found.is_floating_point() else found.long()
+    step, count = 1, found.shape[-1]
+    while step < count:
+        found = torch.cat([found[..., :step], found[..., step:] * found[..., :-step]], -1)
+        step *= 2
+    return found.movedim(-1, dim).to(made)
+
+
 PLAIN: dict[str, Callable[..., Any]] = {
     "convolution_backward": convolution_backward,
-    "max_pool2d_with_indices_backward": max_pool2d_with_indices_backward,
+    "max_pool2d_with_indices_backward": max_pool_backward,
+    "max_pool3d_with_indices_backward": partial(max_pool_backward, dims=3),
+    "adaptive_max_pool2d": adaptive_max_pool2d,
+    "adaptive_max_pool2d_backward": max_pool_backward,
+    "adaptive_max_pool3d_backward": partial(max_pool_backward, dims=3),
     "avg_pool2d_backward": avg_pool2d_backward,
     "_adaptive_avg_pool2d_backward": adaptive_avg_pool2d_backward,
     "_native_batch_norm_legit_functional": batch_norm,
@@ -173,6 +227,12 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "nll_loss_forward": nll_loss_forward,
     "nll_loss2d_forward": nll_loss_forward,
     "linalg_vector_norm": largest_magnitude,
+    **RESIZING,
+    "index_put": index_put,
+    "hardshrink_backward": softshrink_backward,
+    "softshrink_backward": softshrink_backward,
+    "prod": product,
+    "cumprod": products,
     "view": view,
     "_unsafe_view": view,
 }

@@ -13,15 +13,16 @@ from onnx_ir.passes.common import InlinePass
 from mpcompile.errors import BadInput
 from mpcompile.onnx_graph.constants import mask_constants, saturated, unfit_readers
 from mpcompile.onnx_graph.describe import Wants, dataflow
-from mpcompile.onnx_graph.gate import model_of, read_model
+from mpcompile.onnx_graph.gate import OPENED, model_of, read_model
 from mpcompile.onnx_graph.inference import infer_types
 from mpcompile.onnx_graph.kernels import Target, lacking
-from mpcompile.onnx_graph.masks import MASK
+from mpcompile.onnx_graph.masks import MASK, masked_by
 from mpcompile.onnx_graph.nest import Nest, nest_of
 from mpcompile.onnx_graph.quantized import quantized_regions
 from mpcompile.onnx_graph.values import constant_of
 from mpcompile.passes.onnx.distinct_onnx_names import distinct_onnx_names
 from mpcompile.passes.onnx.drop_onnx_casts import drop_onnx_casts
+from mpcompile.passes.onnx.floor_masked_rows import FLOOR, FloorMaskedRows
 from mpcompile.passes.onnx.insert_onnx_casts import InsertOnnxCasts
 from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.given import decide
@@ -105,10 +106,16 @@ def rewrite(
     for sentence in overruled(decided, ranges) if ranges is not None else ():
         warnings.warn(sentence, MeasuredOverflow, stacklevel=2)
     notes = [*prepared.notes, *_saturation(prepared.nest, decided)]
+    hideable = _hideable(prepared.nest, decided)
     insert = InsertOnnxCasts(decided, prepared.flow, prepared.nest)
     before = _count(prepared.model)
     if not insert(prepared.model):
         return Rewritten(original, decided, 0, False, _why_unchanged(precision, target))
+    if floored := FloorMaskedRows(hideable)(prepared.model):
+        notes.append(
+            f"{floored} softmaxes read at least {FLOOR:g}, so that a row of which a mask hides all "
+            "stays even"
+        )
     drop_onnx_casts(prepared.model)
     casts = _count(prepared.model) - before
     return Rewritten(prepared.model, decided, casts, True, tuple(notes))
@@ -118,7 +125,7 @@ def prepare(
     model: ir.Model, policy: Policy, precision: Precision, target: Target, keep_io: bool = True
 ) -> Prepared:
     """Return a copy of a model that is ready for the planner; see `rewrite` for the arguments."""
-    own, notes = model.clone(), []
+    own, notes = model.clone(), _opened(model)
     if own.functions:
         InlinePass()(own)
         notes.append("local functions were inlined, so each call gets its own decisions")
@@ -179,6 +186,31 @@ def _saturation(nest: Nest, plan: Plan) -> list[str]:
                 "its largest number, because an override keeps their readers in 16 bits"
             )
     return notes
+
+
+def _opened(model: ir.Model) -> list[str]:
+    """Return a note about dimensions that the file gives as -1."""
+    names: tuple[str, ...] = model.meta.get(OPENED, ())
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"a dimension of {names[0]}{more} is -1 in the file; it is taken for unknown"]
+
+
+def _hideable(nest: Nest, plan: Plan) -> tuple[ir.Node, ...]:
+    """Return the softmaxes that a mask may hide a whole row from, if 16 bits change the mask."""
+    found: dict[ir.Node, None] = {}
+    half = {decision.op for decision in plan.decisions if decision.computes is Precision.FP16}
+    for mask in mask_constants(nest):
+        narrow = Precision.FP16 in plan.storage.get(nest.values[mask], ())
+        tensor = constant_of(mask)
+        assert tensor is not None
+        masked = masked_by(mask)
+        for each in masked.softmaxes if masked else ():
+            becomes_inf = not narrow and nest.nodes[each.node] in half
+            if ((narrow and each.added) or becomes_inf) and each.may_hide_a_row(tensor):
+                found[each.node] = None
+    return tuple(found)
 
 
 def _why_unchanged(precision: Precision, target: Target) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,7 @@ CPU = ("CPUExecutionProvider",)
 LONGEST_RUN = 600.0
 """Seconds until a run is stopped: a loop in an untrusted model may never end."""
 _QUIET = 4
-_MOST_RANDOM = 1 << 28
-"""Most elements of a random input."""
 _IN_ONE_FILE = 1 << 26  # bytes of weights; more would be in memory twice while they are written
-_OPEN = 2
-"""The size of open dimensions in random inputs."""
 
 
 @contextmanager
@@ -90,13 +85,24 @@ def fault_of(model: ir.Model) -> str:
     return ""
 
 
-def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, Array]) -> dict[str, Output]:
-    """Run a model once; return its outputs by name. Raise BadInput if the runtime fails."""
+def run(
+    session: onnxruntime.InferenceSession, inputs: Mapping[str, Array], limit: float = LONGEST_RUN
+) -> dict[str, Output]:
+    """Run a model once; return its outputs by name.
+
+    Args:
+        session: the model.
+        inputs: arrays by name.
+        limit: seconds until the run is stopped.
+
+    Raises:
+        BadInput: the runtime fails.
+    """
     known = {item.name for item in session.get_inputs()}
     names = [item.name for item in session.get_outputs()]
     options = onnxruntime.RunOptions()
     options.log_severity_level = _QUIET
-    end = threading.Timer(LONGEST_RUN, setattr, (options, "terminate", True))
+    end = threading.Timer(limit, setattr, (options, "terminate", True))
     end.daemon = True
     end.start()
     try:
@@ -143,41 +149,6 @@ def input_types(
         shape = tuple(size if isinstance(size, int) else None for size in value.shape)
         types[name] = (value.type.dtype.numpy(), shape)
     return types
-
-
-def random_inputs(
-    model: ir.Model, seed: int = 0, sizes: Mapping[str, int] | None = None
-) -> dict[str, Array]:
-    """Return inputs of the right types: normal numbers, integers of 0 and 1.
-
-    Args:
-        model: the model.
-        seed: of the random numbers.
-        sizes: sizes of open dimensions by name; the others get the size 2.
-
-    Raises:
-        BadInput: an input is not a tensor, or its shape is unknown.
-    """
-    generator = np.random.default_rng(seed)
-    made: dict[str, Array] = {}
-    for name, value in given_inputs(model).items():
-        if not isinstance(value.type, ir.TensorType) or value.shape is None:
-            raise BadInput(f"no random numbers fit the input {name}", fix="give --data")
-        shape = tuple(
-            size if isinstance(size, int) else (sizes or {}).get(str(size.value), _OPEN)
-            for size in value.shape
-        )
-        dtype = value.type.dtype
-        if prod(shape) > _MOST_RANDOM:
-            raise BadInput(f"the input {name} is too large for random numbers", fix="give --data")
-        if dtype is ir.DataType.STRING:
-            raise BadInput(f"the input {name} takes strings, not numbers", fix="give --data")
-        kind = dtype.numpy()
-        if kind.kind in "iub":
-            made[name] = generator.integers(0, 2, shape).astype(kind)
-        else:
-            made[name] = generator.standard_normal(shape).astype(kind)
-    return made
 
 
 def _first_line(error: BaseException) -> str:

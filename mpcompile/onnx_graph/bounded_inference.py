@@ -54,6 +54,15 @@ sys.exit(1)
 """
 
 
+_FAILS = (
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,  # functions that call each other more deeply than it follows
+    RuntimeError,
+    ValueError,
+    MemoryError,
+)
+
+
 class _Claim(Enum):
     LITTLE, UNKNOWN, MUCH = range(3)
 
@@ -80,7 +89,7 @@ def _infer(encoded: bytes, values: bool) -> onnx.ModelProto | None:
             found: Any = onnx.shape_inference.infer_shapes(
                 encoded, check_type=strict, strict_mode=strict, data_prop=values
             )
-        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, MemoryError):
+        except _FAILS:
             continue
         own: onnx.ModelProto = found
         return own

@@ -26,7 +26,7 @@ from mpcompile.onnx_graph.needs import (
 from mpcompile.onnx_graph.nest import Border, Nest
 from mpcompile.onnx_graph.signatures import signature
 from mpcompile.onnx_graph.value_rows import value_bounds
-from mpcompile.onnx_graph.values import elements_of, is_full, is_known, is_standard
+from mpcompile.onnx_graph.values import elements_of, is_full, is_known, is_left_out, is_standard
 from mpcompile.plan.bounds.bound import NOTHING
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor, Where
 from mpcompile.plan.digits import keep_digits
@@ -290,7 +290,7 @@ def scope_of(node: ir.Node) -> str:
 
 
 def _around(node: ir.Node) -> tuple[ir.Value | None, ...]:
-    return (*node.inputs, *node.outputs)
+    return (*node.inputs, *(value for value in node.outputs if not is_left_out(value)))
 
 
 def _is_residual(node: ir.Node) -> bool:

@@ -22,6 +22,7 @@ from mpcompile.artifacts import check_file
 from mpcompile.errors import BadInput
 from mpcompile.onnx_graph.external_data import DIGEST_KEY, DataFolder, sha256_of
 from mpcompile.onnx_graph.graph_checks import check_model
+from mpcompile.onnx_graph.tensor_checks import OPEN
 from mpcompile.onnx_graph.wire import check_texts, check_wire
 from mpcompile.validation import short
 
@@ -29,6 +30,8 @@ LARGEST_FILE = (1 << 31) - 1
 """Bytes of a model without its data files: the limit of Protocol Buffers."""
 EXTERNAL_ABOVE = 1_500_000_000
 """Bytes of weights above which they go into a data file."""
+OPENED = "mpcompile.opened"
+"""Key in a model's ``meta``: the names of values of which the file gives a dimension as -1."""
 _EACH_ABOVE = 1024
 """Bytes of a tensor up to which it stays in the model; graphs read small ones as shapes."""
 
@@ -80,6 +83,7 @@ def _checked(proto: onnx.ModelProto, where: str | None, folder: Path | None) -> 
         data = DataFolder(folder, where)
         check_model(proto, data, where)
         model = _built(proto, where)
+        _open_dimensions(model)
         _map_external(model, data)
     except MemoryError as error:
         raise _too_large(where) from error
@@ -169,6 +173,23 @@ def _built(proto: onnx.ModelProto, where: str | None) -> ir.Model:
             raise cause from error
         what = f"this is not a well-formed model ({short(str(cause))})"
         raise BadInput(what, where, "export the model again") from error
+
+
+def _open_dimensions(model: ir.Model) -> None:
+    """Leave dimensions open that the file calls -1, and note their values in the model's ``meta``.
+
+    ONNX's inference would take -1 for a size that contradicts what it infers.
+    """
+    opened: dict[str, None] = {}
+    for graph in model.graphs():
+        made = [value for node in graph for value in node.outputs]
+        for value in dict.fromkeys((*graph.inputs, *made, *graph.outputs)):
+            shape = value.shape
+            if shape is not None and any(size == OPEN for size in shape):
+                value.shape = ir.Shape(None if size == OPEN else size for size in shape)
+                opened[str(value.name)] = None
+    if opened:
+        model.meta[OPENED] = tuple(opened)
 
 
 def _map_external(model: ir.Model, data: DataFolder) -> None:

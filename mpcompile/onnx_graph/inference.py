@@ -34,7 +34,7 @@ def infer_types(model: ir.Model) -> None:
     if proto is None:
         return
     found = ir.from_proto(proto)
-    for own, other in zip(_values(model.graph), _values(found.graph), strict=True):
+    for own, other in _pairs(model.graph, found.graph):
         if other.type is not None and own.producer() is not None:
             if own.type != other.type:
                 own.type = other.type
@@ -61,6 +61,19 @@ def _strip(graph: ir.Graph) -> None:
                 value.name = f"{name}~{len(named)}"
                 named.add(value.name)
             graph.inputs.append(value)
+
+
+def _pairs(graph: ir.Graph, read_back: ir.Graph) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Yield each value of a graph with its twin in a copy that was a file in between.
+
+    A node of the copy may have fewer outputs: those without a name are not written at the end.
+    """
+    ours, theirs = ([each, *each.subgraphs()] for each in (graph, read_back))
+    for inner, copied in zip(ours, theirs, strict=True):
+        if inner is not graph:
+            yield from zip(inner.inputs, copied.inputs, strict=True)
+        for node, twin in zip(inner, copied, strict=True):
+            yield from zip(node.outputs, twin.outputs, strict=False)
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -8,7 +8,9 @@ reason to compute in FP32: in 16 bits it becomes `MASK`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from mpcompile.onnx_graph.values import constant_of, is_standard
@@ -27,32 +29,81 @@ _WHOLE = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class MaskedSoftmax:
+    """A softmax that reads what a mask was put into.
+
+    Attributes:
+        node: the softmax.
+        added: whether the mask is added to the logits, not chosen instead of them.
+        moved: whether other ops than additions are between, so it is not known what is in a row.
+    """
+
+    node: ir.Node
+    added: bool
+    moved: bool
+
+    def may_hide_a_row(self, mask: ir.TensorProtocol) -> bool:
+        """Return whether all logits of a row may be masked.
+
+        Args:
+            mask: the numbers of the constant.
+        """
+        axis = self.node.attributes.get_int("axis", -1)
+        if self.moved or axis != -1:
+            return True
+        hidden = mask.numpy() < -float(np.finfo(np.float16).max)
+        return bool(hidden.all(-1).any() if hidden.ndim else hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """What a mask is put into.
+
+    Attributes:
+        softmaxes: where it ends.
+        values: all that is made from it before, whose numbers mean nothing where it hides them.
+    """
+
+    softmaxes: tuple[MaskedSoftmax, ...]
+    values: frozenset[ir.Value]
+
+
 def ends_in_softmax(value: ir.Value) -> bool:
     """Return whether every result made from a constant ends in a softmax, added or chosen.
 
     A product counts if its other factor comes from whole numbers, as in ``(1 - mask) * -1e9``.
     """
-    seen: set[ir.Value] = set()
-    open_ends = [value]
+    return masked_by(value) is not None
+
+
+def masked_by(value: ir.Value) -> Masked | None:
+    """Return what a constant is put into, if it ends in softmaxes and nowhere else."""
+    found: dict[MaskedSoftmax, None] = {}
+    start = (value, False, False)
+    seen, open_ends = {start}, [start]
     while open_ends:
-        current = open_ends.pop()
-        if current in seen:
-            continue
-        seen.add(current)
+        current, added, moved = open_ends.pop()
         if current.is_graph_output() or not current.uses():
-            return False
+            return None
         for node, index in current.uses():
             if not is_standard(node):
-                return False
+                return None
             if node.op_type == "Softmax":
+                found[MaskedSoftmax(node, added, moved)] = None
                 continue
             passes = node.op_type in _PASSES_ON or (
                 node.op_type == "Mul" and _is_whole(node.inputs[1 - index])
             )
             if not passes or (node.op_type == "Pad" and index != 0):
-                return False
-            open_ends += node.outputs
-    return True
+                return None
+            adds = node.op_type == "Add"
+            for made in node.outputs:
+                behind = (made, added or adds, moved or not adds)
+                if behind not in seen:
+                    seen.add(behind)
+                    open_ends.append(behind)
+    return Masked(tuple(found), frozenset(each for each, _, _ in seen))
 
 
 def factors_of_masks(constants: Iterable[ir.Value]) -> set[ir.Value]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from mpcompile.onnx_graph.values import is_standard
+from mpcompile.onnx_graph.values import is_left_out, is_standard
 from mpcompile.plan.needs import ANY, FREE, NARROW, Need
 from mpcompile.plan.op_table import ONNX_RULES
 from mpcompile.plan.rule import Rule
@@ -33,7 +33,8 @@ def _adds_up(node: ir.Node) -> bool:
 
 def _trains(node: ir.Node) -> bool:
     """Return whether a batch norm updates statistics, which must have its tensors' format."""
-    return is_standard(node) and node.op_type == "BatchNormalization" and len(node.outputs) > 1
+    made = sum(not is_left_out(value) for value in node.outputs)
+    return is_standard(node) and node.op_type == "BatchNormalization" and made > 1
 
 
 def _squares(node: ir.Node) -> bool:

@@ -17,6 +17,8 @@ MOST_ELEMENTS = 1 << 48
 """Limit of a tensor; also the limit of the product of its dimensions other than 0."""
 MOST_DIMENSIONS = 64
 """The limit of a NumPy array."""
+OPEN = -1
+"""A dimension of a value that some exporters write for an unknown one, as ONNX Runtime takes it."""
 DEEPEST_TYPE = 8
 """Limit of sequences and optionals inside each other."""
 
@@ -96,7 +98,10 @@ def dtype_of(number: int, name: str, where: str | None) -> ir.DataType:
 
 
 def check_type(given: onnx.TypeProto, name: str, where: str | None, depth: int = 0) -> None:
-    """Raise BadInput if the type of a value has no dtype, or a shape that no tensor can have."""
+    """Raise BadInput if the type of a value has no dtype, or a shape that no tensor can have.
+
+    A dimension may be `OPEN`.
+    """
     if depth > DEEPEST_TYPE:
         raise BadInput(f"the type of {name} is nested more than {DEEPEST_TYPE} deep", where, AGAIN)
     kind = given.WhichOneof("value")
@@ -112,7 +117,8 @@ def check_type(given: onnx.TypeProto, name: str, where: str | None, depth: int =
     elif kind in ("tensor_type", "sparse_tensor_type"):
         inner = getattr(given, kind)
         dtype_of(inner.elem_type, name, where)
-        _elements((dim.dim_value for dim in inner.shape.dim), name, where)
+        sizes = (dim.dim_value for dim in inner.shape.dim)
+        _elements((1 if size == OPEN else size for size in sizes), name, where)
     else:
         what = kind.removesuffix("_type").replace("_", " ")
         raise BadInput(f"{name} is a {what}, which mpcompile does not handle", where)

@@ -27,7 +27,12 @@ def is_full(value: ir.Value | None) -> bool:
 
 def is_known(value: ir.Value | None) -> bool:
     """Return whether a value is left out, or its type is known."""
-    return value is None or value.type is not None
+    return value is None or is_left_out(value) or value.type is not None
+
+
+def is_left_out(value: ir.Value) -> bool:
+    """Return whether a node does not make this output of its: it has no name in the file."""
+    return value.name == ""
 
 
 def elements_of(value: ir.Value) -> int:

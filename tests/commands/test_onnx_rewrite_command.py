@@ -108,6 +108,54 @@ def test_weights_in_a_file_of_their_own_stay_in_one(folder: Path) -> None:
     assert onnx.load("narrow.onnx").graph.initializer[0].data_type == onnx.TensorProto.FLOAT16
 
 
+UNKNOWN = """g (float[4,8] x, float[8,8] v) => (float[4,8] y) {
+   a = MatMul (x, v)
+   b = custom.Own (a)
+   y = MatMul (b, v)
+}"""
+NOT_FINITE = """g (float[4,8] x, float[8,8] v) => (float[4,8] y) <float least = {-1}> {
+   a = MatMul (x, v)
+   s = Abs (a)
+   n = Mul (s, least)
+   r = Sqrt (n)
+   y = MatMul (r, v)
+}"""
+PICKY = """g (float[N,T,8] x, float[8,8] v) => (float[N,P,8] y) <int64[2] shape = {-1, 40}> {
+   a = MatMul (x, v)
+   r = Reshape (a, shape)
+   s = Relu (r)
+   t = Constant <value_ints = [1, -1, 8]> ()
+   b = Reshape (s, t)
+   y = MatMul (b, v)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [(UNKNOWN, "ONNX Runtime refuses the model"), (NOT_FINITE, "it gives no finite number")],
+)
+def test_what_cannot_be_compared_is_not_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], text: str, why: str
+) -> None:
+    onnx.save(parsed(text), "unproven.onnx")
+    assert exit_code(["unproven.onnx", "-o", "out.onnx"]) == 1
+    error = capsys.readouterr().err
+    assert "the rewritten model was not compared with the original: " in error
+    assert why in error
+    assert error.splitlines()[-1].endswith("--no-check to write the rewritten model all the same.")
+    assert not (folder / "out.onnx").exists()
+    assert exit_code(["unproven.onnx", "-o", "out.onnx", "--no-check"]) == 0
+    assert (folder / "out.onnx").exists()
+
+
+def test_sizes_are_tried_until_the_model_takes_them(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(parsed(PICKY), "picky.onnx")  # 8 N T must be a multiple of 40
+    assert exit_code(["picky.onnx", "-o", "out.onnx", "--json", "-"]) == 0
+    assert said(capsys)["not_compared"] is None
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

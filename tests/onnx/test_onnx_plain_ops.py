@@ -191,6 +191,108 @@ def test_numbers_that_16_bits_would_lose_are_added_in_fp32() -> None:
     assert bias[0] == 3000
 
 
+def derivative(name: str, *arguments: Any) -> tuple[Any, Any]:
+    """Return what our form and torch's own kernel of an op compute."""
+    (overload, *_) = getattr(ATEN, name).overloads()
+    return PLAIN[name](*arguments), getattr(getattr(ATEN, name), overload)(*arguments)
+
+
+SIZES = {"twice": (4, 8), "odd": (5, 7), "smaller": (9, 4), "equal": (6, 6), "from one": (1, 3)}
+RESIZED = [
+    *((f"upsample_nearest{dims}d", (), dims) for dims in (1, 2, 3)),
+    *((f"_upsample_nearest_exact{dims}d", (), dims) for dims in (1, 2, 3)),
+    *(
+        (name, (aligned,), dims)
+        for aligned in (False, True)
+        for name, dims in {
+            "upsample_linear1d": 1,
+            "upsample_bilinear2d": 2,
+            "upsample_trilinear3d": 3,
+            "upsample_bicubic2d": 2,
+        }.items()
+    ),
+]
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=list(SIZES))
+@pytest.mark.parametrize(("name", "flags", "dims"), RESIZED)
+def test_resizes(name: str, flags: tuple[bool, ...], dims: int, sizes: tuple[int, int]) -> None:
+    old, new = sizes
+    before, after = (old, old + 1, old + 2)[:dims], (new, new + 2, new + 1)[:dims]
+    upstream = rand(2, 3, *after)
+    arguments = (upstream, after, (2, 3, *before), *flags, *[None] * dims)
+    agree(*derivative(f"{name}_backward", *arguments))
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_largest_numbers_of_images_and_volumes(dims: int, adaptive: bool) -> None:
+    image = rand(2, 3, *(6, 7, 8)[:dims])
+    name = f"adaptive_max_pool{dims}d" if adaptive else f"max_pool{dims}d_with_indices"
+    arguments = [[3] * dims] if adaptive else [[3] * dims, [2] * dims, [1] * dims]
+    pooled, indices = getattr(ATEN, name)(image, *arguments)
+    between = [] if adaptive else [*arguments, [1] * dims, False]
+    agree(*derivative(f"{name}_backward", rand(*pooled.shape), image, *between, indices))
+
+
+@pytest.mark.parametrize("size", [(2, 3), (4, 5), (3, 7), (6, 1), (6, 7)])
+def test_largest_numbers_of_windows_of_any_size(size: tuple[int, int]) -> None:
+    agree(*derivative("adaptive_max_pool2d", rand(2, 3, 6, 7), size))
+    agree(*derivative("adaptive_max_pool2d", torch.ones(1, 6, 7), size))
+
+
+@pytest.mark.parametrize("scale", [2.0, 1.7, 0.6])
+@pytest.mark.parametrize(("kind", "flags"), [("nearest", ()), ("bilinear", (False,))])
+def test_a_resize_by_a_factor(kind: str, flags: tuple[bool, ...], scale: float) -> None:
+    old, new = (7, 9), (int(7 * scale), int(9 * scale))
+    arguments = (rand(2, 3, *new), new, (2, 3, *old), *flags, scale, scale)
+    agree(*derivative(f"upsample_{kind}2d_backward", *arguments))
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_borders_that_are_repeated(dims: int) -> None:
+    image, padding = rand(2, 3, *(4, 5, 6)[:dims]), (1, 2, 3, 0, 2, 1)[: 2 * dims]
+    padded = functional.pad(image, padding, mode="replicate")
+    agree(*derivative(f"replication_pad{dims}d_backward", rand(*padded.shape), image, padding))
+
+
+@pytest.mark.parametrize(
+    ("offset", "dims"), [(0, (0, 1)), (2, (1, 2)), (-1, (2, 0)), (1, (-1, -2))]
+)
+def test_a_diagonal(offset: int, dims: tuple[int, int]) -> None:
+    upstream = rand(*torch.diagonal(rand(3, 4, 5), offset, *dims).shape)
+    agree(*derivative("diagonal_backward", upstream, (3, 4, 5), offset, *dims))
+
+
+@pytest.mark.parametrize(("dim", "size", "step"), [(1, 3, 1), (0, 2, 2), (-1, 4, 3), (1, 4, 5)])
+def test_windows(dim: int, size: int, step: int) -> None:
+    upstream = rand(*rand(4, 5, 7).unfold(dim, size, step).shape)
+    agree(*derivative("unfold_backward", upstream, (4, 5, 7), dim, size, step))
+
+
+@pytest.mark.parametrize("name", ["softshrink_backward", "hardshrink_backward"])
+def test_shrinks(name: str) -> None:
+    agree(*derivative(name, rand(5, 6), torch.tensor([0.5, -0.5, 0.4, -0.6, 0.0, 2.0]), 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_products(dtype: torch.dtype) -> None:
+    value = (3 * rand(3, 7)).to(dtype)
+    agree(PLAIN["prod"](value), value.prod())
+    for dim in (0, 1, -1):
+        agree(PLAIN["prod"](value, dim), value.prod(dim))
+        agree(PLAIN["prod"](value, dim, True), value.prod(dim, True))
+        agree(PLAIN["cumprod"](value, dim), value.cumprod(dim))
+    agree(PLAIN["prod"](value, dtype=torch.float64), value.prod(dtype=torch.float64))
+
+
+def test_what_is_added_at_places_is_added_in_fp32() -> None:
+    value, places = torch.zeros(3, dtype=torch.float16), torch.zeros(4096, dtype=torch.int32)
+    ones = torch.ones(4096, dtype=torch.float16)
+    assert PLAIN["index_put"](value, [places], ones, True).tolist() == [4096.0, 0.0, 0.0]
+    assert PLAIN["index_put"](value, [places[:1]], ones[:1]).tolist() == [1.0, 0.0, 0.0]
+
+
 def test_a_whole_net_has_the_gradients_of_autograd() -> None:
     """All parts together: a graph of them computes the same as autograd."""
     net = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten())

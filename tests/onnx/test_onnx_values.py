@@ -15,7 +15,7 @@ from programs.values import PROGRAMS, Program, rotary
 
 from mpcompile import Policy
 from mpcompile.onnx.comparison import Comparison, compare
-from mpcompile.onnx.far_inputs import LARGEST, LONG, far_inputs
+from mpcompile.onnx.made_up.far_inputs import LARGEST, LONG, far_inputs
 from mpcompile.onnx.overrides import mending_override
 from mpcompile.onnx.rewrite import rewrite
 from mpcompile.onnx.sessions import run, session_of

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from programs.onnx_models import run
 
 from mpcompile.onnx.comparison import compare
 from mpcompile.onnx.rewrite import Rewritten, rewrite
@@ -75,6 +76,56 @@ PRODUCT = """g (float[4,8] x, float[8,8] v, {kind}[8] k) => (float[4,8] y) <floa
 def test_a_mask_that_is_computed_is_one_if_its_factor_is_whole(kind: str, narrow: bool) -> None:
     done, _ = rewritten(PRODUCT.format(kind=kind))
     assert (stored(done)["Softmax"] == "f16") is narrow
+
+
+HIDDEN = """g (float[2,6] x, float[6,6] v, int64[2,6] k) => (float[2,6] y) <float one = {{1}}, float far = {{{far}}}> {{
+   given = Cast <to = 1> (k)
+   hidden = Sub (one, given)
+   mask = Mul (hidden, far)
+   logits = MatMul (x, v)
+   {middle}
+   y = MatMul (p, v)
+}}"""
+ADDED = "masked = Add (logits, mask) p = Softmax (masked)"
+
+
+@pytest.mark.parametrize("far", ["-3.4e38", "-1e9"])
+def test_a_row_that_is_hidden_as_a_whole_stays_even(far: str) -> None:
+    text = HIDDEN.format(far=far, middle=ADDED)
+    done, after = rewritten(text)
+    assert stored(done)["Softmax"] == "f16"
+    assert any("1 softmaxes read at least -16384" in note for note in done.notes)
+    rng = np.random.default_rng(0)
+    x, v = 3 * rng.standard_normal((2, 6)), rng.standard_normal((6, 6))
+    shown = np.array([[1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]])
+    batch = {"x": x.astype(np.float32), "v": v.astype(np.float32), "k": shown}
+    even = np.full(6, 1 / 6) @ v
+    assert np.allclose(run(after, batch)[0][1], even, atol=2e-3)
+    assert compare(ir.from_proto(onnx.parser.parse_model(HEAD + text)), done, [batch]).passed
+
+
+def test_a_constant_mask_that_shows_something_in_each_row_needs_no_floor() -> None:
+    _, after = rewritten(ATTENTION.format(mask="-3.4e38, -1e9", middle="p = Softmax (masked)"))
+    assert "Max" not in [node.op_type for node in after.graph.node]
+    everything = ATTENTION.replace("0, 0, 0, 0, 0, 0, {mask}", ", ".join(["-1e9"] * 8))
+    _, after = rewritten(everything.format(middle="p = Softmax (masked)"))
+    assert "Max" in [node.op_type for node in after.graph.node]
+    assert not rewrite(after).changed
+
+
+def test_the_runtime_itself_is_compared_too() -> None:
+    """Pseudo FP16 rounds the sum of a mask and a logit to the mask; the runtime does not."""
+    proto = onnx.parser.parse_model(HEAD + HIDDEN.format(far="-3.4e38", middle=ADDED))
+    done = rewrite(proto)
+    (floor,) = (node for node in done.model.graph if node.op_type == "Max")
+    (masked, _) = floor.inputs
+    assert masked is not None
+    floor.outputs[0].replace_all_uses_with(masked)
+    found = compare(ir.from_proto(proto), done)
+    assert not found.passed
+    assert found.first is not None
+    assert found.first.tensor == "y"
+    assert "MatMul" in found.first.node
 
 
 def test_who_insists_on_16_bits_is_told_what_saturates() -> None:

@@ -16,7 +16,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from mpcompile.onnx.sessions import Array, given_inputs, random_inputs
+from mpcompile.onnx.made_up.input_readings import readings
+from mpcompile.onnx.made_up.random_inputs import Style, random_inputs
+from mpcompile.onnx.sessions import Array, given_inputs
 from mpcompile.onnx_graph.inference import infer_types
 from mpcompile.onnx_graph.values import is_full
 
@@ -44,15 +46,22 @@ _TABLES: Mapping[tuple[str, int], int] = {
 """Per op and position of an index, the position of the table; see also `_table`."""
 
 
-def far_inputs(model: ir.Model, seed: int = 1) -> Iterator[dict[str, Array]]:
+def far_inputs(
+    model: ir.Model,
+    seed: int = 1,
+    sizes: Mapping[str, int] | None = None,
+    style: Style = Style.NORMAL,
+) -> Iterator[dict[str, Array]]:
     """Yield inputs with large integers and long lengths, then with large integers alone.
 
-    Other inputs are as in `random_inputs`. The model may refuse them. Nothing is yielded if no
-    integer and no length may be large.
+    Other inputs are as `random_inputs` makes them. The model may refuse them. Nothing is yielded
+    if no integer and no length may be large.
 
     Args:
         model: the model; it is not changed.
         seed: of the random numbers.
+        sizes: sizes of open dimensions by name, of those that are not made long.
+        style: what numbers where the graph does not tell.
 
     Raises:
         BadInput: see `random_inputs`.
@@ -61,16 +70,24 @@ def far_inputs(model: ir.Model, seed: int = 1) -> Iterator[dict[str, Array]]:
     infer_types(model)
     bounds = {name: _bound(value) for name, value in given_inputs(model).items()}
     far = {name: bound for name, bound in bounds.items() if bound > _MASK}
-    sizes = _long_sizes(model)
-    for lengths in [sizes, {}] if sizes else [{}]:
+    known = readings(given_inputs(model))
+    long = _long_sizes(model)
+    for lengths in [long, {}] if long else [{}]:
         if far or lengths:
-            yield _made_up(model, far, lengths, seed)
+            made = random_inputs(model, seed, {**(sizes or {}), **lengths}, style, known)
+            yield _with_far(made, far, seed)
 
 
-def _made_up(
-    model: ir.Model, far: Mapping[str, int], sizes: Mapping[str, int], seed: int
-) -> dict[str, Array]:
-    made = random_inputs(model, seed, sizes)
+def masks(model: ir.Model) -> list[str]:
+    """Return the names of integer and boolean inputs that say which positions count."""
+    return [
+        name
+        for name, value in given_inputs(model).items()
+        if value.dtype is ir.DataType.BOOL or _bound(value) == _MASK
+    ]
+
+
+def _with_far(made: dict[str, Array], far: Mapping[str, int], seed: int) -> dict[str, Array]:
     generator = np.random.default_rng(seed)
     for name, bound in far.items():
         array = made[name]
