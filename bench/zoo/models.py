@@ -1,4 +1,4 @@
-"""Train the zoo: ``python -m bench.zoo FILE.jsonl [--names A B] [--table]``.
+"""Train the zoo: ``python -m bench.zoo.models FILE.jsonl [--names A B] [--table]``.
 
 Each model is compiled and trained for ten steps beside eager FP32 and eager autocast in FP16, from
 the same weights, without dropout. One JSON line a model; models that the file already has are left
