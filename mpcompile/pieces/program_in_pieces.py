@@ -16,6 +16,7 @@ import logging
 import operator
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -38,7 +39,6 @@ from mpcompile.torch_private.tracing import (
     compile_pieces,
     flatten,
     keep_missing_gradients,
-    leaves_of,
 )
 
 _Tensors = Sequence[torch.Tensor]
@@ -47,6 +47,22 @@ _LOG = logging.getLogger("mpcompile")
 
 _keys = count()
 _programs: weakref.WeakValueDictionary[int, ProgramInPieces] = weakref.WeakValueDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class LastResult(ReturnedTree):
+    """The tree of a program's last result, whose constants may be others in each run.
+
+    Attributes:
+        last: returns structure and leaves of the last result.
+    """
+
+    last: Callable[[], tuple[Any, Sequence[Any]]]
+
+    def __call__(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """Return the result with these tensors."""
+        structure, leaves = self.last()
+        return ReturnedTree(structure, tuple(leaves))(tensors)
 
 
 class ProgramInPieces:
@@ -89,6 +105,7 @@ class ProgramInPieces:
         ]
         self._buffers = [buffers[name] for name in written]
         self._loss: torch.Tensor | None = None
+        self._result: tuple[Any, Sequence[Any]] = None, ()
         self._before, self._said = list[torch.Tensor](), False
         self._run = compile_pieces(workload.run, self._compile)
         _programs[self.key] = self
@@ -107,10 +124,23 @@ class ProgramInPieces:
         if not self._said:
             self._said = True
             _LOG.warning("%s", said(self.pieces, self._why.what))
-        leaves = leaves_of(result)
+        leaves, structure = flatten(result)
         self._loss, *beside = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         made = [self._loss, *self._buffers, *beside]
+        if len(made) != len(self.like):
+            raise CannotCapture(
+                f"the program returns {len(beside)} tensors beside the loss, other than for the "
+                "example batch",
+                self._workload.origin,
+                "return as many tensors for each batch",
+            )
+        kept = [TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        self._result = structure, kept
         return [value.detach().clone() for value in made]
+
+    def last_result(self) -> tuple[Any, Sequence[Any]]:
+        """Return structure and leaves of the last result, `TENSOR` for each tensor."""
+        return self._result
 
     def _put_back(self) -> None:
         """Put buffers back after a run; not before backward, which may read what they are then."""
@@ -267,6 +297,6 @@ def program_in_pieces(workload: Workload, policy: Policy, why: CompileError) -> 
         module_of(graph),
         tuple(inputs),
         tuple(written),
-        None if alone else found,
+        None if alone else LastResult(found.structure, found.leaves, program.last_result),
         in_pieces=program,
     )

@@ -42,10 +42,10 @@ CASES = {
     "wrong batch type": (
         HEAD + "def workload():\n"
         "    m = Net()\n"
-        "    return Workload(m, [1], loss, torch.optim.SGD(m.parameters(), lr=0.1))\n",
+        "    return Workload(m, [object()], loss, torch.optim.SGD(m.parameters(), lr=0.1))\n",
         2,
-        r"model\.py:20: .*batch is of type list",
-        "",
+        r"model\.py:20: the batch holds an object of type object",
+        "tensors, numbers, strings and None",
     ),
     "vector loss": (
         HEAD + "def bad(model, x, y):\n"
@@ -61,7 +61,7 @@ CASES = {
         HEAD + "class Packed(nn.Module):\n"
         "    def __init__(self):\n"
         "        super().__init__()\n"
-        "        self.layers = nn.GRU(4, 2)\n"
+        "        self.layers = nn.GRU(4, 2, num_layers=2, dropout=0.5)\n"
         "    def forward(self, x, lengths):\n"
         "        packed = nn.utils.rnn.pack_padded_sequence(x, lengths)\n"
         "        return self.layers(packed)[1].mean()\n"
@@ -71,8 +71,8 @@ CASES = {
         "    o = torch.optim.SGD(m.parameters(), lr=0.1)\n"
         "    return Workload(m, b, lambda model, *batch: model(*batch), o)\n",
         3,
-        r"model\.py:24: a recurrent layer reads a packed sequence",
-        "give the layer the padded tensor",
+        r"model\.py:24: a recurrent layer with dropout between its layers reads a packed sequence",
+        "dropout=0",
     ),
     "three losses": (
         HEAD + "def bad(model, x, y):\n"
@@ -109,11 +109,11 @@ CASES = {
         HEAD + "def workload():\n"
         "    m = Net()\n"
         "    m.extra = nn.Linear(3, 3)\n"
-        "    return Workload(m, batch(), loss, torch.optim.SGD(m.parameters(), lr=0.1))\n",
+        "    return Workload(m, batch(), loss, torch.optim.SGD(m.extra.parameters(), lr=0.1))\n",
         2,
-        r"model\.py:18: the optimizer trains extra\.weight, extra\.bias, but the loss does not "
-        r"depend on",
-        "leave",
+        r"model\.py:18: the loss depends on none of the parameters that the optimizer trains: "
+        r"extra\.weight, extra\.bias",
+        "detach",
     ),
     "foreign parameter": (
         HEAD + "def workload():\n"
@@ -169,8 +169,19 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("command", [[], ["run"]])
+IN_PIECES = ("packed sequence", "data-dependent control flow")
+"""Cases that have no graph to show, and that `run` trains in pieces."""
+
+
+@pytest.mark.parametrize(
+    ("command", "case"),
+    [
+        (command, case)
+        for command in ([], ["run"])
+        for case in CASES
+        if not (command and case in IN_PIECES)
+    ],
+)
 def test_bad_input_is_one_sentence_with_its_place(
     case: str,
     command: list[str],

@@ -123,6 +123,20 @@ def test_clipping_and_what_is_beside_the_loss() -> None:
     assert float(sum(moved)) ** 0.5 == pytest.approx(1e-4, rel=1e-2)
 
 
+def test_numbers_beside_the_loss_are_those_of_each_call() -> None:
+    def loss(model: nn.Module, x: Tensor) -> Any:
+        value = model(x).square().mean()
+        return value, {"text": f"{value.item():.3e}"}
+
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = batches(3, (6, 8))
+    step = mpcompile.compile(model, loss, optimizer, data[0])
+    for batch in data:
+        value, beside = step(*batch)
+        assert beside["text"] == f"{float(value):.3e}"
+
+
 def test_the_breaks_are_said_once_with_their_lines(caplog: pytest.LogCaptureFixture) -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -97,7 +97,7 @@ def test_a_plan_is_shown_without_its_model(branch: Path) -> None:
         """\
 x                      input   input  f32        f32  f32 x 32
 x.f16                  cast    cast   both  f32  f16  f16 x 32  x              an input, read in 16 bits
-w                      Initializer input  f16   f16  f16  f16 x 64                 stored in the precision that its readers want; stored in f16: no choice writes fewer bytes
+w                      Initializer input  f16   f16  f16  f16 x 64                 stored in the precision that its readers want; If_y/else_branch/MatMul_c reads it, but it holds integers between 0 and 4; stored in f16: no choice writes fewer bytes
 MatMul_a               MatMul  op     f16   f16  f16  f16 x 32  x.f16,w        a Tensor Core accumulates it in FP32
 Relu_b                 Relu    op     f16   f16  f16  f16 x 32  MatMul_a       adds no more rounding than its storage; stored in f16: no choice writes fewer bytes
 b.f32                  cast    cast   both  f32  f32  f32 x 32  Relu_b         read by arithmetic in FP32
