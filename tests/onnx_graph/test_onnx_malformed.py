@@ -26,7 +26,8 @@ def test_malformed_files_do_no_harm() -> None:
     assert [trial for trial in tried if trial.column == "WRONG"] == []
     columns = {kind: {t.column for t in tried if t.kind == kind} for kind in KINDS}
     assert all("refused" in found for kind, found in columns.items() if kind != "costly to run")
-    assert columns["costly to run"] <= {"valid", "refused later"}
+    # One that ONNX Runtime cannot run is not compared: exit code 1, as for a difference.
+    assert columns["costly to run"] <= {"valid", "valid, differs", "refused later"}
     assert len(tried) == COUNT
 
 
