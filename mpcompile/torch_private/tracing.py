@@ -116,10 +116,14 @@ def compile_guarded(function: Callable[..., Any], **options: Any) -> Callable[..
         function: calls modules.
         options: of ``torch.compile``.
     """
-    made = torch.compile(function, **options)
+    return _under({"skip_nnmodule_hook_guards": False}, torch.compile(function, **options))
+
+
+def _under(settings: Mapping[str, Any], made: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a compiled function that runs, and is compiled, under settings of Dynamo."""
 
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+        with torch._dynamo.config.patch(dict(settings)):
             return made(*args, **kwargs)
 
     return guarded
@@ -141,18 +145,12 @@ def compile_pieces(function: Callable[..., Any], backend: Callable[..., Any]) ->
         return function(*args)
 
     whole.__code__ = whole.__code__.replace()  # Dynamo counts graphs per code object
-    made = torch.compile(whole, backend=backend)
     settings = {
         "skip_nnmodule_hook_guards": False,
         "recompile_limit": MOST_PIECES,
         "use_numpy_random_stream": True,  # else Dynamo draws NumPy's numbers from torch
     }
-
-    def guarded(*args: Any) -> Any:
-        with torch._dynamo.config.patch(settings):
-            return made(*args)
-
-    return guarded
+    return _under(settings, torch.compile(whole, backend=backend))
 
 
 def compile_call(module: torch.nn.Module, **options: Any) -> None:

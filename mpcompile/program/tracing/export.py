@@ -70,12 +70,6 @@ def _refusal(error: Exception, batch: tuple[Any, ...], workload: Workload) -> Ex
                 user_position(eager) or workload.origin,
                 "give a batch that loss(model, *batch) accepts",
             )
-    if _reads_packed_sequence(error):
-        return NotOneGraph(
-            "a recurrent layer reads a packed sequence, whose shape depends on the batch",
-            user_position(error) or workload.origin,
-            "give the layer the padded tensor, and leave the padding out of the loss",
-        )
     return NotOneGraph(
         "the program cannot become one graph: "
         + (
@@ -97,15 +91,6 @@ def _run_copy(workload: Workload, batch: tuple[Any, ...]) -> None:
     except Exception:
         return
     workload.run(model, batch)
-
-
-def _reads_packed_sequence(error: Exception) -> bool:
-    """Whether an error was raised while a recurrent layer of torch read a packed sequence."""
-    return any(
-        frame.f_code.co_filename == torch.nn.modules.rnn.__file__
-        and frame.f_locals.get("batch_sizes") is not None
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-    )
 
 
 def raised_in_torch(error: Exception) -> bool:

@@ -67,11 +67,10 @@ def test_a_check_is_answered_so_that_it_passes(text: str, tmp_path: Path) -> Non
     assert Asked.answer is CASES[text]
 
 
-def test_the_lines_of_the_checks_are_told_and_the_class_is_as_before(tmp_path: Path) -> None:
+def test_a_check_passes_inside_and_the_class_is_as_before(tmp_path: Path) -> None:
     check = function_of("assert x, 'not true'", tmp_path)
-    with without_value_checks() as lines:
+    with without_value_checks():
         check(torch.tensor(False), None, None)
-    assert list(lines) == [f"{tmp_path / 'checked.py'}:5"]
     with pytest.raises(AssertionError):
         check(torch.tensor(False), None, None)
     assert "__bool__" not in vars(torch.Tensor)
