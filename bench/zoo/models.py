@@ -71,8 +71,8 @@ TORCHVISION = (
 VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t")
 
 
-class TooLate(Exception):
-    """A model took longer than `SECONDS`."""
+class TooLate(BaseException):
+    """A model took longer than `SECONDS`; no Exception, so that no library catches it."""
 
 
 def models() -> Iterator[tuple[str, Any]]:
@@ -80,7 +80,7 @@ def models() -> Iterator[tuple[str, Any]]:
     if importlib.util.find_spec("transformers"):
         import transformers
 
-        from bench.zoo import huggingface, special
+        from bench.zoo import huggingface, pictures, sequences
 
         transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
@@ -88,10 +88,11 @@ def models() -> Iterator[tuple[str, Any]]:
             value: torch.Tensor = model(**batch).loss
             return value
 
-        for family, special_make in special.FAMILIES.items():
+        special = pictures.FAMILIES | sequences.FAMILIES
+        for family, special_make in special.items():
             yield f"hf:{family}", lambda make=special_make: _with(loss, make())
         for family, task, kind in huggingface.families():
-            if family in special.FAMILIES:
+            if family in special:
                 continue
             yield (
                 f"hf:{family}",
