@@ -15,6 +15,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from mpcompile.program.node_tensors import NARROW
+from mpcompile.torch_private.own_derivatives import own_tensors
 
 _LOG = logging.getLogger("mpcompile")
 _OWN_DTYPES = WeakTensorKeyDictionary()
@@ -84,12 +85,12 @@ def seen_in_own_dtypes(model: torch.nn.Module, dtypes: Mapping[str, torch.dtype]
     changed = []
     for name, dtype in dtypes.items():
         path, _, attribute = name.rpartition(".")
-        owned = model.get_submodule(path)._parameters
+        owned = own_tensors(model.get_submodule(path))[0]
         master = owned[attribute]
         assert master is not None
         cast = casts.setdefault(id(master), master.to(dtype))
         changed.append((owned, attribute, master))
-        owned[attribute] = cast  # type: ignore[assignment]
+        owned[attribute] = cast
     try:
         yield
     finally:
