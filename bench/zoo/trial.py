@@ -17,7 +17,8 @@ from mpcompile.program.tracing.traced_program import TracedProgram
 from mpcompile.program.workload import Workload
 
 STEPS = 10
-SCALE = 2.0**10
+SCALES = (2.0**10, 2.0**4, 1.0)
+"""Loss scales for the comparison; the first with which autocast's gradients are finite is used."""
 FACTOR = 3.0
 """How many times the error of eager autocast is allowed."""
 NOISE = 1e-3
@@ -73,24 +74,37 @@ def trial(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Any]:
         return row | {"state": "refused", "error": str(error)[:400]}
     except Exception as error:
         return row | {"state": "traceback", "error": f"{type(error).__name__}: {error}"[:400]}
+    scale, peer = _autocast(start, loss, batch)
     judged = mpcompile.compile(
         start,
         loss,
         torch.optim.SGD(start.parameters(), lr=0.0),
         batch,
         backend="interpreter",
-        loss_scale=LossScale.static(SCALE),
+        loss_scale=LossScale.static(scale),
         verify=False,
     )
-    row["ours"] = distance(called(judged.gradients, batch), exact)
-    try:
-        with torch.autocast("cpu", dtype=torch.float16):
-            row["autocast"] = distance(gradients(start, loss, batch, SCALE), exact)
-    except Exception as error:
-        row["autocast_error"] = f"{type(error).__name__}: {error}"[:200]
+    row["scale"], row["ours"] = scale, distance(called(judged.gradients, batch), exact)
+    if isinstance(peer, str):
+        row["autocast_error"] = peer
+    else:
+        row["autocast"] = distance(peer, exact)
     limit = FACTOR * row.get("autocast", 0.0) + NOISE
     row["near"] = row["ours"] <= limit or "autocast" not in row
     return row
+
+
+def _autocast(model: nn.Module, loss: Loss, batch: Any) -> tuple[float, dict[str, Any] | str]:
+    """Return a loss scale, and the gradients of eager autocast with it or its error."""
+    for scale in SCALES:
+        try:
+            with torch.autocast("cpu", dtype=torch.float16):
+                found = gradients(model, loss, batch, scale)
+        except Exception as error:
+            return scale, f"{type(error).__name__}: {error}"[:200]
+        if all(bool(value.isfinite().all()) for value in found.values()):
+            break
+    return scale, found
 
 
 def _export_seconds(model: nn.Module, loss: Loss, batch: Any) -> float | None:
