@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 import mpcompile
-from mpcompile import CompileError, LossScale
+from mpcompile import CompileError, InexactStep, LossScale
+from mpcompile.integrations import compiling
 from mpcompile.program.tracing.export import export
 from mpcompile.program.tracing.traced_program import TracedProgram
 from mpcompile.program.workload import Workload
@@ -55,7 +58,8 @@ def trial(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Any]:
     """Compile and train a model; return what became of it.
 
     The model has run in eager PyTorch before. The keys: ``state`` (whole, pieces, refused or
-    traceback), ``error``, ``seconds``, ``export`` (seconds of `torch.export` alone), ``skipped``,
+    traceback), ``error``, ``seconds``, ``before_lowering`` (of these), ``export`` (seconds of
+    `torch.export` alone), ``inexact`` (what the check of the first batch says), ``skipped``,
     ``ours`` and ``autocast`` (distances of the first gradients from FP32), ``near``, ``losses``.
     """
     row: dict[str, Any] = {}
@@ -63,9 +67,11 @@ def trial(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     try:
         row["export"] = _export_seconds(copy.deepcopy(model), loss, batch)
-        begin = time.perf_counter()
-        step = mpcompile.compile(model, loss, optimizer, batch, backend="interpreter")
-        row["seconds"] = time.perf_counter() - begin
+        with warnings.catch_warnings(record=True) as caught, _timed(row):
+            warnings.simplefilter("always")
+            step = mpcompile.compile(model, loss, optimizer, batch, backend="interpreter")
+        said = [str(item.message) for item in caught if item.category is InexactStep]
+        row |= {"inexact": said[0][:300]} if said else {}
         row["state"] = "pieces" if step.captured.in_pieces else "whole"
         start = copy.deepcopy(model)
         row["losses"] = [float(called(step, batch)) for _ in range(STEPS)]
@@ -92,6 +98,27 @@ def trial(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Any]:
     limit = FACTOR * row.get("autocast", 0.0) + NOISE
     row["near"] = row["ours"] <= limit or "autocast" not in row
     return row
+
+
+@contextmanager
+def _timed(row: dict[str, Any]) -> Iterator[None]:
+    """Note the seconds until a step is compiled, and of them those before it is lowered."""
+    prove = compiling.prove
+
+    def timed(*arguments: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return prove(*arguments)
+        finally:
+            row["before_lowering"] = time.perf_counter() - begin
+
+    compiling.prove = timed  # type: ignore[assignment]
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        compiling.prove = prove
+        row["seconds"] = time.perf_counter() - begin
 
 
 def _autocast(model: nn.Module, loss: Loss, batch: Any) -> tuple[float, dict[str, Any] | str]:
