@@ -155,8 +155,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"{len(ran)} models that eager PyTorch trains: "
         + ", ".join(f"{count} {state}" for state, count in states.most_common())
-        + f"; everything before lowering over `torch.export` alone {statistics.median(ratios or [0]):.2f} in the "
-        f"median; "
+        + "; everything before lowering over `torch.export` alone "
+        f"{statistics.median(ratios or [0]):.2f} in the median; "
         f"{sum(not row.get('near', True) for row in ran)} farther than allowed.",
         "",
         "| model | state | seconds | skipped | ours | autocast | loss after ten steps |",

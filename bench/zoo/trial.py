@@ -103,7 +103,8 @@ def trial(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Any]:
 @contextmanager
 def _timed(row: dict[str, Any]) -> Iterator[None]:
     """Note the seconds until a step is compiled, and of them those before it is lowered."""
-    prove = compiling.prove
+    module: Any = compiling
+    prove = module.prove
 
     def timed(*arguments: Any) -> Any:
         begin = time.perf_counter()
@@ -112,12 +113,12 @@ def _timed(row: dict[str, Any]) -> Iterator[None]:
         finally:
             row["before_lowering"] = time.perf_counter() - begin
 
-    compiling.prove = timed  # type: ignore[assignment]
+    module.prove = timed
     begin = time.perf_counter()
     try:
         yield
     finally:
-        compiling.prove = prove
+        module.prove = prove
         row["seconds"] = time.perf_counter() - begin
 
 
