@@ -16,6 +16,7 @@ from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.derivatives.own_backward import OP as OWN_BACKWARD
 from mpcompile.program.derivatives.own_backward import OwnBackward, place_hooks
 from mpcompile.program.functional.grad_modes import inline_grad_modes
+from mpcompile.program.functional.view_writes import can_write, root_of, source_of, write
 from mpcompile.program.marks import NO_GRAD
 from mpcompile.program.stack_lines import is_foreign, users_line
 from mpcompile.torch_private.graphs import module_of, note_readers
@@ -45,8 +46,9 @@ def make_functional(
 ) -> Functional:
     """Return a program without mutation.
 
-    An in-place op becomes its functional twin, and later readers of the tensor read the result. If
-    views make that unsafe, torch's own functionalization does it, at the cost of a second trace.
+    An in-place op becomes its functional twin, and later readers of the tensor read the result; see
+    also `view_writes` beside this file. Where that is unsafe, torch's own functionalization does
+    it, at the cost of a second trace.
 
     A write without gradients (see `grad_modes` beside this file) to a tensor that requires one
     changes its value, and its gradient stays that of the tensor before the write.
@@ -71,7 +73,11 @@ def make_functional(
     inside = [
         node for module in all_graphs(program.graph_module)[1:] for node in module.graph.nodes
     ]
-    if not all(_safe(node, state, order) for node in order) or any(map(mutated_inputs, inside)):
+
+    def possible(node: fx.Node) -> bool:
+        return _safe(node, state, order) or _safe_in_views(node, state, order, requires)
+
+    if not all(map(possible, order)) or any(map(mutated_inputs, inside)):
         for node in order:
             # Torch would let gradients through such a write, which concerns no state.
             if node in NO_GRAD and _safe(node, state, order) and _base(node).op != "placeholder":
@@ -82,7 +88,8 @@ def make_functional(
             _refuse_hidden(node, requires, state)
         return _by_torch(program)
     newest: dict[str, fx.Node] = {}
-    for node in order:
+    whole: set[fx.Node] = set()
+    for node in list(order):
         if node.target is _ATEN.batch_norm.default and _updates_statistics(node):
             for target, value in _functional_norm(graph, node):
                 _replace_later(target, value, node, order)
@@ -90,7 +97,14 @@ def make_functional(
             graph.erase_node(node)
             continue
         for target in mutated_inputs(node):
-            value = _replace_write(node, target, requires, order, own)
+            if _safe(node, state, order):
+                value = _replace_write(node, target, requires, order, own)
+            else:
+                target = root_of(target, whole)
+                value, made = write(node, order, whole)
+                whole.add(value)
+                order |= dict.fromkeys(made, order[node])
+                requires.update({value, *made} if {node, target} & requires else ())
             if target.name in state or target in newest.values():
                 newest[_name_of(target, newest, state)] = value
     output = graph.output_node()
@@ -175,9 +189,22 @@ def _safe(node: fx.Node, state: Collection[str], order: dict[fx.Node, int]) -> b
     return all(
         functional_overload(node) is not None
         and not is_view(target)
+        and (target.target is not operator.getitem or source_of(target) is None)
         and not _view_read_after(target, node, order)
         and (target.op != "placeholder" or target.name in state)
         for target in mutated_inputs(node)
+    )
+
+
+def _safe_in_views(
+    node: fx.Node, state: Collection[str], order: dict[fx.Node, int], requires: set[fx.Node]
+) -> bool:
+    """Whether the node writes to one tensor, perhaps through views that can be taken again."""
+    if not can_write(node, order):
+        return False
+    root = root_of(node)
+    return (root.op != "placeholder" or root.name in state) and not (
+        node in NO_GRAD and root in requires
     )
 
 
