@@ -31,7 +31,7 @@ from mpcompile.search.delta_debugging import smallest_sufficient
 
 _UNTIL_ORDERED = 0.4
 """The share of the time after which the order of the ops is no longer refined."""
-_ROUNDS = ((1.0, 0.7), (0.8, 0.85), (0.5, 1.0))
+_ROUNDS = ((1.0, 0.6), (0.7, 0.8), (0.4, 1.0))
 """Which share of the tolerance a trial may use, because it is not the rewritten model itself, and
 the share of the time after which the fewest ops so far are taken."""
 _STAY = frozenset("Cast CastLike Constant If Loop Scan Identity".split())
@@ -183,7 +183,9 @@ def keep_few(search: OnnxSearch, rewritten: Rewritten) -> TunedOnnx | None:
                 kept = tuple(op for op in switched.ops if op in chosen)
                 done = search.rewritten(kept)
                 found = search.compared(done)
-                if found.passed:
+                if not found.passed:
+                    switched.take_worst([op for op in switched.ops if op not in chosen])
+                else:
                     seconds = time.monotonic() - start
                     before, after = len(narrow_ops(rewritten)), len(narrow_ops(done))
                     return TunedOnnx(done, found, kept, before, after, switched.runs, seconds)
@@ -219,12 +221,14 @@ class _Switched:
         self._session, self._known, self._most = session, known, most
         self._number = {op: k for k, op in enumerate(ops)}
         self._errors: dict[frozenset[str], float] = {}
-        worst = -1.0
-        for batch in batches:
-            wanted = self._outputs(batch, ())
-            error = self._between(wanted, self._outputs(batch, ops))
-            if error > worst:
-                worst, self._batch, self._wanted = error, batch, wanted
+        self._pairs = [(batch, self._outputs(batch, ())) for batch in batches]
+        self.take_worst(ops)
+
+    def take_worst(self, on: Collection[str]) -> None:
+        """Run from now on the batch that shows most if some ops round."""
+        errors = [self._between(wanted, self._outputs(given, on)) for given, wanted in self._pairs]
+        self._batch, self._wanted = self._pairs[int(np.argmax(errors))]
+        self._errors.clear()
 
     @property
     def spent(self) -> bool:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from mpcompile.onnx_graph.values import constant_of
 
-SWITCHES = "switches"
+SWITCHES = "round?"
 """Name of the input: one bool for each switch."""
 OLDEST = 9
 """The op set since which there is a Where."""
@@ -35,14 +35,14 @@ class SwitchOnnxRounding:
         >>> switches = {model.graph[0]: 0}
         >>> before_and_after(SwitchOnnxRounding(switches, ir.DataType.FLOAT16), model)
         - y  f32[4]  Exp x
-        + [switches/0]  switches/0  b8[]  Gather switches switches/0/index
+        + [round?/0]  round?/0  b8[]  Gather round? round?/0/index
         + [x/0/narrow]  x/0/narrow  f16[4]  Cast x
         + [x/0/wide]  x/0/wide  f32[4]  Cast x/0/narrow
-        + [x/0/read0]  x/0/read0  f32[4]  Where switches/0 x/0/wide x
+        + [x/0/read0]  x/0/read0  f32[4]  Where round?/0 x/0/wide x
         + y/unrounded  f32[4]  Exp x/0/read0
         + [y/unrounded/1/narrow]  y/unrounded/1/narrow  f16[4]  Cast y/unrounded
         + [y/unrounded/1/wide]  y/unrounded/1/wide  f32[4]  Cast y/unrounded/1/narrow
-        + [y/made]  y  f32[4]  Where switches/0 y/unrounded/1/wide y/unrounded
+        + [y/made]  y  f32[4]  Where round?/0 y/unrounded/1/wide y/unrounded
     """
 
     switches: Mapping[ir.Node, int]
