@@ -6,7 +6,7 @@ function returns three batches with other contents from fixed seeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ def text_image(line: str, height: int, width: int, lines: int = 1) -> Array:
         font = ImageFont.truetype(str(font_file), max(int(each * 0.55), 8))
         draw.text((width // 40, k * each + each // 6), line, fill=(30, 32, 60), font=font)
     noise = np.random.default_rng(len(line)).normal(0, 4, (height, width, 3))
-    return np.clip(np.asarray(image, np.float32) + noise, 0, 255).astype(np.float32)
+    page: Array = np.clip(np.asarray(image, np.float32) + noise, 0, 255).astype(np.float32)
+    return page
 
 
 def speech(seconds: float, seed: int) -> Array:
@@ -71,7 +72,8 @@ def speech(seconds: float, seed: int) -> Array:
             sound += (near + 0.02) / k**0.5 * turn * np.sin(k * phase)
     sound *= np.clip(np.sin(2 * np.pi * 2.1 * time) + 0.6, 0, 1)
     sound = 0.4 * sound / np.abs(sound).max() + random.normal(0, 0.003, len(time))
-    return sound.astype(np.float32)
+    samples: Array = sound.astype(np.float32)
+    return samples
 
 
 def _recognition(_: Path) -> list[Batch]:
@@ -147,7 +149,7 @@ def _wake_word(name: str, frames: int) -> Callable[[Path], list[Batch]]:
 
 
 def _voice(
-    samples: int, rows: int = 1, rate: bool = True, **state: tuple[int, ...]
+    samples: int, state: Mapping[str, tuple[int, ...]], rows: int = 1, rate: bool = True
 ) -> Callable[[Path], list[Batch]]:
     """A window of speech, and the state that the model itself makes of the windows before it."""
 
@@ -186,15 +188,15 @@ def _run(file: Path, given: list[Batch]) -> list[Array]:
 
 _NEW = {"state": (2, 1, 128)}
 _MAKERS: dict[str, Callable[[Path], list[Batch]]] = {
-    "silero-vad/silero_vad.onnx": _voice(576, **_NEW),
-    "silero-vad/silero_vad_16k_op15.onnx": _voice(576, **_NEW),
+    "silero-vad/silero_vad.onnx": _voice(576, _NEW),
+    "silero-vad/silero_vad_16k_op15.onnx": _voice(576, _NEW),
     "silero-vad/silero_vad_16k_sequence.onnx": _voice(
-        576, rows=20, rate=False, h=(1, 1, 128), c=(1, 1, 128)
+        576, {"h": (1, 1, 128), "c": (1, 1, 128)}, rows=20, rate=False
     ),
-    "silero-vad/silero_vad_half.onnx": _voice(576, rate=False, **_NEW),
-    "silero-vad/silero_vad_op18_ifless.onnx": _voice(576, **_NEW),
-    "silero-vad/silero_vad_openvino_16k.onnx": _voice(576, rate=False, **_NEW),
-    "openwakeword/silero_vad.onnx": _voice(480, h=(2, 1, 64), c=(2, 1, 64)),
+    "silero-vad/silero_vad_half.onnx": _voice(576, _NEW, rate=False),
+    "silero-vad/silero_vad_op18_ifless.onnx": _voice(576, _NEW),
+    "silero-vad/silero_vad_openvino_16k.onnx": _voice(576, _NEW, rate=False),
+    "openwakeword/silero_vad.onnx": _voice(480, {"h": (2, 1, 64), "c": (2, 1, 64)}),
     "openwakeword/melspectrogram.onnx": _sound,
     "openwakeword/embedding_model.onnx": _mel,
     "openwakeword/alexa_v0.1.onnx": _wake_word("onnx::Flatten_0", 16),

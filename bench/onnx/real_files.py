@@ -141,12 +141,15 @@ def convert(task: Task) -> Outcome:
     except Exception as error:
         return Outcome("does not load", _line(error), **facts)
     wanted, known_roles = _run(str(file), given), roles(given_model(file))
-    pairs = [
-        (n, one[n], other.get(n)) for one, other in zip(wanted, found, strict=True) for n in one
-    ]
-    error = max(error_between(one, other, known_roles.get(n)) for n, one, other in pairs)
-    what = "within" if error <= WITHIN else "too far" if isfinite(error) else "not finite"
-    return Outcome(what, error=float(f"{error:.3g}") if isfinite(error) else None, **facts)
+    worst = max(
+        error_between(one[name], other.get(name), known_roles.get(name))
+        for one, other in zip(wanted, found, strict=True)
+        for name in one
+    )
+    what = "within" if worst <= WITHIN else "too far" if isfinite(worst) else "not finite"
+    if _narrow_tensors(made.graph) <= _narrow_tensors(onnx.load(file).graph):
+        what = "stays FP32"
+    return Outcome(what, error=float(f"{worst:.3g}") if isfinite(worst) else None, **facts)
 
 
 def _made(task: Task, file: Path, given: list[Batch]) -> onnx.ModelProto:
@@ -176,11 +179,11 @@ def _made(task: Task, file: Path, given: list[Batch]) -> onnx.ModelProto:
 def _narrow_tensors(graph: onnx.GraphProto) -> int:
     """Return how many weights and casts of a graph are 16 bits, with those of inner graphs."""
     half = onnx.TensorProto.FLOAT16
-    found = sum(tensor.data_type == half for tensor in graph.initializer)
+    found: int = sum(tensor.data_type == half for tensor in graph.initializer)
     for node in graph.node:
         for attribute in node.attribute:
-            found += node.op_type == "Cast" and attribute.name == "to" and attribute.i == half
-            found += attribute.t.data_type == half
+            cast = node.op_type == "Cast" and attribute.name == "to" and attribute.i == half
+            found += bool(cast) + int(attribute.t.data_type == half)
             if attribute.HasField("g"):
                 found += _narrow_tensors(attribute.g)
     return found

@@ -108,5 +108,6 @@ def _wide(node: fx.Node, made: dict[fx.Node, fx.Node]) -> fx.Node:
             args, kwargs = fx.map_arg(
                 (node.args, node.kwargs), lambda item: wide if item is before else item
             )
+            assert callable(node.target)
             made[node] = call(node.graph, node.target, *args, **kwargs)
     return made[node]
