@@ -29,11 +29,15 @@ from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
 from mpcompile.search.delta_debugging import smallest_sufficient
 
-_UNTIL_ORDERED = 0.4
+_UNTIL_ORDERED = 0.35
 """The share of the time after which the order of the ops is no longer refined."""
-_ROUNDS = ((1.0, 0.6), (0.7, 0.8), (0.4, 1.0))
+_ROUNDS = ((1.0, 0.5), (0.7, 0.65))
 """Which share of the tolerance a trial may use, because it is not the rewritten model itself, and
 the share of the time after which the fewest ops so far are taken."""
+_OF_PREFIX = (0.7, 0.4)
+"""The same share, where the first part of the graph is kept."""
+_ENOUGH = 0.5
+"""The search ends with a model that has this share of the 16-bit ops left."""
 _STAY = frozenset("Cast CastLike Constant If Loop Scan Identity".split())
 """A constant is rounded with its readers."""
 
@@ -78,9 +82,9 @@ class OnnxSearch:
             self.original, policy, ranges=self.ranges, target=self.target, keep_io=self.keep_io
         )
 
-    def compared(self, rewritten: Rewritten) -> Comparison:
+    def compared(self, rewritten: Rewritten, name_first: bool = True) -> Comparison:
         """Compare a rewritten model with the original."""
-        return compare(self.original, rewritten, self.batches, self.tolerance)
+        return compare(self.original, rewritten, self.batches, self.tolerance, name_first)
 
 
 @dataclass(frozen=True)
@@ -163,35 +167,64 @@ def keep_few(search: OnnxSearch, rewritten: Rewritten) -> TunedOnnx | None:
 
     The graph is loaded once, with a switch for the rounding of each op. First parts of the graph
     are rounded alone, the worst part in halves again, which orders the ops by what they do to the
-    outputs. Then `smallest_sufficient` finds the ops that must not round. The model is rewritten
-    and compared with these in FP32 before it is returned.
+    outputs. Then `smallest_sufficient` finds the ops that must not round. Where many ops each add a
+    little, the first part of the graph is kept instead: errors grow on the way to the outputs. The
+    model is rewritten and compared with these ops in FP32 before it is returned.
 
     Args:
         search: the model.
         rewritten: the model that differs too much.
     """
-    start = time.monotonic()
+    start, before = time.monotonic(), len(narrow_ops(rewritten))
+    best: TunedOnnx | None = None
     try:
         with _switched(search, rewritten) as switched, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            order = _by_impact(switched, start + _UNTIL_ORDERED * search.seconds)
-            for share, until in _ROUNDS:
-                allowed, end = share * search.allowed, start + until * search.seconds
-                chosen = _smallest(switched, order, allowed, end)
-                if chosen is None:
-                    continue
+            for chosen in _attempts(switched, search, start):
                 kept = tuple(op for op in switched.ops if op in chosen)
                 done = search.rewritten(kept)
-                found = search.compared(done)
-                if not found.passed:
-                    switched.take_worst([op for op in switched.ops if op not in chosen])
-                else:
+                found = search.compared(done, name_first=False)
+                after = len(narrow_ops(done))
+                if found.passed and (best is None or after > best.after):
                     seconds = time.monotonic() - start
-                    before, after = len(narrow_ops(rewritten)), len(narrow_ops(done))
-                    return TunedOnnx(done, found, kept, before, after, switched.runs, seconds)
+                    best = TunedOnnx(done, found, kept, before, after, switched.runs, seconds)
+                if best is not None and best.after >= _ENOUGH * before:
+                    break
+                switched.take_worst([op for op in switched.ops if op not in chosen])
     except CompileError:  # the runtime refuses the switches, or an override contradicts another
-        return None
-    return None
+        return best
+    return best
+
+
+def _attempts(switched: _Switched, search: OnnxSearch, start: float) -> Iterator[frozenset[str]]:
+    """Yield ops that may have to stay in FP32, each set once."""
+    seen: set[frozenset[str]] = set()
+    order = _by_impact(switched, start + _UNTIL_ORDERED * search.seconds)
+    for share, until in _ROUNDS:
+        allowed, end = share * search.allowed, start + until * search.seconds
+        chosen = _smallest(switched, order, allowed, end)
+        if chosen is not None and chosen not in seen:
+            seen.add(chosen)
+            yield chosen
+    for share in _OF_PREFIX:
+        chosen = _prefix(switched, share * search.allowed, start + search.seconds)
+        if chosen is not None and chosen not in seen:
+            seen.add(chosen)
+            yield chosen
+
+
+def _prefix(switched: _Switched, allowed: float, until: float) -> frozenset[str] | None:
+    """Return the first ops of the graph that must not round, on all batches."""
+    fails, holds = 0, len(switched.ops)
+    while holds - fails > max(1, len(switched.ops) // 64):
+        if switched.spent or time.monotonic() > until:
+            return None
+        middle = (fails + holds) // 2
+        if switched.error_of_all(switched.ops[middle:]) <= allowed:
+            holds = middle
+        else:
+            fails = middle
+    return frozenset(switched.ops[:holds])
 
 
 def narrow_ops(rewritten: Rewritten) -> list[str]:
@@ -223,6 +256,11 @@ class _Switched:
         self._errors: dict[frozenset[str], float] = {}
         self._pairs = [(batch, self._outputs(batch, ())) for batch in batches]
         self.take_worst(ops)
+
+    def error_of_all(self, on: Collection[str]) -> float:
+        """Return the largest error over all batches if some ops round."""
+        self.runs += 1
+        return max(self._between(wanted, self._outputs(given, on)) for given, wanted in self._pairs)
 
     def take_worst(self, on: Collection[str]) -> None:
         """Run from now on the batch that shows most if some ops round."""
