@@ -59,7 +59,7 @@ def measure_ranges(workload: Workload, forward: Forward, batches: int) -> Ranges
         raise BadInput(f"batches is {batches}", fix="give at least 1")
     tally, narrowings = _Tally(), Narrowings()
     data = [workload.batch] if workload.data is None else workload.data
-    state = {item.node: item.tensor.detach() for item in forward.inputs}
+    state = {item.node: item.value for item in forward.inputs}
     buffers = {item.name: item.node for item in forward.inputs if item.kind is InputKind.BUFFER}
     done = 0
     with same_random_numbers(item.tensor.device for item in forward.inputs):

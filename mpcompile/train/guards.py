@@ -17,9 +17,10 @@ from typing import Any, TypeAlias
 import torch
 
 from mpcompile.lower.programs import Program
+from mpcompile.program.capture import Forward
 from mpcompile.program.proof.held import Held, look
 from mpcompile.program.proof.left_places import LeftPlaces
-from mpcompile.program.proof.surroundings import Surroundings
+from mpcompile.program.proof.surroundings import Surroundings, only_tensors
 from mpcompile.program.returned import Left
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.guarding import (
@@ -45,6 +46,7 @@ class Guard:
         loss: its loss.
         optimizer: its optimizer.
         left: what the program leaves in places of the user's objects; these are not checked.
+        in_pieces: whether Dynamo runs the program, whose own guards check all but the tensors.
 
     Attributes:
         situation: what was found when it was last looked at.
@@ -57,21 +59,28 @@ class Guard:
         loss: Callable[..., Any] | None,
         optimizer: torch.optim.Optimizer,
         left: Left | None = None,
+        in_pieces: bool = False,
     ) -> None:
         self._model, self._loss, self._optimizer = model, loss, optimizer
+        self._in_pieces = in_pieces
         self._left = LeftPlaces(left)
         self.numbers = ChangingNumbers()
         self.look()
 
     @classmethod
-    def of(cls, workload: Workload, left: Left | None) -> Guard:
-        """Return the guard of a workload with an optimizer."""
+    def of(cls, workload: Workload, forward: Forward) -> Guard:
+        """Return the guard of a workload with an optimizer, and of its captured program."""
         assert workload.optimizer is not None
-        return cls(workload.model, workload.loss, workload.optimizer, left)
+        pieces = forward.in_pieces is not None
+        return cls(workload.model, workload.loss, workload.optimizer, forward.left, pieces)
+
+    def _found(self) -> Surroundings:
+        found = self._left.surroundings(self._model, self._loss)
+        return only_tensors(found) if self._in_pieces else found
 
     def look(self) -> Situation:
         """Walk over the program again, note what is there now, and return it."""
-        found = self._left.surroundings(self._model, self._loss)
+        found = self._found()
         self.numbers.locate(found.held)
         inputs = self.numbers.inputs
         self.situation = situation_of(found, self._model, self._optimizer, inputs)
@@ -81,7 +90,7 @@ class Guard:
     def peek(self) -> Situation:
         """Return what the program is now, all numbers by value, without noting it."""
         if not self.holds():
-            found = self._left.surroundings(self._model, self._loss)
+            found = self._found()
             return situation_of(found, self._model, self._optimizer)
         values = self.numbers.values()
         if not values:

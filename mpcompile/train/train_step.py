@@ -73,7 +73,7 @@ class TrainStep(Uncopied):
         self._schedules = Schedules(self._optimizer, choices.scale.gated)
         gradients = self._gradients if self.parallel is None else None
         self._in_a_row = SkippedInARow(gradients, self._device) if choices.scale.gated else None
-        self._guard = Guard.of(workload, transformed.forward.left)
+        self._guard = Guard.of(workload, transformed.forward)
         self._use(BoundStep.first(transformed, lowering, for_batch, self._guard))
 
     def _use(self, bound: BoundStep) -> None:
