@@ -18,7 +18,7 @@ from mpcompile.errors import BadInput
 from mpcompile.numerics.narrowing import Narrowings
 from mpcompile.plan.policy import FULL_PRECISION
 from mpcompile.plan.ranges import Range, Ranges, tensors_of
-from mpcompile.program.batch import batch_of, structure_of
+from mpcompile.program.batch import batch_of, laid_out, structure_of
 from mpcompile.program.capture import Forward, Input, InputKind, capture
 from mpcompile.program.describe import dataflow
 from mpcompile.program.node_tensors import is_full
@@ -192,7 +192,8 @@ def batch_by_node(
     inputs = [item for item in forward.inputs if item.kind is InputKind.BATCH]
     _check(values, inputs, workload)
     return {
-        item.node: value.to(item.tensor.device) for item, value in zip(inputs, values, strict=True)
+        item.node: laid_out(value.to(item.tensor.device), item.tensor.stride())
+        for item, value in zip(inputs, values, strict=True)
     }
 
 

@@ -16,7 +16,7 @@ from mpcompile.passes.order import forward_passes
 from mpcompile.passes.runner import run_passes
 from mpcompile.plan.given import decide
 from mpcompile.plan.policy import Policy
-from mpcompile.program.batch import structure_of
+from mpcompile.program.batch import laid_out, structure_of
 from mpcompile.program.capture import Forward, Input, InputKind, capture
 from mpcompile.program.casts import is_cast
 from mpcompile.program.control_flow import all_graphs
@@ -118,7 +118,8 @@ class MixedForward:
         for graph in all_graphs(module):
             graph.graph.lint()
             graph.recompile()
-        return _bound(self._function(module), given, copied, nest)
+        strides = [i.tensor.stride() for i in forward.inputs if i.kind is InputKind.BATCH]
+        return _bound(self._function(module), given, copied, nest, strides)
 
     def _function(self, module: fx.GraphModule) -> Callable[..., Any]:
         run: Callable[..., Any] = module.forward
@@ -168,14 +169,15 @@ def _bound(
     held: Sequence[Input | None],
     copied: Sequence[int],
     nest: ReturnedTree,
+    strides: Sequence[tuple[int, ...]],
 ) -> _Run:
     open_inputs = [index for index, item in enumerate(held) if item is None]
 
     def call(inputs: Sequence[torch.Tensor], working: Mapping[int, torch.Tensor]) -> Any:
         # Weights and copies have new storage after another step is compiled that trains them.
         given = [None if item is None else item.value for item in held]
-        for index, value in zip(open_inputs, inputs, strict=True):
-            given[index] = value.detach()
+        for index, value, layout in zip(open_inputs, inputs, strides, strict=True):
+            given[index] = laid_out(value.detach(), layout)
         given += [working[key] for key in copied]
         with torch.no_grad():
             return nest(run(*given))
