@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
@@ -21,7 +20,6 @@ from mpcompile.commands.terminal import open_terminal, warnings_on_one_line
 from mpcompile.errors import BadInput, CheckFailed, printable
 from mpcompile.onnx.batches import read_batches
 from mpcompile.onnx.comparison import Comparison, compare
-from mpcompile.onnx.overrides import mending_override
 from mpcompile.onnx.rewrite import Rewritten
 from mpcompile.onnx.rewrite import rewrite as rewrite_model
 from mpcompile.onnx.sessions import Array, fault_of, input_types
@@ -29,7 +27,7 @@ from mpcompile.onnx_graph.gate import EXTERNAL_ABOVE, read_model, write_model
 from mpcompile.onnx_graph.kernels import Target
 from mpcompile.options import TransformOptions
 from mpcompile.options.transform import OnnxFlags
-from mpcompile.plan.policy import Policy
+from mpcompile.search.onnx_tune import OnnxSearch, TunedOnnx, keep_few
 
 _BATCHES = 8
 
@@ -37,10 +35,12 @@ _BATCHES = 8
 def rewrite(source: Path, options: TransformOptions, inputs: PlanInputs) -> None:
     """Rewrite a model, compare it with the original, and write it with its plan beside it.
 
+    If an output is too far, the few ops are found that must stay in FP32.
+
     Raises:
         BadInput: the file is no valid model, or an argument is wrong.
-        CheckFailed: an output is further from the original's than the tolerance, or the two could
-            not be compared.
+        CheckFailed: an output is further from the original's than the tolerance and no few ops in
+            FP32 mend it, or the two could not be compared.
     """
     console = open_terminal(options.json)
     onnx, settings = options.onnx, inputs.settings
@@ -57,7 +57,7 @@ def rewrite(source: Path, options: TransformOptions, inputs: PlanInputs) -> None
         check_file(path, options.force)
     original = read_model(source)
     with console.status("rewriting"), warnings_on_one_line():
-        rewritten = _rewritten(original, settings.policy, onnx, inputs)
+        rewritten = _rewritten(original, onnx, inputs)
     with console.status("checking"):
         fault = fault_of(rewritten.model)
         if fault and not fault_of(original):
@@ -66,23 +66,27 @@ def rewrite(source: Path, options: TransformOptions, inputs: PlanInputs) -> None
         found, why_not, unproven = None, "--no-check was given", None
         if options.check:
             found, why_not, unproven = _compared(original, rewritten, onnx)
-    _print(source, rewritten, found, why_not, console)
+    tuned = None
+    if found is not None and not found.passed and inputs.plan is None:
+        with console.status("finding the ops to keep in FP32"):
+            tuned = keep_few(_search(original, onnx, inputs), rewritten)
+    first = found and (found.first or found.worst)
+    if tuned is not None:
+        rewritten, found = tuned.rewritten, tuned.comparison
+    _print(source, rewritten, found, why_not, tuned, console)
     if unproven is not None and rewritten.changed:
         raise unproven
     if found is not None and not found.passed:
-        with console.status("trying overrides"):
-            advice = _advice(original, rewritten, found, onnx, inputs)
         raise CheckFailed(
-            f"the rewritten model does not compute what {source} computes: "
-            f"{found.first or found.worst}",
-            fix=f"{advice}, or give --no-check to write it all the same",
+            f"the rewritten model does not compute what {source} computes: {first}",
+            fix=f"{_advice(inputs)}, or give --no-check to write it all the same",
         )
     # Weights that came in a file of their own are written to one: never all in memory at once.
     apart = _weights(original) > source.stat().st_size
     written = write_model(rewritten.model, file, options.force, 0 if apart else EXTERNAL_ABOVE)
     write_file(plan_file, rewritten.plan.to_json() + "\n", options.force)
     console.print(f"wrote {', '.join(map(str, [*written, plan_file]))}", markup=False)
-    write_json(options.json, _document(source, file, rewritten, found, why_not))
+    write_json(options.json, _document(source, file, rewritten, found, why_not, tuned))
 
 
 def _compared(
@@ -112,12 +116,10 @@ def _given(original: ir.Model, onnx: OnnxFlags) -> list[Mapping[str, Array]] | N
     return list(islice(read_batches(onnx.data, input_types(original)), _BATCHES))
 
 
-def _rewritten(
-    original: ir.Model, policy: Policy, onnx: OnnxFlags, inputs: PlanInputs
-) -> Rewritten:
+def _rewritten(original: ir.Model, onnx: OnnxFlags, inputs: PlanInputs) -> Rewritten:
     return rewrite_model(
         original,
-        policy,
+        inputs.settings.policy,
         plan=inputs.plan,
         ranges=inputs.ranges,
         target=Target(onnx.target),
@@ -125,26 +127,21 @@ def _rewritten(
     )
 
 
-def _advice(
-    original: ir.Model,
-    rewritten: Rewritten,
-    found: Comparison,
-    onnx: OnnxFlags,
-    inputs: PlanInputs,
-) -> str:
-    """Return in words what makes the comparison pass: an override, if one was tried and does."""
+def _search(original: ir.Model, onnx: OnnxFlags, inputs: PlanInputs) -> OnnxSearch:
+    return OnnxSearch(
+        original,
+        inputs.settings.policy,
+        inputs.ranges,
+        Target(onnx.target),
+        not onnx.free_io,
+        _given(original, onnx),
+        onnx.tolerance,
+    )
+
+
+def _advice(inputs: PlanInputs) -> str:
     if inputs.plan is not None:
         return "change the given plan, whose decisions count before overrides"
-    batches = _given(original, onnx)
-
-    def again(policy: Policy) -> Comparison:
-        other = _rewritten(original, policy, onnx, inputs)
-        return compare(original, other, batches, onnx.tolerance)
-
-    full = mending_override(rewritten, found, inputs.settings.policy, again)
-    if full:
-        flags = " ".join(f"--full {shlex.quote(pattern)}" for pattern in full)
-        return f"`{flags}` mends it"
     return (
         "no few ops in FP32 were found that mend it; measure with `mpcompile calibrate`, or raise "
         "--tolerance"
@@ -156,6 +153,7 @@ def _print(
     rewritten: Rewritten,
     found: Comparison | None,
     why_not: str,
+    tuned: TunedOnnx | None,
     console: Console,
 ) -> None:
     plan = rewritten.plan
@@ -173,6 +171,8 @@ def _print(
     lines = [f"{abs(rewritten.casts)} {more} casts than before", *rewritten.notes]
     if not rewritten.changed:
         lines = ["no op gains from 16 bits: the model is unchanged", *rewritten.notes]
+    if tuned is not None:
+        lines.append(str(tuned))
     if found is None:
         lines.append(f"not compared with the original: {why_not}")
     else:
@@ -195,7 +195,12 @@ def _weights(model: ir.Model) -> int:
 
 
 def _document(
-    source: Path, file: Path, rewritten: Rewritten, found: Comparison | None, why_not: str
+    source: Path,
+    file: Path,
+    rewritten: Rewritten,
+    found: Comparison | None,
+    why_not: str,
+    tuned: TunedOnnx | None,
 ) -> dict[str, Any]:
     decisions = Counter(decision.stores.short for decision in rewritten.plan.decisions)
     return {
@@ -203,6 +208,7 @@ def _document(
         "output": str(file),
         "changed": rewritten.changed,
         "ops": dict(decisions),
+        "kept": [f"node:{op}" for op in tuned.kept] if tuned else [],
         "casts": rewritten.casts,
         "notes": list(rewritten.notes),
         "errors": {d.tensor: d.error for d in found.outputs} if found else None,

@@ -106,6 +106,7 @@ def compare(
     rewritten: Rewritten,
     batches: Iterable[Mapping[str, Array]] | None = None,
     tolerance: float | None = None,
+    name_first: bool = True,
 ) -> Comparison:
     """Run both models on the same inputs, the rewritten one in pseudo FP16.
 
@@ -118,6 +119,8 @@ def compare(
         rewritten: the model after.
         batches: inputs by name; default: made up, see `mpcompile.onnx.made_up.trials`.
         tolerance: default: `TOLERANCE` of the plan's precision.
+        name_first: whether the first wrong tensor is searched, which runs both models again with
+            all their tensors.
 
     Raises:
         BadInput: the original does not run on these inputs, or on any that was made up.
@@ -150,7 +153,7 @@ def compare(
     errors = _errors([*wanted, *wanted], [*found, *as_run], known)
     outputs = tuple(Difference(name, error, "", known.get(name)) for name, error in errors.items())
     first = None
-    if any(error > allowed for error in errors.values()):
+    if name_first and any(error > allowed for error in errors.values()):
         worst = max(outputs, key=lambda output: output.error)
         made = next(v for v in original.graph.outputs if v.name == worst.tensor)
         first = _first(original, rounded, given, allowed)

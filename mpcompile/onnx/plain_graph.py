@@ -14,6 +14,7 @@ from mpcompile.errors import CannotCapture
 from mpcompile.onnx.plain_ops import PLAIN
 from mpcompile.onnx.random_masks import keep_mask, next_seed
 from mpcompile.passes.export.cast_read_weights import CastReadWeights
+from mpcompile.passes.export.compare_wide import compare_wide
 from mpcompile.passes.export.fix_options import FixOptions
 from mpcompile.passes.lowering.numbers_to_tensors import numbers_to_tensors
 from mpcompile.plan.op_table import TORCH_RULES, UNKNOWN
@@ -69,6 +70,7 @@ def plain_step(step: StepGraph) -> PlainStep:
     FixOptions(step)(whole)
     CastReadWeights(step.slots)(whole)
     numbers_to_tensors(whole)
+    compare_wide(whole)
     mode = fake_mode_of(whole.graph)
     nodes = list(whole.graph.find_nodes(op="placeholder"))
     values = [node.meta["val"] for node in nodes]

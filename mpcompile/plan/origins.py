@@ -52,7 +52,8 @@ class Origins:
             elif op.kind == "Initializer":
                 origin = Origin.PARAMETER
             elif not op.reads and any(sizes.get(name, 0) > 1 for name in op.writes):
-                origin = Origin.DATA
+                # Exporters write the weights of an ONNX graph as Constant nodes too.
+                origin = Origin.PARAMETER if op.kind == "Constant" else Origin.DATA
             for name in op.writes:
                 self._found[name] = origin
 

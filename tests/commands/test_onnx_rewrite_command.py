@@ -64,24 +64,57 @@ def test_faults_of_a_graph_are_found() -> None:
     assert "type" in fault_of(model)
 
 
-def test_what_overflows_is_named_and_not_written(
+def test_what_overflows_is_kept_in_fp32_and_said(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_code(["large.onnx", "-o", "out.onnx", "--data", "large.npz"]) == 1
+    assert exit_code(["large.onnx", "-o", "unchecked.onnx", "--no-check", "--json", "-"]) == 0
+    document = said(capsys)
+    assert document["not_compared"] == "--no-check was given"
+    assert document["kept"] == []
+    mended = ["large.onnx", "-o", "out.onnx", "--data", "large.npz"]
+    assert exit_code([*mended, "--json", "out.json"]) == 0
+    assert "kept in FP32, because the outputs do not hold otherwise: first" in (
+        " ".join(capsys.readouterr().out.split())
+    )
+    document = json.loads((folder / "out.json").read_text())
+    assert {"node:first", "node:second"} <= {*document["kept"]}
+    assert max(document["errors"].values()) < 2**-6
+    flags = [word for pattern in document["kept"] for word in ("--full", pattern)]
+    by_hand = ["large.onnx", "-o", "mended.onnx", "--data", "large.npz", *flags, "--json", "-"]
+    assert exit_code(by_hand) == 0
+    assert said(capsys)["kept"] == []
+    assert (folder / "mended.onnx").read_bytes() == (folder / "out.onnx").read_bytes()
+    assert exit_code(["calibrate", "large.onnx", "--data", "large.npz"]) == 0
+    arguments = ["large.onnx", "-o", "ranged.onnx", "--data", "large.npz"]
+    capsys.readouterr()
+    assert exit_code([*arguments, "--ranges", "large.ranges.json", "--json", "-"]) == 0
+    assert (folder / "ranged.onnx").exists()
+
+
+def test_what_overflows_by_a_given_plan_is_named_and_not_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["large.onnx", "-o", "unchecked.onnx", "--no-check"]) == 0
+    capsys.readouterr()
+    arguments = ["large.onnx", "-o", "out.onnx", "--data", "large.npz"]
+    assert exit_code([*arguments, "--plan", "unchecked.plan.json"]) == 1
     error = capsys.readouterr().err
     assert "made by first (MatMul)" in error or "made by second (MatMul)" in error
-    assert "mends it, or give --no-check to write it all the same." in error
+    assert "change the given plan, whose decisions count before overrides" in error
+    assert "or give --no-check to write it all the same." in error
     assert not (folder / "out.onnx").exists()
-    flags = error.split("`")[1].split()
-    assert exit_code(["large.onnx", "-o", "mended.onnx", "--data", "large.npz", *flags]) == 0
-    unchecked = ["large.onnx", "-o", "unchecked.onnx", "--no-check", "--json", "-"]
-    capsys.readouterr()
-    assert exit_code(unchecked) == 0
-    assert said(capsys)["not_compared"] == "--no-check was given"
-    assert exit_code(["calibrate", "large.onnx", "--data", "large.npz"]) == 0
+
+
+def test_what_no_few_ops_mend_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = ["large.onnx", "-o", "out.onnx", "--data", "large.npz"]
-    assert exit_code([*arguments, "--ranges", "large.ranges.json", "--json", "-"]) == 0
-    assert (folder / "out.onnx").exists()
+    monkeypatch.setattr("mpcompile.commands.onnx_rewrite.keep_few", lambda *_: None)
+    assert exit_code(arguments) == 1
+    error = capsys.readouterr().err
+    assert "made by first (MatMul)" in error or "made by second (MatMul)" in error
+    assert "no few ops in FP32 were found that mend it" in error
+    assert not (folder / "out.onnx").exists()
 
 
 def test_what_is_16_bits_already_stays_and_passes(

@@ -14,11 +14,11 @@ from programs.onnx_models import parsed
 from programs.values import PROGRAMS, Program, rotary
 
 from mpcompile import Policy
-from mpcompile.onnx.comparison import Comparison, compare
+from mpcompile.onnx.comparison import compare
 from mpcompile.onnx.made_up.far_inputs import LARGEST, LONG, far_inputs
-from mpcompile.onnx.overrides import mending_override
 from mpcompile.onnx.rewrite import rewrite
 from mpcompile.onnx.sessions import run, session_of
+from mpcompile.search.onnx_tune import OnnxSearch, keep_few, tune_onnx
 
 
 def exported(make: Program) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
@@ -185,11 +185,10 @@ def test_a_wrong_override_gets_one_that_mends_it() -> None:
     found = compare(model, done)
     assert not found.passed
 
-    def again(other: Policy) -> Comparison:
-        return compare(model, rewrite(whole, other))
-
-    full = mending_override(done, found, policy, again)
-    assert full
-    assert all(pattern.startswith("node:") for pattern in full)
-    assert again(replace(policy, full=full)).passed
-    assert mending_override(done, again(replace(policy, full=full)), policy, again) == ()
+    tuned = keep_few(OnnxSearch(model, policy), done)
+    assert tuned is not None
+    assert tuned.kept
+    full = tuple(f"node:{op}" for op in tuned.kept)
+    policy = replace(policy, full=full)
+    assert compare(model, rewrite(whole, policy)).passed
+    assert tune_onnx(whole, policy=policy).kept == ()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from programs.onnx_models import parsed
 
+from mpcompile.onnx.rewrite import rewrite
 from mpcompile.onnx_graph.needs import BORDER_NEEDS, NEEDS, SOURCE_NEEDS, BorderFacts, Facts
 from mpcompile.plan.needs import settled
 from mpcompile.plan.op_table import ONNX_RULES, UNKNOWN
@@ -80,3 +84,27 @@ def test_borders_and_defaults_have_their_needs(wish: Wish) -> None:
         assert settled(BorderFacts(together, lacks), told, BORDER_NEEDS)[2] == reason
     assert settled(False, told, SOURCE_NEEDS) == told
     assert settled(True, told, SOURCE_NEEDS)[1] is Wish.FULL
+
+
+@pytest.mark.parametrize("constants", [False, True])
+def test_weights_are_weights_as_initializers_and_as_constants(constants: bool) -> None:
+    """A norm behind a convolution reads a layer's result, whose rounding is no reason for FP32."""
+    rng = np.random.default_rng(0)
+    weights = {"w": (8, 4, 3, 3), "scale": (8,), "shift": (8,), "mean": (8,), "spread": (8,)}
+    model = parsed("""g (float[1,4,9,9] x) => (float[1,8,5,5] y) {
+      [conv] a = Conv (x, w)
+      [norm] b = BatchNormalization (a, scale, shift, mean, spread)
+      [again] y = Conv (b, v)
+    }""")
+    arrays = {n: rng.uniform(0.5, 1.5, s).astype(np.float32) for n, s in weights.items()}
+    arrays["v"] = rng.normal(size=(8, 8, 3, 3)).astype(np.float32)
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    if constants:
+        nodes = [onnx.helper.make_node("Constant", [], [t.name], value=t) for t in tensors]
+        nodes += list(model.graph.node)
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+    else:
+        model.graph.initializer.extend(tensors)
+    decisions = {d.op: d.stores.short for d in rewrite(model).plan.decisions}
+    assert {name: decisions[name] for name in ("conv", "norm")} == {"conv": "f16", "norm": "f16"}

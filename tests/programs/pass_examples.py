@@ -34,7 +34,11 @@ from mpcompile.step.loss_scale import LossScale
 from mpcompile.torch_private.ops import op_name
 from programs.graphs import graph_of, step_of
 
-_SHORT = {ir.DataType.FLOAT: "f32", ir.DataType.FLOAT16: "f16"}
+_SHORT = {
+    ir.DataType.FLOAT: "f32",
+    ir.DataType.FLOAT16: "f16",
+    ir.DataType.BOOL: "b8",
+}
 
 
 def f32(*shape: int) -> torch.Tensor:
