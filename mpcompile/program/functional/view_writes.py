@@ -159,8 +159,7 @@ def write(
     again = list(_read_later(root, since, order))
     again += [view for view in views if view not in again]
     for old in sorted(again, key=order.__getitem__):
-        source = source_of(old)
-        assert source is not None
+        source = _chain(old, whole)[-2]
         args = tuple(fresh[source] if item is source else item for item in old.args)
         fresh[old] = add((old.target, args), old)
     for old, new in fresh.items():
