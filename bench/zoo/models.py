@@ -168,7 +168,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         peer = row.get("autocast")
         cells += ["fails" if isinstance(peer, str) else _number(peer, ".1e")]
         first, *_, last = row.get("losses") or [None, None]
-        cells += [f"{first:.3f} → {last:.3f}" if first is not None else row.get("error", "")[:120]]
+        cells += [
+            f"{first:.3f} → {last:.3f}"
+            if first is not None
+            else row.get("error", "").replace("|", "/")[:120]
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
