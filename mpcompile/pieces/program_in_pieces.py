@@ -25,6 +25,7 @@ from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.lower.lower import Backend
+from mpcompile.lower.plain_calls import call_plainly
 from mpcompile.pieces.breaks import Piece, piece_of, said
 from mpcompile.pieces.dynamo_graph import compile_graph
 from mpcompile.plan.policy import Policy
@@ -95,6 +96,7 @@ class ProgramInPieces:
         self.backend: Backend | None = None
         self.like, self._reached = tuple(like), tuple(reached)
         self._workload, self._policy, self._why = workload, policy, why
+        assert workload.loss is not None
         parameters = dict(workload.model.named_parameters())
         buffers = dict(workload.model.named_buffers())
         self._trained = [(name, parameters[name]) for name in reached]
@@ -107,7 +109,7 @@ class ProgramInPieces:
         self._loss: torch.Tensor | None = None
         self._result: tuple[Any, Sequence[Any]] = None, ()
         self._before, self._said = list[torch.Tensor](), False
-        self._run = compile_pieces(workload.run, self._compile)
+        self._run = compile_pieces(workload.loss, self._compile)
         _programs[self.key] = self
 
     def _compile(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -119,8 +121,8 @@ class ProgramInPieces:
         """Run the program; return the loss, the next buffers and the tensors beside the loss."""
         self._put_back()
         self._before = [value.clone() for value in self._buffers]
-        with autograd_inside_an_op():
-            result = self._run(self._workload.model, [value.detach() for value in batch])
+        args, named = self._workload.batch.arguments([value.detach() for value in batch])
+        result = self._run(self._workload.model, *args, **named)
         if not self._said:
             self._said = True
             _LOG.warning("%s", said(self.pieces, self._why.what))
@@ -160,8 +162,7 @@ class ProgramInPieces:
         every = [*self._trained, *self._others]
         weights = [value for _, value in every]
         try:
-            with autograd_inside_an_op():
-                found = torch.autograd.grad(loss, weights, seed, allow_unused=True)
+            found = torch.autograd.grad(loss, weights, seed, allow_unused=True)
         finally:
             self._put_back()
         for position, ((name, _), gradient) in enumerate(zip(every, found, strict=True)):
@@ -183,14 +184,22 @@ def run_in_pieces(
     key: int,
 ) -> list[torch.Tensor]:
     """Run a program; see `ProgramInPieces.forward`."""
-    del reached, others
+    with autograd_inside_an_op():
+        return _forward(reached, others, batch, key)
+
+
+def _forward(_: object, __: object, batch: _Tensors, key: int) -> list[torch.Tensor]:
     return _programs[key].forward(batch)
 
 
 @run_in_pieces.register_fake
 def _(reached: Any, others: Any, batch: Any, key: int) -> list[torch.Tensor]:
     del reached, others, batch
-    return [torch.empty_like(value) for value in _programs[key].like]
+    # No `empty_like`: the tracer that asks has a fake mode of its own.
+    return [
+        torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        for value in _programs[key].like
+    ]
 
 
 @torch.library.custom_op("mpcompile::run_in_pieces_backward", mutates_args=())
@@ -198,7 +207,11 @@ def run_in_pieces_backward(
     seed: torch.Tensor, reached: Sequence[torch.Tensor], key: int
 ) -> list[torch.Tensor]:
     """Return the gradients of the last run; see `ProgramInPieces.backward`."""
-    del reached
+    with autograd_inside_an_op():
+        return _backward(seed, reached, key)
+
+
+def _backward(seed: torch.Tensor, _: object, key: int) -> list[torch.Tensor]:
     return _programs[key].backward(seed)
 
 
@@ -222,6 +235,8 @@ def _differentiate(ctx: Any, given: Any) -> tuple[Any, ...]:
 
 
 run_in_pieces.register_autograd(_differentiate, setup_context=_save)
+call_plainly(torch.ops.mpcompile.run_in_pieces.default, _forward)
+call_plainly(torch.ops.mpcompile.run_in_pieces_backward.default, _backward)
 
 
 def program_in_pieces(workload: Workload, policy: Policy, why: CompileError) -> Forward:

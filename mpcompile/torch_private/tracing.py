@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -140,17 +140,36 @@ def compile_pieces(function: Callable[..., Any], backend: Callable[..., Any]) ->
         function: any.
         backend: compiles each piece.
     """
+    # Dynamo counts graphs per code object. A function around this one would end at each break.
+    if isinstance(function, FunctionType):
+        own = FunctionType(
+            function.__code__.replace(),
+            function.__globals__,
+            function.__name__,
+            function.__defaults__,
+            function.__closure__,
+        )
+        own.__kwdefaults__ = function.__kwdefaults__
+        own.__qualname__, own.__module__ = function.__qualname__, function.__module__
+    else:
 
-    def whole(*args: Any) -> Any:
-        return function(*args)
+        def own(*args: Any, **named: Any) -> Any:
+            return function(*args, **named)
 
-    whole.__code__ = whole.__code__.replace()  # Dynamo counts graphs per code object
+        own.__code__ = own.__code__.replace()
     settings = {
         "skip_nnmodule_hook_guards": False,
         "recompile_limit": MOST_PIECES,
         "use_numpy_random_stream": True,  # else Dynamo draws NumPy's numbers from torch
     }
-    return _under(settings, torch.compile(whole, backend=backend))
+    made = torch.compile(own, backend=backend)
+    patch = torch._dynamo.config.patch(settings)  # one for all calls: making it takes longer
+
+    def run(*args: Any, **named: Any) -> Any:
+        with patch:
+            return made(*args, **named)
+
+    return run
 
 
 def compile_call(module: torch.nn.Module, **options: Any) -> None:
