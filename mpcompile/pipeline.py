@@ -21,6 +21,7 @@ from mpcompile.passes.order import (
     training_passes,
 )
 from mpcompile.passes.runner import run_passes
+from mpcompile.pieces.program_in_pieces import for_batch as for_batch_in_pieces
 from mpcompile.pieces.program_in_pieces import program_in_pieces
 from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.given import decide, for_other_shapes
@@ -70,9 +71,10 @@ def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainSt
             "the workload has no loss and no optimizer", workload.origin, "add both to train it"
         )
 
-    if transformed.forward.in_pieces is not None:
+    pieces = transformed.forward.in_pieces
+    if pieces is not None:
         device = next(iter(workload.model.parameters())).device
-        transformed.forward.in_pieces.backend = lowering.backend_on(device)
+        pieces.runner.backend = lowering.backend_on(device)
 
     def for_batch(
         batch: Sequence[torch.Tensor],
@@ -81,10 +83,14 @@ def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainSt
     ) -> Transformed:
         # The caller may be inside torch.no_grad(), and a step trains there too.
         with torch.inference_mode(False), torch.enable_grad():
-            return transform(
-                replace(workload, batch=batch),
-                choices.for_another_batch(transformed.plan, open_dims, numbers),
-            )
+            given = replace(workload, batch=batch)
+            others = choices.for_another_batch(transformed.plan, open_dims, numbers)
+            if pieces is None:
+                return transform(given, others)
+            effects = Effects(given, again=True)
+            with effects.undone_unsaid():
+                forward = for_batch_in_pieces(pieces.runner, given.batch)
+            return _transformed(given, others, forward, effects.undone_unsaid)
 
     parallel = choices.loop.parallel
     if parallel is not None:

@@ -12,39 +12,31 @@ skipped step leaves them as they were.
 
 from __future__ import annotations
 
-import logging
 import operator
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput, CannotCapture, CompileError
-from mpcompile.lower.lower import Backend
+from mpcompile.errors import BadInput, CompileError
 from mpcompile.lower.plain_calls import call_plainly
-from mpcompile.pieces.breaks import Piece, piece_of, said
-from mpcompile.pieces.dynamo_graph import compile_graph
+from mpcompile.pieces.runner import Returns, Runner
 from mpcompile.plan.policy import Policy
+from mpcompile.program.batch import Batch, structure_of
 from mpcompile.program.capture import Forward, Input, InputKind
 from mpcompile.program.returned import TENSOR, ReturnedTree, stands_alone
 from mpcompile.program.tracing.export import definition
 from mpcompile.program.workload import Workload
+from mpcompile.step.ways import Way
 from mpcompile.torch_private.graphs import module_of
-from mpcompile.torch_private.tensors import fake_mode
-from mpcompile.torch_private.tracing import (
-    autograd_inside_an_op,
-    compile_pieces,
-    flatten,
-    keep_missing_gradients,
-)
+from mpcompile.torch_private.tracing import autograd_inside_an_op, flatten, keep_missing_gradients
 
 _Tensors = Sequence[torch.Tensor]
 _ITEM = operator.getitem
-_LOG = logging.getLogger("mpcompile")
 
 _keys = count()
 _programs: weakref.WeakValueDictionary[int, ProgramInPieces] = weakref.WeakValueDictionary()
@@ -67,113 +59,62 @@ class LastResult(ReturnedTree):
 
 
 class ProgramInPieces:
-    """A program that Dynamo compiles in pieces, and the autograd graph of its last run.
+    """A program in pieces, for one way and one shape of batch.
 
     Attributes:
         key: names it in a graph.
-        pieces: what Dynamo has compiled so far, in order.
-        backend: runs each piece; None: the default of the device.
+        runner: runs the program, also for other ways and shapes.
+        way: what a run does to the model.
+        like: fake tensors like the results: the loss, the next buffers, what is beside the loss.
 
     Args:
-        workload: the program, run once on its batch by `program_in_pieces`.
-        policy: gives the wished precision of each op.
-        why: the reason why it is not one graph.
-        reached: names of the parameters that the loss reaches.
-        written: names of the buffers that the program writes.
-        like: fake tensors like the results: the loss, the next buffers, what is beside the loss.
+        runner: see above.
+        batch: gives the structure.
+        like: fake tensors like the loss and what is beside it.
     """
 
-    def __init__(
-        self,
-        workload: Workload,
-        policy: Policy,
-        why: CompileError,
-        reached: Sequence[str],
-        written: Sequence[str],
-        like: _Tensors,
-    ) -> None:
-        self.key, self.pieces = next(_keys), list[Piece]()
-        self.backend: Backend | None = None
-        self.like, self._reached = tuple(like), tuple(reached)
-        self._workload, self._policy, self._why = workload, policy, why
-        assert workload.loss is not None
-        parameters = dict(workload.model.named_parameters())
-        buffers = dict(workload.model.named_buffers())
-        self._trained = [(name, parameters[name]) for name in reached]
-        self._others = [
-            (name, value)
-            for name, value in parameters.items()
-            if value.requires_grad and name not in reached
+    def __init__(self, runner: Runner, batch: Batch, like: _Tensors) -> None:
+        self.key, self.runner = next(_keys), runner
+        model, optimizer = runner.workload.model, runner.workload.optimizer
+        assert optimizer is not None
+        self._weights = trained_weights(model, optimizer)
+        written = tuple(n for n, _ in model.named_buffers() if n in runner.way.written)
+        self.way = Way(tuple(n for n in self._weights if n in runner.way.reached), written)
+        self._buffers = dict(model.named_buffers())
+        state = [
+            runner.mode.from_tensor(self._buffers[name].detach(), static_shapes=True)
+            for name in written
         ]
-        self._buffers = [buffers[name] for name in written]
-        self._loss: torch.Tensor | None = None
-        self._result: tuple[Any, Sequence[Any]] = None, ()
-        self._before, self._said = list[torch.Tensor](), False
-        self._run = compile_pieces(workload.loss, self._compile)
+        self.like = (like[0], *state, *like[1:])
+        self._batch = batch
         _programs[self.key] = self
-
-    def _compile(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        made, outcome = compile_graph(module, inputs, self._policy, self.backend)
-        self.pieces.append(piece_of(module, outcome.casts, outcome.wide))
-        return made
 
     def forward(self, batch: _Tensors) -> list[torch.Tensor]:
         """Run the program; return the loss, the next buffers and the tensors beside the loss."""
-        self._put_back()
-        self._before = [value.clone() for value in self._buffers]
-        args, named = self._workload.batch.arguments([value.detach() for value in batch])
-        result = self._run(self._workload.model, *args, **named)
-        if not self._said:
-            self._said = True
-            _LOG.warning("%s", said(self.pieces, self._why.what))
-        leaves, structure = flatten(result)
-        self._loss, *beside = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        made = [self._loss, *self._buffers, *beside]
-        if len(made) != len(self.like):
-            raise CannotCapture(
-                f"the program returns {len(beside)} tensors beside the loss, other than for the "
-                "example batch",
-                self._workload.origin,
-                "return as many tensors for each batch",
-            )
-        kept = [TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        self._result = structure, kept
-        return [value.detach().clone() for value in made]
-
-    def last_result(self) -> tuple[Any, Sequence[Any]]:
-        """Return structure and leaves of the last result, `TENSOR` for each tensor."""
-        return self._result
-
-    def _put_back(self) -> None:
-        """Put buffers back after a run; not before backward, which may read what they are then."""
-        with torch.no_grad():
-            for value, old in zip(self._buffers, self._before, strict=False):
-                value.copy_(old)
-        self._before = []
+        count = len(self.like) - 1 - len(self.way.written)
+        arguments = self._batch.arguments([value.detach() for value in batch])
+        made = self.runner.forward(arguments, self._buffers, self.way.written, count)
+        return [made.value, *(made.buffers[name] for name in self.way.written), *made.beside]
 
     def backward(self, seed: torch.Tensor) -> list[torch.Tensor]:
         """Return the gradients of the reached parameters for the last run.
 
         Raises:
-            CannotCapture: the loss of this batch reaches other parameters than that of the example.
+            OtherWay: the loss of this batch reaches other parameters, or other buffers are written.
         """
-        assert self._loss is not None
-        loss, self._loss = self._loss, None
-        every = [*self._trained, *self._others]
-        weights = [value for _, value in every]
-        try:
-            found = torch.autograd.grad(loss, weights, seed, allow_unused=True)
-        finally:
-            self._put_back()
-        for position, ((name, _), gradient) in enumerate(zip(every, found, strict=True)):
-            if (gradient is None) == (position < len(self._trained)):
-                how = "does not reach" if gradient is None else "reaches"
-                raise CannotCapture(
-                    f"the loss of this batch {how} {name}, other than that of the example batch",
-                    self._workload.origin,
-                    "compile with an example batch that takes the same way",
-                )
-        return [value.contiguous() for value in found[: len(self._trained)] if value is not None]
+        return self.runner.backward(seed, self._weights, self.way)
+
+
+def trained_weights(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """Return the parameters of a model that an optimizer trains, by name."""
+    held = {id(value) for group in optimizer.param_groups for value in group["params"]}
+    return {
+        name: value
+        for name, value in model.named_parameters()
+        if id(value) in held and value.requires_grad
+    }
 
 
 @torch.library.custom_op("mpcompile::run_in_pieces", mutates_args=())
@@ -253,32 +194,75 @@ def program_in_pieces(workload: Workload, policy: Policy, why: CompileError) -> 
         BadInput: the program fails, or its result is neither a loss nor a loss and anything.
     """
     keep_missing_gradients()
-    model, where = workload.model, definition(workload.loss) or workload.origin
+    model, optimizer = workload.model, workload.optimizer
+    assert optimizer is not None
     buffers = dict(model.named_buffers())
     before = {name: value.clone() for name, value in buffers.items()}
+    tensors, tree = _look(workload)
+    weights = trained_weights(model, optimizer)
+    found: Sequence[torch.Tensor | None] = [None] * len(weights)
+    if tensors[0].requires_grad and weights:
+        found = torch.autograd.grad(tensors[0], list(weights.values()), allow_unused=True)
+    reached = tuple(n for n, value in zip(weights, found, strict=True) if value is not None)
+    written = tuple(n for n, value in buffers.items() if not torch.equal(value, before[n]))
+    _restore(buffers, before)
+    runner = Runner(workload, policy, why, Way(reached, written))
+    return _graph(runner, workload.batch, _noted(runner, workload.batch, tensors, tree))
+
+
+def for_batch(runner: Runner, batch: Batch) -> Forward:
+    """Return the graph of a program in pieces for a batch, on the way of the last run.
+
+    For new shapes the program runs once in eager PyTorch; the caller puts back what it changes.
+    """
+    returns = runner.seen.get(_shapes(batch))
+    if returns is None:
+        buffers = dict(runner.workload.model.named_buffers())
+        before = {name: value.clone() for name, value in buffers.items()}
+        tensors, tree = _look(replace(runner.workload, batch=batch))
+        _restore(buffers, before)
+        returns = _noted(runner, batch, tensors, tree)
+    return _graph(runner, batch, returns)
+
+
+def _shapes(batch: Batch) -> Hashable:
+    return structure_of(batch), tuple((value.shape, value.dtype) for value in batch)
+
+
+def _restore(buffers: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in buffers.items():
+            if not torch.equal(value, before[name]):
+                value.copy_(before[name])
+
+
+def _look(workload: Workload) -> tuple[list[torch.Tensor], ReturnedTree | None]:
+    """Run a program in eager PyTorch; return its tensors, the loss first, and the tree of more."""
     with torch.enable_grad():
-        result = workload.run(model, [value.detach() for value in workload.batch])
+        result = workload.run(workload.model, [value.detach() for value in workload.batch])
     leaves, structure = flatten(result)
     found = ReturnedTree(
         structure, tuple(TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
     )
-    loss, *beside = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     try:
         alone = stands_alone(found)
     except ValueError as error:
+        where = definition(workload.loss) or workload.origin
         advice = "return one 0-d FP32 tensor, or a pair of this tensor and any other value"
         raise BadInput(f"the loss returns {error}", where, advice) from None
-    parameters = {n: value for n, value in model.named_parameters() if value.requires_grad}
-    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    reached = [n for n, value in zip(parameters, gradients, strict=True) if value is not None]
-    written = [n for n, value in buffers.items() if not torch.equal(value, before[n])]
-    with torch.no_grad():
-        for name in written:
-            buffers[name].copy_(before[name])
-    mode = fake_mode()
-    results = [loss, *(buffers[name] for name in written), *beside]
-    like = [mode.from_tensor(value.detach(), static_shapes=True) for value in results]
-    program = ProgramInPieces(workload, policy, why, reached, written, like)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)], None if alone else found
+
+
+def _noted(runner: Runner, batch: Batch, tensors: _Tensors, tree: ReturnedTree | None) -> Returns:
+    like = [runner.mode.from_tensor(value.detach(), static_shapes=True) for value in tensors]
+    runner.seen[_shapes(batch)] = returns = Returns(like, tree)
+    return returns
+
+
+def _graph(runner: Runner, batch: Batch, returns: Returns) -> Forward:
+    """Return a program as a graph of one op."""
+    model, mode = runner.workload.model, runner.mode
+    program = ProgramInPieces(runner, batch, returns.like)
     graph, inputs = fx.Graph(), list[Input]()
 
     def placeholder(kind: InputKind, name: str, tensor: torch.Tensor) -> fx.Node:
@@ -288,30 +272,33 @@ def program_in_pieces(workload: Workload, policy: Policy, why: CompileError) -> 
         return node
 
     every = {n: placeholder(InputKind.PARAMETER, n, v) for n, v in model.named_parameters()}
-    held = [placeholder(InputKind.BUFFER, n, v) for n, v in buffers.items()]
-    batch = [
-        placeholder(InputKind.BATCH, f"batch.{index}", value)
-        for index, value in enumerate(workload.batch)
+    held = [placeholder(InputKind.BUFFER, n, v) for n, v in model.named_buffers()]
+    given = [
+        placeholder(InputKind.BATCH, f"batch.{index}", value) for index, value in enumerate(batch)
     ]
+    reached = program.way.reached
     others = [*(node for name, node in every.items() if name not in reached), *held]
     call = graph.call_function(
         torch.ops.mpcompile.run_in_pieces.default,
-        ([every[name] for name in reached], others, batch, program.key),
+        ([every[name] for name in reached], others, given, program.key),
     )
-    call.meta["val"] = like
-    file, _, line = (where or "").rpartition(":")
+    call.meta["val"] = list(program.like)
+    file, _, line = (definition(runner.workload.loss) or runner.workload.origin or "").rpartition(
+        ":"
+    )
     if file:
         call.meta["stack_trace"] = f'  File "{file}", line {line}, in loss'
     parts = []
-    for index, value in enumerate(like):
+    for index, value in enumerate(program.like):
         part = graph.call_function(_ITEM, (call, index))
         part.meta = {**call.meta, "val": value}
         parts.append(part)
     graph.output((*parts[1:], parts[0]))
+    tree = returns.tree
     return Forward(
         module_of(graph),
         tuple(inputs),
-        tuple(written),
-        None if alone else LastResult(found.structure, found.leaves, program.last_result),
+        program.way.written,
+        None if tree is None else LastResult(tree.structure, tree.leaves, runner.last_result),
         in_pieces=program,
     )

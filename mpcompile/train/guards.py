@@ -17,11 +17,13 @@ from typing import Any, TypeAlias
 import torch
 
 from mpcompile.lower.programs import Program
+from mpcompile.program.capture import Forward
 from mpcompile.program.proof.held import Held, look
 from mpcompile.program.proof.left_places import LeftPlaces
 from mpcompile.program.proof.surroundings import Surroundings
 from mpcompile.program.returned import Left
 from mpcompile.program.workload import Workload
+from mpcompile.step.ways import Way
 from mpcompile.torch_private.guarding import (
     dict_version,
     hooks_made,
@@ -45,9 +47,11 @@ class Guard:
         loss: its loss.
         optimizer: its optimizer.
         left: what the program leaves in places of the user's objects; these are not checked.
+        way: see below.
 
     Attributes:
-        situation: what was found when it was last looked at.
+        situation: what of the program counts for its graphs, when it was last looked at.
+        way: the way that a program in pieces took last; None: it is one graph.
         numbers: the numbers that change; those that are inputs may have any value.
     """
 
@@ -57,24 +61,28 @@ class Guard:
         loss: Callable[..., Any] | None,
         optimizer: torch.optim.Optimizer,
         left: Left | None = None,
+        way: Way | None = None,
     ) -> None:
+        self.way = way
         self._model, self._loss, self._optimizer = model, loss, optimizer
         self._left = LeftPlaces(left)
         self.numbers = ChangingNumbers()
         self.look()
 
     @classmethod
-    def of(cls, workload: Workload, left: Left | None) -> Guard:
+    def of(cls, workload: Workload, forward: Forward) -> Guard:
         """Return the guard of a workload with an optimizer."""
         assert workload.optimizer is not None
-        return cls(workload.model, workload.loss, workload.optimizer, left)
+        way = forward.in_pieces.way if forward.in_pieces is not None else None
+        return cls(workload.model, workload.loss, workload.optimizer, forward.left, way)
 
     def look(self) -> Situation:
         """Walk over the program again, note what is there now, and return it."""
         found = self._left.surroundings(self._model, self._loss)
         self.numbers.locate(found.held)
         inputs = self.numbers.inputs
-        self.situation = situation_of(found, self._model, self._optimizer, inputs)
+        self._whole = situation_of(found, self._model, self._optimizer, inputs)
+        self.situation = self._whole if self.way is None else self._whole.on_way(self.way)
         self._note(found)
         return self.situation
 
@@ -85,9 +93,9 @@ class Guard:
             return situation_of(found, self._model, self._optimizer)
         values = self.numbers.values()
         if not values:
-            return self.situation
+            return self._whole
         facts = tuple((name, token(value)) for name, value in values.items())
-        return replace(self.situation, program=self.situation.program + facts)
+        return replace(self._whole, program=self._whole.program + facts)
 
     def made(self, transform: Callable[[_Batch, Situation], Program], batch: _Batch) -> Program:
         """Transform the program; numbers that cannot be inputs are constants from then on."""
