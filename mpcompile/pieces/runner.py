@@ -27,7 +27,7 @@ from mpcompile.program.returned import TENSOR, ReturnedTree
 from mpcompile.program.workload import Workload
 from mpcompile.step.ways import OtherWay, Way
 from mpcompile.torch_private.tensors import fake_mode, version_of
-from mpcompile.torch_private.tracing import compile_pieces, flatten
+from mpcompile.torch_private.tracing import compile_own_calls, compile_pieces, flatten
 
 _LOG = logging.getLogger("mpcompile")
 
@@ -92,6 +92,7 @@ class Runner:
         self._again = False
         self._constants: dict[str, tuple[torch.Tensor, int, torch.Tensor]] = {}
         self._run = compile_pieces(workload.loss, self._compile)
+        self._runs = False
 
     def _compile(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         made, outcome = compile_graph(module, inputs, self._policy, self.backend)
@@ -120,10 +121,16 @@ class Runner:
         self._before = {name: (buffers[name], buffers[name].clone()) for name in written}
         versions = self._watch(buffers, written)
         args, named = arguments
-        result = self._run(self.workload.model, *args, **named)
+        if not self._said:  # not before: a transform changes nothing of the user's
+            compile_own_calls(self.workload.model, self._compile, lambda: self._runs)
+        self._runs = True
+        try:
+            result = self._run(self.workload.model, *args, **named)
+        finally:
+            self._runs = False
         if not self._said:
             self._said = True
-            _LOG.warning("%s", said(self.pieces, self._why.what))
+            _LOG.warning("%s", said(self.pieces, self._why))
         leaves, structure = flatten(result)
         loss, *beside = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         if len(beside) != count:
