@@ -23,6 +23,7 @@ from mpcompile.passes.order import (
 from mpcompile.passes.runner import run_passes
 from mpcompile.pieces.program_in_pieces import for_batch as for_batch_in_pieces
 from mpcompile.pieces.program_in_pieces import program_in_pieces
+from mpcompile.pieces.whole_plan import WholePlan, whole_plan
 from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.given import decide, for_other_shapes
 from mpcompile.plan.measured import MeasuredOverflow, overruled
@@ -97,6 +98,19 @@ def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainSt
         check_same_step(transformed.step, choices.scale, workload.optimizer, parallel)
         spread(workload.model, workload.optimizer, parallel)
     return TrainStep(transformed, lowering, for_batch)
+
+
+def plan_of_pieces(made: Transformed) -> WholePlan | None:
+    """Return the plans of all pieces for the example batch; None if the program is one graph.
+
+    The program runs once more, and what it changes is put back.
+    """
+    program = made.forward.in_pieces
+    if program is None:
+        return None
+    effects = Effects(made.workload, again=True)
+    with effects.undone_unsaid(), torch.enable_grad():
+        return whole_plan(program, made.workload.batch, made.choices.precision)
 
 
 def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:

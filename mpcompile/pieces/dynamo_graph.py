@@ -23,7 +23,8 @@ from mpcompile.passes.lowering.emulate_half import emulate_half
 from mpcompile.passes.lowering.reshape_views import reshape_views
 from mpcompile.pieces.casts import insert_casts
 from mpcompile.pieces.conversion_proof import Proven
-from mpcompile.plan.dataflow import Fixed
+from mpcompile.plan.dataflow import Dataflow, Fixed
+from mpcompile.plan.plan import Plan
 from mpcompile.plan.policy import Policy, UnmatchedOverride
 from mpcompile.precision import Precision
 from mpcompile.program.control_flow import is_control_flow
@@ -45,10 +46,14 @@ class Outcome:
     Attributes:
         casts: how many casts the plan inserted.
         wide: why the whole graph stays in FP32; None if some of it is in 16 bits.
+        flow: the planner's input; None if it was not planned.
+        plan: the decisions; None if it was not planned.
     """
 
     casts: int
     wide: str | None
+    flow: Dataflow | None = None
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +165,12 @@ def _rewritten(
     with warnings.catch_warnings():
         # An override may be for an op in another graph of the model.
         warnings.simplefilter("ignore", UnmatchedOverride)
-        plan = insert_casts(traced, fixed, constants, policy)
+        flow, plan = insert_casts(traced, fixed, constants, policy)
     if not plan.casts:
         reasons = Counter(decision.reason for decision in plan.decisions).most_common(1)
         why = f", most often because: {reasons[0][0]}" if reasons else ""
-        return None, Outcome(0, f"the plan leaves all {len(plan.decisions)} ops in FP32{why}")
+        left = f"the plan leaves all {len(plan.decisions)} ops in FP32{why}"
+        return None, Outcome(0, left, flow, plan)
     narrow = sum(decision.computes is not Precision.FP32 for decision in plan.decisions)
     _LOG.info(
         "a graph of %d ops: %d compute in 16 bits, %d casts",
@@ -172,7 +178,7 @@ def _rewritten(
         narrow,
         len(plan.casts),
     )
-    return _Rewritten(traced, written, plain), Outcome(len(plan.casts), None)
+    return _Rewritten(traced, written, plain), Outcome(len(plan.casts), None, flow, plan)
 
 
 def _left(reason: str) -> Outcome:

@@ -66,6 +66,7 @@ class ProgramInPieces:
         runner: runs the program, also for other ways and shapes.
         way: what a run does to the model.
         like: fake tensors like the results: the loss, the next buffers, what is beside the loss.
+        returned: fake tensors like the loss and what is beside it.
 
     Args:
         runner: see above.
@@ -74,7 +75,7 @@ class ProgramInPieces:
     """
 
     def __init__(self, runner: Runner, batch: Batch, like: _Tensors) -> None:
-        self.key, self.runner = next(_keys), runner
+        self.key, self.runner, self.returned = next(_keys), runner, like
         model, optimizer = runner.workload.model, runner.workload.optimizer
         assert optimizer is not None
         self._weights = trained_weights(model, optimizer)

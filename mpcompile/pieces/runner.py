@@ -21,13 +21,16 @@ from mpcompile.errors import CannotCapture, CompileError
 from mpcompile.lower.lower import Backend
 from mpcompile.pieces.breaks import Piece, piece_of, said
 from mpcompile.pieces.dynamo_graph import compile_graph
+from mpcompile.plan.dataflow import Dataflow
+from mpcompile.plan.plan import Plan
 from mpcompile.plan.policy import Policy
 from mpcompile.program.batch import Arguments
 from mpcompile.program.returned import TENSOR, ReturnedTree
 from mpcompile.program.workload import Workload
 from mpcompile.step.ways import OtherWay, Way
+from mpcompile.torch_private.in_pieces import InPieces
 from mpcompile.torch_private.tensors import fake_mode, version_of
-from mpcompile.torch_private.tracing import compile_own_calls, compile_pieces, flatten
+from mpcompile.torch_private.tracing import flatten
 
 _LOG = logging.getLogger("mpcompile")
 
@@ -72,30 +75,42 @@ class Runner:
         way: the way that the last run has taken.
         seen: what the program returns, by the shapes of a batch.
         mode: of all fake tensors of its graphs.
+        planned: of each piece the planner's input and the plan, None where it was not planned.
 
     Args:
         workload: the program.
         policy: gives the wished precision of each op.
         why: the reason why it is not one graph.
         way: the way of the example batch.
+        silent: whether nothing is said of the breaks.
     """
 
-    def __init__(self, workload: Workload, policy: Policy, why: CompileError, way: Way) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        policy: Policy,
+        why: CompileError,
+        way: Way,
+        *,
+        silent: bool = False,
+    ) -> None:
         assert workload.loss is not None
         self.pieces, self.way = list[Piece](), way
         self.backend: Backend | None = None
         self.seen, self.mode = dict[Hashable, Returns](), fake_mode()
-        self.workload, self._policy, self._why = workload, policy, why
+        self.planned = list[tuple[Dataflow | None, Plan | None]]()
+        self.workload, self.policy, self.why, self._silent = workload, policy, why, silent
         self._result: tuple[Any, Sequence[Any]] = None, ()
         self._before, self._said = dict[str, tuple[torch.Tensor, torch.Tensor]](), False
         self._made: Made | None = None
         self._again = False
         self._constants: dict[str, tuple[torch.Tensor, int, torch.Tensor]] = {}
-        self._run = compile_pieces(workload.loss, self._compile)
-        self._runs = False
+        self._run = InPieces(workload.loss, workload.model, self._compile)
 
     def _compile(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        made, outcome = compile_graph(module, inputs, self._policy, self.backend)
+        policy = self.policy.inside(f"piece{len(self.pieces)}.")
+        made, outcome = compile_graph(module, inputs, policy, self.backend)
+        self.planned.append((outcome.flow, outcome.plan))
         self.pieces.append(piece_of(module, outcome.casts, outcome.wide))
         return made
 
@@ -117,20 +132,15 @@ class Runner:
         if self._again:
             assert self._made is not None
             return self._made
-        self._put_back()
+        self.put_back()
         self._before = {name: (buffers[name], buffers[name].clone()) for name in written}
         versions = self._watch(buffers, written)
         args, named = arguments
-        if not self._said:  # not before: a transform changes nothing of the user's
-            compile_own_calls(self.workload.model, self._compile, lambda: self._runs)
-        self._runs = True
-        try:
-            result = self._run(self.workload.model, *args, **named)
-        finally:
-            self._runs = False
+        result = self._run(self.workload.model, *args, **named)
         if not self._said:
             self._said = True
-            _LOG.warning("%s", said(self.pieces, self._why))
+            if not self._silent:
+                _LOG.warning("%s", said(self.pieces, self.why))
         leaves, structure = flatten(result)
         loss, *beside = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         if len(beside) != count:
@@ -167,7 +177,7 @@ class Runner:
         """Return structure and leaves of the last result, `TENSOR` for each tensor."""
         return self._result
 
-    def _put_back(self) -> None:
+    def put_back(self) -> None:
         """Put buffers back after a run; not before backward, which may read what they are then."""
         with torch.no_grad():
             for value, old in self._before.values():
@@ -196,7 +206,7 @@ class Runner:
         try:
             found = torch.autograd.grad(loss, list(weights.values()), seed, allow_unused=True)
         finally:
-            self._put_back()
+            self.put_back()
         made.gradients = {
             name: value.contiguous()
             for name, value in zip(weights, found, strict=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import FrameType, FunctionType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -28,7 +27,6 @@ from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 _LOOPS = str(Path(torch.__file__).parent / "_higher_order_ops")
-_MODULES = str(Path(torch.__file__).parent / "nn" / "modules")
 
 
 class DispatchMode(TorchDispatchMode):
@@ -129,114 +127,6 @@ def _under(settings: Mapping[str, Any], made: Callable[..., Any]) -> Callable[..
             return made(*args, **kwargs)
 
     return guarded
-
-
-MOST_PIECES = 64
-"""Dynamo makes so many graphs for each of the user's functions; then it leaves them to Python."""
-
-
-def compile_pieces(function: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function in as many pieces as it needs, apart from all other functions.
-
-    Args:
-        function: any.
-        backend: compiles each piece.
-    """
-    # Dynamo counts graphs per code object. A function around this one would end at each break.
-    if isinstance(function, FunctionType):
-        own = FunctionType(
-            function.__code__.replace(),
-            function.__globals__,
-            function.__name__,
-            function.__defaults__,
-            function.__closure__,
-        )
-        own.__kwdefaults__ = function.__kwdefaults__
-        own.__qualname__, own.__module__ = function.__qualname__, function.__module__
-    else:
-
-        def own(*args: Any, **named: Any) -> Any:
-            return function(*args, **named)
-
-        own.__code__ = own.__code__.replace()
-    settings = {
-        "skip_nnmodule_hook_guards": False,
-        "recompile_limit": MOST_PIECES,
-        "use_numpy_random_stream": True,  # else Dynamo draws NumPy's numbers from torch
-    }
-    made = torch.compile(own, backend=backend)
-    patch = torch._dynamo.config.patch(settings)  # one for all calls: making it takes longer
-
-    def run(*args: Any, **named: Any) -> Any:
-        _BREAKS.addFilter(_is_no_break)
-        try:
-            with patch:
-                return made(*args, **named)
-        finally:
-            _BREAKS.removeFilter(_is_no_break)
-
-    return run
-
-
-_BREAKS = logging.getLogger("torch._dynamo.variables.tensor")
-
-
-def _is_no_break(record: logging.LogRecord) -> bool:
-    """Whether Dynamo says something else than that a graph breaks, which the caller says."""
-    return not record.getMessage().lstrip().startswith("Graph break")
-
-
-class OwnCall:
-    """The call of a module of torch's own, compiled while its program runs in pieces.
-
-    Dynamo compiles a function of the user, or gives it up for a loop that looks at values. It then
-    compiles the user's functions that are called there, and no function in torch's files: without
-    this, no line of a ``Sequential`` that such a function calls would be compiled.
-
-    Args:
-        module: of torch's own.
-        backend: compiles each piece.
-        is_on: whether the program runs; otherwise the call is that of eager PyTorch.
-    """
-
-    __slots__ = ("_backend", "_is_on", "_made", "_module")
-
-    def __init__(
-        self,
-        module: torch.nn.Module,
-        backend: Callable[..., Any],
-        is_on: Callable[[], bool],
-    ) -> None:
-        self._module, self._backend, self._is_on = module, backend, is_on
-        self._made: Callable[..., Any] | None = None
-
-    def __call__(self, *args: Any, **named: Any) -> Any:
-        """Call the module."""
-        module = self._module
-        if not self._is_on() or torch.compiler.is_compiling():
-            return module._call_impl(*args, **named)
-        if self._made is None:
-
-            def whole_call(*args: Any, **named: Any) -> Any:
-                return module._call_impl(*args, **named)
-
-            whole_call.__code__ = whole_call.__code__.replace()
-            self._made = torch.compile(whole_call, backend=self._backend)
-        return self._made(*args, **named)
-
-
-def compile_own_calls(
-    model: torch.nn.Module, backend: Callable[..., Any], is_on: Callable[[], bool]
-) -> None:
-    """Compile the calls of all modules with weights that are of torch's own; see `OwnCall`.
-
-    A module that the user has compiled stays as it is. Copies of a module forget this.
-    """
-    for module in model.modules():
-        forward = getattr(type(module).forward, "__code__", None)
-        own = forward is not None and forward.co_filename.startswith(_MODULES)
-        if own and module._compiled_call_impl is None and any(True for _ in module.parameters()):
-            module._compiled_call_impl = OwnCall(module, backend, is_on)
 
 
 def compile_call(module: torch.nn.Module, **options: Any) -> None:
