@@ -4,8 +4,8 @@
 
 Each program looks at a value, so no single graph holds it. Both ways use inductor on the CPU. The
 peer is ``torch.compile(loss)`` in `torch.autocast`, with `GradScaler` for FP16 and the fused
-optimizer. After a warm-up one step of each is timed in turn. The ratio is ours divided by the peer's
-time of the same turn: the median of all turns, and between which ratios the middle half of them is.
+optimizer. After a warm-up one step of each is timed in turn. The ratio is our time over that of the
+peer in the same turn: the median of all turns, and between which ratios the middle half of them is.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -77,7 +78,7 @@ def images() -> Workload:
     """Mean over the bright places of each image, whose number decides what is computed."""
     widths = (3, 32, 64, 64)
     layers: list[nn.Module] = []
-    for narrow, wide in zip(widths, widths[1:], strict=False):
+    for narrow, wide in pairwise(widths):
         layers += [nn.Conv2d(narrow, wide, 3, padding=1), nn.BatchNorm2d(wide), nn.ReLU()]
     model = nn.Sequential(*layers, nn.Conv2d(widths[-1], 8, 1))
 

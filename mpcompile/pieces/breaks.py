@@ -34,9 +34,10 @@ class Piece:
 
     def __str__(self) -> str:
         """Return what a person reads."""
-        precision = f"{self.casts} casts" if self.wide is None else f"FP32, {self.wide}"
+        casts = f"{self.casts} cast{'s' * (self.casts != 1)}"
+        precision = casts if self.wide is None else f"FP32, {self.wide}"
         end = f"; then {self.ends_at}: {self.because}" if self.because else ""
-        return f"{self.ops} ops, {precision}{end}"
+        return f"{self.ops} op{'s' * (self.ops != 1)}, {precision}{end}"
 
 
 def piece_of(module: fx.GraphModule, casts: int, wide: str | None) -> Piece:

@@ -28,6 +28,7 @@ from mpcompile.pieces.runner import Returns, Runner
 from mpcompile.plan.policy import Policy
 from mpcompile.program.batch import Batch, structure_of
 from mpcompile.program.capture import Forward, Input, InputKind
+from mpcompile.program.random_state import drawn_again, random_state
 from mpcompile.program.returned import TENSOR, ReturnedTree, stands_alone
 from mpcompile.program.tracing.export import definition
 from mpcompile.program.workload import Workload
@@ -238,8 +239,12 @@ def _restore(buffers: Mapping[str, torch.Tensor], before: Mapping[str, torch.Ten
 
 
 def _look(workload: Workload) -> tuple[list[torch.Tensor], ReturnedTree | None]:
-    """Run a program in eager PyTorch; return its tensors, the loss first, and the tree of more."""
-    with torch.enable_grad():
+    """Run a program in eager PyTorch; return its tensors, the loss first, and the tree of more.
+
+    The next run draws the same random numbers again.
+    """
+    device = next(iter(workload.model.parameters())).device
+    with torch.enable_grad(), drawn_again(random_state(device)):
         result = workload.run(workload.model, [value.detach() for value in workload.batch])
     leaves, structure = flatten(result)
     found = ReturnedTree(

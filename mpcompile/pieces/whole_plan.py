@@ -17,6 +17,7 @@ from mpcompile.plan.given import decide
 from mpcompile.plan.plan import Cast, Decision, Plan
 from mpcompile.precision import Precision
 from mpcompile.program.batch import Batch
+from mpcompile.program.random_state import drawn_again, random_state
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class WholePlan:
     plans: tuple[Plan, ...]
     precision: Precision
     sentence: str
+
+    @property
+    def lines(self) -> list[str]:
+        """A line for each piece: its ops and casts, and the Python code behind it."""
+        return [f"{_PIECE}{index}: {piece}" for index, piece in enumerate(self.pieces)]
 
     @property
     def flow(self) -> Dataflow:
@@ -90,7 +96,9 @@ def whole_plan(program: ProgramInPieces, batch: Batch, precision: Precision) -> 
     before = program.runner
     runner = Runner(before.workload, before.policy, before.why, program.way, silent=True)
     trial = ProgramInPieces(runner, batch, program.returned)
-    trial.forward(batch)
+    device = next(iter(before.workload.model.parameters())).device
+    with drawn_again(random_state(device)):
+        trial.forward(batch)
     runner.put_back()
     flows = tuple(flow or Dataflow((), ()) for flow, _ in runner.planned)
     empty = Plan(precision, (), {}, (), 0)

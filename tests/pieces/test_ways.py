@@ -114,10 +114,13 @@ def test_graphs_of_a_way_are_used_again(caplog: pytest.LogCaptureFixture) -> Non
     assert not caplog.records
 
 
-def test_another_shape_of_batch_uses_the_same_program(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("make", [Heads, Dropped])
+def test_another_shape_of_batch_uses_the_same_program(
+    make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     data = [*signed("+-"), *signed("+-", rows=4), *signed("-+")]
     with caplog.at_level(logging.WARNING, "mpcompile"):
-        pair = SideBySide(Heads(), loss, data[0])
+        pair = SideBySide(make(), loss, data[0])
         for mine, theirs in pair.train(data):
             assert mine == theirs
     assert pair.differing() == []
