@@ -147,7 +147,9 @@ def prove(workload: Workload, choices: Choices = NO_CHOICES) -> tuple[Transforme
     if choices.whole or workload.optimizer is None:
         raise refusal
     with effects.undone_unsaid():
-        forward = program_in_pieces(workload, choices.policy, refusal)
+        parallel = choices.loop.parallel
+        copies = parallel is None or not parallel.shard  # a slice cannot go over to other copies
+        forward = program_in_pieces(workload, choices.policy, refusal, copies=copies)
     return _transformed(workload, choices, forward, effects.undone_unsaid), None
 
 

@@ -117,7 +117,7 @@ def lower(step: StepGraph, device: torch.device, lowering: Lowering) -> Lowered:
     if compiles:
         _refuse_unknown_sizes(gradient.graph)
         separate_operands(gradient.graph)
-    if not compiles and device.type == "cpu":
+    if backend == "interpreter" and device.type == "cpu" and not in_pieces:
         emulate_half(gradient)  # 16-bit arithmetic of the optimizer itself (Muon) stays
     if not compiles:
         reshape_views(gradient)

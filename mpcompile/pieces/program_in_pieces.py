@@ -24,10 +24,12 @@ from torch import fx
 
 from mpcompile.errors import BadInput, CompileError
 from mpcompile.lower.plain_calls import call_plainly
-from mpcompile.pieces.runner import Returns, Runner
+from mpcompile.pieces.runner import NARROW_OF, Returns, Runner
 from mpcompile.plan.policy import Policy
+from mpcompile.precision import Precision
 from mpcompile.program.batch import Batch, structure_of
 from mpcompile.program.capture import Forward, Input, InputKind
+from mpcompile.program.casts import CAST
 from mpcompile.program.random_state import drawn_again, random_state
 from mpcompile.program.returned import TENSOR, ReturnedTree, stands_alone
 from mpcompile.program.tracing.export import definition
@@ -81,7 +83,11 @@ class ProgramInPieces:
         assert optimizer is not None
         self._weights = trained_weights(model, optimizer)
         written = tuple(n for n, _ in model.named_buffers() if n in runner.way.written)
-        self.way = Way(tuple(n for n in self._weights if n in runner.way.reached), written)
+        wide, narrow = (
+            tuple(n for n in self._weights if n in names)
+            for names in (runner.way.wide, runner.way.narrow)
+        )
+        self.way = Way(wide, narrow, written)
         self._buffers = dict(model.named_buffers())
         state = [
             runner.mode.from_tensor(self._buffers[name].detach(), static_shapes=True)
@@ -91,15 +97,23 @@ class ProgramInPieces:
         self._batch = batch
         _programs[self.key] = self
 
-    def forward(self, batch: _Tensors) -> list[torch.Tensor]:
-        """Run the program; return the loss, the next buffers and the tensors beside the loss."""
+    def forward(self, narrow: _Tensors, batch: _Tensors) -> list[torch.Tensor]:
+        """Run the program; return the loss, the next buffers and the tensors beside the loss.
+
+        Args:
+            narrow: 16-bit copies of weights.
+            batch: the tensors of the batch.
+        """
+        copies = dict(zip(self.way.narrow, narrow, strict=True))
         count = len(self.like) - 1 - len(self.way.written)
         arguments = self._batch.arguments([value.detach() for value in batch])
-        made = self.runner.forward(arguments, self._buffers, self.way.written, count)
+        made = self.runner.forward(
+            arguments, self._buffers, self._weights, copies, self.way.written, count
+        )
         return [made.value, *(made.buffers[name] for name in self.way.written), *made.beside]
 
     def backward(self, seed: torch.Tensor) -> list[torch.Tensor]:
-        """Return the gradients of the reached parameters for the last run.
+        """Return the gradients of the weights, then those of the copies, for the last run.
 
         Raises:
             OtherWay: the loss of this batch reaches other parameters, or other buffers are written.
@@ -121,23 +135,26 @@ def trained_weights(
 
 @torch.library.custom_op("mpcompile::run_in_pieces", mutates_args=())
 def run_in_pieces(
-    reached: Sequence[torch.Tensor],
+    wide: Sequence[torch.Tensor],
+    narrow: Sequence[torch.Tensor],
     others: Sequence[torch.Tensor],
     batch: Sequence[torch.Tensor],
     key: int,
 ) -> list[torch.Tensor]:
     """Run a program; see `ProgramInPieces.forward`."""
     with autograd_inside_an_op():
-        return _forward(reached, others, batch, key)
+        return _forward(wide, narrow, others, batch, key)
 
 
-def _forward(_: object, __: object, batch: _Tensors, key: int) -> list[torch.Tensor]:
-    return _programs[key].forward(batch)
+def _forward(
+    _: object, narrow: _Tensors, __: object, batch: _Tensors, key: int
+) -> list[torch.Tensor]:
+    return _programs[key].forward(narrow, batch)
 
 
 @run_in_pieces.register_fake
-def _(reached: Any, others: Any, batch: Any, key: int) -> list[torch.Tensor]:
-    del reached, others, batch
+def _(wide: Any, narrow: Any, others: Any, batch: Any, key: int) -> list[torch.Tensor]:
+    del wide, narrow, others, batch
     # No `empty_like`: the tracer that asks has a fake mode of its own.
     return [
         torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
@@ -166,15 +183,15 @@ def _(seed: torch.Tensor, reached: Sequence[torch.Tensor], key: int) -> list[tor
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     del output
-    reached, others, batch, ctx.key = inputs
-    ctx.counts = len(others), len(batch)
-    ctx.save_for_backward(*reached)
+    wide, narrow, others, batch, ctx.key = inputs
+    ctx.counts = len(wide), len(others), len(batch)
+    ctx.save_for_backward(*wide, *narrow)
 
 
 def _differentiate(ctx: Any, given: Any) -> tuple[Any, ...]:
     found = run_in_pieces_backward(given[0], list(ctx.saved_tensors), ctx.key)
-    others, batch = ctx.counts
-    return list(found), [None] * others, [None] * batch, None
+    wide, others, batch = ctx.counts
+    return list(found[:wide]), list(found[wide:]), [None] * others, [None] * batch, None
 
 
 run_in_pieces.register_autograd(_differentiate, setup_context=_save)
@@ -182,7 +199,9 @@ call_plainly(torch.ops.mpcompile.run_in_pieces.default, _forward)
 call_plainly(torch.ops.mpcompile.run_in_pieces_backward.default, _backward)
 
 
-def program_in_pieces(workload: Workload, policy: Policy, why: CompileError) -> Forward:
+def program_in_pieces(
+    workload: Workload, policy: Policy, why: CompileError, *, copies: bool = True
+) -> Forward:
     """Run a program once in eager PyTorch, and return it as a graph of one op.
 
     The caller puts back what the program has changed.
@@ -191,6 +210,7 @@ def program_in_pieces(workload: Workload, policy: Policy, why: CompileError) -> 
         workload: a program with a loss.
         policy: gives the wished precision of each op of its pieces.
         why: the reason why it is not one graph.
+        copies: whether the update may keep 16-bit copies of weights.
 
     Raises:
         BadInput: the program fails, or its result is neither a loss nor a loss and anything.
@@ -208,7 +228,7 @@ def program_in_pieces(workload: Workload, policy: Policy, why: CompileError) -> 
     reached = tuple(n for n, value in zip(weights, found, strict=True) if value is not None)
     written = tuple(n for n, value in buffers.items() if not torch.equal(value, before[n]))
     _restore(buffers, before)
-    runner = Runner(workload, policy, why, Way(reached, written))
+    runner = Runner(workload, policy, why, Way(reached, (), written), copies=copies)
     return _graph(runner, workload.batch, _noted(runner, workload.batch, tensors, tree))
 
 
@@ -265,6 +285,13 @@ def _noted(runner: Runner, batch: Batch, tensors: _Tensors, tree: ReturnedTree |
     return returns
 
 
+def _cast(graph: fx.Graph, weight: fx.Node, precision: Precision) -> fx.Node:
+    """Add the cast of a weight, which the update will do."""
+    cast = graph.call_function(CAST, (weight,), {"dtype": NARROW_OF[precision]})
+    cast.meta["val"] = weight.meta["val"].to(NARROW_OF[precision])
+    return cast
+
+
 def _graph(runner: Runner, batch: Batch, returns: Returns) -> Forward:
     """Return a program as a graph of one op."""
     model, mode = runner.workload.model, runner.mode
@@ -282,11 +309,13 @@ def _graph(runner: Runner, batch: Batch, returns: Returns) -> Forward:
     given = [
         placeholder(InputKind.BATCH, f"batch.{index}", value) for index, value in enumerate(batch)
     ]
-    reached = program.way.reached
-    others = [*(node for name, node in every.items() if name not in reached), *held]
+    way = program.way
+    others = [every[name] for name in every if name not in {*way.wide, *way.narrow}]
+    wide = [every[name] for name in way.wide]
+    narrow = [_cast(graph, every[name], runner.policy.precision) for name in way.narrow]
     call = graph.call_function(
         torch.ops.mpcompile.run_in_pieces.default,
-        ([every[name] for name in reached], others, given, program.key),
+        (wide, narrow, [*others, *held], given, program.key),
     )
     call.meta["val"] = list(program.like)
     file, _, line = (definition(runner.workload.loss) or runner.workload.origin or "").rpartition(

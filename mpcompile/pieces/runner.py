@@ -9,7 +9,7 @@ that way, so nothing runs twice.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +21,11 @@ from mpcompile.errors import CannotCapture, CompileError
 from mpcompile.lower.lower import Backend
 from mpcompile.pieces.breaks import Piece, piece_of, said
 from mpcompile.pieces.dynamo_graph import compile_graph
+from mpcompile.pieces.weight_copies import WeightCopies
 from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.plan import Plan
 from mpcompile.plan.policy import Policy
+from mpcompile.precision import Precision
 from mpcompile.program.batch import Arguments
 from mpcompile.program.returned import TENSOR, ReturnedTree
 from mpcompile.program.workload import Workload
@@ -43,14 +45,23 @@ class Made:
         loss: with its autograd graph; None behind backward.
         buffers: the next value of each buffer that was written.
         beside: the tensors beside the loss.
-        gradients: by parameter, after backward.
+        wide: gradients by parameter, after backward.
+        narrow: those of 16-bit copies by parameter.
     """
 
     loss: torch.Tensor | None
     value: torch.Tensor
     buffers: dict[str, torch.Tensor]
     beside: list[torch.Tensor]
-    gradients: dict[str, torch.Tensor]
+    wide: dict[str, torch.Tensor]
+    narrow: dict[str, torch.Tensor]
+
+    def gradients(self, way: Way) -> list[torch.Tensor]:
+        """Return the gradients in FP32 and then those of the copies, as a graph for a way wants."""
+        return [
+            *(self.wide[name] for name in way.wide),
+            *(self.narrow[name] for name in way.narrow),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +94,7 @@ class Runner:
         why: the reason why it is not one graph.
         way: the way of the example batch.
         silent: whether nothing is said of the breaks.
+        copies: whether the update may keep 16-bit copies of weights.
     """
 
     def __init__(
@@ -93,6 +105,7 @@ class Runner:
         way: Way,
         *,
         silent: bool = False,
+        copies: bool = True,
     ) -> None:
         assert workload.loss is not None
         self.pieces, self.way = list[Piece](), way
@@ -100,6 +113,7 @@ class Runner:
         self.seen, self.mode = dict[Hashable, Returns](), fake_mode()
         self.planned = list[tuple[Dataflow | None, Plan | None]]()
         self.workload, self.policy, self.why, self._silent = workload, policy, why, silent
+        self._copies, self._keeps = WeightCopies(), copies
         self._result: tuple[Any, Sequence[Any]] = None, ()
         self._before, self._said = dict[str, tuple[torch.Tensor, torch.Tensor]](), False
         self._made: Made | None = None
@@ -109,7 +123,7 @@ class Runner:
 
     def _compile(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         policy = self.policy.inside(f"piece{len(self.pieces)}.")
-        made, outcome = compile_graph(module, inputs, policy, self.backend)
+        made, outcome = compile_graph(module, inputs, policy, self.backend, copies=self._copies)
         self.planned.append((outcome.flow, outcome.plan))
         self.pieces.append(piece_of(module, outcome.casts, outcome.wide))
         return made
@@ -118,6 +132,8 @@ class Runner:
         self,
         arguments: Arguments,
         buffers: Mapping[str, torch.Tensor],
+        trained: Mapping[str, torch.Tensor],
+        copies: Mapping[str, torch.Tensor],
         written: Collection[str],
         count: int,
     ) -> Made:
@@ -126,6 +142,8 @@ class Runner:
         Args:
             arguments: those of the loss behind the model.
             buffers: all of the model.
+            trained: all parameters that the optimizer trains.
+            copies: their 16-bit copies, as far as the step has them.
             written: names of the buffers that the graph which asks lets the program write.
             count: how many tensors that graph has beside the loss.
         """
@@ -135,6 +153,7 @@ class Runner:
         self.put_back()
         self._before = {name: (buffers[name], buffers[name].clone()) for name in written}
         versions = self._watch(buffers, written)
+        self._copies.begin(trained, copies)
         args, named = arguments
         result = self._run(self.workload.model, *args, **named)
         if not self._said:
@@ -157,7 +176,7 @@ class Runner:
                 self._before[name] = buffers[name], self._constants.pop(name)[2]
         made = {name: value.detach().clone() for name, (value, _) in self._before.items()}
         beside = [value.detach().clone() for value in beside]
-        self._made = Made(loss, loss.detach().clone(), made, beside, {})
+        self._made = Made(loss, loss.detach().clone(), made, beside, {}, {})
         return self._made
 
     def _watch(
@@ -200,23 +219,32 @@ class Runner:
         made = self._made
         assert made is not None
         if made.loss is None:  # it is repeated
-            return [made.gradients[name] for name in way.reached]
+            return made.gradients(way)
         loss, made.loss = made.loss, None
-        written = tuple(self._before)
+        written, leaves = tuple(self._before), self._copies.leaves
         try:
-            found = torch.autograd.grad(loss, list(weights.values()), seed, allow_unused=True)
+            sources = [*weights.values(), *leaves.values()]
+            found = torch.autograd.grad(loss, sources, seed, allow_unused=True)
         finally:
             self.put_back()
-        made.gradients = {
-            name: value.contiguous()
-            for name, value in zip(weights, found, strict=True)
-            if value is not None
-        }
-        self.way = Way(tuple(made.gradients), written)
+            self._copies.begin({}, {})  # they are freed
+        made.wide = _there(weights, found)
+        made.narrow = _there(leaves, found[len(weights) :])
+        if not self._keeps:
+            for name, value in made.narrow.items():
+                before = made.wide.get(name)
+                made.wide[name] = value.float() if before is None else before + value
+            made.narrow = {}
+        order = tuple(weights)
+        self.way = Way(
+            tuple(name for name in order if name in made.wide),
+            tuple(name for name in order if name in made.narrow),
+            written,
+        )
         if self.way != way:
             raise OtherWay(self.way, self._repeated)
         self._made = None  # it holds the gradients
-        return list(made.gradients.values())
+        return made.gradients(way)
 
     @contextmanager
     def _repeated(self) -> Iterator[None]:
@@ -226,3 +254,19 @@ class Runner:
             yield
         finally:
             self._again, self._made = False, None
+
+
+NARROW_OF = {
+    Precision.FP16: torch.float16,
+    Precision.BF16: torch.bfloat16,
+    Precision.FP32: torch.float32,
+}
+
+
+def _there(names: Iterable[str], found: Sequence[torch.Tensor | None]) -> dict[str, torch.Tensor]:
+    """Return the gradients that there are, by name."""
+    return {
+        name: value.contiguous()
+        for name, value in zip(names, found, strict=False)
+        if value is not None
+    }

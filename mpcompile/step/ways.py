@@ -12,11 +12,13 @@ class Way:
     """What a run of a program does to the model; a step graph is for one way.
 
     Attributes:
-        reached: names of the trained parameters that the loss reaches, in the optimizer's order.
+        wide: names of the trained parameters that the loss reaches in FP32, in the model's order.
+        narrow: names of those that it reaches by a 16-bit copy; a parameter can be in both.
         written: names of the buffers that the program writes.
     """
 
-    reached: tuple[str, ...]
+    wide: tuple[str, ...]
+    narrow: tuple[str, ...]
     written: tuple[str, ...]
 
 
