@@ -18,6 +18,7 @@ from mpcompile.plan.plan import Cast, Decision, Plan
 from mpcompile.precision import Precision
 from mpcompile.program.batch import Batch
 from mpcompile.program.random_state import drawn_again, random_state
+from mpcompile.step.ways import Way
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,12 @@ def whole_plan(program: ProgramInPieces, batch: Batch, precision: Precision) -> 
     The caller puts back what the program changes beside the model's buffers.
     """
     before = program.runner
-    runner = Runner(before.workload, before.policy, before.why, program.way, silent=True)
+    way = Way((*program.way.wide, *program.way.narrow), (), program.way.written)
+    runner = Runner(before.workload, before.policy, before.why, way, silent=True)
     trial = ProgramInPieces(runner, batch, program.returned)
     device = next(iter(before.workload.model.parameters())).device
     with drawn_again(random_state(device)):
-        trial.forward(batch)
+        trial.forward((), batch)
     runner.put_back()
     flows = tuple(flow or Dataflow((), ()) for flow, _ in runner.planned)
     empty = Plan(precision, (), {}, (), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import mpcompile
-from mpcompile import Policy
+from mpcompile import Policy, pipeline
 from mpcompile.precision import Precision
 
 
@@ -98,6 +99,19 @@ def test_a_weight_that_another_way_reads_has_a_copy_then() -> None:
         step(batch)
     assert len(step._all._programs) <= known + 2  # equal counts of updates are another grouping
     assert step.taken == 6
+
+
+def test_without_copies_the_gradients_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, step, x = made()
+    wanted = step.gradients(x)
+    without = partial(pipeline.program_in_pieces, copies=False)
+    monkeypatch.setattr(pipeline, "program_in_pieces", lambda *args, copies: without(*args))
+    _, step, x = made()
+    found = step.gradients(x)
+    assert not copies(step)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.allclose(found[name], value, rtol=1e-6, atol=1e-7), name
 
 
 def test_an_accumulated_update_has_copies() -> None:
