@@ -123,6 +123,7 @@ def lower(step: StepGraph, device: torch.device, lowering: Lowering) -> Lowered:
         reshape_views(gradient)
     gradient.graph.lint()
     gradient.recompile()
+    assert gradient.code  # makes the code now; until then `forward` is a longer way to it
     inputs = tuple(placeholders(gradient.graph))
     made = tuple(results(gradient.graph))
     forward: Callable[..., Any] = gradient.forward

@@ -198,6 +198,8 @@ class Runner:
 
     def put_back(self) -> None:
         """Put buffers back after a run; not before backward, which may read what they are then."""
+        if not self._before:
+            return
         with torch.no_grad():
             for value, old in self._before.values():
                 value.copy_(old)
@@ -221,13 +223,12 @@ class Runner:
         if made.loss is None:  # it is repeated
             return made.gradients(way)
         loss, made.loss = made.loss, None
-        written, leaves = tuple(self._before), self._copies.leaves
+        written, leaves = tuple(self._before), self._copies.take()
         try:
             sources = [*weights.values(), *leaves.values()]
             found = torch.autograd.grad(loss, sources, seed, allow_unused=True)
         finally:
             self.put_back()
-            self._copies.begin({}, {})  # they are freed
         made.wide = _there(weights, found)
         made.narrow = _there(leaves, found[len(weights) :])
         if not self._keeps:
@@ -235,13 +236,10 @@ class Runner:
                 before = made.wide.get(name)
                 made.wide[name] = value.float() if before is None else before + value
             made.narrow = {}
-        order = tuple(weights)
-        self.way = Way(
-            tuple(name for name in order if name in made.wide),
-            tuple(name for name in order if name in made.narrow),
-            written,
-        )
-        if self.way != way:
+        self.way = way
+        if (tuple(made.wide), tuple(made.narrow), written) != (way.wide, way.narrow, way.written):
+            narrow = tuple(name for name in weights if name in made.narrow)
+            self.way = Way(tuple(made.wide), narrow, written)
             raise OtherWay(self.way, self._repeated)
         self._made = None  # it holds the gradients
         return made.gradients(way)

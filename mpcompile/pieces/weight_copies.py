@@ -28,6 +28,7 @@ class WeightCopies:
 
     def __init__(self) -> None:
         self.leaves: dict[str, torch.Tensor] = {}
+        self._trained: Mapping[str, torch.Tensor] = {}
         self._names: dict[int, str] = {}
 
     def begin(self, trained: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> None:
@@ -37,8 +38,15 @@ class WeightCopies:
             trained: the weights that are trained, by name.
             given: the working copies that there are.
         """
-        self._names = {id(value): name for name, value in trained.items()}
+        if trained is not self._trained:
+            self._trained = trained
+            self._names = {id(value): name for name, value in trained.items()}
         self.leaves = {name: copy.detach().requires_grad_() for name, copy in given.items()}
+
+    def take(self) -> dict[str, torch.Tensor]:
+        """Return `leaves` at the end of a run, and keep them no longer."""
+        leaves, self.leaves = self.leaves, {}
+        return leaves
 
     def of(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return the copy of a weight."""

@@ -43,8 +43,9 @@ class InPieces:
         self._model, self._backend, self._has_run = model, backend, False
         self._calls: WeakKeyDictionary[torch.nn.Module, Callable[..., Any]] = WeakKeyDictionary()
         self._made = torch.compile(_apart(function), backend=backend)
-        # One for all calls: making it takes longer than a small piece.
-        self._settings = torch._dynamo.config.patch(_SETTINGS)
+        # ``config.patch`` would take longer than a small piece.
+        self._set: Callable[[], Callable[[], None]]
+        self._set = torch._dynamo.config._make_closure_patcher(**_SETTINGS)
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Run the function."""
@@ -53,10 +54,11 @@ class InPieces:
             _compile_own_calls(self._model)
         _running.append(self)
         _BREAKS.addFilter(_is_no_break)
+        put_back = self._set()
         try:
-            with self._settings:
-                return self._made(*args, **named)
+            return self._made(*args, **named)
         finally:
+            put_back()
             _BREAKS.removeFilter(_is_no_break)
             _running.pop()
 

@@ -209,9 +209,12 @@ def one_level(value: Any) -> tuple[list[Any], Any, Callable[[list[Any]], Any]] |
     return parts, str(structure), lambda parts: tree_unflatten(parts, structure)
 
 
+_ONE = tree_flatten(None)[1]
+
+
 def flatten(tree: Any) -> tuple[list[Any], Any]:
     """Return the leaves of a tree, and its structure for `unflatten`."""
-    return tree_flatten(tree)
+    return ([tree], _ONE) if isinstance(tree, torch.Tensor) else tree_flatten(tree)
 
 
 @contextmanager
