@@ -37,6 +37,7 @@ from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.describe import dataflow
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.marks import MADE_BY
+from mpcompile.program.masters import masters_of
 from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.open_capture import capture_open, check_open
 from mpcompile.program.proof.effects import Effects
@@ -133,6 +134,11 @@ def prove(workload: Workload, choices: Choices = NO_CHOICES) -> tuple[Transforme
     _check_passes(choices.without)
     if choices.ranges is not None:
         _check_release(choices.policy, choices.ranges)
+    with masters_of(workload.model, workload.own_dtypes or {}):
+        return _proved(workload, choices)
+
+
+def _proved(workload: Workload, choices: Choices) -> tuple[Transformed, Proof | None]:
     effects = Effects(workload, again=choices.like is not None)
     try:
         return _as_one_graph(workload, choices, effects)

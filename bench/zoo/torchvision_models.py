@@ -88,3 +88,34 @@ def classifier(name: str) -> tuple[nn.Module, Loss, Any]:
     size = getattr(model, "default_cfg", {}).get("input_size", (3, 96, 96))
     side = min(size[-1], 224) if getattr(model, "default_cfg", {}).get("fixed_input_size") else 96
     return model, loss, (torch.rand(2, 3, side, side), torch.tensor([0, 1]))
+
+
+def video(name: str) -> tuple[nn.Module, Loss, Any]:
+    """Return a net for clips in ten classes."""
+    from torchvision.models import video as nets
+
+    torch.manual_seed(0)
+    model: nn.Module = getattr(nets, name)(weights=None, num_classes=10)
+
+    def loss(model: nn.Module, clip: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(model(clip), wanted)
+
+    side = 224 if name.startswith("mvit") else 64
+    return model, loss, (torch.rand(2, 3, 16, side, side), torch.tensor([0, 1]))
+
+
+def optical_flow() -> tuple[nn.Module, Loss, Any]:
+    """Return RAFT, which estimates a flow again and again, and the sum over its estimates."""
+    from torchvision.models.optical_flow import raft_small
+
+    torch.manual_seed(0)
+    model: nn.Module = raft_small(weights=None)
+
+    def loss(
+        model: nn.Module, first: torch.Tensor, second: torch.Tensor, flow: torch.Tensor
+    ) -> torch.Tensor:
+        flows = model(first, second, num_flow_updates=2)
+        return torch.stack([(found - flow).abs().mean() for found in flows]).sum()
+
+    images = torch.rand(2, 2, 3, 128, 128) * 2 - 1
+    return model, loss, (images[0], images[1], torch.rand(2, 2, 128, 128))

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 import mpcompile
-from mpcompile import CompileError, LossScale
+from mpcompile import CompileError, InexactStep, LossScale
+from mpcompile.integrations import compiling
 from mpcompile.program.tracing.export import export
 from mpcompile.program.tracing.traced_program import TracedProgram
 from mpcompile.program.workload import Workload
 
 STEPS = 10
-SCALE = 2.0**10
+SCALES = (2.0**10, 2.0**4, 1.0)
+"""Loss scales for the comparison; the first with which autocast's gradients are finite is used."""
 FACTOR = 3.0
 """How many times the error of eager autocast is allowed."""
 NOISE = 1e-3
@@ -54,7 +58,8 @@ def trial(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Any]:
     """Compile and train a model; return what became of it.
 
     The model has run in eager PyTorch before. The keys: ``state`` (whole, pieces, refused or
-    traceback), ``error``, ``seconds``, ``export`` (seconds of `torch.export` alone), ``skipped``,
+    traceback), ``error``, ``seconds``, ``before_lowering`` (of these), ``export`` (seconds of
+    `torch.export` alone), ``inexact`` (what the check of the first batch says), ``skipped``,
     ``ours`` and ``autocast`` (distances of the first gradients from FP32), ``near``, ``losses``.
     """
     row: dict[str, Any] = {}
@@ -62,9 +67,11 @@ def trial(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     try:
         row["export"] = _export_seconds(copy.deepcopy(model), loss, batch)
-        begin = time.perf_counter()
-        step = mpcompile.compile(model, loss, optimizer, batch, backend="interpreter")
-        row["seconds"] = time.perf_counter() - begin
+        with warnings.catch_warnings(record=True) as caught, _timed(row):
+            warnings.simplefilter("always")
+            step = mpcompile.compile(model, loss, optimizer, batch, backend="interpreter")
+        said = [str(item.message) for item in caught if item.category is InexactStep]
+        row |= {"inexact": said[0][:300]} if said else {}
         row["state"] = "pieces" if step.captured.in_pieces else "whole"
         start = copy.deepcopy(model)
         row["losses"] = [float(called(step, batch)) for _ in range(STEPS)]
@@ -73,24 +80,58 @@ def trial(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Any]:
         return row | {"state": "refused", "error": str(error)[:400]}
     except Exception as error:
         return row | {"state": "traceback", "error": f"{type(error).__name__}: {error}"[:400]}
+    scale, peer = _autocast(start, loss, batch)
     judged = mpcompile.compile(
         start,
         loss,
         torch.optim.SGD(start.parameters(), lr=0.0),
         batch,
         backend="interpreter",
-        loss_scale=LossScale.static(SCALE),
+        loss_scale=LossScale.static(scale),
         verify=False,
     )
-    row["ours"] = distance(called(judged.gradients, batch), exact)
-    try:
-        with torch.autocast("cpu", dtype=torch.float16):
-            row["autocast"] = distance(gradients(start, loss, batch, SCALE), exact)
-    except Exception as error:
-        row["autocast_error"] = f"{type(error).__name__}: {error}"[:200]
+    row["scale"], row["ours"] = scale, distance(called(judged.gradients, batch), exact)
+    if isinstance(peer, str):
+        row["autocast_error"] = peer
+    else:
+        row["autocast"] = distance(peer, exact)
     limit = FACTOR * row.get("autocast", 0.0) + NOISE
     row["near"] = row["ours"] <= limit or "autocast" not in row
     return row
+
+
+@contextmanager
+def _timed(row: dict[str, Any]) -> Iterator[None]:
+    """Note the seconds until a step is compiled, and of them those before it is lowered."""
+    prove = compiling.prove
+
+    def timed(*arguments: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return prove(*arguments)
+        finally:
+            row["before_lowering"] = time.perf_counter() - begin
+
+    compiling.prove = timed  # type: ignore[assignment]
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        compiling.prove = prove
+        row["seconds"] = time.perf_counter() - begin
+
+
+def _autocast(model: nn.Module, loss: Loss, batch: Any) -> tuple[float, dict[str, Any] | str]:
+    """Return a loss scale, and the gradients of eager autocast with it or its error."""
+    for scale in SCALES:
+        try:
+            with torch.autocast("cpu", dtype=torch.float16):
+                found = gradients(model, loss, batch, scale)
+        except Exception as error:
+            return scale, f"{type(error).__name__}: {error}"[:200]
+        if all(bool(value.isfinite().all()) for value in found.values()):
+            break
+    return scale, found
 
 
 def _export_seconds(model: nn.Module, loss: Loss, batch: Any) -> float | None:

@@ -18,9 +18,9 @@ SIZES = {
 }
 
 
-def loss(model, tokens, mask, labels):
+def loss(model, **batch):
     """Return the loss that the model computes itself."""
-    return model(input_ids=tokens, attention_mask=mask, labels=labels).loss
+    return model(**batch).loss
 
 
 def batches(count):
@@ -31,7 +31,8 @@ def batches(count):
         labels = torch.randint(2, (16,), generator=random)
         tokens[:, 0] = labels
         lengths = torch.randint(4, 17, (16, 1), generator=random)
-        yield tokens, (torch.arange(16) < lengths).long(), labels
+        mask = (torch.arange(16) < lengths).long()
+        yield {"input_ids": tokens, "attention_mask": mask, "labels": labels}
 
 
 def main():
@@ -40,8 +41,8 @@ def main():
     model = AutoModelForSequenceClassification.from_config(BertConfig(**SIZES)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.002)
     step = mpcompile.compile(model, loss, optimizer, next(batches(1)))
-    for tokens, mask, labels in batches(20):
-        value = step(tokens, mask, labels)
+    for batch in batches(20):
+        value = step(**batch)
     return float(value)
 
 

@@ -16,9 +16,9 @@ SIZES = {
 }
 
 
-def loss(model, tokens, mask, labels):
+def loss(model, **batch):
     """Return the loss that the model computes itself."""
-    return model(input_ids=tokens, attention_mask=mask, labels=labels).loss
+    return model(**batch).loss
 
 
 def batches(count):
@@ -29,7 +29,8 @@ def batches(count):
         labels = torch.randint(2, (16,), generator=random)
         tokens[:, 0] = labels
         lengths = torch.randint(4, 17, (16, 1), generator=random)
-        yield tokens, (torch.arange(16) < lengths).long(), labels
+        mask = (torch.arange(16) < lengths).long()
+        yield {"input_ids": tokens, "attention_mask": mask, "labels": labels}
 
 
 def main():
@@ -37,9 +38,9 @@ def main():
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(BertConfig(**SIZES)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.002)
-    for tokens, mask, labels in batches(20):
+    for batch in batches(20):
         optimizer.zero_grad()
-        value = loss(model, tokens, mask, labels)
+        value = loss(model, **batch)
         value.backward()
         optimizer.step()
     return float(value.detach())

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,8 @@ import torch
 
 from mpcompile.errors import BadInput, CompileError
 from mpcompile.program.batch import batch_of, to_call
+from mpcompile.program.masters import own_dtypes, seen_in_own_dtypes
+from mpcompile.program.node_tensors import NARROW
 
 FIELDS = ("model", "batch", "loss", "optimizer", "data")
 
@@ -34,6 +36,8 @@ class Workload:
         optimizer: over the model's parameters; None if there is no loss.
         data: batches, one epoch per iteration; only ``mpcompile run`` needs it.
         origin: ``file:line`` of its definition, for error messages; None if unknown.
+        own_dtypes: by name, the 16-bit dtypes of trained parameters, whose masters are FP32. By
+            default the dtypes that they have now.
     """
 
     model: torch.nn.Module
@@ -42,6 +46,7 @@ class Workload:
     optimizer: torch.optim.Optimizer | None = None
     data: Iterable[Any] | None = None
     origin: str | None = None
+    own_dtypes: Mapping[str, torch.dtype] | None = None
 
     def __post_init__(self) -> None:
         if not self.origin:
@@ -66,6 +71,8 @@ class Workload:
                 self.origin,
                 "give both to train, neither to transform the forward graph",
             )
+        if self.own_dtypes is None:
+            object.__setattr__(self, "own_dtypes", own_dtypes(self.model, self.optimizer))
 
     def run(self, model: torch.nn.Module, tensors: Sequence[torch.Tensor]) -> Any:
         """Return the result of the loss, or of the model if there is none.
@@ -75,7 +82,19 @@ class Workload:
             tensors: those of the batch, or others in their places.
         """
         args, named = self.batch.arguments(tensors)
-        return model(*args, **named) if self.loss is None else self.loss(model, *args, **named)
+        with seen_in_own_dtypes(model, self.own_dtypes or {}):
+            if self.loss is None:
+                return model(*args, **named)
+            return _in_fp32(self.loss(model, *args, **named))
+
+
+def _in_fp32(result: Any) -> Any:
+    """Cast a 16-bit loss, which may be the first of several results, to FP32."""
+    if isinstance(result, torch.Tensor):
+        return result.float() if result.dtype in NARROW else result
+    if type(result) is tuple and result:
+        return (_in_fp32(result[0]), *result[1:])
+    return result
 
 
 def position_in_file(error: BaseException, file: str) -> str:

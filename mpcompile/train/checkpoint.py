@@ -20,8 +20,8 @@ from mpcompile.program.random_state import every_state, seed_all, set_every_stat
 from mpcompile.step.loss_scale import LossScale
 from mpcompile.train.checkpoint_file import Checkpoint, Opened, ProcessState, write_checkpoint
 from mpcompile.train.checkpoint_folder import drop_old, folder_of, make_room, newest
-from mpcompile.train.late_state import LateState
 from mpcompile.train.state_tree import pack, unpack
+from mpcompile.train.users_state import LateState
 from mpcompile.validation import short
 
 _SHOWN = 3

@@ -20,7 +20,7 @@ from mpcompile.lower.programs import Program
 from mpcompile.program.capture import Forward
 from mpcompile.program.proof.held import Held, look
 from mpcompile.program.proof.left_places import LeftPlaces
-from mpcompile.program.proof.surroundings import Surroundings
+from mpcompile.program.proof.surroundings import Surroundings, only_tensors
 from mpcompile.program.returned import Left
 from mpcompile.program.workload import Workload
 from mpcompile.step.ways import Way
@@ -51,7 +51,8 @@ class Guard:
 
     Attributes:
         situation: what of the program counts for its graphs, when it was last looked at.
-        way: the way that a program in pieces took last; None: it is one graph.
+        way: the way that a program in pieces took last; None: it is one graph. Dynamo runs a
+            program in pieces, and its own guards check all but the tensors.
         numbers: the numbers that change; those that are inputs may have any value.
     """
 
@@ -79,23 +80,25 @@ class Guard:
     def look(self) -> Situation:
         """Walk over the program again, note what is there now, and return it."""
         found = self._left.surroundings(self._model, self._loss)
+        found = found if self.way is None else only_tensors(found)
         self.numbers.locate(found.held)
         inputs = self.numbers.inputs
-        self._whole = situation_of(found, self._model, self._optimizer, inputs)
-        self.situation = self._whole if self.way is None else self._whole.on_way(self.way)
+        self.situation = situation_of(found, self._model, self._optimizer, inputs)
+        if self.way is not None:
+            self.situation = self.situation.on_way(self.way)
         self._note(found)
         return self.situation
 
     def peek(self) -> Situation:
         """Return what the program is now, all numbers by value, without noting it."""
-        if not self.holds():
+        if self.way is not None or not self.holds():
             found = self._left.surroundings(self._model, self._loss)
             return situation_of(found, self._model, self._optimizer)
         values = self.numbers.values()
         if not values:
-            return self._whole
+            return self.situation
         facts = tuple((name, token(value)) for name, value in values.items())
-        return replace(self._whole, program=self._whole.program + facts)
+        return replace(self.situation, program=self.situation.program + facts)
 
     def made(self, transform: Callable[[_Batch, Situation], Program], batch: _Batch) -> Program:
         """Transform the program; numbers that cannot be inputs are constants from then on."""

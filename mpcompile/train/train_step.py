@@ -30,8 +30,7 @@ from mpcompile.train.changing_numbers import ForBatch, NotAsInputs
 from mpcompile.train.checkpoint_of_processes import load, save
 from mpcompile.train.guards import Guard
 from mpcompile.train.optimizer_hooks import hooks_after_update, run_hooks
-from mpcompile.train.outcome import Outcome
-from mpcompile.train.scaler_state import load_scaler_state, scaler_state
+from mpcompile.train.outcome import Outcome, load_scaler_state, scaler_state
 from mpcompile.train.schedules import Schedules
 from mpcompile.train.situation import changed_numbers, differences, summary
 from mpcompile.train.skipped_in_a_row import SkippedInARow

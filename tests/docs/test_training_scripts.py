@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -15,8 +16,15 @@ KINDS = {
     "gan": "torch",
     "lightning": "pytorch_lightning",
     "huggingface": "transformers",
+    "penalty": "torch",
+    "physics": "torch",
+    "policy": "torch",
+    "speech": "torch",
+    "detector": "torch",
 }
-LINES = {"gan": 15}  # two steps
+LINES = {"gan": 15, "penalty": 15}  # two steps
+NEAR = dict.fromkeys(("penalty", "physics", "policy", "speech", "detector"), 0.03)
+"""How far apart measures may be that are small at the end of training."""
 
 
 def run(name: str) -> float:
@@ -24,6 +32,7 @@ def run(name: str) -> float:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # Dynamo imports the module of a function again
     spec.loader.exec_module(module)
     return float(module.main())
 
@@ -46,7 +55,7 @@ def test_both_scripts_run_and_learn_the_same(
     torch.compiler.reset()
     before, after = run(f"before_{kind}"), run(f"after_{kind}")
     assert before < 0.65
-    assert after == pytest.approx(before, rel=0.05)
+    assert after == pytest.approx(before, rel=0.05, abs=NEAR.get(kind, 0.0))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any
 
 import numpy as np
 import torch
 
 from mpcompile.errors import NotOneGraph, SideEffect
+from mpcompile.program.proof.held import put
 from mpcompile.program.proof.prints import Prints
-from mpcompile.program.proof.second_look import lines_of
+from mpcompile.program.proof.second_look import lines_of, loss_of_a_run
 from mpcompile.program.proof.snapshot import Change, Snapshot
 from mpcompile.program.proof.surroundings import surroundings
 from mpcompile.program.tracing.export import definition
@@ -121,6 +123,9 @@ class Effects:
         """Warn with `SideEffect` of each change once, with the line that makes it."""
         lines = dict[str, str]()
         changes = {path: found for path, found in self._changes.items() if path not in self._left}
+        for path, change in self._decided(changes).items():
+            put(change.holder.value, change.key, change.after)
+            del changes[path]
         if changes:
             probes = {path: self._note.probe(change) for path, change in changes.items()}
             lines = self._lines(probes)
@@ -140,6 +145,33 @@ class Effects:
                 SideEffect,
                 stacklevel=4,
             )
+
+    def _decided(self, changes: Mapping[str, Change]) -> dict[str, Change]:
+        """Return the changes that only the first run of the program makes.
+
+        Such a program chooses a mode once, for example from the dtype of its labels: a name or a
+        truth value takes the place of None, and a second run gives the same loss and changes
+        nothing more. The step may leave it as the first run has set it.
+        """
+        chosen = {
+            path: change
+            for path, change in changes.items()
+            if change.before is None
+            and change.named
+            and isinstance(change.after, bool | str | Enum)
+        }
+        if not chosen:
+            return {}
+
+        def made() -> dict[str, Any]:
+            return {item.path: item.after for item in self._note.changes() if item.path in chosen}
+
+        with self.undone_unsaid():
+            first, before = loss_of_a_run(self._workload, self.found), made()
+            second, after = loss_of_a_run(self._workload, self.found), made()
+        if first is None or second is None or not torch.equal(first, second):
+            return {}
+        return {path: item for path, item in chosen.items() if before.get(path) == after.get(path)}
 
     def _warn(self, path: str, kind: str, line: str | None) -> None:
         where = line or definition(self._workload.loss) or self._workload.origin

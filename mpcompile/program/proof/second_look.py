@@ -14,6 +14,7 @@ from mpcompile.program.proof.surroundings import Surroundings
 from mpcompile.program.proof.users_code import is_users_file
 from mpcompile.program.random_state import drawn_again, random_state
 from mpcompile.program.workload import Workload
+from mpcompile.torch_private.tracing import leaves_of
 
 Probe = Callable[[], Any]
 """Returns something that compares as unequal after the change."""
@@ -49,6 +50,26 @@ def lines_of(
         sys.settrace(before)
         copies.restore()
     return look.lines
+
+
+def loss_of_a_run(workload: Workload, found: Surroundings) -> torch.Tensor | None:
+    """Run a program in eager PyTorch and return its loss; None if it fails.
+
+    Args:
+        workload: the program; the caller puts back what is no tensor.
+        found: what it can read; its tensors are put back here.
+    """
+    copies = TensorCopies(found.tensors)
+    batch = [value.detach().clone() for value in workload.batch]
+    device = next((value.device for _, value in found.tensors), torch.device("cpu"))
+    try:
+        with drawn_again(random_state(device)), torch.enable_grad():
+            loss, *_ = leaves_of(workload.run(workload.model, batch))
+            return loss.detach()  # type: ignore[no-any-return]
+    except Exception:
+        return None
+    finally:
+        copies.restore()
 
 
 class _Look:

@@ -11,7 +11,7 @@ import enum
 import random
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -91,6 +91,14 @@ def surroundings(
         walk.generators,
         walk.skipped,
     )
+
+
+def only_tensors(found: Surroundings) -> Surroundings:
+    """Return what was found without the values that are no tensors."""
+    held = [item for item in found.held if isinstance(item.value, torch.Tensor)]
+    hold = {id(item.holder) for item in held}
+    holders = [holder for holder in found.holders if id(holder.value) in hold]
+    return replace(found, held=held, holders=holders)
 
 
 class _Walk:

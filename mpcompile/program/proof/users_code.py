@@ -15,8 +15,16 @@ from mpcompile.program.stack_lines import is_foreign
 
 _STDLIB = f"{sysconfig.get_paths()['stdlib']}{sep}"
 _INSTALLED = tuple(f"{sep}{name}{sep}" for name in ("site-packages", "dist-packages"))
-_LIBRARIES = ("numpy", "scipy", "lightning", "pytorch_lightning", "lightning_fabric", "pytest")
-"""Installed packages that are no part of a model, though a model's code calls them."""
+_LIBRARIES = (
+    *("numpy", "scipy", "sklearn", "pandas", "PIL", "matplotlib", "yaml", "regex"),
+    *("lightning", "pytorch_lightning", "lightning_fabric", "pytest"),
+    *("tqdm", "rich", "tensorboard", "wandb", "mlflow"),
+    *("huggingface_hub", "tokenizers", "safetensors", "requests", "httpx", "urllib3", "filelock"),
+)
+"""Installed packages that are no part of a model, though a model's code calls them.
+
+They keep state of their own that changes by itself, such as the thread of tqdm's monitor.
+"""
 _PLAIN_OBJECTS = ("types.SimpleNamespace", "argparse.Namespace")
 
 

@@ -152,6 +152,32 @@ def test_a_program_without_effects_says_nothing() -> None:
         transform(workload(lambda net, hidden: None))
 
 
+def test_a_mode_that_the_first_run_chooses_stays_and_is_no_side_effect() -> None:
+    """A model of Hugging Face sets ``config.problem_type`` so in its first run."""
+
+    def chooses(net: Any, hidden: torch.Tensor) -> None:
+        if net.last is None:
+            net.last = "two columns" if hidden.shape[1] == 2 else "more"
+
+    subject = workload(chooses)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SideEffect)
+        transform(subject)
+    model: Any = subject.model
+    assert model.last == "two columns"
+
+
+def test_a_mode_that_each_run_changes_is_said() -> None:
+    def toggles(net: Any, hidden: torch.Tensor) -> None:
+        net.last = None if net.last == "odd" else "odd"
+
+    subject = workload(toggles)
+    with pytest.warns(SideEffect, match=r"model\.last is changed"):
+        transform(subject)
+    model: Any = subject.model
+    assert model.last is None
+
+
 def test_a_layer_of_torch_may_keep_its_own_tensor() -> None:
     """An old spectral norm sets ``weight`` anew in each forward pass."""
     subject = workload(lambda net, hidden: None)
