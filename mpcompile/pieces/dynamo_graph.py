@@ -108,9 +108,9 @@ def compile_graph(
         if backend == "inductor":
             return compile_under_autograd(module, None, inputs), outcome
         return module.forward, outcome
-    read = (
-        CopiesRead((), ()) if copies is None else read_copies(rewritten.module, rewritten.weights)
-    )
+    read = CopiesRead()
+    if copies is not None:
+        read = read_copies(rewritten.module, rewritten.weights)
     if backend != "inductor":
         if device.type == "cpu":
             emulate_half(rewritten.module)

@@ -280,7 +280,9 @@ def _look(workload: Workload) -> tuple[list[torch.Tensor], ReturnedTree | None]:
 
 
 def _noted(runner: Runner, batch: Batch, tensors: _Tensors, tree: ReturnedTree | None) -> Returns:
-    like = [runner.mode.from_tensor(value.detach(), static_shapes=True) for value in tensors]
+    like: list[torch.Tensor] = [
+        runner.mode.from_tensor(value.detach(), static_shapes=True) for value in tensors
+    ]
     runner.seen[_shapes(batch)] = returns = Returns(like, tree)
     return returns
 
