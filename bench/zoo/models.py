@@ -155,8 +155,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"{len(ran)} models that eager PyTorch trains: "
         + ", ".join(f"{count} {state}" for state, count in states.most_common())
-        + f"; everything before lowering over `torch.export` alone {statistics.median(ratios or [0]):.2f} in the "
-        f"median; "
+        + "; everything before lowering over `torch.export` alone "
+        f"{statistics.median(ratios or [0]):.2f} in the median; "
         f"{sum(not row.get('near', True) for row in ran)} farther than allowed.",
         "",
         "| model | state | seconds | skipped | ours | autocast | loss after ten steps |",
@@ -165,7 +165,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in ran:
         cells = [row["name"], row["state"], _number(row.get("seconds"), ".1f")]
         cells += [str(row.get("skipped", "")), _number(row.get("ours"), ".1e")]
-        cells += [_number(row.get("autocast"), ".1e")]
+        peer = row.get("autocast")
+        cells += ["fails" if isinstance(peer, str) else _number(peer, ".1e")]
         first, *_, last = row.get("losses") or [None, None]
         cells += [f"{first:.3f} → {last:.3f}" if first is not None else row.get("error", "")[:120]]
         lines.append(f"| {' | '.join(cells)} |")

@@ -42,6 +42,8 @@ DECODER: dict[str, Any] = {
     "dropout": 0.0,
     "attention_dropout": 0.0,
     "activation_dropout": 0.0,
+    "encoder_layerdrop": 0.0,
+    "decoder_layerdrop": 0.0,
 }
 SERIES: dict[str, Any] = {
     "prediction_length": 4,

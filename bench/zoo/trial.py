@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from mpcompile.program.workload import Workload
 
 STEPS = 10
 SCALES = (2.0**10, 2.0**4, 1.0)
-"""Loss scales for the comparison; the first with which autocast's gradients are finite is used."""
+"""Loss scales for the comparison; the first with which our gradients are finite is used."""
 FACTOR = 3.0
 """How many times the error of eager autocast is allowed."""
 NOISE = 1e-3
@@ -60,7 +61,8 @@ def trial(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Any]:
     The model has run in eager PyTorch before. The keys: ``state`` (whole, pieces, refused or
     traceback), ``error``, ``seconds``, ``before_lowering`` (of these), ``export`` (seconds of
     `torch.export` alone), ``inexact`` (what the check of the first batch says), ``skipped``,
-    ``ours`` and ``autocast`` (distances of the first gradients from FP32), ``near``, ``losses``.
+    ``ours`` and ``autocast`` (distances of the first gradients from FP32, the second its error if
+    it has one), ``near``, ``losses``.
     """
     row: dict[str, Any] = {}
     exact = gradients(model, loss, batch)
@@ -80,30 +82,31 @@ def trial(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Any]:
         return row | {"state": "refused", "error": str(error)[:400]}
     except Exception as error:
         return row | {"state": "traceback", "error": f"{type(error).__name__}: {error}"[:400]}
-    scale, peer = _autocast(start, loss, batch)
-    judged = mpcompile.compile(
-        start,
-        loss,
-        torch.optim.SGD(start.parameters(), lr=0.0),
-        batch,
-        backend="interpreter",
-        loss_scale=LossScale.static(scale),
-        verify=False,
-    )
-    row["scale"], row["ours"] = scale, distance(called(judged.gradients, batch), exact)
-    if isinstance(peer, str):
-        row["autocast_error"] = peer
-    else:
-        row["autocast"] = distance(peer, exact)
-    limit = FACTOR * row.get("autocast", 0.0) + NOISE
-    row["near"] = row["ours"] <= limit or "autocast" not in row
+    for scale in SCALES:
+        judged = mpcompile.compile(
+            start,
+            loss,
+            torch.optim.SGD(start.parameters(), lr=0.0),
+            batch,
+            backend="interpreter",
+            loss_scale=LossScale.static(scale),
+            verify=False,
+        )
+        mine, peer = called(judged.gradients, batch), _autocast(start, loss, batch, scale)
+        row["scale"], row["ours"] = scale, distance(mine, exact)
+        row["autocast"] = distance(peer, exact) if isinstance(peer, dict) else peer
+        if math.isfinite(row["ours"]):
+            break
+    judges = isinstance(row["autocast"], float) and math.isfinite(row["autocast"])
+    row["near"] = not judges or row["ours"] <= FACTOR * row["autocast"] + NOISE
     return row
 
 
 @contextmanager
 def _timed(row: dict[str, Any]) -> Iterator[None]:
     """Note the seconds until a step is compiled, and of them those before it is lowered."""
-    prove = compiling.prove
+    module: Any = compiling
+    prove = module.prove
 
     def timed(*arguments: Any) -> Any:
         begin = time.perf_counter()
@@ -112,26 +115,22 @@ def _timed(row: dict[str, Any]) -> Iterator[None]:
         finally:
             row["before_lowering"] = time.perf_counter() - begin
 
-    compiling.prove = timed  # type: ignore[assignment]
+    module.prove = timed
     begin = time.perf_counter()
     try:
         yield
     finally:
-        compiling.prove = prove
+        module.prove = prove
         row["seconds"] = time.perf_counter() - begin
 
 
-def _autocast(model: nn.Module, loss: Loss, batch: Any) -> tuple[float, dict[str, Any] | str]:
-    """Return a loss scale, and the gradients of eager autocast with it or its error."""
-    for scale in SCALES:
-        try:
-            with torch.autocast("cpu", dtype=torch.float16):
-                found = gradients(model, loss, batch, scale)
-        except Exception as error:
-            return scale, f"{type(error).__name__}: {error}"[:200]
-        if all(bool(value.isfinite().all()) for value in found.values()):
-            break
-    return scale, found
+def _autocast(model: nn.Module, loss: Loss, batch: Any, scale: float) -> dict[str, Any] | str:
+    """Return the gradients of eager autocast, or its error."""
+    try:
+        with torch.autocast("cpu", dtype=torch.float16):
+            return gradients(model, loss, batch, scale)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"[:200]
 
 
 def _export_seconds(model: nn.Module, loss: Loss, batch: Any) -> float | None:

@@ -18,7 +18,7 @@ from mpcompile.errors import BadInput
 from mpcompile.numerics.narrowing import Narrowings
 from mpcompile.plan.policy import FULL_PRECISION
 from mpcompile.plan.ranges import Range, Ranges, tensors_of
-from mpcompile.program.batch import batch_of, structure_of
+from mpcompile.program.batch import batch_of, laid_out, structure_of
 from mpcompile.program.capture import Forward, Input, InputKind, capture
 from mpcompile.program.describe import dataflow
 from mpcompile.program.node_tensors import is_full
@@ -59,7 +59,7 @@ def measure_ranges(workload: Workload, forward: Forward, batches: int) -> Ranges
         raise BadInput(f"batches is {batches}", fix="give at least 1")
     tally, narrowings = _Tally(), Narrowings()
     data = [workload.batch] if workload.data is None else workload.data
-    state = {item.node: item.tensor.detach() for item in forward.inputs}
+    state = {item.node: item.value for item in forward.inputs}
     buffers = {item.name: item.node for item in forward.inputs if item.kind is InputKind.BUFFER}
     done = 0
     with same_random_numbers(item.tensor.device for item in forward.inputs):
@@ -192,7 +192,8 @@ def batch_by_node(
     inputs = [item for item in forward.inputs if item.kind is InputKind.BATCH]
     _check(values, inputs, workload)
     return {
-        item.node: value.to(item.tensor.device) for item, value in zip(inputs, values, strict=True)
+        item.node: laid_out(value.to(item.tensor.device), item.tensor.stride())
+        for item, value in zip(inputs, values, strict=True)
     }
 
 

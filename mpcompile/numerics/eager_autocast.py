@@ -78,7 +78,7 @@ def autocast_values(
     Returns:
         The tensors by key, and each weight's gradient, times the loss scale, by `gradient_key`.
     """
-    values = {item.name: item.tensor.detach() for item in forward.inputs}
+    values = {item.name: item.value for item in forward.inputs}
     values |= {name: value for name, value in moment.values.items() if name in values}
     trained = [
         name.removeprefix("grad.")

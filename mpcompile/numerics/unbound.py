@@ -25,7 +25,7 @@ def unbound_moment(transformed: Transformed, random: RandomState, scale: float) 
     """
     step, workload = transformed.step, transformed.workload
     assert step is not None
-    tensors = {item.name: item.tensor.detach() for item in transformed.forward.inputs}
+    tensors = {item.name: item.value for item in transformed.forward.inputs}
     batch = [name for name, slot in step.slots.items() if slot.role is Role.BATCH]
     given = dict(zip(batch, workload.batch, strict=True))
     values: dict[str, torch.Tensor] = {}

@@ -69,7 +69,7 @@ def vanishing_updates(
         raise BadInput("the workload has no loss and no optimizer", workload.origin, "add both")
     if steps < 1:
         raise BadInput(f"steps is {steps}", fix="give at least 1")
-    state = {item.node: item.tensor.detach().clone() for item in forward.inputs}
+    state = {item.node: item.value.clone() for item in forward.inputs}
     weights = {
         item.name: state[item.node] for item in forward.inputs if item.kind is InputKind.PARAMETER
     }

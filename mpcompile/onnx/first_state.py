@@ -7,6 +7,7 @@ import torch
 from mpcompile.onnx.random_masks import PRIME
 from mpcompile.onnx.train_file import Piece
 from mpcompile.passes.step.scale_loss import SCALE
+from mpcompile.program.complex_parameters import as_real
 from mpcompile.step.arena import Arena, arena_views
 from mpcompile.step.optimizer_start import BEGUN, has_begun
 from mpcompile.step.slots import Role, Slot
@@ -18,7 +19,7 @@ def first_state(transformed: Transformed, slots: tuple[Slot, ...]) -> dict[str, 
 
     Weights come from the model. Optimizer state comes from the optimizer if it has any.
     """
-    step, given = transformed.step, {i.name: i.tensor.detach() for i in transformed.forward.inputs}
+    step, given = transformed.step, {i.name: i.value for i in transformed.forward.inputs}
     assert step is not None
     state: dict[str, torch.Tensor] = {}
     arenas = {arena.name: arena for arena in step.arenas}
@@ -89,6 +90,6 @@ def _fill(transformed: Transformed, arena: Arena, key: str, value: torch.Tensor)
     for name, view in zip(arena.parameters, views, strict=True):
         entry = optimizer.state.get(named[name], {}).get(key)
         if isinstance(entry, torch.Tensor):
-            view.copy_(entry)
+            view.copy_(as_real(entry))
         else:
             view.fill_(first.flatten()[0])

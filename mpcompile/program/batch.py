@@ -95,6 +95,30 @@ def batch_of(given: object, where: str | None = None) -> Batch:
     return of_arguments((given,), {}, where)
 
 
+def without_gaps(batch: Batch) -> Batch:
+    """Return an example batch whose tensors have memory without gaps and overlaps.
+
+    A part of a larger tensor, or an expanded one, is copied: `torch.export` traces copies, and a
+    graph has the strides of what was traced.
+    """
+    return Batch([_dense(value) for value in batch], batch.structure)
+
+
+def _dense(value: torch.Tensor) -> torch.Tensor:
+    if value.layout is not torch.strided:
+        return value
+    strides = torch.empty_like(value, device="meta").stride()
+    return value if value.stride() == strides else laid_out(value, strides)
+
+
+def laid_out(value: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
+    """Return a tensor in the memory layout of an example; a copy if it has another one."""
+    if value.stride() == tuple(strides):
+        return value
+    copy = value.detach().new_empty_strided(value.shape, strides).copy_(value.detach())
+    return copy.requires_grad_(value.requires_grad)
+
+
 def to_call(given: object, where: str | None = None) -> tuple[Any, ...]:
     """Return what a loader gave as the arguments of a step, behind which no name is needed."""
     batch = batch_of(given, where)

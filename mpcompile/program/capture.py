@@ -14,6 +14,7 @@ from torch import fx
 from mpcompile.errors import BadInput, CannotCapture, CompileError
 from mpcompile.plan.dataflow import Fixed, Where
 from mpcompile.program.batch_size import BatchSize
+from mpcompile.program.complex_parameters import as_real, take_as_real
 from mpcompile.program.derivatives.own_backward import with_derivatives
 from mpcompile.program.functional.broadcasts import split_broadcasts
 from mpcompile.program.functional.mutation import make_functional
@@ -80,6 +81,12 @@ class Input:
     kind: InputKind
     name: str
     tensor: torch.Tensor
+
+    @property
+    def value(self) -> torch.Tensor:
+        """What the graph takes: the tensor, detached; of a complex parameter its parts."""
+        value = self.tensor.detach()
+        return as_real(value) if self.kind is InputKind.PARAMETER else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +289,8 @@ def _inputs(
             module.graph.erase_node(node)
             continue
         first[id(tensor)] = node
+        if kind is InputKind.PARAMETER and tensor.is_complex():
+            take_as_real(module.graph, node)
         inputs.append(Input(node.name, kind, name, tensor))
     return tuple(inputs)
 

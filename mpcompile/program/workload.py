@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from mpcompile.errors import BadInput, CompileError
-from mpcompile.program.batch import batch_of, to_call
+from mpcompile.program.batch import batch_of, to_call, without_gaps
 from mpcompile.program.masters import own_dtypes, seen_in_own_dtypes
 from mpcompile.program.node_tensors import NARROW
 
@@ -64,7 +64,7 @@ class Workload:
             raise BadInput(
                 "the workload's loss cannot be called", self.origin, "make it loss(model, *batch)"
             )
-        object.__setattr__(self, "batch", batch_of(self.batch, self.origin))
+        object.__setattr__(self, "batch", without_gaps(batch_of(self.batch, self.origin)))
         if (self.loss is None) != (self.optimizer is None):
             raise BadInput(
                 "the workload has a loss or an optimizer, but not both",

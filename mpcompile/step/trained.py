@@ -57,12 +57,12 @@ def trained_parameters(
                     origin,
                     "leave the parameter out of the optimizer, or use it in the loss",
                 )
-            if parameter.dtype is not torch.float32:
+            if parameter.dtype not in (torch.float32, torch.complex64):
                 raise BadInput(
                     f"the parameter {name} is {str(parameter.dtype).removeprefix('torch.')}, not "
-                    "float32",
+                    "float32 or complex64",
                     origin,
-                    "start from an FP32 model; mpcompile makes the 16-bit copies itself",
+                    "convert it with model.to(torch.float32)",
                 )
             if name not in without:
                 members.append(name)

@@ -42,7 +42,7 @@ def update_of(
     """
     named = {id(i.tensor): i.name for i in forward.inputs if i.kind is InputKind.PARAMETER}
     groups = trained_parameters(optimizer, named, workload.origin, without)
-    shapes = {item.name: tuple(item.tensor.shape) for item in forward.inputs}
+    shapes = {item.name: tuple(item.value.shape) for item in forward.inputs}
     device = next(iter(workload.model.parameters())).device
     parallel = loop.parallel
     ranks = parallel.ranks if parallel is not None and parallel.shard else 1

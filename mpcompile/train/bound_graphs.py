@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mpcompile.lower.lower import Lowered
+from mpcompile.program.batch import laid_out
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.slots import Role
 
@@ -61,12 +62,7 @@ class BoundGradient:
         """Return a batch in the memory layout of the example."""
         if self._orders:
             return list(map(_laid_out, batch, self._orders))
-        return [
-            value
-            if value.stride() == stride
-            else value.new_empty_strided(value.shape, stride).copy_(value)
-            for value, stride in zip(batch, self._strides, strict=True)
-        ]
+        return list(map(laid_out, batch, self._strides))
 
     def __call__(self, batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Run the graph on a prepared batch."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mpcompile.program.complex_parameters import as_real, like_of
 from mpcompile.step.arena import Arena, arena_views
 from mpcompile.step.collectives import put_together
 from mpcompile.step.graph import StepGraph
@@ -88,10 +89,10 @@ class BoundOptimizer:
         assert self._parallel is not None
         for key in self._sliced(arena):
             state = put_together(self._tensors[f"{arena.name}.{key}"], self._parallel).to(device)
-            for (entry, _), view in zip(
+            for (entry, parameter), view in zip(
                 self._entries(arena), arena_views(arena, state), strict=True
             ):
-                entry[key] = view
+                entry[key] = like_of(parameter, view)
 
     def are_sliced(self) -> bool:
         """Whether the optimizer lacks state because this process holds only a slice of it."""
@@ -134,12 +135,12 @@ class BoundOptimizer:
             shape = (arena.length,) if sliced else slot.shape
             state = torch.zeros(shape, dtype=slot.dtype, device=entries[0][1].device)
         views = state.unbind() if numbers else arena_views(arena, state)
-        for (entry, _), view in zip(entries, views, strict=True):
+        for (entry, parameter), view in zip(entries, views, strict=True):
             if key in entry and isinstance(entry[key], torch.Tensor):
-                view.copy_(entry[key])
+                view.copy_(as_real(entry[key]))
             else:
                 view.fill_(first.flatten()[0])
-            entry[key] = view
+            entry[key] = view if view.dim() == 0 else like_of(parameter, view)
         if numbers and bool((state != state[0]).any()):
             self.uneven.add(arena.name)
         if not sliced:

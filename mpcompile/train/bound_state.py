@@ -11,6 +11,7 @@ import torch
 from mpcompile.errors import BadInput
 from mpcompile.passes.step.accumulate_gradients import BEFORE
 from mpcompile.program.capture import Forward, InputKind
+from mpcompile.program.complex_parameters import as_real, like_of
 from mpcompile.step.arena import Arena, arena_views
 from mpcompile.step.collectives import put_together
 from mpcompile.step.graph import StepGraph, placeholders
@@ -67,8 +68,7 @@ class BoundState:
         self.uneven = self._entries.uneven
         self.trained: list[torch.Tensor] = []
         self._places = Places()
-        self._constants: list[torch.Tensor] = []
-        self._lost = ""
+        self._constants, self._lost = list[torch.Tensor](), ""
         self._read = ReadWeights(self.tensors)
         for arena in step.arenas:
             self._bind_arena(arena)
@@ -282,7 +282,7 @@ class BoundState:
                     f"another step holds the weight {name} in slices",
                     fix="compile inside `with step.whole():` of that step",
                 )
-            view.copy_(self._parameters[name].detach())
+            view.copy_(as_real(self._parameters[name].detach()))
         return whole
 
     def _bind_weights(self, arena: Arena, whole: torch.Tensor) -> None:
@@ -295,8 +295,9 @@ class BoundState:
         self._hold(f"{arena.name}.master", own if arena.ranks == 1 else own.clone())
         for name, view in zip(arena.parameters, arena_views(arena, whole), strict=True):
             parameter = self._parameters[name]
-            parameter.data = view if kept else absent(parameter, self._device)
-            self._places.note(name, parameter, view if kept else None)
+            mine = like_of(parameter, view) if kept else None
+            parameter.data = absent(parameter, self._device) if mine is None else mine
+            self._places.note(name, parameter, mine)
             if kept:
                 self.tensors[name] = view
         working = self._step.slots.get(f"{arena.name}.working")
@@ -377,7 +378,7 @@ class BoundState:
         if not self._keeps_weights(arena):
             whole = self._whole_master(arena).to(device)
             for parameter, view in zip(parameters, arena_views(arena, whole), strict=True):
-                parameter.data = view
+                parameter.data = like_of(parameter, view)
         self._entries.put_together(arena, device)
 
     def placeholders_for_absent(self) -> AbstractContextManager[None]:

@@ -15,6 +15,7 @@ from mpcompile.lower.lower import Lowered, Lowering
 from mpcompile.lower.programs import Program, Programs
 from mpcompile.passes.step.scale_loss import SCALE
 from mpcompile.program.capture import Forward
+from mpcompile.program.complex_parameters import like_of
 from mpcompile.step.collectives import averaged
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.optimizer_options import OptionInputs
@@ -225,11 +226,13 @@ class BoundStep:
         assert mine is not None
         parallel = loop.parallel
         late = parallel if parallel and parallel.in_update(loop.accumulate) else None
-        return {
+        found = {
             name.removeprefix("grad."): averaged(value.float() * inverse, late)
             for name, value in named
             if mine.slots[name].role is Role.GRADIENT
         }
+        users = {item.name: item.tensor for item in self.transformed.forward.inputs}
+        return {name: like_of(users[name], value) for name, value in found.items()}
 
     def _fits(self, step: StepGraph, lowered: Lowered) -> bool:
         """Whether the update of this layout can follow another gradient graph.

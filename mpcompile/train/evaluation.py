@@ -16,8 +16,8 @@ from mpcompile.passes.order import forward_passes
 from mpcompile.passes.runner import run_passes
 from mpcompile.plan.given import decide
 from mpcompile.plan.policy import Policy
-from mpcompile.program.batch import structure_of
-from mpcompile.program.capture import Forward, InputKind, capture
+from mpcompile.program.batch import laid_out, structure_of
+from mpcompile.program.capture import Forward, Input, InputKind, capture
 from mpcompile.program.casts import is_cast
 from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.describe import dataflow
@@ -105,7 +105,7 @@ class MixedForward:
         module, nest = forward.module, forward.returns
         assert nest is not None
         copied = read_working_copies(forward, working)
-        given = [None if item.kind is InputKind.BATCH else item.tensor for item in forward.inputs]
+        given = [None if item.kind is InputKind.BATCH else item for item in forward.inputs]
         output = module.graph.output_node()
         values = output.args[0]
         assert isinstance(values, list | tuple)
@@ -118,7 +118,8 @@ class MixedForward:
         for graph in all_graphs(module):
             graph.graph.lint()
             graph.recompile()
-        return _bound(self._function(module), given, copied, nest)
+        strides = [i.tensor.stride() for i in forward.inputs if i.kind is InputKind.BATCH]
+        return _bound(self._function(module), given, copied, nest, strides)
 
     def _function(self, module: fx.GraphModule) -> Callable[..., Any]:
         run: Callable[..., Any] = module.forward
@@ -165,17 +166,18 @@ def read_working_copies(forward: Forward, working: Mapping[int, torch.Tensor]) -
 
 def _bound(
     run: Callable[..., Any],
-    held: Sequence[torch.Tensor | None],
+    held: Sequence[Input | None],
     copied: Sequence[int],
     nest: ReturnedTree,
+    strides: Sequence[tuple[int, ...]],
 ) -> _Run:
-    open_inputs = [index for index, value in enumerate(held) if value is None]
+    open_inputs = [index for index, item in enumerate(held) if item is None]
 
     def call(inputs: Sequence[torch.Tensor], working: Mapping[int, torch.Tensor]) -> Any:
         # Weights and copies have new storage after another step is compiled that trains them.
-        given = [None if value is None else value.detach() for value in held]
-        for index, value in zip(open_inputs, inputs, strict=True):
-            given[index] = value.detach()
+        given = [None if item is None else item.value for item in held]
+        for index, value, layout in zip(open_inputs, inputs, strides, strict=True):
+            given[index] = laid_out(value.detach(), layout)
         given += [working[key] for key in copied]
         with torch.no_grad():
             return nest(run(*given))

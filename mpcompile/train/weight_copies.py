@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from mpcompile.program.complex_parameters import as_real
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.slots import Role
 from mpcompile.torch_private.tensors import version_of
@@ -149,7 +150,7 @@ class ReadWeights:
         return {
             id(parameter): self._state[slot]
             for slot, (parameter, dtype) in self._read.items()
-            if dtype is not parameter.dtype
+            if dtype is not parameter.dtype and not parameter.is_complex()
         }
 
     def follow(self) -> bool:
@@ -187,8 +188,8 @@ class ReadWeights:
         trainers: dict[int, Trainer] = {}
         moved = False
         for slot, (parameter, dtype) in self._read.items():
-            if dtype is parameter.dtype:
-                found = parameter.detach()
+            if dtype is parameter.dtype or parameter.is_complex():
+                found = as_real(parameter.detach())
             else:
                 trainer = _WEIGHTS.trainer_of(parameter)
                 copy = None if trainer is None else trainer.copy_of(parameter, dtype)

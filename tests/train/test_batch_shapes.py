@@ -137,3 +137,29 @@ def test_auxiliary_results_have_the_new_shape() -> None:
     _, (logits, count) = step(*some(0, 5))
     assert logits.shape == (5, 4)
     assert count == 5
+
+
+@pytest.mark.parametrize("backend", ["interpreter", "inductor"])
+def test_a_batch_may_be_parts_of_larger_tensors_or_transposed(backend: Any) -> None:
+    def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(x).reshape(-1, 3), y.reshape(-1))
+
+    model = nn.Linear(4, 3)
+    x, y = torch.randn(2, 16, 4)[:, :8], torch.randint(0, 3, (2, 16))[:, :8]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    options: dict[str, Any] = {"policy": FULL_PRECISION, "backend": backend}
+    step = mpcompile.compile(model, loss, optimizer, (x, y), **options)
+    turned = y.contiguous().t().contiguous().t()
+    expected = loss(model, x, y).detach()
+    for labels in (y, y.contiguous(), turned):
+        torch.testing.assert_close(step(x, labels), expected)
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(32, 2))
+    made = mpcompile.compile(
+        wide,
+        lambda model, x: model(x).square().mean(),
+        torch.optim.SGD(wide.parameters(), lr=0.0),
+        (x.contiguous(),),
+        **options,
+    )
+    for given in (x, x.transpose(1, 2).contiguous().transpose(1, 2)):
+        torch.testing.assert_close(made.forward(given), wide(given).detach())

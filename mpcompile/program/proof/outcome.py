@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from mpcompile.program.capture import Forward, InputKind
+from mpcompile.program.complex_parameters import as_real
 from mpcompile.program.derivatives.own_backward import OwnBackward
 from mpcompile.program.functional.instead import DifferentiableInterpreter
 from mpcompile.program.proof.left_behind import left_values
@@ -118,8 +119,8 @@ def of_program(subject: Subject, copies: TensorCopies, state: RandomState) -> Ou
             loss.backward()
     gradients: dict[str, torch.Tensor | None] = {}
     for name in subject.trained:
-        gradient = subject.state[name].grad
-        gradients[name] = _dense(gradient)
+        gradient = _dense(subject.state[name].grad)
+        gradients[name] = None if gradient is None else as_real(gradient)
     written = {}
     homes = subject.homes
     now = {homes.get(name, name): tensor for name, tensor in _tensors(workload.model).items()}
@@ -143,7 +144,7 @@ def of_graph(subject: Subject, state: RandomState, *, exact: bool = False) -> Ou
     forward = subject.forward
     values, leaves = [], {}
     for item in forward.inputs:
-        value = item.tensor.detach()
+        value = item.value
         value = value.double() if exact and value.dtype is torch.float32 else value
         if item.name in subject.trained:
             leaves[item.name] = value.requires_grad_()
