@@ -21,7 +21,9 @@ from mpcompile.passes.order import (
     training_passes,
 )
 from mpcompile.passes.runner import run_passes
+from mpcompile.pieces.program_in_pieces import for_batch as for_batch_in_pieces
 from mpcompile.pieces.program_in_pieces import program_in_pieces
+from mpcompile.pieces.whole_plan import WholePlan, whole_plan
 from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.given import decide, for_other_shapes
 from mpcompile.plan.measured import MeasuredOverflow, overruled
@@ -71,9 +73,10 @@ def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainSt
             "the workload has no loss and no optimizer", workload.origin, "add both to train it"
         )
 
-    if transformed.forward.in_pieces is not None:
+    pieces = transformed.forward.in_pieces
+    if pieces is not None:
         device = next(iter(workload.model.parameters())).device
-        transformed.forward.in_pieces.backend = lowering.backend_on(device)
+        pieces.runner.backend = lowering.backend_on(device)
 
     def for_batch(
         batch: Sequence[torch.Tensor],
@@ -82,16 +85,33 @@ def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainSt
     ) -> Transformed:
         # The caller may be inside torch.no_grad(), and a step trains there too.
         with torch.inference_mode(False), torch.enable_grad():
-            return transform(
-                replace(workload, batch=batch),
-                choices.for_another_batch(transformed.plan, open_dims, numbers),
-            )
+            given = replace(workload, batch=batch)
+            others = choices.for_another_batch(transformed.plan, open_dims, numbers)
+            if pieces is None:
+                return transform(given, others)
+            effects = Effects(given, again=True)
+            with effects.undone_unsaid():
+                forward = for_batch_in_pieces(pieces.runner, given.batch)
+            return _transformed(given, others, forward, effects.undone_unsaid)
 
     parallel = choices.loop.parallel
     if parallel is not None:
         check_same_step(transformed.step, choices.scale, workload.optimizer, parallel)
         spread(workload.model, workload.optimizer, parallel)
     return TrainStep(transformed, lowering, for_batch)
+
+
+def plan_of_pieces(made: Transformed) -> WholePlan | None:
+    """Return the plans of all pieces for the example batch; None if the program is one graph.
+
+    The program runs once more, and what it changes is put back.
+    """
+    program = made.forward.in_pieces
+    if program is None:
+        return None
+    effects = Effects(made.workload, again=True)
+    with effects.undone_unsaid(), torch.enable_grad():
+        return whole_plan(program, made.workload.batch, made.choices.precision)
 
 
 def transform(workload: Workload, choices: Choices = NO_CHOICES) -> Transformed:
@@ -133,7 +153,9 @@ def _proved(workload: Workload, choices: Choices) -> tuple[Transformed, Proof | 
     if choices.whole or workload.optimizer is None:
         raise refusal
     with effects.undone_unsaid():
-        forward = program_in_pieces(workload, choices.policy, refusal)
+        parallel = choices.loop.parallel
+        copies = parallel is None or not parallel.shard  # a slice cannot go over to other copies
+        forward = program_in_pieces(workload, choices.policy, refusal, copies=copies)
     return _transformed(workload, choices, forward, effects.undone_unsaid), None
 
 

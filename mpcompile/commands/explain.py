@@ -56,7 +56,13 @@ def explain(
 
 
 def _subject(opened: Opened, source: str, inputs: PlanInputs) -> ExplainInput:
-    view, made, ranges = opened.view, opened.made, inputs.ranges
+    view, made, ranges, pieces = opened.view, opened.made, inputs.ranges, opened.pieces
+    if pieces is not None:
+
+        def in_its_piece(op: str, full: bool) -> Plan:
+            return pieces.otherwise(op, lambda flow, name: _asked(flow, name, full))
+
+        return ExplainInput(view, view, pieces.plan, ranges, in_its_piece)
     if made is not None:
         given = inputs.plan
         planned = view_of_plan(made.plan, source)

@@ -60,7 +60,7 @@ def inspect(source: str, options: InspectOptions, inputs: PlanInputs) -> None:
     selection = NodeSelection(options.module, options.op, options.in_precision, options.stage)
     nodes = selection.of(view)
     bounds: list[Bound] = []
-    if made is not None and made.step is not None and selection.everything:
+    if made is not None and made.step and selection.everything and opened.pieces is None:
         bounds = [bound(made.step, item) for item in _devices(options.device)]
     if csv:
         write_csv(nodes, sys.stdout)

@@ -11,6 +11,7 @@ from mpcompile.commands.plan_inputs import PlanInputs
 from mpcompile.onnx.rewrite import prepare
 from mpcompile.onnx_graph.gate import read_model
 from mpcompile.onnx_graph.kernels import Target
+from mpcompile.pipeline import plan_of_pieces
 from mpcompile.plan.given import decide
 from mpcompile.plan.plan import Plan
 from mpcompile.settings import Settings
@@ -26,4 +27,6 @@ def load_plan(source: str, settings: Settings, console: Console) -> Plan:
         wanted = settings.policy
         prepared = prepare(read_model(Path(source)), wanted, wanted.precision, Target.ANY)
         return decide(prepared.flow, wanted.precision)
-    return load_program(source, PlanInputs(settings, verify=False), console).plan
+    made = load_program(source, PlanInputs(settings, verify=False), console, whole=False)
+    pieces = plan_of_pieces(made)
+    return made.plan if pieces is None else pieces.plan

@@ -14,10 +14,10 @@ from mpcompile.step.transformed import Choices, Transformed
 
 
 def load_program(
-    source: str, inputs: PlanInputs, console: Console, loop: Loop = PLAIN
+    source: str, inputs: PlanInputs, console: Console, loop: Loop = PLAIN, *, whole: bool = True
 ) -> Transformed:
     """Load a program and transform it by its inputs, with each warning on one line."""
-    return load_proved(source, inputs, console, loop)[0]
+    return load_proved(source, inputs, console, loop, whole=whole)[0]
 
 
 def load_proved(

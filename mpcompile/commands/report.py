@@ -22,6 +22,7 @@ from mpcompile.show.html_report.check_file import read_check
 from mpcompile.show.html_report.document import ReportInput, document
 from mpcompile.show.html_report.page import render
 from mpcompile.show.of_onnx import view_of_model
+from mpcompile.show.of_pieces import view_of_pieces
 from mpcompile.show.of_step import view_of
 from mpcompile.show.summary import bytes_text
 from mpcompile.show.view import BEFORE, View, read_view
@@ -58,6 +59,9 @@ def _both(source: str, inputs: PlanInputs, console: Console) -> tuple[View | Non
     if is_program(source):
         opened = load_view(source, inputs, console)
         assert opened.made is not None
+        if opened.pieces is not None:
+            plan = opened.pieces.in_fp32().plan
+            return view_of_pieces(plan, opened.made, source), opened.view
         with console.status("transforming to FP32"):
             plain = transform(opened.made.workload, Choices(policy=FULL_PRECISION, verify=False))
         return view_of(plain, source), opened.view

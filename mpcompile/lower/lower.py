@@ -12,6 +12,7 @@ from torch import fx
 
 from mpcompile.errors import BadInput, CannotCapture, did_you_mean
 from mpcompile.lower.cuda_graph import obstacle
+from mpcompile.lower.plain_calls import with_plain_calls
 from mpcompile.lower.recompute import Recomputing
 from mpcompile.lower.shared_memory import OwnMemory
 from mpcompile.lower.update_numbers import split_numbers
@@ -86,7 +87,8 @@ def lower(step: StepGraph, device: torch.device, lowering: Lowering) -> Lowered:
     ``interpreter`` on a device without Tensor Cores computes in pseudo FP16
     (`mpcompile.passes.lowering.emulate_half`) and keeps the tensors for backward that the graph
     keeps. ``inductor`` compiles both graphs at the first call, forward and backward of the gradient
-    graph apart (`mpcompile.lower.recompute`). With an open batch size it compiles at once.
+    graph apart (`mpcompile.lower.recompute`). With an open batch size it compiles at once. The
+    gradient graph of a program in pieces is two calls of Python, which are not compiled.
 
     Args:
         step: the step graph.
@@ -110,19 +112,22 @@ def lower(step: StepGraph, device: torch.device, lowering: Lowering) -> Lowered:
     if options:
         _check_options(options)
     gradient = copy_graph(step.gradient)
-    if backend == "inductor":
+    in_pieces = with_plain_calls(gradient.graph)
+    compiles = backend == "inductor" and not in_pieces
+    if compiles:
         _refuse_unknown_sizes(gradient.graph)
         separate_operands(gradient.graph)
-    if backend == "interpreter" and device.type == "cpu":
+    if backend == "interpreter" and device.type == "cpu" and not in_pieces:
         emulate_half(gradient)  # 16-bit arithmetic of the optimizer itself (Muon) stays
-    if backend == "interpreter":
+    if not compiles:
         reshape_views(gradient)
     gradient.graph.lint()
     gradient.recompile()
+    assert gradient.code  # makes the code now; until then `forward` is a longer way to it
     inputs = tuple(placeholders(gradient.graph))
     made = tuple(results(gradient.graph))
     forward: Callable[..., Any] = gradient.forward
-    if backend == "inductor":
+    if compiles:
         try:
             forward = Recomputing(gradient, step.slots, memory_budget, options=options)
         except Exception as error:  # it compiles now only if a batch size is open
@@ -140,7 +145,7 @@ def lower(step: StepGraph, device: torch.device, lowering: Lowering) -> Lowered:
     if step.accumulation is not None:
         after, gather = _lower_writes(step, step.accumulation, backend, device, options)
         gathered = tuple(placeholders(after))
-    stops = obstacle(gradient.graph, after)
+    stops = "the program runs in pieces" if in_pieces else obstacle(gradient.graph, after)
     return Lowered(
         forward, write, gather, inputs, made, tuple(placeholders(update)), gathered, stops
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from mpcompile.errors import CompileError
 from mpcompile.program.stack_lines import is_foreign
 from mpcompile.torch_private.inductor import break_of
 
@@ -33,9 +34,10 @@ class Piece:
 
     def __str__(self) -> str:
         """Return what a person reads."""
-        precision = f"{self.casts} casts" if self.wide is None else f"FP32, {self.wide}"
+        casts = f"{self.casts} cast{'s' * (self.casts != 1)}"
+        precision = casts if self.wide is None else f"FP32, {self.wide}"
         end = f"; then {self.ends_at}: {self.because}" if self.because else ""
-        return f"{self.ops} ops, {precision}{end}"
+        return f"{self.ops} op{'s' * (self.ops != 1)}, {precision}{end}"
 
 
 def piece_of(module: fx.GraphModule, casts: int, wide: str | None) -> Piece:
@@ -47,10 +49,17 @@ def piece_of(module: fx.GraphModule, casts: int, wide: str | None) -> Piece:
     return Piece(ops, casts, wide, at if reason else None, reason)
 
 
-def said(pieces: Sequence[Piece], why: str) -> str:
-    """Return the sentence that tells of the breaks of a program."""
+def said(pieces: Sequence[Piece], why: CompileError) -> str:
+    """Return the sentence that tells of the breaks of a program.
+
+    Args:
+        pieces: what Dynamo has made so far.
+        why: the reason why the program is not one graph.
+    """
     breaks = list(dict.fromkeys(f"{p.ends_at}: {p.because}" for p in pieces if p.because))
+    if not breaks and why.where:  # Dynamo has given up a whole function, and says no line
+        breaks = [why.where]
     more = f"; and {len(breaks) - _NAMED} more, see step.pieces" if len(breaks) > _NAMED else ""
     named = "; ".join(breaks[:_NAMED]) or "none yet"
     count = f"{len(pieces)} piece{'s' * (len(pieces) != 1)}"
-    return f"the program runs in {count} ({why}); Python code between them: {named}{more}"
+    return f"the program runs in {count} ({why.what}); Python code between them: {named}{more}"

@@ -9,7 +9,7 @@ from torch import fx
 
 from mpcompile.passes.order import forward_passes
 from mpcompile.passes.runner import run_passes
-from mpcompile.plan.dataflow import Fixed
+from mpcompile.plan.dataflow import Dataflow, Fixed
 from mpcompile.plan.given import decide
 from mpcompile.plan.plan import Plan
 from mpcompile.plan.policy import Policy
@@ -24,8 +24,8 @@ def insert_casts(
     constants: Mapping[str, torch.Tensor],
     policy: Policy,
     plan: Plan | None = None,
-) -> Plan:
-    """Plan a forward graph and insert the casts; return the plan.
+) -> tuple[Dataflow, Plan]:
+    """Plan a forward graph and insert the casts; return the planner's input and the plan.
 
     Args:
         module: FP32 composite ops without writes, with ``meta["val"]``; changed.
@@ -40,7 +40,7 @@ def insert_casts(
     run_passes(module, forward_passes(plan), _lint)
     for graph in all_graphs(module):
         graph.recompile()
-    return plan
+    return flow, plan
 
 
 def _lint(module: fx.GraphModule) -> None:

@@ -23,7 +23,9 @@ from mpcompile.passes.lowering.emulate_half import emulate_half
 from mpcompile.passes.lowering.reshape_views import reshape_views
 from mpcompile.pieces.casts import insert_casts
 from mpcompile.pieces.conversion_proof import Proven
-from mpcompile.plan.dataflow import Fixed
+from mpcompile.pieces.weight_copies import CopiesRead, WeightCopies, read_copies
+from mpcompile.plan.dataflow import Dataflow, Fixed
+from mpcompile.plan.plan import Plan
 from mpcompile.plan.policy import Policy, UnmatchedOverride
 from mpcompile.precision import Precision
 from mpcompile.program.control_flow import is_control_flow
@@ -45,10 +47,14 @@ class Outcome:
     Attributes:
         casts: how many casts the plan inserted.
         wide: why the whole graph stays in FP32; None if some of it is in 16 bits.
+        flow: the planner's input; None if it was not planned.
+        plan: the decisions; None if it was not planned.
     """
 
     casts: int
     wide: str | None
+    flow: Dataflow | None = None
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +65,13 @@ class _Rewritten:
         module: its first results are the new values of the inputs that are `written`.
         written: the names of these placeholders.
         plain: the same graph without casts.
+        weights: per input whether it is a parameter.
     """
 
     module: fx.GraphModule
     written: tuple[str, ...]
     plain: fx.GraphModule
+    weights: tuple[bool, ...]
 
 
 def compile_graph(
@@ -72,6 +80,7 @@ def compile_graph(
     policy: Policy,
     backend: Backend | None = None,
     within: str = "",
+    copies: WeightCopies | None = None,
 ) -> tuple[Callable[..., Any], Outcome]:
     """Rewrite one graph of Dynamo, and say what became of it.
 
@@ -84,6 +93,7 @@ def compile_graph(
         policy: gives the wished precision of each op.
         backend: default: that of the device.
         within: the dotted name of the module that is compiled, in the model that overrides name.
+        copies: 16-bit copies of weights, which the graph reads instead of casting them.
 
     Raises:
         BadInput: the model runs under ``torch.autocast``.
@@ -94,28 +104,26 @@ def compile_graph(
     device = tensors[0].device if tensors else torch.device("cpu")
     backend = backend or default_backend(device)
     rewritten, outcome = _rewritten(module, policy, within)
-    if backend == "inductor":
-        if rewritten is not None:
-            _write_back(rewritten.module, rewritten.written)
-        instead = None if rewritten is None else rewritten.module
-        compiled = compile_under_autograd(module, instead, inputs)
-        return _proven(compiled, rewritten, module), outcome
     if rewritten is None:
+        if backend == "inductor":
+            return compile_under_autograd(module, None, inputs), outcome
         return module.forward, outcome
-    if device.type == "cpu":
-        emulate_half(rewritten.module)
-    reshape_views(rewritten.module)
+    read = CopiesRead()
+    if copies is not None:
+        read = read_copies(rewritten.module, rewritten.weights)
+    if backend != "inductor":
+        if device.type == "cpu":
+            emulate_half(rewritten.module)
+        reshape_views(rewritten.module)
     _write_back(rewritten.module, rewritten.written)
-    return _proven(rewritten.module.forward, rewritten, module), outcome
-
-
-def _proven(
-    made: Callable[..., Any], rewritten: _Rewritten | None, module: fx.GraphModule
-) -> Callable[..., Any]:
-    if rewritten is None:
-        return made
+    made: Callable[..., Any] = rewritten.module.forward
+    if backend == "inductor":
+        given = [*inputs, *read.examples(inputs)]
+        made = compile_under_autograd(module, rewritten.module, given)
+    if copies is not None:
+        made = read.bound(made, copies)
     _write_back(rewritten.plain, rewritten.written)
-    return Proven(made, rewritten.plain.forward, module.forward)
+    return Proven(made, rewritten.plain.forward, module.forward), outcome
 
 
 def _refuse_autocast(module: fx.GraphModule) -> None:
@@ -160,11 +168,12 @@ def _rewritten(
     with warnings.catch_warnings():
         # An override may be for an op in another graph of the model.
         warnings.simplefilter("ignore", UnmatchedOverride)
-        plan = insert_casts(traced, fixed, constants, policy)
+        flow, plan = insert_casts(traced, fixed, constants, policy)
     if not plan.casts:
         reasons = Counter(decision.reason for decision in plan.decisions).most_common(1)
         why = f", most often because: {reasons[0][0]}" if reasons else ""
-        return None, Outcome(0, f"the plan leaves all {len(plan.decisions)} ops in FP32{why}")
+        left = f"the plan leaves all {len(plan.decisions)} ops in FP32{why}"
+        return None, Outcome(0, left, flow, plan)
     narrow = sum(decision.computes is not Precision.FP32 for decision in plan.decisions)
     _LOG.info(
         "a graph of %d ops: %d compute in 16 bits, %d casts",
@@ -172,7 +181,9 @@ def _rewritten(
         narrow,
         len(plan.casts),
     )
-    return _Rewritten(traced, written, plain), Outcome(len(plan.casts), None)
+    return _Rewritten(traced, written, plain, tuple(parameters)), Outcome(
+        len(plan.casts), None, flow, plan
+    )
 
 
 def _left(reason: str) -> Outcome:

@@ -12,38 +12,34 @@ skipped step leaves them as they were.
 
 from __future__ import annotations
 
-import logging
 import operator
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput, CannotCapture, CompileError
-from mpcompile.lower.lower import Backend
-from mpcompile.pieces.breaks import Piece, piece_of, said
-from mpcompile.pieces.dynamo_graph import compile_graph
+from mpcompile.errors import BadInput, CompileError
+from mpcompile.lower.plain_calls import call_plainly
+from mpcompile.pieces.runner import NARROW_OF, Returns, Runner
 from mpcompile.plan.policy import Policy
+from mpcompile.precision import Precision
+from mpcompile.program.batch import Batch, structure_of
 from mpcompile.program.capture import Forward, Input, InputKind
+from mpcompile.program.casts import CAST
+from mpcompile.program.random_state import drawn_again, random_state
 from mpcompile.program.returned import TENSOR, ReturnedTree, stands_alone
 from mpcompile.program.tracing.export import definition
 from mpcompile.program.workload import Workload
+from mpcompile.step.ways import Way
 from mpcompile.torch_private.graphs import module_of
-from mpcompile.torch_private.tensors import fake_mode
-from mpcompile.torch_private.tracing import (
-    autograd_inside_an_op,
-    compile_pieces,
-    flatten,
-    keep_missing_gradients,
-)
+from mpcompile.torch_private.tracing import autograd_inside_an_op, flatten, keep_missing_gradients
 
 _Tensors = Sequence[torch.Tensor]
 _ITEM = operator.getitem
-_LOG = logging.getLogger("mpcompile")
 
 _keys = count()
 _programs: weakref.WeakValueDictionary[int, ProgramInPieces] = weakref.WeakValueDictionary()
@@ -66,131 +62,104 @@ class LastResult(ReturnedTree):
 
 
 class ProgramInPieces:
-    """A program that Dynamo compiles in pieces, and the autograd graph of its last run.
+    """A program in pieces, for one way and one shape of batch.
 
     Attributes:
         key: names it in a graph.
-        pieces: what Dynamo has compiled so far, in order.
-        backend: runs each piece; None: the default of the device.
+        runner: runs the program, also for other ways and shapes.
+        way: what a run does to the model.
+        like: fake tensors like the results: the loss, the next buffers, what is beside the loss.
+        returned: fake tensors like the loss and what is beside it.
 
     Args:
-        workload: the program, run once on its batch by `program_in_pieces`.
-        policy: gives the wished precision of each op.
-        why: the reason why it is not one graph.
-        reached: names of the parameters that the loss reaches.
-        written: names of the buffers that the program writes.
-        like: fake tensors like the results: the loss, the next buffers, what is beside the loss.
+        runner: see above.
+        batch: gives the structure.
+        like: fake tensors like the loss and what is beside it.
     """
 
-    def __init__(
-        self,
-        workload: Workload,
-        policy: Policy,
-        why: CompileError,
-        reached: Sequence[str],
-        written: Sequence[str],
-        like: _Tensors,
-    ) -> None:
-        self.key, self.pieces = next(_keys), list[Piece]()
-        self.backend: Backend | None = None
-        self.like, self._reached = tuple(like), tuple(reached)
-        self._workload, self._policy, self._why = workload, policy, why
-        parameters = dict(workload.model.named_parameters())
-        buffers = dict(workload.model.named_buffers())
-        self._trained = [(name, parameters[name]) for name in reached]
-        self._others = [
-            (name, value)
-            for name, value in parameters.items()
-            if value.requires_grad and name not in reached
+    def __init__(self, runner: Runner, batch: Batch, like: _Tensors) -> None:
+        self.key, self.runner, self.returned = next(_keys), runner, like
+        model, optimizer = runner.workload.model, runner.workload.optimizer
+        assert optimizer is not None
+        self._weights = trained_weights(model, optimizer)
+        written = tuple(n for n, _ in model.named_buffers() if n in runner.way.written)
+        wide, narrow = (
+            tuple(n for n in self._weights if n in names)
+            for names in (runner.way.wide, runner.way.narrow)
+        )
+        self.way = Way(wide, narrow, written)
+        self._buffers = dict(model.named_buffers())
+        state = [
+            runner.mode.from_tensor(self._buffers[name].detach(), static_shapes=True)
+            for name in written
         ]
-        self._buffers = [buffers[name] for name in written]
-        self._loss: torch.Tensor | None = None
-        self._result: tuple[Any, Sequence[Any]] = None, ()
-        self._before, self._said = list[torch.Tensor](), False
-        self._run = compile_pieces(workload.run, self._compile)
+        self.like = (like[0], *state, *like[1:])
+        self._batch = batch
         _programs[self.key] = self
 
-    def _compile(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        made, outcome = compile_graph(module, inputs, self._policy, self.backend)
-        self.pieces.append(piece_of(module, outcome.casts, outcome.wide))
-        return made
+    def forward(self, narrow: _Tensors, batch: _Tensors) -> list[torch.Tensor]:
+        """Run the program; return the loss, the next buffers and the tensors beside the loss.
 
-    def forward(self, batch: _Tensors) -> list[torch.Tensor]:
-        """Run the program; return the loss, the next buffers and the tensors beside the loss."""
-        self._put_back()
-        self._before = [value.clone() for value in self._buffers]
-        with autograd_inside_an_op():
-            result = self._run(self._workload.model, [value.detach() for value in batch])
-        if not self._said:
-            self._said = True
-            _LOG.warning("%s", said(self.pieces, self._why.what))
-        leaves, structure = flatten(result)
-        self._loss, *beside = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        made = [self._loss, *self._buffers, *beside]
-        if len(made) != len(self.like):
-            raise CannotCapture(
-                f"the program returns {len(beside)} tensors beside the loss, other than for the "
-                "example batch",
-                self._workload.origin,
-                "return as many tensors for each batch",
-            )
-        kept = [TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        self._result = structure, kept
-        return [value.detach().clone() for value in made]
-
-    def last_result(self) -> tuple[Any, Sequence[Any]]:
-        """Return structure and leaves of the last result, `TENSOR` for each tensor."""
-        return self._result
-
-    def _put_back(self) -> None:
-        """Put buffers back after a run; not before backward, which may read what they are then."""
-        with torch.no_grad():
-            for value, old in zip(self._buffers, self._before, strict=False):
-                value.copy_(old)
-        self._before = []
+        Args:
+            narrow: 16-bit copies of weights.
+            batch: the tensors of the batch.
+        """
+        copies = dict(zip(self.way.narrow, narrow, strict=True))
+        count = len(self.like) - 1 - len(self.way.written)
+        arguments = self._batch.arguments([value.detach() for value in batch])
+        made = self.runner.forward(
+            arguments, self._buffers, self._weights, copies, self.way.written, count
+        )
+        return [made.value, *(made.buffers[name] for name in self.way.written), *made.beside]
 
     def backward(self, seed: torch.Tensor) -> list[torch.Tensor]:
-        """Return the gradients of the reached parameters for the last run.
+        """Return the gradients of the weights, then those of the copies, for the last run.
 
         Raises:
-            CannotCapture: the loss of this batch reaches other parameters than that of the example.
+            OtherWay: the loss of this batch reaches other parameters, or other buffers are written.
         """
-        assert self._loss is not None
-        loss, self._loss = self._loss, None
-        every = [*self._trained, *self._others]
-        weights = [value for _, value in every]
-        try:
-            with autograd_inside_an_op():
-                found = torch.autograd.grad(loss, weights, seed, allow_unused=True)
-        finally:
-            self._put_back()
-        for position, ((name, _), gradient) in enumerate(zip(every, found, strict=True)):
-            if (gradient is None) == (position < len(self._trained)):
-                how = "does not reach" if gradient is None else "reaches"
-                raise CannotCapture(
-                    f"the loss of this batch {how} {name}, other than that of the example batch",
-                    self._workload.origin,
-                    "compile with an example batch that takes the same way",
-                )
-        return [value.contiguous() for value in found[: len(self._trained)] if value is not None]
+        return self.runner.backward(seed, self._weights, self.way)
+
+
+def trained_weights(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """Return the parameters of a model that an optimizer trains, by name."""
+    held = {id(value) for group in optimizer.param_groups for value in group["params"]}
+    return {
+        name: value
+        for name, value in model.named_parameters()
+        if id(value) in held and value.requires_grad
+    }
 
 
 @torch.library.custom_op("mpcompile::run_in_pieces", mutates_args=())
 def run_in_pieces(
-    reached: Sequence[torch.Tensor],
+    wide: Sequence[torch.Tensor],
+    narrow: Sequence[torch.Tensor],
     others: Sequence[torch.Tensor],
     batch: Sequence[torch.Tensor],
     key: int,
 ) -> list[torch.Tensor]:
     """Run a program; see `ProgramInPieces.forward`."""
-    del reached, others
-    return _programs[key].forward(batch)
+    with autograd_inside_an_op():
+        return _forward(wide, narrow, others, batch, key)
+
+
+def _forward(
+    _: object, narrow: _Tensors, __: object, batch: _Tensors, key: int
+) -> list[torch.Tensor]:
+    return _programs[key].forward(narrow, batch)
 
 
 @run_in_pieces.register_fake
-def _(reached: Any, others: Any, batch: Any, key: int) -> list[torch.Tensor]:
-    del reached, others, batch
-    return [torch.empty_like(value) for value in _programs[key].like]
+def _(wide: Any, narrow: Any, others: Any, batch: Any, key: int) -> list[torch.Tensor]:
+    del wide, narrow, others, batch
+    # No `empty_like`: the tracer that asks has a fake mode of its own.
+    return [
+        torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        for value in _programs[key].like
+    ]
 
 
 @torch.library.custom_op("mpcompile::run_in_pieces_backward", mutates_args=())
@@ -198,7 +167,11 @@ def run_in_pieces_backward(
     seed: torch.Tensor, reached: Sequence[torch.Tensor], key: int
 ) -> list[torch.Tensor]:
     """Return the gradients of the last run; see `ProgramInPieces.backward`."""
-    del reached
+    with autograd_inside_an_op():
+        return _backward(seed, reached, key)
+
+
+def _backward(seed: torch.Tensor, _: object, key: int) -> list[torch.Tensor]:
     return _programs[key].backward(seed)
 
 
@@ -210,21 +183,25 @@ def _(seed: torch.Tensor, reached: Sequence[torch.Tensor], key: int) -> list[tor
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     del output
-    reached, others, batch, ctx.key = inputs
-    ctx.counts = len(others), len(batch)
-    ctx.save_for_backward(*reached)
+    wide, narrow, others, batch, ctx.key = inputs
+    ctx.counts = len(wide), len(others), len(batch)
+    ctx.save_for_backward(*wide, *narrow)
 
 
 def _differentiate(ctx: Any, given: Any) -> tuple[Any, ...]:
     found = run_in_pieces_backward(given[0], list(ctx.saved_tensors), ctx.key)
-    others, batch = ctx.counts
-    return list(found), [None] * others, [None] * batch, None
+    wide, others, batch = ctx.counts
+    return list(found[:wide]), list(found[wide:]), [None] * others, [None] * batch, None
 
 
 run_in_pieces.register_autograd(_differentiate, setup_context=_save)
+call_plainly(torch.ops.mpcompile.run_in_pieces.default, _forward)
+call_plainly(torch.ops.mpcompile.run_in_pieces_backward.default, _backward)
 
 
-def program_in_pieces(workload: Workload, policy: Policy, why: CompileError) -> Forward:
+def program_in_pieces(
+    workload: Workload, policy: Policy, why: CompileError, *, copies: bool = True
+) -> Forward:
     """Run a program once in eager PyTorch, and return it as a graph of one op.
 
     The caller puts back what the program has changed.
@@ -233,37 +210,94 @@ def program_in_pieces(workload: Workload, policy: Policy, why: CompileError) -> 
         workload: a program with a loss.
         policy: gives the wished precision of each op of its pieces.
         why: the reason why it is not one graph.
+        copies: whether the update may keep 16-bit copies of weights.
 
     Raises:
         BadInput: the program fails, or its result is neither a loss nor a loss and anything.
     """
     keep_missing_gradients()
-    model, where = workload.model, definition(workload.loss) or workload.origin
+    model, optimizer = workload.model, workload.optimizer
+    assert optimizer is not None
     buffers = dict(model.named_buffers())
     before = {name: value.clone() for name, value in buffers.items()}
-    with torch.enable_grad():
-        result = workload.run(model, [value.detach() for value in workload.batch])
+    tensors, tree = _look(workload)
+    weights = trained_weights(model, optimizer)
+    found: Sequence[torch.Tensor | None] = [None] * len(weights)
+    if tensors[0].requires_grad and weights:
+        found = torch.autograd.grad(tensors[0], list(weights.values()), allow_unused=True)
+    reached = tuple(n for n, value in zip(weights, found, strict=True) if value is not None)
+    written = tuple(n for n, value in buffers.items() if not torch.equal(value, before[n]))
+    _restore(buffers, before)
+    runner = Runner(workload, policy, why, Way(reached, (), written), copies=copies)
+    return _graph(runner, workload.batch, _noted(runner, workload.batch, tensors, tree))
+
+
+def for_batch(runner: Runner, batch: Batch) -> Forward:
+    """Return the graph of a program in pieces for a batch, on the way of the last run.
+
+    For new shapes the program runs once in eager PyTorch; the caller puts back what it changes.
+    """
+    returns = runner.seen.get(_shapes(batch))
+    if returns is None:
+        buffers = dict(runner.workload.model.named_buffers())
+        before = {name: value.clone() for name, value in buffers.items()}
+        tensors, tree = _look(replace(runner.workload, batch=batch))
+        _restore(buffers, before)
+        returns = _noted(runner, batch, tensors, tree)
+    return _graph(runner, batch, returns)
+
+
+def _shapes(batch: Batch) -> Hashable:
+    return structure_of(batch), tuple((value.shape, value.dtype) for value in batch)
+
+
+def _restore(buffers: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in buffers.items():
+            if not torch.equal(value, before[name]):
+                value.copy_(before[name])
+
+
+def _look(workload: Workload) -> tuple[list[torch.Tensor], ReturnedTree | None]:
+    """Run a program in eager PyTorch; return its tensors, the loss first, and the tree of more.
+
+    The next run draws the same random numbers again.
+    """
+    device = next(iter(workload.model.parameters())).device
+    with torch.enable_grad(), drawn_again(random_state(device)):
+        result = workload.run(workload.model, [value.detach() for value in workload.batch])
     leaves, structure = flatten(result)
     found = ReturnedTree(
         structure, tuple(TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
     )
-    loss, *beside = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     try:
         alone = stands_alone(found)
     except ValueError as error:
+        where = definition(workload.loss) or workload.origin
         advice = "return one 0-d FP32 tensor, or a pair of this tensor and any other value"
         raise BadInput(f"the loss returns {error}", where, advice) from None
-    parameters = {n: value for n, value in model.named_parameters() if value.requires_grad}
-    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    reached = [n for n, value in zip(parameters, gradients, strict=True) if value is not None]
-    written = [n for n, value in buffers.items() if not torch.equal(value, before[n])]
-    with torch.no_grad():
-        for name in written:
-            buffers[name].copy_(before[name])
-    mode = fake_mode()
-    results = [loss, *(buffers[name] for name in written), *beside]
-    like = [mode.from_tensor(value.detach(), static_shapes=True) for value in results]
-    program = ProgramInPieces(workload, policy, why, reached, written, like)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)], None if alone else found
+
+
+def _noted(runner: Runner, batch: Batch, tensors: _Tensors, tree: ReturnedTree | None) -> Returns:
+    like: list[torch.Tensor] = [
+        runner.mode.from_tensor(value.detach(), static_shapes=True) for value in tensors
+    ]
+    runner.seen[_shapes(batch)] = returns = Returns(like, tree)
+    return returns
+
+
+def _cast(graph: fx.Graph, weight: fx.Node, precision: Precision) -> fx.Node:
+    """Add the cast of a weight, which the update will do."""
+    cast = graph.call_function(CAST, (weight,), {"dtype": NARROW_OF[precision]})
+    cast.meta["val"] = weight.meta["val"].to(NARROW_OF[precision])
+    return cast
+
+
+def _graph(runner: Runner, batch: Batch, returns: Returns) -> Forward:
+    """Return a program as a graph of one op."""
+    model, mode = runner.workload.model, runner.mode
+    program = ProgramInPieces(runner, batch, returns.like)
     graph, inputs = fx.Graph(), list[Input]()
 
     def placeholder(kind: InputKind, name: str, tensor: torch.Tensor) -> fx.Node:
@@ -273,30 +307,35 @@ def program_in_pieces(workload: Workload, policy: Policy, why: CompileError) -> 
         return node
 
     every = {n: placeholder(InputKind.PARAMETER, n, v) for n, v in model.named_parameters()}
-    held = [placeholder(InputKind.BUFFER, n, v) for n, v in buffers.items()]
-    batch = [
-        placeholder(InputKind.BATCH, f"batch.{index}", value)
-        for index, value in enumerate(workload.batch)
+    held = [placeholder(InputKind.BUFFER, n, v) for n, v in model.named_buffers()]
+    given = [
+        placeholder(InputKind.BATCH, f"batch.{index}", value) for index, value in enumerate(batch)
     ]
-    others = [*(node for name, node in every.items() if name not in reached), *held]
+    way = program.way
+    others = [every[name] for name in every if name not in {*way.wide, *way.narrow}]
+    wide = [every[name] for name in way.wide]
+    narrow = [_cast(graph, every[name], runner.policy.precision) for name in way.narrow]
     call = graph.call_function(
         torch.ops.mpcompile.run_in_pieces.default,
-        ([every[name] for name in reached], others, batch, program.key),
+        (wide, narrow, [*others, *held], given, program.key),
     )
-    call.meta["val"] = like
-    file, _, line = (where or "").rpartition(":")
+    call.meta["val"] = list(program.like)
+    file, _, line = (definition(runner.workload.loss) or runner.workload.origin or "").rpartition(
+        ":"
+    )
     if file:
         call.meta["stack_trace"] = f'  File "{file}", line {line}, in loss'
     parts = []
-    for index, value in enumerate(like):
+    for index, value in enumerate(program.like):
         part = graph.call_function(_ITEM, (call, index))
         part.meta = {**call.meta, "val": value}
         parts.append(part)
     graph.output((*parts[1:], parts[0]))
+    tree = returns.tree
     return Forward(
         module_of(graph),
         tuple(inputs),
-        tuple(written),
-        None if alone else LastResult(found.structure, found.leaves, program.last_result),
+        program.way.written,
+        None if tree is None else LastResult(tree.structure, tree.leaves, runner.last_result),
         in_pieces=program,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import Enum, IntEnum
 from fnmatch import fnmatchcase
@@ -106,6 +106,18 @@ class Policy:
             object.__setattr__(self, "precision", Precision.FP32)
         for name in ("full", "half", "free"):
             object.__setattr__(self, name, _patterns(name, getattr(self, name)))
+
+    def inside(self, prefix: str) -> Policy:
+        """Return the policy of one of several graphs, whose nodes are named with a prefix here."""
+
+        def own(patterns: tuple[str, ...]) -> tuple[str, ...]:
+            head = f"node:{prefix}"
+            return tuple(
+                f"node:{pattern.removeprefix(head)}" if pattern.startswith(head) else pattern
+                for pattern in patterns
+            )
+
+        return replace(self, full=own(self.full), half=own(self.half), free=own(self.free))
 
     @property
     def changes_nothing(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import log2
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import fx
 
 from mpcompile.errors import printable
 from mpcompile.passes.order import OPTIONAL
+from mpcompile.pieces.whole_plan import WholePlan
+from mpcompile.plan.plan import Plan
 from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
 from mpcompile.program.marks import BACKWARD
@@ -68,13 +70,17 @@ class Summary:
         return asdict(self)
 
 
-def summarize(mixed: Transformed, full: Transformed) -> Summary:
+def summarize(mixed: Transformed, full: Transformed, pieces: WholePlan | None = None) -> Summary:
     """Count the ops, casts, weights and bytes of a transformed program.
 
     Args:
         mixed: the transformed program.
         full: the same workload transformed with `FULL_PRECISION`, for the memory comparison.
+        pieces: the plans of its pieces, which are its forward pass; None: it is one graph. Nobody
+            knows their backward and memory before they run.
     """
+    if pieces is not None:
+        return _of_pieces(summarize(mixed, full), pieces.plan)
     stages = _stages(mixed)
     casts = [node for nodes in stages.values() for node in nodes if _is_cast(node)]
     working = mixed.step.working if mixed.step else set()
@@ -101,6 +107,24 @@ def summarize(mixed: Transformed, full: Transformed) -> Summary:
         passes={name: mixed.changes[name] for name in OPTIONAL if mixed.changes.get(name)},
         unknown=dict(sorted(unknown.items())),
         unfit=tuple(f"{item.where}  {item.kind}: {item}" for item in mixed.unfit),
+    )
+
+
+def _of_pieces(summary: Summary, plan: Plan) -> Summary:
+    """Put the plan of all pieces in the place of the op that runs them."""
+    forward = dict.fromkeys(_COLUMNS, 0)
+    for decision in plan.decisions:
+        forward[decision.stores.short] += 1
+    state = {name: {**held, "saved": 0, "peak": 0} for name, held in summary.memory.items()}
+    unknown = Counter(d.kind for d in plan.decisions if d.rule == "unknown")
+    return replace(
+        summary,
+        ops={"forward": forward, "update": summary.ops["update"]},
+        casts_planned=len(plan.casts),
+        casts=len(plan.casts),
+        cast_bytes=sum(cast.bytes for cast in plan.casts),
+        memory=state,
+        unknown=dict(sorted(unknown.items())),
     )
 
 

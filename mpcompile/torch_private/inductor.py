@@ -154,8 +154,9 @@ def compile_under_autograd(
 
     Args:
         dynamo: Dynamo's graph; it knows which inputs keep their address in memory.
-        module: the graph to run instead, with the same inputs; None: Dynamo's graph.
-        inputs: the example inputs that Dynamo passed to its backend.
+        module: the graph to run instead; None: Dynamo's graph. Its first inputs are the same;
+            the user has no name for further ones.
+        inputs: the example inputs that Dynamo passed to its backend, then those of further inputs.
     """
     from torch._inductor.compile_fx import compile_fx
 
@@ -163,8 +164,12 @@ def compile_under_autograd(
         module = dynamo
     module.meta.update(dynamo.meta)
     module._param_name_to_source = dynamo._param_name_to_source
-    placeholders = module.graph.find_nodes(op="placeholder")
-    for new, old in zip(placeholders, dynamo.graph.find_nodes(op="placeholder"), strict=True):
+    given = dynamo.graph.find_nodes(op="placeholder")
+    for index, new in enumerate(module.graph.find_nodes(op="placeholder")):
+        if index >= len(given):
+            new._dynamo_source = None
+            continue
+        old = given[index]
         new.meta.update(old.meta)
         if hasattr(old, "_dynamo_source"):
             new._dynamo_source = old._dynamo_source

@@ -129,30 +129,6 @@ def _under(settings: Mapping[str, Any], made: Callable[..., Any]) -> Callable[..
     return guarded
 
 
-MOST_PIECES = 64
-"""Dynamo makes so many graphs for each of the user's functions; then it leaves them to Python."""
-
-
-def compile_pieces(function: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function in as many pieces as it needs, apart from all other functions.
-
-    Args:
-        function: any.
-        backend: compiles each piece.
-    """
-
-    def whole(*args: Any) -> Any:
-        return function(*args)
-
-    whole.__code__ = whole.__code__.replace()  # Dynamo counts graphs per code object
-    settings = {
-        "skip_nnmodule_hook_guards": False,
-        "recompile_limit": MOST_PIECES,
-        "use_numpy_random_stream": True,  # else Dynamo draws NumPy's numbers from torch
-    }
-    return _under(settings, torch.compile(whole, backend=backend))
-
-
 def compile_call(module: torch.nn.Module, **options: Any) -> None:
     """Compile each call of a module, with its hooks, also if the module's class is torch's own.
 
@@ -233,9 +209,12 @@ def one_level(value: Any) -> tuple[list[Any], Any, Callable[[list[Any]], Any]] |
     return parts, str(structure), lambda parts: tree_unflatten(parts, structure)
 
 
+_ONE = tree_flatten(None)[1]
+
+
 def flatten(tree: Any) -> tuple[list[Any], Any]:
     """Return the leaves of a tree, and its structure for `unflatten`."""
-    return tree_flatten(tree)
+    return ([tree], _ONE) if isinstance(tree, torch.Tensor) else tree_flatten(tree)
 
 
 @contextmanager

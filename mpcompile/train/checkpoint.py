@@ -21,6 +21,7 @@ from mpcompile.step.loss_scale import LossScale
 from mpcompile.train.checkpoint_file import Checkpoint, Opened, ProcessState, write_checkpoint
 from mpcompile.train.checkpoint_folder import drop_old, folder_of, make_room, newest
 from mpcompile.train.state_tree import pack, unpack
+from mpcompile.train.users_state import LateState
 from mpcompile.validation import short
 
 _SHOWN = 3
@@ -147,6 +148,11 @@ def load(
         for name in _SCALING:
             tensors.pop(name, None)
             wanted.pop(name, None)
+    late = LateState(dict(tensors), wanted, held.optimizer)
+    for name in late.new:
+        del tensors[name]
+    for name in late.gone:
+        del wanted[name]
     _check_tensors(tensors, wanted, where)
     states = _states(checkpoint, stored, also, where)
     groups = [
@@ -160,6 +166,7 @@ def load(
     with torch.no_grad():
         for name, value in tensors.items():
             wanted[name].copy_(value)
+    late.take_over()
     held.written()
     for group, options in zip(held.optimizer.param_groups, groups, strict=True):
         for name, value in options.items():

@@ -23,6 +23,7 @@ from mpcompile.program.proof.left_places import LeftPlaces
 from mpcompile.program.proof.surroundings import Surroundings, only_tensors
 from mpcompile.program.returned import Left
 from mpcompile.program.workload import Workload
+from mpcompile.step.ways import Way
 from mpcompile.torch_private.guarding import (
     dict_version,
     hooks_made,
@@ -46,10 +47,12 @@ class Guard:
         loss: its loss.
         optimizer: its optimizer.
         left: what the program leaves in places of the user's objects; these are not checked.
-        in_pieces: whether Dynamo runs the program, whose own guards check all but the tensors.
+        way: see below.
 
     Attributes:
-        situation: what was found when it was last looked at.
+        situation: what of the program counts for its graphs, when it was last looked at.
+        way: the way that a program in pieces took last; None: it is one graph. Dynamo runs a
+            program in pieces, and its own guards check all but the tensors.
         numbers: the numbers that change; those that are inputs may have any value.
     """
 
@@ -59,38 +62,37 @@ class Guard:
         loss: Callable[..., Any] | None,
         optimizer: torch.optim.Optimizer,
         left: Left | None = None,
-        in_pieces: bool = False,
+        way: Way | None = None,
     ) -> None:
+        self.way = way
         self._model, self._loss, self._optimizer = model, loss, optimizer
-        self._in_pieces = in_pieces
         self._left = LeftPlaces(left)
         self.numbers = ChangingNumbers()
         self.look()
 
     @classmethod
     def of(cls, workload: Workload, forward: Forward) -> Guard:
-        """Return the guard of a workload with an optimizer, and of its captured program."""
+        """Return the guard of a workload with an optimizer."""
         assert workload.optimizer is not None
-        pieces = forward.in_pieces is not None
-        return cls(workload.model, workload.loss, workload.optimizer, forward.left, pieces)
-
-    def _found(self) -> Surroundings:
-        found = self._left.surroundings(self._model, self._loss)
-        return only_tensors(found) if self._in_pieces else found
+        way = forward.in_pieces.way if forward.in_pieces is not None else None
+        return cls(workload.model, workload.loss, workload.optimizer, forward.left, way)
 
     def look(self) -> Situation:
         """Walk over the program again, note what is there now, and return it."""
-        found = self._found()
+        found = self._left.surroundings(self._model, self._loss)
+        found = found if self.way is None else only_tensors(found)
         self.numbers.locate(found.held)
         inputs = self.numbers.inputs
         self.situation = situation_of(found, self._model, self._optimizer, inputs)
+        if self.way is not None:
+            self.situation = self.situation.on_way(self.way)
         self._note(found)
         return self.situation
 
     def peek(self) -> Situation:
         """Return what the program is now, all numbers by value, without noting it."""
-        if not self.holds():
-            found = self._found()
+        if self.way is not None or not self.holds():
+            found = self._left.surroundings(self._model, self._loss)
             return situation_of(found, self._model, self._optimizer)
         values = self.numbers.values()
         if not values:

@@ -15,6 +15,7 @@ import torch
 from mpcompile.program.proof.held import Held
 from mpcompile.program.proof.surroundings import Surroundings
 from mpcompile.program.proof.users_code import is_followed
+from mpcompile.step.ways import Way
 from mpcompile.torch_private.modules import hooks_of
 
 Facts: TypeAlias = tuple[tuple[str, Any], ...]
@@ -83,6 +84,10 @@ class Situation:
     layout: Facts
     modes: Facts
     program: Facts
+
+    def on_way(self, way: Way) -> Situation:
+        """Return what counts for a program in pieces: it runs itself, so Dynamo sees the rest."""
+        return Situation((*self.layout, ("the way of the program", way)), (), ())
 
     def facts(self) -> Facts:
         """Return all facts."""

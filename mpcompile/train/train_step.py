@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx
@@ -15,31 +15,32 @@ from torch.optim.lr_scheduler import LRScheduler
 from mpcompile.errors import BadInput
 from mpcompile.lower.lower import Lowering
 from mpcompile.lower.programs import Program
-from mpcompile.passes.step.count_steps import SKIPPED, TAKEN
-from mpcompile.passes.step.report_outcome import APPLIED, GRADIENT_NORM
-from mpcompile.passes.step.scale_loss import SCALE
+from mpcompile.passes.step.count_steps import SKIPPED
 from mpcompile.program.batch import of_arguments
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.processes import lost
 from mpcompile.step.transformed import Transformed
+from mpcompile.step.ways import OtherWay, Way
 from mpcompile.step.whole_step import whole_step
 from mpcompile.torch_private.tracing import note_step
 from mpcompile.train import checkpoint
 from mpcompile.train.batch_graphs import BatchGraph
-from mpcompile.train.bound_step import BoundStep, OtherLayout, Uncopied
+from mpcompile.train.bound_step import BoundStep, OtherLayout
 from mpcompile.train.changing_numbers import ForBatch, NotAsInputs
 from mpcompile.train.checkpoint_of_processes import load, save
 from mpcompile.train.guards import Guard
 from mpcompile.train.optimizer_hooks import hooks_after_update, run_hooks
-from mpcompile.train.scaler_state import load_scaler_state, scaler_state
+from mpcompile.train.outcome import Outcome, load_scaler_state, scaler_state
 from mpcompile.train.schedules import Schedules
 from mpcompile.train.situation import changed_numbers, differences, summary
 from mpcompile.train.skipped_in_a_row import SkippedInARow
 
+Result = TypeVar("Result")
+
 _log = logging.getLogger("mpcompile")
 
 
-class TrainStep(Uncopied):
+class TrainStep(Outcome):
     """One compiled training step: call it with a batch, get the loss.
 
     The model's parameters are the FP32 masters, and the graph updates the optimizer's own state.
@@ -81,7 +82,7 @@ class TrainStep(Uncopied):
         transformed = bound.transformed
         assert transformed.step is not None
         self.captured, self.step = transformed.forward, transformed.step
-        self.pieces = self.captured.in_pieces.pieces if self.captured.in_pieces else []
+        self.pieces = self.captured.in_pieces.runner.pieces if self.captured.in_pieces else []
         self._all, self._bound, self._state = bound, bound.state, bound.state.tensors
         self._lowered, self._graphs, self._forward = bound.lowered, bound.graphs, bound.forward
         self._update, self._gather, self._options = bound.update, bound.gather, bound.options
@@ -107,18 +108,20 @@ class TrainStep(Uncopied):
             BadInput: the batch does not fit the program.
         """
         tensors = self._graphs.given(batch, named)
-        graph, given = self._prepare(tensors)
-        self._schedules.settle()
-        if self._gather is not None and self._gathered == 0:
-            self._bound.keep_buffers()
-            self.applied.zero_()
-        self._gathered += 1
-        due = self._gathered == self._every
-        if due:
-            self._gathered = 0
-            self._options.hand_over()
+        due = self._gathered + 1 == self._every
+
+        def run(graph: BatchGraph, given: list[torch.Tensor]) -> Any:
+            self._schedules.settle()
+            if self._gather is not None and self._gathered == 0:
+                self._bound.keep_buffers()
+                self.applied.zero_()
+            if due:
+                self._options.hand_over()
+            return graph.result(graph.run(given), self._guard.leave)
+
         try:
-            result = graph.result(graph.run(given), self._guard.leave)
+            result = self._run(tensors, run)
+            self._gathered = 0 if due else self._gathered + 1
             if due and self._gather is not None:
                 self._update()
         except RuntimeError as error:
@@ -185,8 +188,7 @@ class TrainStep(Uncopied):
         return self._gradients(self._graphs.given(batch, named))
 
     def _gradients(self, batch: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        graph, given = self._prepare(batch)
-        return self._all.unscaled_gradients(graph, given)
+        return self._run(batch, lambda *bound: self._all.unscaled_gradients(*bound))
 
     def values(self, *batch: Any) -> dict[str, torch.Tensor]:
         """Return the gradient graph's inputs for a batch, by slot: state and batch, not copied."""
@@ -213,6 +215,33 @@ class TrainStep(Uncopied):
         must enter it.
         """
         return self._bound.whole()
+
+    def _run(
+        self,
+        batch: Sequence[torch.Tensor],
+        run: Callable[[BatchGraph, list[torch.Tensor]], Result],
+    ) -> Result:
+        """Run the graph for a batch; if the program takes another way, the graph of that way."""
+        graph, given = self._prepare(batch)
+        try:
+            return run(graph, given)
+        except OtherWay as other:
+            with other.repeated():
+                self._go(other.way, batch)
+                return run(*self._prepare(batch))
+
+    def _go(self, way: Way, batch: Sequence[torch.Tensor]) -> None:
+        """Go over to the graphs for another way of the program."""
+        before, situation = self._guard.way, self._guard.situation
+        self._guard.way = way
+        try:
+            self._guard.look()
+            made = self._guard.made(self._all.transform, batch)
+            self._lay_out(made, "the program takes another way for this batch")
+        except BaseException:
+            self._guard.way = before
+            self._guard.reject(situation)
+            raise
 
     def _prepare(self, batch: Sequence[torch.Tensor]) -> tuple[BatchGraph, list[torch.Tensor]]:
         """Take over writes to the weights; return the graph, and the batch in its layout."""
@@ -277,41 +306,6 @@ class TrainStep(Uncopied):
     def device(self) -> torch.device:
         """The device of the step."""
         return self._device
-
-    @property
-    def loss_scale(self) -> float:
-        """The current loss scale; 1 if there is none. This reads it from the device."""
-        return float(self._state[SCALE]) if SCALE in self._state else 1.0
-
-    @property
-    def taken(self) -> int:
-        """The number of applied updates. This reads the counter from the device."""
-        return int(self._state[TAKEN])
-
-    @property
-    def skipped(self) -> int:
-        """The number of skipped updates, where a gradient was not finite; reads the device."""
-        return int(self._state[SKIPPED])
-
-    @property
-    def applied(self) -> torch.Tensor:
-        """Whether the last update was applied: 0-d bool on the device; the next step writes it."""
-        return self._state[APPLIED]
-
-    @property
-    def gradient_norm(self) -> torch.Tensor:
-        """The 2-norm of all unscaled gradients of the last step before clipping: 0-d FP32.
-
-        It stays on the device, and the next step writes to the same tensor.
-
-        Raises:
-            BadInput: the step does not clip by norm, so it computes no norm.
-        """
-        if GRADIENT_NORM not in self._state:
-            raise BadInput(
-                "the step computes no norm of the gradients", fix="compile with max_grad_norm"
-            )
-        return self._state[GRADIENT_NORM]
 
     @property
     def forward_graph(self) -> fx.GraphModule:

@@ -11,10 +11,9 @@ import pytest
 import torch
 from oracles.eager_training import SideBySide, batches
 from torch import Tensor, nn
-from torch.nn import functional
 
 import mpcompile
-from mpcompile import CannotCapture, LossScale, Policy
+from mpcompile import CannotCapture, Policy
 
 
 def net() -> nn.Module:
@@ -80,6 +79,36 @@ def test_a_skipped_step_leaves_every_state_bit_identical() -> None:
     for old, new in zip(before, (model.state_dict(), optimizer.state_dict()), strict=True):
         for one, other in zip(leaves(old), leaves(new), strict=True):
             assert torch.equal(one, other)
+
+
+def with_dropout() -> nn.Module:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(16)
+    return nn.Sequential(nn.Linear(8, 16), norm, nn.Dropout(0.5), nn.Linear(16, 4))
+
+
+def test_a_skipped_step_leaves_buffers_and_draws_as_many_numbers_as_eager() -> None:
+    model, eager = with_dropout(), with_dropout()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    data = batches(3, (6, 8))
+    step = mpcompile.compile(model, alone, optimizer, data[0])
+    step(*data[0])
+    start = torch.get_rng_state()
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    copies = {name: value.clone() for name, value in step._state.items() if "working" in name}
+    step(data[1][0] * float("inf"))
+    after = torch.get_rng_state()
+    assert step.skipped == 1
+    for old, new in zip(before, (model.state_dict(), optimizer.state_dict()), strict=True):
+        for one, other in zip(leaves(old), leaves(new), strict=True):
+            assert torch.equal(one, other)
+    assert copies
+    assert all(torch.equal(value, step._state[name]) for name, value in copies.items())
+    torch.set_rng_state(start)
+    alone(eager, data[1][0] * float("inf"))
+    assert torch.equal(torch.get_rng_state(), after)
+    step(*data[2])
+    assert step.taken == 2
 
 
 def leaves(tree: Any) -> list[Tensor]:
@@ -157,30 +186,3 @@ def test_whole_refuses_it() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(CannotCapture, match="control flow depends on the value"):
         mpcompile.compile(model, alone, optimizer, batches(1, (6, 8))[0], whole=True)
-
-
-def test_another_set_of_weights_is_refused_at_its_call_and_nothing_changes() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.other = nn.Linear(8, 4), nn.Linear(8, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            result: Tensor = self.one(x) if x.sum().item() > 0 else self.other(x)
-            return result
-
-    model = Two()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    step = mpcompile.compile(
-        model,
-        lambda m, x: functional.mse_loss(m(x), torch.ones(6, 4)),
-        optimizer,
-        (torch.ones(6, 8),),
-        loss_scale=LossScale.none(),
-    )
-    step(torch.ones(6, 8))
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(CannotCapture, match=r"the loss of this batch .* other than that of the ex"):
-        step(-torch.ones(6, 8))
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    step(torch.ones(6, 8))

@@ -1,0 +1,91 @@
+"""What a step says of its updates: loss scale, counters, the last update; a GradScaler's state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mpcompile.errors import BadInput
+from mpcompile.passes.step.adjust_scale import TRACKER
+from mpcompile.passes.step.count_steps import SKIPPED, TAKEN
+from mpcompile.passes.step.report_outcome import APPLIED, GRADIENT_NORM
+from mpcompile.passes.step.scale_loss import SCALE
+from mpcompile.step.loss_scale import LossScale
+from mpcompile.train.bound_step import Uncopied
+
+
+class Outcome(Uncopied):
+    """Reads what the update graph reports."""
+
+    _state: dict[str, torch.Tensor]
+
+    @property
+    def loss_scale(self) -> float:
+        """The current loss scale; 1 if there is none. This reads it from the device."""
+        return float(self._state[SCALE]) if SCALE in self._state else 1.0
+
+    @property
+    def taken(self) -> int:
+        """The number of applied updates. This reads the counter from the device."""
+        return int(self._state[TAKEN])
+
+    @property
+    def skipped(self) -> int:
+        """The number of skipped updates, where a gradient was not finite; reads the device."""
+        return int(self._state[SKIPPED])
+
+    @property
+    def applied(self) -> torch.Tensor:
+        """Whether the last update was applied: 0-d bool on the device; the next step writes it."""
+        return self._state[APPLIED]
+
+    @property
+    def gradient_norm(self) -> torch.Tensor:
+        """The 2-norm of all unscaled gradients of the last step before clipping: 0-d FP32.
+
+        It stays on the device, and the next step writes to the same tensor.
+
+        Raises:
+            BadInput: the step does not clip by norm, so it computes no norm.
+        """
+        if GRADIENT_NORM not in self._state:
+            raise BadInput(
+                "the step computes no norm of the gradients", fix="compile with max_grad_norm"
+            )
+        return self._state[GRADIENT_NORM]
+
+
+def scaler_state(rule: LossScale, state: Mapping[str, torch.Tensor]) -> dict[str, float | int]:
+    """Return the loss scale's state under the keys of ``GradScaler.state_dict``."""
+    if not rule.active:
+        return {}
+    return {
+        "scale": float(state[SCALE]),
+        "growth_factor": rule.growth,
+        "backoff_factor": rule.backoff,
+        "growth_interval": rule.interval,
+        "_growth_tracker": int(state[TRACKER]) if TRACKER in state else 0,
+    }
+
+
+def load_scaler_state(
+    rule: LossScale, state: Mapping[str, torch.Tensor], given: Mapping[str, Any]
+) -> None:
+    """Take over scale and tracker; see `mpcompile.TrainStep.load_scaler_state`."""
+    mine = scaler_state(rule, state)
+    if set(given) != set(mine):
+        raise BadInput(
+            f"the scaler state has the keys {sorted(given)}", fix=f"give the keys {sorted(mine)}"
+        )
+    for key in ("growth_factor", "backoff_factor", "growth_interval"):
+        if key in mine and given[key] != mine[key]:
+            raise BadInput(
+                f"{key} is {given[key]} in the state, but {mine[key]} in this step",
+                fix="compile with a LossScale that has the same factors",
+            )
+    if mine:
+        state[SCALE].fill_(given["scale"])
+    if TRACKER in state:
+        state[TRACKER].fill_(given["_growth_tracker"])
