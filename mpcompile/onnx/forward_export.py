@@ -18,6 +18,7 @@ from mpcompile.onnx_graph.gate import write_model
 from mpcompile.onnx_graph.kernels import Target
 from mpcompile.plan.policy import Policy
 from mpcompile.program.workload import Workload
+from mpcompile.torch_private.tracing import map_tensors
 
 _LSTM = torch.ops.aten.lstm.input
 
@@ -33,8 +34,9 @@ def export_forward(
 ) -> Rewritten:
     """Write ``model(*inputs)`` in evaluation mode; weights are FP16 where the plan says so.
 
-    The inputs are the first elements of the batch, as many as the model's ``forward`` takes. Inputs
-    and outputs keep their dtypes.
+    The inputs are the first elements of the batch, as many as the model's ``forward`` takes. Of a
+    dictionary they are what ``forward`` has names for; if there is a loss, all but ``labels``.
+    Inputs and outputs keep their dtypes.
 
     Args:
         workload: the program; its model is not changed.
@@ -50,13 +52,16 @@ def export_forward(
     """
     check_file(path, force)
     model = copy.deepcopy(workload.model).eval().cpu()
-    inputs = tuple(value.cpu() for value in workload.batch[: _taken(model, workload)])
-    shapes = tuple({0: torch.export.Dim.DYNAMIC} if value.dim() else None for value in inputs)
+    inputs, named = map_tensors(torch.Tensor.cpu, _inputs(model, workload))
+    shapes: Any = map_tensors(_open, inputs)
+    if named:
+        names = list(inspect.signature(model.forward).parameters)
+        shapes = dict(zip(names, shapes, strict=False)) | map_tensors(_open, named)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(
-                model, inputs, dynamic_shapes=shapes if dynamic else None, strict=False
+                model, inputs, named, dynamic_shapes=shapes if dynamic else None, strict=False
             )
     except Exception as error:  # the user's model or any layer of torch.export can raise anything
         line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
@@ -75,6 +80,22 @@ def export_forward(
     check(done.model, workload.origin)
     write_model(done.model, path, force)
     return done
+
+
+def _open(value: torch.Tensor) -> dict[int, Any] | None:
+    return {0: torch.export.Dim.DYNAMIC} if value.dim() else None
+
+
+def _inputs(model: torch.nn.Module, workload: Workload) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and the named arguments of the model."""
+    batch = workload.batch
+    if batch.structure is None:
+        return tuple(batch[: _taken(model, workload)]), {}
+    inputs, named = batch.arguments(batch)
+    if workload.loss is None:
+        return inputs, dict(named)
+    known = inspect.signature(model.forward).parameters
+    return inputs, {k: value for k, value in named.items() if k in known and k != "labels"}
 
 
 def _taken(model: torch.nn.Module, workload: Workload) -> int:

@@ -261,7 +261,7 @@ def vmap_is_in(node: fx.Node) -> bool:
     return getattr(node.target, "__module__", "") == "torch._functorch.predispatch"
 
 
-def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
+def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
     """Return a tree with a function of each tensor instead of the tensor."""
     return tree_map_only(torch.Tensor, function, tree)
 

@@ -64,6 +64,37 @@ def test_the_model_alone_in_evaluation_mode(tmp_path: Path) -> None:
         export_forward(work, file)
 
 
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        made: torch.Tensor = self.fc(x)
+        made = made if mask is None else made * mask
+        return made if labels is None else (made - labels).square().mean()
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_batch_with_names_gives_named_inputs_without_labels(
+    trained: bool, tmp_path: Path
+) -> None:
+    model = Named()
+    batch = {"mask": torch.ones(2, 3), "x": torch.randn(2, 4)}
+    work = Workload(model, batch)
+    if trained:
+        more = {**batch, "labels": torch.zeros(2, 3), "weight": torch.ones(())}
+        optimizer = torch.optim.SGD(model.parameters())
+        work = Workload(model, more, lambda model, **named: model(**named), optimizer)
+    export_forward(work, tmp_path / "forward.onnx", dynamic=True)
+    proto = onnx.load(tmp_path / "forward.onnx")
+    assert {item.name for item in proto.graph.input} == {"x", "mask"}
+    given = {"x": np.ones((5, 4), np.float32), "mask": np.zeros((5, 3), np.float32)}
+    assert not run(proto, given)[0].any()
+
+
 def test_the_batch_size_may_be_open(tmp_path: Path) -> None:
     work = workload()
     export_forward(work, tmp_path / "forward.onnx", dynamic=True)
