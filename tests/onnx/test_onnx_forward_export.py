@@ -82,16 +82,24 @@ def test_a_batch_with_names_gives_named_inputs_without_labels(
     trained: bool, tmp_path: Path
 ) -> None:
     model = Named()
-    batch = {"mask": torch.ones(2, 3), "x": torch.randn(2, 4)}
+    batch: dict[str, torch.Tensor] = {"mask": torch.ones(2, 3), "x": torch.randn(2, 4)}
     work = Workload(model, batch)
     if trained:
         more = {**batch, "labels": torch.zeros(2, 3), "weight": torch.ones(())}
         optimizer = torch.optim.SGD(model.parameters())
-        work = Workload(model, more, lambda model, **named: model(**named), optimizer)
+
+        def weighted(model: nn.Module, weight: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+            value: torch.Tensor = weight * model(**named)
+            return value
+
+        work = Workload(model, more, weighted, optimizer)
     export_forward(work, tmp_path / "forward.onnx", dynamic=True)
     proto = onnx.load(tmp_path / "forward.onnx")
     assert {item.name for item in proto.graph.input} == {"x", "mask"}
-    given = {"x": np.ones((5, 4), np.float32), "mask": np.zeros((5, 3), np.float32)}
+    given: dict[str, object] = {
+        "x": np.ones((5, 4), np.float32),
+        "mask": np.zeros((5, 3), np.float32),
+    }
     assert not run(proto, given)[0].any()
 
 
