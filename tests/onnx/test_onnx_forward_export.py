@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from programs.onnx_models import run
+from programs.onnx_models import Array, run
 from torch import nn
 
 import mpcompile
@@ -96,7 +96,7 @@ def test_a_batch_with_names_gives_named_inputs_without_labels(
     export_forward(work, tmp_path / "forward.onnx", dynamic=True)
     proto = onnx.load(tmp_path / "forward.onnx")
     assert {item.name for item in proto.graph.input} == {"x", "mask"}
-    given: dict[str, object] = {
+    given: dict[str, Array] = {
         "x": np.ones((5, 4), np.float32),
         "mask": np.zeros((5, 3), np.float32),
     }
