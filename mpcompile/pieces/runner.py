@@ -27,6 +27,7 @@ from mpcompile.plan.plan import Plan
 from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.program.batch import Arguments
+from mpcompile.program.node_tensors import NARROW
 from mpcompile.program.returned import TENSOR, ReturnedTree
 from mpcompile.program.workload import Workload
 from mpcompile.step.ways import OtherWay, Way
@@ -107,7 +108,6 @@ class Runner:
         silent: bool = False,
         copies: bool = True,
     ) -> None:
-        assert workload.loss is not None
         self.pieces, self.way = list[Piece](), way
         self.backend: Backend | None = None
         self.seen, self.mode = dict[Hashable, Returns](), fake_mode()
@@ -119,7 +119,7 @@ class Runner:
         self._made: Made | None = None
         self._again = False
         self._constants: dict[str, tuple[torch.Tensor, int, torch.Tensor]] = {}
-        self._run = InPieces(workload.loss, workload.model, self._compile)
+        self._run = InPieces(workload.function, workload.model, self._compile)
 
     def _compile(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         policy = self.policy.inside(f"piece{len(self.pieces)}.")
@@ -162,6 +162,8 @@ class Runner:
                 _LOG.warning("%s", said(self.pieces, self.why))
         leaves, structure = flatten(result)
         loss, *beside = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        if loss.dtype in NARROW:
+            loss = loss.float()
         if len(beside) != count:
             raise CannotCapture(
                 f"the program returns {len(beside)} tensors beside the loss, other than for the "

@@ -82,10 +82,26 @@ class Workload:
             tensors: those of the batch, or others in their places.
         """
         args, named = self.batch.arguments(tensors)
-        with seen_in_own_dtypes(model, self.own_dtypes or {}):
-            if self.loss is None:
-                return model(*args, **named)
-            return _in_fp32(self.loss(model, *args, **named))
+        result = self.function(model, *args, **named)
+        return result if self.loss is None else _in_fp32(result)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The loss, or the call of the model, with each parameter in the program's own dtype."""
+        called = _call if self.loss is None else self.loss
+        if not self.own_dtypes:
+            return called
+        own = self.own_dtypes
+
+        def in_own_dtypes(model: torch.nn.Module, *args: Any, **named: Any) -> Any:
+            with seen_in_own_dtypes(model, own):
+                return called(model, *args, **named)
+
+        return in_own_dtypes
+
+
+def _call(model: torch.nn.Module, *args: Any, **named: Any) -> Any:
+    return model(*args, **named)
 
 
 def _in_fp32(result: Any) -> Any:

@@ -151,6 +151,7 @@ def test_in_pieces() -> None:
     eager = copy.deepcopy(model)
 
     def branches(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
         value = loss(model, x, y)
         return value * 2 if value.item() > 100 else value
 
