@@ -1,4 +1,4 @@
-"""Train the zoo: ``python -m bench.zoo.models FILE.jsonl [--names A B] [--table]``.
+"""Train the zoo: ``python -m bench.zoo.models FILE.jsonl [--names A B] [--seconds N] [--table]``.
 
 Each model is compiled and trained for ten steps beside eager FP32 and eager autocast in FP16, from
 the same weights, without dropout. One JSON line a model; models that the file already has are left
@@ -25,7 +25,6 @@ import torch
 from bench.machine import describe
 from bench.zoo.trial import Loss, gradients, trial
 
-SECONDS = 300
 TIMM = (
     *("beit_base_patch16_224", "botnet26t_256", "cait_xxs24_224", "coat_lite_tiny", "convit_tiny"),
     *("convmixer_768_32", "convnext_atto", "crossvit_tiny_240", "cspresnet50", "darknet17"),
@@ -72,7 +71,7 @@ VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t")
 
 
 class TooLate(BaseException):
-    """A model took longer than `SECONDS`; no Exception, so that no library catches it."""
+    """A model took longer than it may; no Exception, so that no library catches it."""
 
 
 def models() -> Iterator[tuple[str, Any]]:
@@ -186,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--names", nargs="*", default=(), help="only these, such as hf:bert")
+    parser.add_argument("--seconds", type=int, default=300, help="the most that a model may take")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     text = options.file.read_text() if options.file.exists() else ""
@@ -206,7 +206,7 @@ def main() -> None:
         if name in done:
             continue
         make = made[name]
-        signal.alarm(SECONDS)
+        signal.alarm(options.seconds)
         row = {"name": name, **row_of(make)}
         signal.alarm(0)
         row["torch"], row["commit"] = facts["torch"], facts["commit"]
