@@ -50,6 +50,8 @@ def make_functional(
     also `view_writes` beside this file. Where that is unsafe, torch's own functionalization does
     it, at the cost of a second trace.
 
+    A write to a tensor of the batch changes what the program reads later, and not the batch.
+
     A write without gradients (see `grad_modes` beside this file) to a tensor that requires one
     changes its value, and its gradient stays that of the tensor before the write.
 
@@ -75,17 +77,17 @@ def make_functional(
     ]
 
     def possible(node: fx.Node) -> bool:
-        return _safe(node, state, order) or _safe_in_views(node, state, order, requires)
+        return _safe(node, order) or _safe_in_views(node, order, requires)
 
     if not all(map(possible, order)) or any(map(mutated_inputs, inside)):
         for node in order:
             # Torch would let gradients through such a write, which concerns no state.
-            if node in NO_GRAD and _safe(node, state, order) and _base(node).op != "placeholder":
+            if node in NO_GRAD and _safe(node, order) and _base(node).op != "placeholder":
                 for target in mutated_inputs(node):
                     if target in requires:
                         _replace_write(node, target, requires, order, own)
         for node in order:
-            _refuse_hidden(node, requires, state)
+            _refuse_hidden(node, requires)
         return _by_torch(program)
     newest: dict[str, fx.Node] = {}
     whole: set[fx.Node] = set()
@@ -97,7 +99,7 @@ def make_functional(
             graph.erase_node(node)
             continue
         for target in mutated_inputs(node):
-            if _safe(node, state, order):
+            if _safe(node, order):
                 value = _replace_write(node, target, requires, order, own)
             else:
                 target = root_of(target, whole)
@@ -164,7 +166,7 @@ def _functional_write(node: fx.Node, target: fx.Node, own: list[OwnBackward]) ->
     return value
 
 
-def _refuse_hidden(node: fx.Node, requires: Collection[fx.Node], state: Collection[str]) -> None:
+def _refuse_hidden(node: fx.Node, requires: Collection[fx.Node]) -> None:
     """Refuse the writes that torch's functionalization would get wrong."""
     for target in mutated_inputs(node):
         base = target
@@ -178,34 +180,24 @@ def _refuse_hidden(node: fx.Node, requires: Collection[fx.Node], state: Collecti
                 at,
                 "write a new tensor instead, for example with torch.where",
             )
-        if base.op == "placeholder" and base.name not in state:
-            raise CannotCapture(
-                "the program writes to a tensor of the batch", at, "write to a copy: x = x.clone()"
-            )
 
 
-def _safe(node: fx.Node, state: Collection[str], order: dict[fx.Node, int]) -> bool:
+def _safe(node: fx.Node, order: dict[fx.Node, int]) -> bool:
     """Whether the node writes to no tensor, or only to tensors of which no view is read later."""
     return all(
         functional_overload(node) is not None
         and not is_view(target)
         and (target.target is not operator.getitem or source_of(target) is None)
         and not _view_read_after(target, node, order)
-        and (target.op != "placeholder" or target.name in state)
         for target in mutated_inputs(node)
     )
 
 
-def _safe_in_views(
-    node: fx.Node, state: Collection[str], order: dict[fx.Node, int], requires: set[fx.Node]
-) -> bool:
+def _safe_in_views(node: fx.Node, order: dict[fx.Node, int], requires: set[fx.Node]) -> bool:
     """Whether the node writes to one tensor, perhaps through views that can be taken again."""
     if not can_write(node, order):
         return False
-    root = root_of(node)
-    return (root.op != "placeholder" or root.name in state) and not (
-        node in NO_GRAD and root in requires
-    )
+    return not (node in NO_GRAD and root_of(node) in requires)
 
 
 def _view_read_after(tensor: fx.Node, write: fx.Node, order: dict[fx.Node, int]) -> bool:

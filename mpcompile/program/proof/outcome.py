@@ -20,6 +20,7 @@ from mpcompile.program.random_state import RandomState, drawn_again, random_stat
 from mpcompile.program.workload import Workload
 from mpcompile.torch_private.modules import hooks_of
 from mpcompile.torch_private.ops import draws
+from mpcompile.torch_private.tensors import version_of
 from mpcompile.torch_private.tracing import leaves_of
 
 
@@ -34,6 +35,7 @@ class Outcome:
         gradients: per trained parameter its gradient; None: the loss does not reach it.
         written: the next values of the model's parameters and buffers that the pass has written.
         random: the state of torch's generators after the forward pass.
+        batch: the indices of the tensors of the batch that the program has written.
     """
 
     loss: torch.Tensor
@@ -41,6 +43,7 @@ class Outcome:
     gradients: dict[str, torch.Tensor | None]
     written: dict[str, torch.Tensor]
     random: RandomState
+    batch: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +114,7 @@ def of_program(subject: Subject, copies: TensorCopies, state: RandomState) -> Ou
     workload = subject.workload
     copies.set_gradients_aside()
     batch = [value.detach().clone().requires_grad_(value.requires_grad) for value in workload.batch]
+    versions = list(map(version_of, batch))
     with drawn_again(state), torch.enable_grad():
         result = workload.run(workload.model, batch)
         after = random_state(subject.device)
@@ -130,7 +134,8 @@ def of_program(subject: Subject, copies: TensorCopies, state: RandomState) -> Ou
             written[name] = tensor.detach().clone()
     beside += left_values(subject.found, subject.forward.left)
     kept = tuple(value.detach().clone() for value in beside)
-    return Outcome(loss.detach(), kept, gradients, written, after)
+    hit = tuple(k for k, value in enumerate(batch) if version_of(value) != versions[k])
+    return Outcome(loss.detach(), kept, gradients, written, after, hit)
 
 
 def of_graph(subject: Subject, state: RandomState, *, exact: bool = False) -> Outcome:

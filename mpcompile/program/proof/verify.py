@@ -141,6 +141,7 @@ def _both(subject: Subject, state: RandomState, effects: Effects) -> tuple[Outco
             own = {id(tensor) for tensor in subject.state.values()}
             own |= {id(tensor) for _, tensor in found.tensors[len(effects.found.tensors) :]}
             effects.note_written([path for path, tensor in copies.written if id(tensor) not in own])
+            effects.note_written([f"batch.{index}" for index in eager.batch])
         except CompileError:
             raise
         except Exception as error:
