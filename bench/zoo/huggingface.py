@@ -107,6 +107,8 @@ def shrink(configuration: Any) -> None:
     if isinstance(getattr(configuration, "layer_types", None), list):
         configuration.layer_types = configuration.layer_types[:_LAYERS]
     configuration.use_cache = False
+    if hasattr(configuration, "apply_spec_augment"):  # masks at random, like dropout
+        configuration.apply_spec_augment = False
     configuration.pad_token_id, configuration.decoder_start_token_id = 0, 1
     for value in list(vars(configuration).values()):
         if isinstance(value, transformers.PretrainedConfig):

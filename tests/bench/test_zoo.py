@@ -14,7 +14,7 @@ NAMES = (
     *("hf:bert", "hf:llama", "hf:mixtral", "hf:bart", "hf:vit", "hf:clip"),
     *("hf:mamba", "hf:wav2vec2", "hf:vilt", "hf:vit_mae"),
 )
-IN_PIECES = {"hf:wav2vec2", "hf:vilt"}
+IN_PIECES = {"hf:vilt"}
 
 
 @pytest.fixture(scope="module")

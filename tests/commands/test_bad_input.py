@@ -154,32 +154,32 @@ CASES = {
         r"model\.py:19: .*a loss or an optimizer, but not both",
         "",
     ),
-    "half-precision parameters": (
+    "double-precision parameters": (
         HEAD + "def workload():\n"
         "    m = Net()\n"
-        "    m.two.bfloat16()\n"
+        "    m.two.double()\n"
         "    def mixed(model, x, y):\n"
-        "        hidden = model.one(x).bfloat16()\n"
+        "        hidden = model.one(x).double()\n"
         "        return nn.functional.cross_entropy(model.two(hidden).float(), y)\n"
         "    return Workload(m, batch(), mixed, torch.optim.SGD(m.parameters(), lr=0.1))\n",
         2,
-        r"model\.py:18: the parameter two\.weight is bfloat16",
-        "FP32",
+        r"model\.py:18: the parameter two\.weight is float64",
+        "float32",
     ),
 }
 
 
 IN_PIECES = ("packed sequence", "data-dependent control flow")
-"""Cases that have no graph to show, and that `run` trains in pieces."""
+"""Cases that run in pieces; `check` needs one graph."""
 
 
 @pytest.mark.parametrize(
     ("command", "case"),
     [
         (command, case)
-        for command in ([], ["run"])
+        for command in ([], ["run"], ["check"])
         for case in CASES
-        if not (command and case in IN_PIECES)
+        if (command == ["check"]) == (case in IN_PIECES)
     ],
 )
 def test_bad_input_is_one_sentence_with_its_place(
