@@ -93,7 +93,7 @@ class ChangingNumbers:
                     "for each; store the number in a buffer and write to that, or pass it in the "
                     "batch as a tensor",
                     ChangingNumber,
-                    stacklevel=5,
+                    stacklevel=6,
                 )
         return bool(self._trial)
 
