@@ -61,10 +61,14 @@ def runtime_transformers_sorted(model: onnx.ModelProto) -> onnx.ModelProto:
 def _quietly(convert: Callable[..., Any], model: onnx.ModelProto) -> onnx.ModelProto:
     own = onnx.ModelProto()
     own.CopyFrom(model)  # the tools change their argument
+    before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        done: onnx.ModelProto = convert(own, keep_io_types=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            done: onnx.ModelProto = convert(own, keep_io_types=True)
+    finally:
+        logging.disable(before)
     return done
 
 
