@@ -302,8 +302,8 @@ def _graph(runner: Runner, batch: Batch, returns: Returns) -> Forward:
 
     def placeholder(kind: InputKind, name: str, tensor: torch.Tensor) -> fx.Node:
         node = graph.placeholder(name.replace(".", "_"))
-        node.meta["val"] = mode.from_tensor(tensor.detach(), static_shapes=True)
         inputs.append(Input(node.name, kind, name, tensor))
+        node.meta["val"] = mode.from_tensor(inputs[-1].value, static_shapes=True)
         return node
 
     every = {n: placeholder(InputKind.PARAMETER, n, v) for n, v in model.named_parameters()}

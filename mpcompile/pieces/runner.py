@@ -27,6 +27,7 @@ from mpcompile.plan.plan import Plan
 from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.program.batch import Arguments
+from mpcompile.program.complex_parameters import as_real
 from mpcompile.program.node_tensors import NARROW
 from mpcompile.program.returned import TENSOR, ReturnedTree
 from mpcompile.program.workload import Workload
@@ -60,7 +61,7 @@ class Made:
     def gradients(self, way: Way) -> list[torch.Tensor]:
         """Return the gradients in FP32 and then those of the copies, as a graph for a way wants."""
         return [
-            *(self.wide[name] for name in way.wide),
+            *(as_real(self.wide[name]) for name in way.wide),
             *(self.narrow[name] for name in way.narrow),
         ]
 

@@ -133,3 +133,24 @@ def test_it_can_be_frozen_and_be_of_another_shape_of_batch() -> None:
         optimizer.step()
         step(*data)
         torch.testing.assert_close(model.weight, eager.weight)
+
+
+def test_in_pieces_it_trains_as_in_eager_pytorch() -> None:
+    model, batch = made()
+    eager = copy.deepcopy(model)
+
+    def branches(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        value = loss(model, x, y)
+        return value * 2 if value.item() > 100 else value
+
+    optimizer, mine = (OPTIMIZERS["adamw"](one.parameters()) for one in (eager, model))
+    step = mpcompile.compile(model, branches, mine, batch, policy=FULL_PRECISION)
+    assert step.captured.in_pieces is not None
+    for _ in range(3):
+        theirs = branches(eager, *batch)
+        optimizer.zero_grad()
+        theirs.backward()
+        optimizer.step()
+        torch.testing.assert_close(step(*batch), theirs.detach())
+    torch.testing.assert_close(model.weight, eager.weight)
+    assert step.gradients(*batch)["weight"].dtype is torch.complex64
