@@ -24,7 +24,7 @@ from torch import fx
 
 from mpcompile.errors import BadInput, CompileError
 from mpcompile.lower.plain_calls import call_plainly
-from mpcompile.pieces.runner import NARROW_OF, Returns, Runner
+from mpcompile.pieces.runner import Returns, Runner
 from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.program.batch import Batch, structure_of
@@ -289,8 +289,9 @@ def _noted(runner: Runner, batch: Batch, tensors: _Tensors, tree: ReturnedTree |
 
 def _cast(graph: fx.Graph, weight: fx.Node, precision: Precision) -> fx.Node:
     """Add the cast of a weight, which the update will do."""
-    cast = graph.call_function(CAST, (weight,), {"dtype": NARROW_OF[precision]})
-    cast.meta["val"] = weight.meta["val"].to(NARROW_OF[precision])
+    dtype = getattr(torch, precision.value)
+    cast = graph.call_function(CAST, (weight,), {"dtype": dtype})
+    cast.meta["val"] = weight.meta["val"].to(dtype)
     return cast
 
 

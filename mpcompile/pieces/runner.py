@@ -25,7 +25,6 @@ from mpcompile.pieces.weight_copies import WeightCopies
 from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.plan import Plan
 from mpcompile.plan.policy import Policy
-from mpcompile.precision import Precision
 from mpcompile.program.batch import Arguments
 from mpcompile.program.complex_parameters import as_real
 from mpcompile.program.node_tensors import NARROW
@@ -255,13 +254,6 @@ class Runner:
             yield
         finally:
             self._again, self._made = False, None
-
-
-NARROW_OF = {
-    Precision.FP16: torch.float16,
-    Precision.BF16: torch.bfloat16,
-    Precision.FP32: torch.float32,
-}
 
 
 def _there(names: Iterable[str], found: Sequence[torch.Tensor | None]) -> dict[str, torch.Tensor]:

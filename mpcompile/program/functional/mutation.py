@@ -205,7 +205,7 @@ def _view_read_after(tensor: fx.Node, write: fx.Node, order: dict[fx.Node, int])
         is_view(user)
         and user is not write
         and (
-            any(order[reader] > order[write] for reader in user.users)
+            any(order.get(reader, -1) > order[write] for reader in user.users)
             or _view_read_after(user, write, order)
         )
         for user in tensor.users
