@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-import sys
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -133,7 +133,7 @@ def warn(what: str, category: type[Warning]) -> None:
 
     ``warnings.warn`` can do this itself with ``skip_file_prefixes``, from Python 3.12 on.
     """
-    level, frame = 2, sys._getframe(1)
-    while frame.f_code.co_filename.startswith(_HERE) and frame.f_back is not None:
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_HERE):
         level, frame = level + 1, frame.f_back
     warnings.warn(what, category, stacklevel=level)

@@ -34,6 +34,7 @@ from mpcompile.program.batch_size import find_open_dims
 from mpcompile.program.capture import Forward, capture
 from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.describe import dataflow
+from mpcompile.program.faint_weights import faint_reasons
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.marks import MADE_BY
 from mpcompile.program.masters import masters_of
@@ -283,7 +284,9 @@ def _with_step(
 def describe(forward: Forward, policy: Policy, unfit: tuple[UnfitConstant, ...] = ()) -> Dataflow:
     """Describe a captured forward graph to the planner."""
     fixed = {item.node: item.kind.fixed for item in forward.inputs}
-    reasons = unfit_reasons(forward.module, unfit)
+    held = forward.constants() | forward.weights()
+    reasons = faint_reasons(forward.module, held, policy.precision)
+    reasons |= unfit_reasons(forward.module, unfit)
     return dataflow(forward.module, fixed, policy, reasons, forward.constants())
 
 

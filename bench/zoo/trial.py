@@ -61,7 +61,8 @@ def trial(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Any]:
     The model has run in eager PyTorch before. The keys: ``state`` (whole, pieces, refused or
     traceback), ``error``, ``seconds``, ``before_lowering`` (of these), ``export`` (seconds of
     `torch.export` alone), ``inexact`` (what the check of the first batch says), ``skipped``,
-    ``scales`` (before and after the first step), ``ours`` and ``autocast`` (distances of the first gradients from FP32, the second its error if
+    ``scales`` (before and after the first step),
+    ``ours`` and ``autocast`` (distances of the first gradients from FP32, the second its error if
     it has one), ``near``, ``losses``.
     """
     row: dict[str, Any] = {}
