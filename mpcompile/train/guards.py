@@ -32,6 +32,7 @@ from mpcompile.torch_private.guarding import (
     tensor_hook_lists,
 )
 from mpcompile.torch_private.modules import HOOKS, MEMBERS
+from mpcompile.torch_private.tensor_words import never, watch
 from mpcompile.train.changing_numbers import ChangingNumbers, NotAsInputs
 from mpcompile.train.situation import Situation, is_atom, settings, situation_of, token
 
@@ -147,6 +148,7 @@ class Guard:
     def accept(self) -> None:
         """Note the present storage of tensors, entries of the optimizer's state, and hooks."""
         self._places = list(map(torch.Tensor.data_ptr, self._tensors))
+        self._watched = never  # until all attributes have been compared
         self._state = self._optimizer.state
         self._state_version = dict_version(self._state)
         self._made = hooks_made()
@@ -258,12 +260,21 @@ class Guard:
         for group, members in zip(groups, self._members, strict=True):
             if not _alike(group["params"], members):
                 return False
-        return (
-            all(map(is_, self._single_now(), self._singles))
-            and all(map(_needs_gradient, self._trains))
+        return all(map(is_, self._single_now(), self._singles)) and (
+            self._watched() or self._attributes_hold()
+        )
+
+    def _attributes_hold(self) -> bool:
+        """Compare memory and ``requires_grad`` of each tensor; if all hold, watch their words."""
+        holds = (
+            all(map(_needs_gradient, self._trains))
             and not (self._frozen and any(map(_needs_gradient, self._frozen)))
             and list(map(torch.Tensor.data_ptr, self._tensors)) == self._places
         )
+        if holds:
+            mine = {id(value): value for value in (*self._tensors, *self._trains, *self._frozen)}
+            self._watched = watch(mine.values())
+        return holds
 
     def _single_now(self) -> Iterator[torch.Tensor]:
         """Yield the optimizer's parameters of one element, which `_alike` compares by value."""
