@@ -11,14 +11,12 @@ are they read.
 
 Where the words are is not assumed. It is found on small tensors, by what changes when an attribute
 is set, and what is read of each watched tensor is compared with its attributes. If a word is not
-found or a value differs, the attributes are read at each call. Found on torch 2.13 and 2.14.1,
-Python 3.11.
+found or a value differs, the attributes are read at each call. Found on torch 2.11,
+2.13, 2.14.1 and 2.15 with Python 3.11.
 """
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,10 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 
-_WORD = 8
-"""Bytes of a word."""
+from mpcompile.torch_private.words import WORD, Words, are_words_known, only, read
 
-_OF_TENSOR, _OF_STORAGE, _OF_GRADIENT, _OF_COUNT = 22, 6, 20, 4
+_OF_TENSOR, _OF_STORAGE, _OF_GRADIENT, _OF_COUNT = 22, 6, 20, 3
 """How many words of a `TensorImpl`, `StorageImpl`, `AutogradMeta` and `VersionCounter` are looked
 at; none of them is smaller."""
 
@@ -64,50 +61,6 @@ class _Layout:
     count: int
 
 
-class _Memory:
-    """All words from an address on, as an array of NumPy; nothing is read before it is asked for.
-
-    Args:
-        first: the address of the first word.
-        last: the address of the last one.
-    """
-
-    def __init__(self, first: int, last: int) -> None:
-        shape = ((last - first) // _WORD + 1,)
-        self.__array_interface__ = {
-            "data": (first, True), "shape": shape, "typestr": "<u8", "version": 3,
-        }  # fmt: skip
-
-
-class _Words:
-    """Words at some addresses, and what they were when this was made.
-
-    Args:
-        addresses: of the words.
-        owners: objects that are kept alive.
-    """
-
-    def __init__(self, addresses: Sequence[int], owners: Sequence[object] = ()) -> None:
-        self._owners = owners
-        first, last = min(addresses, default=0), max(addresses, default=0)
-        memory = np.asarray(_Memory(first, last)) if addresses else np.zeros(1, np.uint64)
-        self._take = memory.take
-        self._places = np.array([(one - first) // _WORD for one in addresses], np.intp)
-        self.before = self.now()
-
-    def now(self) -> bytes:
-        """Return what the words are."""
-        return self._take(self._places).tobytes()
-
-    def hold(self) -> bool:
-        """Whether the words are as before."""
-        return self._take(self._places).tobytes() == self.before
-
-    def numbers(self) -> list[int]:
-        """Return the words of before as numbers."""
-        return np.frombuffer(self.before, np.uint64).tolist()
-
-
 def never() -> bool:
     """Say no, as a check does that cannot be made."""
     return False
@@ -125,20 +78,20 @@ def watch(tensors: Iterable[torch.Tensor]) -> Callable[[], bool]:
     if layout is None or first is None:
         return never
     names = layout.storage, layout.gradient, layout.offset
-    second = _Words([one + _WORD * name for one in first.numbers() for name in names])
+    second = Words([one + WORD * name for one in first.numbers() for name in names])
     found = second.numbers()
     storages, gradients, offsets = found[0::3], found[1::3], found[2::3]
-    data = [one + _WORD * layout.data for one in dict.fromkeys(storages) if one]
+    data = [one + WORD * layout.data for one in dict.fromkeys(storages) if one]
     kinds = (layout.needs, *layout.made_by)
-    of_gradients = [one + _WORD * kind for one in gradients if one for kind in kinds]
-    third = _Words(data + of_gradients)
+    of_gradients = [one + WORD * kind for one in gradients if one for kind in kinds]
+    third = Words(data + of_gradients)
     read = dict(zip(data + of_gradients, third.numbers(), strict=True))
 
     def needs(gradient: int) -> bool:
         if not gradient:
             return False
-        made = any(read[gradient + _WORD * kind] for kind in layout.made_by)
-        return made or bool(read[gradient + _WORD * layout.needs] & layout.needs_mask)
+        made = any(read[gradient + WORD * kind] for kind in layout.made_by)
+        return made or bool(read[gradient + WORD * layout.needs] & layout.needs_mask)
 
     for tensor, storage, gradient, offset in zip(
         watched, storages, gradients, offsets, strict=True
@@ -146,7 +99,7 @@ def watch(tensors: Iterable[torch.Tensor]) -> Callable[[], bool]:
         if needs(gradient) != tensor.requires_grad:
             return never
         if tensor.layout is torch.strided and tensor.numel():
-            start = read.get(storage + _WORD * layout.data)
+            start = read.get(storage + WORD * layout.data)
             if start is None or start + offset * tensor.element_size() != tensor.data_ptr():
                 return never
     holds = first.hold, second.hold, third.hold
@@ -179,34 +132,33 @@ class Writes:
 
     def _note(self) -> None:
         """Find the counters of the tensors."""
-        self._counts: _Words | None = None
+        self._counts: Words | None = None
         layout = layout_of_tensors()
         first = None if layout is None else _implementations(layout, self._tensors)
         if layout is None or first is None:
             return
         self._first = first
-        self._second = _Words([one + _WORD * layout.version for one in first.numbers()])
+        self._second = Words([one + WORD * layout.version for one in first.numbers()])
         counters = self._second.numbers()
         if not all(counters):
             return
-        counts = _Words([one + _WORD * layout.count for one in counters])
+        counts = Words([one + WORD * layout.count for one in counters])
         versions = [tensor._version for tensor in self._tensors]
         if [count % 2**32 for count in counts.numbers()] == versions:
             self._counts = counts
 
 
-def _implementations(layout: _Layout, tensors: Sequence[torch.Tensor]) -> _Words | None:
+def _implementations(layout: _Layout, tensors: Sequence[torch.Tensor]) -> Words | None:
     """Return the words with which tensors name their implementations; None: it is not so."""
-    places = [id(tensor) + _WORD * layout.implementation for tensor in tensors]
-    words = _Words(places, tensors)
+    places = [id(tensor) + WORD * layout.implementation for tensor in tensors]
+    words = Words(places, tensors)
     return words if words.numbers() == [one._cdata for one in tensors] else None
 
 
 @cache
 def layout_of_tensors() -> _Layout | None:
     """Return where torch stores what can change about a tensor; None: that was not found."""
-    words = sys.implementation.name == "cpython" and sys.maxsize == 2**63 - 1
-    if not words or sys.byteorder != "little":
+    if not are_words_known():
         return None
     try:
         with torch.inference_mode(False), torch.enable_grad():
@@ -221,25 +173,25 @@ def _find() -> _Layout:
     tensor, other = _part(numbers, 3), _part(numbers, 5)
     words, others = _of(tensor), _of(other)
     storage = numbers.untyped_storage()
-    in_storage = _read(storage._cdata, _OF_STORAGE)
+    in_storage = read(storage._cdata, _OF_STORAGE)
     sharing = _of(tensor.detach())  # has the same counter
-    at = _read(id(tensor), torch.Tensor.__basicsize__ // _WORD)
-    offset = _only(k for k in range(_OF_TENSOR) if (words[k], others[k]) == (3, 5))
-    version = _only(
+    at = read(id(tensor), torch.Tensor.__basicsize__ // WORD)
+    offset = only(k for k in range(_OF_TENSOR) if (words[k], others[k]) == (3, 5))
+    version = only(
         k for k in range(_OF_TENSOR) if words[k] == sharing[k] != others[k] and k != offset
     )
-    before = _read(words[version], _OF_COUNT)
+    before = read(words[version], _OF_COUNT)
     tensor.add_(1)
-    after = _read(words[version], _OF_COUNT)
-    count = _only(k for k in range(_OF_COUNT) if after[k] == before[k] + 1)
+    after = read(words[version], _OF_COUNT)
+    count = only(k for k in range(_OF_COUNT) if after[k] == before[k] + 1)
     gradient, needs, mask, made_by = _find_gradient(tensor)
     return _Layout(
-        implementation=_only(k for k, word in enumerate(at) if word == tensor._cdata),
-        storage=_only(k for k, word in enumerate(words) if word == storage._cdata),
+        implementation=only(k for k, word in enumerate(at) if word == tensor._cdata),
+        storage=only(k for k, word in enumerate(words) if word == storage._cdata),
         gradient=gradient,
         version=version,
         offset=offset,
-        data=_only(k for k, word in enumerate(in_storage) if word == storage.data_ptr()),
+        data=only(k for k, word in enumerate(in_storage) if word == storage.data_ptr()),
         needs=needs,
         needs_mask=mask,
         made_by=made_by,
@@ -252,13 +204,13 @@ def _find_gradient(tensor: torch.Tensor) -> tuple[int, int, int, tuple[int, ...]
     before = _of(tensor)
     tensor.requires_grad_(True)
     words = _of(tensor)
-    gradient = _only(k for k in range(_OF_TENSOR) if before[k] == 0 != words[k])
-    on = _read(words[gradient], _OF_GRADIENT)
+    gradient = only(k for k in range(_OF_TENSOR) if before[k] == 0 != words[k])
+    on = read(words[gradient], _OF_GRADIENT)
     tensor.requires_grad_(False)
-    off = _read(words[gradient], _OF_GRADIENT)
-    needs = _only(k for k in range(_OF_GRADIENT) if on[k] != off[k])
+    off = read(words[gradient], _OF_GRADIENT)
+    needs = only(k for k in range(_OF_GRADIENT) if on[k] != off[k])
     tensor.mul_(torch.ones(2, device="cpu", requires_grad=True))
-    made = _read(words[gradient], _OF_GRADIENT)
+    made = read(words[gradient], _OF_GRADIENT)
     made_by = tuple(k for k in range(_OF_GRADIENT) if off[k] == 0 != made[k])
     if not made_by or _of(tensor)[gradient] != words[gradient]:
         raise LookupError
@@ -272,20 +224,4 @@ def _part(numbers: torch.Tensor, start: int) -> torch.Tensor:
 
 
 def _of(tensor: torch.Tensor) -> list[int]:
-    return _read(tensor._cdata, _OF_TENSOR)
-
-
-def _read(address: int, count: int) -> list[int]:
-    return list((ctypes.c_uint64 * count).from_address(address))
-
-
-def _only(found: Iterable[int]) -> int:
-    """Return the only element.
-
-    Raises:
-        LookupError: there is none, or several.
-    """
-    several = list(found)
-    if len(several) != 1:
-        raise LookupError
-    return several[0]
+    return read(tensor._cdata, _OF_TENSOR)
