@@ -167,7 +167,9 @@ class _Entries:
     """
 
     def __init__(self, held: dict[Any, Any], items: list[Held], others: set[Any]) -> None:
-        self.held, self._items, self._others = held, items, others
+        self.held, self._others = held, others
+        self._names = [item.key for item in items]
+        self._values = [item.value for item in items]
         self._keys = [key for key in held if key not in others]
         self._version = dict_version(held)
 
@@ -187,10 +189,13 @@ class _Entries:
 
     def are_same(self) -> bool:
         """Whether there are the same keys beside those that do not count, and the same values."""
-        now = self.held
-        if [key for key in now if key not in self._others] != self._keys:
+        now, others = self.held, self._others
+        if ([key for key in now if key not in others] if others else list(now)) != self._keys:
             return False
-        return all(_unchanged(item.value, now.get(item.key)) for item in self._items)
+        found = map(now.get, self._names)
+        return all(map(is_, found, self._values)) or all(
+            map(_unchanged, self._values, map(now.get, self._names))
+        )
 
 
 def alike(now: Any, before: Any) -> bool:
