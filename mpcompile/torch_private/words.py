@@ -66,7 +66,8 @@ class Words:
 
     def numbers(self) -> list[int]:
         """Return the words of before as numbers."""
-        return np.frombuffer(self.before, np.uint64).tolist()
+        found: list[int] = np.frombuffer(self.before, np.uint64).tolist()
+        return found
 
 
 def read(address: int, count: int) -> list[int]:

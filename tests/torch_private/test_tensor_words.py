@@ -39,7 +39,7 @@ def move_by_one(weight: nn.Parameter) -> None:
 def put_elsewhere(weight: nn.Parameter) -> None:
     """Give a weight another storage by an op."""
     with torch.no_grad():
-        weight.set_(torch.zeros(4))  # type: ignore[arg-type]
+        weight.set_(torch.zeros(4))  # type: ignore[call-overload]
 
 
 def resize_storage(weight: nn.Parameter) -> None:

@@ -44,14 +44,14 @@ def test_without_words_each_change_is_taken_up(change: str) -> None:
         pass
 
 
-def net() -> tuple[nn.Sequential, torch.optim.Optimizer, tuple[torch.Tensor]]:
+def net() -> tuple[Any, torch.optim.Optimizer, tuple[torch.Tensor]]:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2))
+    model: Any = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2))
     model[0].bias.requires_grad_(False)
     return model, torch.optim.SGD(model.parameters(), lr=0.1), (torch.randn(6, 4),)
 
 
-def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def loss(model: nn.Module, x: torch.Tensor) -> Any:
     return model(x).square().mean() * getattr(model, "beta", 1.0)
 
 
@@ -82,14 +82,14 @@ def test_a_number_that_is_an_input_leaves_the_check_quick(
         monkeypatch.setattr(tensor_words, "layout_of_tensors", lambda: None)
         monkeypatch.setattr(dictionary_words, "_place", lambda: None)
     model, optimizer, batch = net()
-    model.beta = 1.0  # type: ignore[assignment]
+    model.beta = 1.0
     step = mpcompile.compile(model, loss, optimizer, batch, backend="interpreter")
     for beta in (0.9, 0.8, 0.7, 0.6):
-        model.beta = beta  # type: ignore[assignment]
+        model.beta = beta
         step(*batch)
     monkeypatch.setattr(Guard, "_holds_by_value", refuse)
     for beta in (0.5, 0.4):
-        model.beta = beta  # type: ignore[assignment]
+        model.beta = beta
         with torch.no_grad():
             expected = loss(model, *batch)
         assert torch.allclose(step(*batch), expected, rtol=1e-2)
