@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import sysconfig
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,9 +17,13 @@ WORD = 8
 
 
 def are_words_known() -> bool:
-    """Whether ``id`` is an address here, and a word has 8 bytes with the lowest first."""
+    """Whether ``id`` is an address here, and a word has 8 bytes with the lowest first.
+
+    Without the lock of the interpreter another thread could free an object between two reads.
+    """
     known = sys.implementation.name == "cpython" and sys.maxsize == 2**63 - 1
-    return known and sys.byteorder == "little"
+    locked = not sysconfig.get_config_var("Py_GIL_DISABLED")
+    return known and locked and sys.byteorder == "little"
 
 
 class _Memory:
