@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar
+
+_HERE = f"{Path(__file__).parent}{os.sep}"
 
 
 class CompileError(Exception):
@@ -122,3 +126,14 @@ def printable(text: str) -> str:
 def from_here(text: str) -> str:
     """Return a text with files below the working folder as paths relative to it."""
     return text.replace(f"{Path.cwd()}{os.sep}", "")
+
+
+def warn(what: str, category: type[Warning]) -> None:
+    """Issue a warning whose place is the nearest caller outside this package.
+
+    ``warnings.warn`` can do this itself with ``skip_file_prefixes``, from Python 3.12 on.
+    """
+    level, frame = 2, sys._getframe(1)
+    while frame.f_code.co_filename.startswith(_HERE) and frame.f_back is not None:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(what, category, stacklevel=level)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -10,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput, CompileError, Defect, NotOneGraph, did_you_mean
+from mpcompile.errors import BadInput, CompileError, Defect, NotOneGraph, did_you_mean, warn
 from mpcompile.lower.lower import Lowering
 from mpcompile.passes.order import (
     BEFORE_AUTOGRAD,
@@ -50,6 +49,7 @@ from mpcompile.program.tracing.traced_program import Watch
 from mpcompile.program.unfit_constants import UnfitConstant, unfit_constants, unfit_reasons
 from mpcompile.program.workload import Workload
 from mpcompile.step.differentiate import differentiate
+from mpcompile.step.first_scale import with_common_scale, with_first_scale
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.inner_gradients import record_program
 from mpcompile.step.slices import is_absent
@@ -67,11 +67,13 @@ BY_DEVICE = Lowering()
 
 def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainStep:
     """Lower a transformed workload and bind its state; raises BadInput if it has no loss."""
-    workload, choices = transformed.workload, transformed.choices
+    workload = transformed.workload
     if transformed.step is None or workload.optimizer is None:
         raise BadInput(
             "the workload has no loss and no optimizer", workload.origin, "add both to train it"
         )
+    transformed = with_common_scale(transformed)
+    choices = transformed.choices
 
     pieces = transformed.forward.in_pieces
     if pieces is not None:
@@ -168,8 +170,11 @@ def _as_one_graph(
     held = not any(map(is_absent, workload.model.parameters()))
     proof = None
     if choices.verify and workload.optimizer is not None and held:
-        proof = verify_graph(workload, forward, effects)
+        first = choices.scale.measured and choices.like is None
+        proof = verify_graph(workload, forward, effects, measured=first)
     made = _transformed(workload, choices, forward, effects.undone)
+    if proof is not None:
+        made = with_first_scale(made, proof.full.largest)
     if choices.like is None:  # once for a step, not for each shape of batch
         effects.say()
     return made, proof if made.step is not None else None
@@ -235,7 +240,7 @@ def _planned(flow: Dataflow, choices: Choices) -> Plan:
     plan = decide(flow, choices.policy.precision, given, choices.ranges)
     if choices.ranges is not None:
         for sentence in overruled(plan, choices.ranges):
-            warnings.warn(sentence, MeasuredOverflow, stacklevel=3)
+            warn(sentence, MeasuredOverflow)
     return plan
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 
-from mpcompile.errors import InexactStep, from_here, printable
+from mpcompile.errors import InexactStep, from_here, printable, warn
 from mpcompile.lower.lower import Backend, Lowering
 from mpcompile.numerics.blame import blame
 from mpcompile.numerics.first_batch import compare
@@ -123,4 +122,4 @@ def _warn_if_far(made: Transformed, proof: Proof) -> None:
         advice = f"{reason.remedy.arguments} mends it"
     elif reason.tried:
         advice = "no few ops in FP32 were found that mend it; `mpcompile tune` finds a set"
-    warnings.warn(printable(f"{place}{reason.what}; {advice}."), InexactStep, stacklevel=3)
+    warn(printable(f"{place}{reason.what}; {advice}."), InexactStep)

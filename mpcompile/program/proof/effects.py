@@ -8,7 +8,6 @@ refused. A change is undone, because it may hold a tensor without values, and is
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpcompile.errors import NotOneGraph, SideEffect
+from mpcompile.errors import NotOneGraph, SideEffect, warn
 from mpcompile.program.proof.held import put
 from mpcompile.program.proof.prints import Prints
 from mpcompile.program.proof.second_look import lines_of, loss_of_a_run
@@ -151,11 +150,10 @@ class Effects:
         if self.prints.lines:
             first, *rest = self.prints.lines
             more = f", here and in {len(rest)} more line{'s' * (len(rest) > 1)}," if rest else ""
-            warnings.warn(
+            warn(
                 f"{first}: the program writes text{more} when it runs, and a compiled step does "
                 "not do that; print what the step returns.",
                 SideEffect,
-                stacklevel=4,
             )
 
     def _decided(self, changes: Mapping[str, Change]) -> dict[str, Change]:
@@ -191,11 +189,10 @@ class Effects:
         if path in self._read:
             kind += " and read by its next call"
             fix = "make it a buffer with register_buffer, which a step reads and writes"
-        warnings.warn(
+        warn(
             f"{where + ': ' if where else ''}{path} {kind} when it runs, and a compiled step "
             f"does not do that; {fix}.",
             SideEffect,
-            stacklevel=5,
         )
 
     def _refusal(self, name: str) -> NotOneGraph:
