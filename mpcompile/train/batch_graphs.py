@@ -20,8 +20,8 @@ from mpcompile.program.returned import Left, ReturnedTree
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.slots import Role
 from mpcompile.train.bound_graphs import BoundGradient
-from mpcompile.train.changing_numbers import BoundNumbers, NotAsInputs
-from mpcompile.train.situation import Facts, Situation
+from mpcompile.train.changes.changing_numbers import BoundNumbers, NotAsInputs
+from mpcompile.train.changes.situation import Facts, Situation
 
 MOST_SITUATIONS = 16
 """Graphs are kept for so many situations of the program; those not used for longest are dropped."""

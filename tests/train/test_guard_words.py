@@ -12,8 +12,8 @@ from torch import nn
 
 import mpcompile
 from mpcompile.torch_private import dictionary_words, tensor_words
-from mpcompile.train.guarded_values import GuardedValues
-from mpcompile.train.guards import Guard
+from mpcompile.train.changes.guarded_values import GuardedValues
+from mpcompile.train.changes.guards import Guard
 
 CHANGES = """
     evaluation one_norm dropout attribute attribute_of_object another_object element number_of_loss

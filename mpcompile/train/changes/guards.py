@@ -30,9 +30,9 @@ from mpcompile.torch_private.guarding import (
     tensor_hook_lists,
 )
 from mpcompile.torch_private.tensor_words import never, watch
-from mpcompile.train.changing_numbers import ChangingNumbers, NotAsInputs
-from mpcompile.train.guarded_values import GuardedValues, alike, is_single
-from mpcompile.train.situation import Situation, settings, situation_of, token
+from mpcompile.train.changes.changing_numbers import ChangingNumbers, NotAsInputs
+from mpcompile.train.changes.guarded_values import GuardedValues, alike, is_single
+from mpcompile.train.changes.situation import Situation, settings, situation_of, token
 
 _Batch: TypeAlias = Sequence[torch.Tensor]
 _needs_gradient = attrgetter("requires_grad")

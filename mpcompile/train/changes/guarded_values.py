@@ -14,8 +14,8 @@ from mpcompile.program.proof.surroundings import Surroundings
 from mpcompile.torch_private.dictionary_words import WatchedDictionaries
 from mpcompile.torch_private.guarding import dict_version
 from mpcompile.torch_private.modules import HOOKS, MEMBERS
-from mpcompile.train.changing_numbers import ChangingNumbers
-from mpcompile.train.situation import is_atom, token
+from mpcompile.train.changes.changing_numbers import ChangingNumbers
+from mpcompile.train.changes.situation import is_atom, token
 
 
 class GuardedValues:
