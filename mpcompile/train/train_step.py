@@ -26,14 +26,14 @@ from mpcompile.torch_private.tracing import note_step
 from mpcompile.train import checkpoint
 from mpcompile.train.batch_graphs import BatchGraph
 from mpcompile.train.bound_step import BoundStep, OtherLayout
-from mpcompile.train.changing_numbers import ForBatch, NotAsInputs
+from mpcompile.train.changes.changing_numbers import ForBatch, NotAsInputs
+from mpcompile.train.changes.guards import Guard
+from mpcompile.train.changes.situation import changed_numbers, differences, summary
 from mpcompile.train.checkpoint_of_processes import load, save
-from mpcompile.train.guards import Guard
 from mpcompile.train.optimizer_hooks import hooks_after_update, run_hooks
 from mpcompile.train.outcome import Outcome
 from mpcompile.train.repeats import Repeats
 from mpcompile.train.schedules import Schedules
-from mpcompile.train.situation import changed_numbers, differences, summary
 from mpcompile.train.skipped_in_a_row import SkippedInARow
 
 Result = TypeVar("Result")
