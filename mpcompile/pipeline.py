@@ -68,15 +68,13 @@ BY_DEVICE = Lowering()
 
 def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainStep:
     """Lower a transformed workload and bind its state; raises BadInput if it has no loss."""
-    workload = transformed.workload
-    if transformed.step is None or workload.optimizer is None:
+    workload, step = transformed.workload, transformed.step
+    if step is None or workload.optimizer is None:
         raise BadInput(
             "the workload has no loss and no optimizer", workload.origin, "add both to train it"
         )
     transformed = with_common_scale(transformed)
-    choices = transformed.choices
-
-    pieces = transformed.forward.in_pieces
+    choices, pieces = transformed.choices, transformed.forward.in_pieces
     if pieces is not None:
         device = next(iter(workload.model.parameters())).device
         pieces.runner.backend = lowering.backend_on(device)
@@ -99,7 +97,7 @@ def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainSt
 
     parallel = choices.loop.parallel
     if parallel is not None:
-        check_same_step(transformed.step, choices.scale, workload.optimizer, parallel)
+        check_same_step(step, choices.scale, workload.optimizer, parallel)
         spread(workload.model, workload.optimizer, parallel)
     return TrainStep(transformed, lowering, for_batch)
 

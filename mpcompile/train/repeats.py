@@ -137,4 +137,5 @@ class Repeats:
 
 
 def _loss(result: Any) -> torch.Tensor:
-    return result[0] if isinstance(result, tuple | list) else result
+    loss: torch.Tensor = result[0] if isinstance(result, tuple | list) else result
+    return loss

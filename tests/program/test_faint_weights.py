@@ -32,7 +32,8 @@ class Branch(nn.Module):
 
 
 def loss(model: nn.Module, x: Tensor) -> Tensor:
-    return (model(x) * 1e6).square().mean()
+    result: Tensor = (model(x) * 100.0).square().mean()
+    return result
 
 
 def plan(model: nn.Module, precision: Precision = Precision.FP16) -> Plan:

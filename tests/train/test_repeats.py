@@ -66,7 +66,7 @@ def test_the_first_batch_is_run_until_it_fits(dropout: bool) -> None:
     for first in (rule, LOW):
         step, model, optimizer = compiled(first, verify=False)
         if not dropout:
-            model[2].p = 0.0  # type: ignore[index, assignment]
+            model[2].p = 0.0  # type: ignore[index]
         torch.manual_seed(5)
         losses = [float(step(*batch)) for batch in given]
         assert (step.taken, step.skipped, step.retried) == (4, 0, 0)
@@ -115,7 +115,7 @@ def test_a_skipped_batch_is_run_again_before_the_next(accumulate: int) -> None:
     results = []
     for rule in (HIGH, LOW):
         step, model, optimizer = compiled(rule, accumulate=accumulate)
-        model[2].p = 0.0  # type: ignore[index, assignment]
+        model[2].p = 0.0  # type: ignore[index]
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
         step.scheduler(schedule)
         for batch in batches(6, steep=3):
