@@ -15,6 +15,7 @@ from mpcompile.passes.forward.narrow_backward import narrow_backward
 from mpcompile.passes.forward.pad_vocabulary import PadVocabulary
 from mpcompile.passes.gradient.recompute_casts import recompute_casts
 from mpcompile.passes.gradient.save_narrow import save_narrow
+from mpcompile.passes.gradient.sum_in_full import sum_in_full
 from mpcompile.passes.processes.average_buffers import AverageBuffers
 from mpcompile.passes.processes.gather_slices import GatherSlices
 from mpcompile.passes.processes.reduce_in_backward import ReduceInBackward
@@ -80,6 +81,7 @@ BEFORE_AUTOGRAD: tuple[Pass[fx.GraphModule], ...] = (
 
 GRADIENT: tuple[Pass[fx.GraphModule], ...] = (
     clean_casts,  # autograd casts again what forward has cast already
+    sum_in_full,  # before save_narrow: it removes casts of sums
     save_narrow,  # before recompute_casts, which then widens the stored copies
     recompute_casts,
     clean_casts,  # two recomputed casts of one tensor become one
