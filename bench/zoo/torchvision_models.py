@@ -12,7 +12,8 @@ from torch.nn import functional
 Loss = Callable[..., torch.Tensor]
 
 DETECTORS = (
-    *("fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn", "ssd300_vgg16"),
+    *("fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_320_fpn"),
+    *("retinanet_resnet50_fpn", "ssd300_vgg16"),
     *("ssdlite320_mobilenet_v3_large", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"),
     "fcos_resnet50_fpn",
 )
