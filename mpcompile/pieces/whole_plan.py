@@ -18,7 +18,6 @@ from mpcompile.plan.plan import Cast, Decision, Plan
 from mpcompile.precision import Precision
 from mpcompile.program.batch import Batch
 from mpcompile.program.random_state import drawn_again, random_state
-from mpcompile.step.ways import Way
 
 
 @dataclass(frozen=True)
@@ -95,9 +94,10 @@ def whole_plan(program: ProgramInPieces, batch: Batch, precision: Precision) -> 
     The caller puts back what the program changes beside the model's buffers.
     """
     before = program.runner
-    way = Way((*program.way.wide, *program.way.narrow), (), program.way.written)
+    way = replace(program.way, wide=(*program.way.wide, *program.way.narrow), narrow=())
     runner = Runner(before.workload, before.policy, before.why, way, silent=True)
-    trial = ProgramInPieces(runner, batch, program.returned)
+    runner.like = before.like
+    trial = ProgramInPieces(runner, batch)
     device = next(iter(before.workload.model.parameters())).device
     with drawn_again(random_state(device)):
         trial.forward((), batch)

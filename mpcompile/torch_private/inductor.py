@@ -220,7 +220,11 @@ def compile_under_autograd(
         new.meta.update(old.meta)
         if hasattr(old, "_dynamo_source"):
             new._dynamo_source = old._dynamo_source
-    made = compile_fx(module, list(inputs))
+    open_sizes = any(isinstance(value, torch.SymInt) for value in inputs)
+    # On a CPU, backward of a convolution with channels last keeps the strides of the first sizes
+    # (torch 2.13 and 2.14); on a GPU inductor leaves this out itself.
+    patches = {"layout_optimization": False} if open_sizes else None
+    made = compile_fx(module, list(inputs), config_patches=patches)
     assert callable(made)
     return made
 
