@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput, CompileError, Defect, NotOneGraph, did_you_mean
+from mpcompile.errors import BadInput, CompileError, Defect, NotOneGraph, ReplacedBuffer, did_you_mean
 from mpcompile.lower.lower import Lowering
 from mpcompile.passes.order import (
     BEFORE_AUTOGRAD,
@@ -41,6 +41,7 @@ from mpcompile.program.masters import masters_of
 from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.open_capture import capture_open, check_open
 from mpcompile.program.proof.effects import Effects
+from mpcompile.program.proof.first_run import settle
 from mpcompile.program.proof.left_behind import capture_left
 from mpcompile.program.proof.verify import Proof
 from mpcompile.program.proof.verify import verify as verify_graph
@@ -143,6 +144,8 @@ def _proved(workload: Workload, choices: Choices) -> tuple[Transformed, Proof | 
     try:
         return _as_one_graph(workload, choices, effects)
     except NotOneGraph as error:
+        if isinstance(error, ReplacedBuffer) and settle(workload, effects):
+            return _proved(workload, choices)
         refusal = error
     except (CompileError, Defect):
         raise

@@ -17,6 +17,13 @@ DETECTORS = (
     *("ssdlite320_mobilenet_v3_large", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"),
     "fcos_resnet50_fpn",
 )
+FEW = {
+    "rpn_pre_nms_top_n_train": 64,
+    "rpn_post_nms_top_n_train": 32,
+    "rpn_batch_size_per_image": 4096,
+    "box_batch_size_per_image": 512,
+}
+"""Few proposals, and samples so large that none is left out at random."""
 SEGMENTERS = ("lraspp_mobilenet_v3_large", "fcn_resnet50", "deeplabv3_mobilenet_v3_large")
 
 
@@ -30,6 +37,8 @@ def detector(name: str) -> tuple[nn.Module, Loss, Any]:
         options["num_classes"] = 2
     if not name.startswith("ssd"):
         options |= {"min_size": 64, "max_size": 96}
+    if "rcnn" in name:
+        options |= FEW
     model: nn.Module = getattr(detection, name)(**options).train()
 
     def loss(model: nn.Module, images: list[Any], targets: list[Any]) -> torch.Tensor:
