@@ -10,7 +10,14 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput, CompileError, Defect, NotOneGraph, ReplacedBuffer, did_you_mean
+from mpcompile.errors import (
+    BadInput,
+    CompileError,
+    Defect,
+    NotOneGraph,
+    ReplacedBuffer,
+    did_you_mean,
+)
 from mpcompile.lower.lower import Lowering
 from mpcompile.passes.order import (
     BEFORE_AUTOGRAD,
@@ -28,7 +35,7 @@ from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.given import decide, for_other_shapes
 from mpcompile.plan.measured import MeasuredOverflow, overruled
 from mpcompile.plan.plan import Plan
-from mpcompile.plan.policy import Level, Policy
+from mpcompile.plan.policy import Level, Policy, UnmatchedOverride
 from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
 from mpcompile.program.batch_size import find_open_dims
@@ -190,7 +197,10 @@ def _transformed(
     trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
     trace("mpcompile_before", lambda: graph_text(forward.module.graph))
     unfit = unfit_constants(forward.module, forward.constants(), precision)
-    flow = describe(forward, choices.policy, unfit)
+    with warnings.catch_warnings():
+        if forward.in_pieces is not None:  # an override names an op of a piece
+            warnings.simplefilter("ignore", UnmatchedOverride)
+        flow = describe(forward, choices.policy, unfit)
     plan = _planned(flow, choices)
     trace("mpcompile_decisions.json", plan.to_json)
     changes = run_passes(forward.module, forward_passes(plan), _lint)

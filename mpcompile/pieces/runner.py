@@ -21,10 +21,8 @@ from torch import fx
 from mpcompile.errors import BadInput, CompileError
 from mpcompile.lower.lower import Backend
 from mpcompile.pieces.breaks import Piece, piece_of, said
-from mpcompile.pieces.dynamo_graph import compile_graph
+from mpcompile.pieces.dynamo_graph import Outcome, compile_graph
 from mpcompile.pieces.weight_copies import WeightCopies
-from mpcompile.plan.dataflow import Dataflow
-from mpcompile.plan.plan import Plan
 from mpcompile.plan.policy import Policy
 from mpcompile.program.batch import Arguments
 from mpcompile.program.complex_parameters import as_real
@@ -76,7 +74,7 @@ class Runner:
         way: the way that the last run has taken.
         like: fake tensors like the loss and those beside it on this way, of any shapes.
         mode: of all fake tensors of its graphs.
-        planned: of each piece the planner's input and the plan, None where it was not planned.
+        outcomes: what became of each piece.
 
     Args:
         workload: the program.
@@ -100,7 +98,7 @@ class Runner:
         self.pieces, self.way = list[Piece](), way
         self.backend: Backend | None = None
         self.like, self.mode = list[torch.Tensor](), fake_mode()
-        self.planned = list[tuple[Dataflow | None, Plan | None]]()
+        self.outcomes = list[Outcome]()
         self.workload, self.policy, self.why, self._silent = workload, policy, why, silent
         self._copies, self._keeps = WeightCopies(), copies
         self._result: tuple[Any, Sequence[Any]] = None, ()
@@ -113,7 +111,7 @@ class Runner:
     def _compile(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         policy = self.policy.inside(f"piece{len(self.pieces)}.")
         made, outcome = compile_graph(module, inputs, policy, self.backend, copies=self._copies)
-        self.planned.append((outcome.flow, outcome.plan))
+        self.outcomes.append(outcome)
         self.pieces.append(piece_of(module, outcome.casts, outcome.wide))
         return made
 

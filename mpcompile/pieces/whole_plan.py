@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mpcompile.pieces.breaks import Piece, said
+from mpcompile.pieces.dynamo_graph import Captured
 from mpcompile.pieces.program_in_pieces import ProgramInPieces
 from mpcompile.pieces.runner import Runner
 from mpcompile.plan.dataflow import Dataflow, Op, Tensor
@@ -30,6 +31,7 @@ class WholePlan:
         plans: per piece its plan.
         precision: the 16-bit format, or FP32.
         sentence: the breaks, with their lines.
+        captured: per piece its graph before the casts; None if the piece cannot be rewritten.
     """
 
     pieces: tuple[Piece, ...]
@@ -37,6 +39,7 @@ class WholePlan:
     plans: tuple[Plan, ...]
     precision: Precision
     sentence: str
+    captured: tuple[Captured | None, ...]
 
     @property
     def lines(self) -> list[str]:
@@ -102,14 +105,16 @@ def whole_plan(program: ProgramInPieces, batch: Batch, precision: Precision) -> 
     with drawn_again(random_state(device)):
         trial.forward((), batch)
     runner.put_back()
-    flows = tuple(flow or Dataflow((), ()) for flow, _ in runner.planned)
+    flows = tuple(outcome.flow or Dataflow((), ()) for outcome in runner.outcomes)
     empty = Plan(precision, (), {}, (), 0)
-    plans = tuple(plan or empty for _, plan in runner.planned)
+    plans = tuple(outcome.plan or empty for outcome in runner.outcomes)
     sentence = said(runner.pieces, runner.why)
-    return WholePlan(tuple(runner.pieces), flows, plans, precision, sentence)
+    captured = tuple(outcome.captured for outcome in runner.outcomes)
+    return WholePlan(tuple(runner.pieces), flows, plans, precision, sentence, captured)
 
 
-def _name(index: int) -> Callable[[str], str]:
+def in_piece(index: int) -> Callable[[str], str]:
+    """Return a function that puts the name of a piece before the name of a node."""
     return lambda name: f"{_PIECE}{index}.{name}"
 
 
@@ -118,7 +123,7 @@ def _names(names: Sequence[str], name: Callable[[str], str]) -> tuple[str, ...]:
 
 
 def _named(flow: Dataflow, index: int) -> Dataflow:
-    name = _name(index)
+    name = in_piece(index)
     return Dataflow(
         tuple(_op(op, name) for op in flow.ops),
         tuple(_tensor(tensor, name) for tensor in flow.tensors),
@@ -141,7 +146,7 @@ def _tensor(tensor: Tensor, name: Callable[[str], str]) -> Tensor:
 
 
 def _prefixed(plan: Plan, index: int) -> Plan:
-    name = _name(index)
+    name = in_piece(index)
 
     def decision(item: Decision) -> Decision:
         return replace(item, op=name(item.op))

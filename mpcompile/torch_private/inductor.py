@@ -243,3 +243,9 @@ def dynamo_constant(placeholder: fx.Node) -> torch.Tensor | None:
     value = placeholder.meta["grapharg"].example
     is_state = hasattr(value, "_dynamo_static_input_type")
     return value if is_state and not isinstance(value, torch.nn.Parameter) else None
+
+
+def source_of(placeholder: fx.Node) -> str:
+    """Return where Dynamo found an input of a graph, such as ``L['self'].weight``."""
+    name = placeholder.meta["grapharg"].source.name
+    return str(name() if callable(name) else name)  # a method up to torch 2.11
