@@ -23,6 +23,7 @@ from mpcompile.passes.lowering.emulate_half import emulate_half
 from mpcompile.passes.lowering.reshape_views import reshape_views
 from mpcompile.pieces.casts import insert_casts
 from mpcompile.pieces.conversion_proof import Proven
+from mpcompile.pieces.tensor_cores import may_use_tensor_cores
 from mpcompile.pieces.weight_copies import CopiesRead, WeightCopies, read_copies
 from mpcompile.plan.dataflow import Dataflow, Fixed
 from mpcompile.plan.plan import Plan
@@ -102,6 +103,8 @@ def compile_graph(
     backend: Backend | None = None,
     within: str = "",
     copies: WeightCopies | None = None,
+    *,
+    every: bool = False,
 ) -> tuple[Callable[..., Any], Outcome]:
     """Rewrite one graph of Dynamo, and say what became of it.
 
@@ -115,6 +118,7 @@ def compile_graph(
         backend: default: that of the device.
         within: the dotted name of the module that is compiled, in the model that overrides name.
         copies: 16-bit copies of weights, which the graph reads instead of casting them.
+        every: also plan a graph that has nothing for a Tensor Core, to show its plan.
 
     Raises:
         BadInput: the model runs under ``torch.autocast``.
@@ -124,7 +128,10 @@ def compile_graph(
     tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
     device = tensors[0].device if tensors else torch.device("cpu")
     backend = backend or default_backend(device)
-    rewritten, outcome = _rewritten(module, policy, within)
+    if every or policy.half or may_use_tensor_cores(module):
+        rewritten, outcome = _rewritten(module, policy, within)
+    else:
+        rewritten, outcome = None, Outcome(0, "nothing in it is for a Tensor Core")
     if rewritten is None:
         if backend == "inductor":
             return compile_under_autograd(module, None, inputs), outcome

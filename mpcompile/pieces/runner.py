@@ -81,7 +81,7 @@ class Runner:
         policy: gives the wished precision of each op.
         why: the reason why it is not one graph.
         way: the way of the example batch.
-        silent: whether nothing is said of the breaks.
+        shown: whether it runs to show the plans of all pieces; then nothing is said of the breaks.
         copies: whether the update may keep 16-bit copies of weights.
     """
 
@@ -92,14 +92,14 @@ class Runner:
         why: CompileError,
         way: Way,
         *,
-        silent: bool = False,
+        shown: bool = False,
         copies: bool = True,
     ) -> None:
         self.pieces, self.way = list[Piece](), way
         self.backend: Backend | None = None
         self.like, self.mode = list[torch.Tensor](), fake_mode()
         self.outcomes = list[Outcome]()
-        self.workload, self.policy, self.why, self._silent = workload, policy, why, silent
+        self.workload, self.policy, self.why, self._shown = workload, policy, why, shown
         self._copies, self._keeps = WeightCopies(), copies
         self._result: tuple[Any, Sequence[Any]] = None, ()
         self._before, self._said = dict[str, tuple[torch.Tensor, torch.Tensor]](), False
@@ -110,7 +110,9 @@ class Runner:
 
     def _compile(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         policy = self.policy.inside(f"piece{len(self.pieces)}.")
-        made, outcome = compile_graph(module, inputs, policy, self.backend, copies=self._copies)
+        made, outcome = compile_graph(
+            module, inputs, policy, self.backend, copies=self._copies, every=self._shown
+        )
         self.outcomes.append(outcome)
         self.pieces.append(piece_of(module, outcome.casts, outcome.wide))
         return made
@@ -146,7 +148,7 @@ class Runner:
         result = self._run(self.workload.model, *args, **named)
         if not self._said:
             self._said = True
-            if not self._silent:
+            if not self._shown:
                 _LOG.warning("%s", said(self.pieces, self.why))
         (loss, *more), tree, alone = returned(result, self.workload)
         if loss.dtype in NARROW:

@@ -98,7 +98,7 @@ def whole_plan(program: ProgramInPieces, batch: Batch, precision: Precision) -> 
     """
     before = program.runner
     way = replace(program.way, wide=(*program.way.wide, *program.way.narrow), narrow=())
-    runner = Runner(before.workload, before.policy, before.why, way, silent=True)
+    runner = Runner(before.workload, before.policy, before.why, way, shown=True)
     runner.like = before.like
     trial = ProgramInPieces(runner, batch)
     device = next(iter(before.workload.model.parameters())).device
