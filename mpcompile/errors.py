@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar
+
+_HERE = f"{Path(__file__).parent}{os.sep}"
 
 
 class CompileError(Exception):
@@ -126,3 +130,14 @@ def printable(text: str) -> str:
 def from_here(text: str) -> str:
     """Return a text with files below the working folder as paths relative to it."""
     return text.replace(f"{Path.cwd()}{os.sep}", "")
+
+
+def warn(what: str, category: type[Warning]) -> None:
+    """Issue a warning whose place is the nearest caller outside this package.
+
+    ``warnings.warn`` can do this itself with ``skip_file_prefixes``, from Python 3.12 on.
+    """
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_HERE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(what, category, stacklevel=level)

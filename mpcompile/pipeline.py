@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -17,6 +16,7 @@ from mpcompile.errors import (
     NotOneGraph,
     ReplacedBuffer,
     did_you_mean,
+    warn,
 )
 from mpcompile.lower.lower import Lowering
 from mpcompile.passes.order import (
@@ -42,6 +42,7 @@ from mpcompile.program.batch_size import find_open_dims
 from mpcompile.program.capture import Forward, capture
 from mpcompile.program.control_flow import all_graphs
 from mpcompile.program.describe import dataflow
+from mpcompile.program.faint_weights import faint_reasons
 from mpcompile.program.graph_text import graph_text
 from mpcompile.program.marks import MADE_BY
 from mpcompile.program.masters import masters_of
@@ -58,6 +59,7 @@ from mpcompile.program.tracing.traced_program import Watch
 from mpcompile.program.unfit_constants import UnfitConstant, unfit_constants, unfit_reasons
 from mpcompile.program.workload import Workload
 from mpcompile.step.differentiate import differentiate
+from mpcompile.step.first_scale import with_common_scale, with_first_scale
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.inner_gradients import record_program
 from mpcompile.step.slices import is_absent
@@ -75,13 +77,13 @@ BY_DEVICE = Lowering()
 
 def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainStep:
     """Lower a transformed workload and bind its state; raises BadInput if it has no loss."""
-    workload, choices = transformed.workload, transformed.choices
-    if transformed.step is None or workload.optimizer is None:
+    workload, step = transformed.workload, transformed.step
+    if step is None or workload.optimizer is None:
         raise BadInput(
             "the workload has no loss and no optimizer", workload.origin, "add both to train it"
         )
-
-    pieces = transformed.forward.in_pieces
+    transformed = with_common_scale(transformed)
+    choices, pieces = transformed.choices, transformed.forward.in_pieces
     if pieces is not None:
         device = next(iter(workload.model.parameters())).device
         pieces.runner.backend = lowering.backend_on(device)
@@ -104,7 +106,7 @@ def to_step(transformed: Transformed, lowering: Lowering = BY_DEVICE) -> TrainSt
 
     parallel = choices.loop.parallel
     if parallel is not None:
-        check_same_step(transformed.step, choices.scale, workload.optimizer, parallel)
+        check_same_step(step, choices.scale, workload.optimizer, parallel)
         spread(workload.model, workload.optimizer, parallel)
     return TrainStep(transformed, lowering, for_batch)
 
@@ -178,8 +180,11 @@ def _as_one_graph(
     held = not any(map(is_absent, workload.model.parameters()))
     proof = None
     if choices.verify and workload.optimizer is not None and held:
-        proof = verify_graph(workload, forward, effects)
+        first = choices.scale.measured and choices.like is None
+        proof = verify_graph(workload, forward, effects, measured=first)
     made = _transformed(workload, choices, forward, effects.undone)
+    if proof is not None:
+        made = with_first_scale(made, proof.full.largest)
     if choices.like is None:  # once for a step, not for each shape of batch
         effects.say()
     return made, proof if made.step is not None else None
@@ -248,7 +253,7 @@ def _planned(flow: Dataflow, choices: Choices) -> Plan:
     plan = decide(flow, choices.policy.precision, given, choices.ranges)
     if choices.ranges is not None:
         for sentence in overruled(plan, choices.ranges):
-            warnings.warn(sentence, MeasuredOverflow, stacklevel=3)
+            warn(sentence, MeasuredOverflow)
     return plan
 
 
@@ -291,7 +296,9 @@ def _with_step(
 def describe(forward: Forward, policy: Policy, unfit: tuple[UnfitConstant, ...] = ()) -> Dataflow:
     """Describe a captured forward graph to the planner."""
     fixed = {item.node: item.kind.fixed for item in forward.inputs}
-    reasons = unfit_reasons(forward.module, unfit)
+    held = forward.constants() | forward.weights()
+    reasons = faint_reasons(forward.module, held, policy.precision)
+    reasons |= unfit_reasons(forward.module, unfit)
     return dataflow(forward.module, fixed, policy, reasons, forward.constants())
 
 

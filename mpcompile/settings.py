@@ -71,7 +71,8 @@ class Settings(BaseModel):
         str | float,
         Field(
             description=(
-                "The loss scale: dynamic, none, or a number; default: dynamic with fp16, else none."
+                "The loss scale: auto, dynamic, none, or a number; default: auto with fp16, "
+                "else none."
             )
         ),
     ] = ""
@@ -90,14 +91,14 @@ class Settings(BaseModel):
     @classmethod
     def _known_scale(cls, value: object) -> object:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise PydanticCustomError("scale", "Input should be dynamic, none or a number")
-        if value in ("", "dynamic", "none"):
+            raise PydanticCustomError("scale", "Input should be auto, dynamic, none or a number")
+        if value in ("", "auto", "dynamic", "none"):
             return value
         try:
             return LossScale.static(float(value)).initial
         except (ValueError, OverflowError, BadInput):
             raise PydanticCustomError(
-                "scale", "Input should be dynamic, none or a number above 0"
+                "scale", "Input should be auto, dynamic, none or a number above 0"
             ) from None
 
     @property
@@ -110,7 +111,13 @@ class Settings(BaseModel):
         """The loss scale of these settings; None: the precision decides."""
         if isinstance(self.loss_scale, float):
             return LossScale.static(self.loss_scale)
-        return {"": None, "none": LossScale.none(), "dynamic": LossScale()}[self.loss_scale]
+        rules = {
+            "": None,
+            "auto": LossScale.auto(),
+            "dynamic": LossScale(),
+            "none": LossScale.none(),
+        }
+        return rules[self.loss_scale]
 
     def over(self, flags: dict[str, Any]) -> Settings:
         """Return these settings with a command's flags applied.

@@ -25,17 +25,13 @@ from bench.machine import describe as describe_machine
 from bench.numerics.curves import batches
 from bench.root import ROOT
 from mpcompile.numerics.calibration import measure_ranges
-from mpcompile.numerics.gradient_exponents import (
-    gradients_in_fp16,
-    joined,
-    losses,
-    recommended_scale,
-)
+from mpcompile.numerics.gradient_exponents import gradients_in_fp16, joined, losses
 from mpcompile.pipeline import describe
 from mpcompile.plan.given import decide
 from mpcompile.program.capture import capture
 from mpcompile.program.unfit_constants import unfit_constants
 from mpcompile.program.workload import Workload, load
+from mpcompile.step.loss_scale import recommended_scale
 
 MODELS = ("gpt", "bert", "lstm", "resnet", "dcgan", "unet", "tacotron")
 RULE = mpcompile.LossScale(initial=2.0**24, interval=10)

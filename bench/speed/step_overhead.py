@@ -1,19 +1,28 @@
 """Time the Python call of a step, with graphs that do nothing.
 
-``python -m bench.speed.step_overhead`` prints microseconds per call for models of 2, 20 and
-200 weights, as the median of seven rounds. Beside it is a call before which a number of the loss,
-an input of the graph, gets a new value; the part of the check that nothing has changed in the
-program; and the time of ``optimizer.zero_grad()`` without gradients, which eager PyTorch calls in
-each step.
+``python -m bench.speed.step_overhead [--beside FOLDER] [--rounds 300]``
+
+Prints microseconds per call for models of 2, 20 and 200 weights: the quickest round of 20 calls,
+and the median round behind it, because other load on the machine only adds time. Beside the step is
+the check alone that nothing has changed in the program; ``optimizer.zero_grad()`` without
+gradients, which eager PyTorch calls in each step; and a step before which a number of the loss, an
+input of the graph, gets a new value.
+
+With ``--beside`` another checkout of this repository is timed too. Each has its own process, and
+the two take turns round by round.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
@@ -25,9 +34,11 @@ import mpcompile
 from bench.machine import describe
 from mpcompile.lower import lower as lower_module
 from mpcompile.lower import programs
-from mpcompile.train.guards import Guard
 
-CALLS, ROUNDS = 1000, 7
+CALLS, ROUNDS = 20, 300
+LAYERS = (1, 10, 100)
+NAMES = ("step", "check", "zero_grad", "number")
+HERE = Path(__file__).resolve().parents[2]
 
 
 def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -35,12 +46,10 @@ def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return model(x).square().mean() * model.beta  # type: ignore[no-any-return]
 
 
-def empty_step(
-    layers: int,
-) -> tuple[dict[str, Callable[[], Any]], Callable[[], bool], torch.optim.Optimizer]:
-    """Return two calls of a step whose graphs return at once, its check, and its optimizer.
+def calls_of(layers: int) -> dict[str, Callable[[], Any]]:
+    """Return the calls that are timed, by name, of a step whose graphs return at once.
 
-    The second call gives the number a new value first.
+    The call ``number`` gives the number a new value first.
     """
     model: Any = nn.Sequential(*(nn.Linear(4, 4) for _ in range(layers)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -61,30 +70,72 @@ def empty_step(
 
         for _ in range(3):  # then it is an input
             changed()
-    calls = {"step": lambda: step(batch), "changed": changed}
-    return calls, Guard(model, loss, optimizer).holds, optimizer
+    check = step._guard.holds
+    return dict(zip(NAMES, (lambda: step(batch), check, optimizer.zero_grad, changed), strict=True))
 
 
 def microseconds(call: Callable[[], Any]) -> float:
-    """Return the time of a call, as the median of some rounds."""
-    times = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        for _ in range(CALLS):
-            call()
-        times.append((time.perf_counter() - start) / CALLS)
-    return 1e6 * median(times)
+    """Return the time of a call, over one round."""
+    start = time.perf_counter()
+    for _ in range(CALLS):
+        call()
+    return 1e6 * (time.perf_counter() - start) / CALLS
+
+
+def take_turns() -> None:
+    """For each line that comes in, time one round of everything and write it as one line."""
+    calls = [calls_of(layers) for layers in LAYERS]
+    for _ in sys.stdin:
+        times = [{name: microseconds(call) for name, call in each.items()} for each in calls]
+        print(json.dumps(times), flush=True)
+
+
+def rounds_of(folders: list[Path], rounds: int) -> list[list[Any]]:
+    """Return what each checkout has timed in each round; the checkouts take turns."""
+    command = [sys.executable, __file__, "--turns"]
+    running = [
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(folder)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for folder in folders
+    ]
+    found: list[list[Any]] = [[] for _ in folders]
+    for _ in range(rounds):
+        for process, times in zip(running, found, strict=True):
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+            times.append(json.loads(process.stdout.readline()))
+    for process in running:
+        process.communicate()
+    return found
 
 
 def main() -> None:
-    """Print one row per size."""
-    argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0]).parse_args()
-    names = ("step", "check", "zero_grad", "number")
-    print(f"{'weights':>8}", *(f"{name + ', us':>13}" for name in names))
-    for layers in (1, 10, 100):
-        calls, check, optimizer = empty_step(layers)
-        timed = (calls["step"], check, optimizer.zero_grad, calls["changed"])
-        print(f"{2 * layers:>8}", *(f"{microseconds(each):>13.1f}" for each in timed))
+    """Print one row per checkout and size."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--beside", type=Path, help="another checkout of this repository")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--turns", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.turns:
+        take_turns()
+        return
+    folders = [HERE] + ([options.beside.resolve()] if options.beside else [])
+    print(f"{'weights':>8}", *(f"{name + ', us':>16}" for name in NAMES))
+    for folder, rounds in zip(folders, rounds_of(folders, options.rounds), strict=True):
+        if options.beside:
+            print(folder)
+        for index, layers in enumerate(LAYERS):
+            columns = [[times[index][name] for times in rounds] for name in NAMES]
+            row = (f"{min(column):.1f} ({median(column):.1f})" for column in columns)
+            print(f"{2 * layers:>8}", *(f"{text:>16}" for text in row))
     print(json.dumps(describe("cpu")))
 
 

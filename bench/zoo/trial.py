@@ -62,6 +62,7 @@ def trial(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Any]:
     The model has run in eager PyTorch before. The keys: ``state`` (whole, pieces, refused or
     traceback), ``error``, ``seconds``, ``before_lowering`` (of these), ``export`` (seconds of
     `torch.export` alone), ``inexact`` (what the check of the first batch says), ``skipped``,
+    ``scales`` (before and after the first step),
     ``ours`` and ``autocast`` (distances of the first gradients from FP32, the second its error if
     it has one), ``near``, ``losses``.
     """
@@ -77,7 +78,10 @@ def trial(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Any]:
         row |= {"inexact": said[0][:300]} if said else {}
         row["state"] = "pieces" if step.captured.in_pieces else "whole"
         start = copy.deepcopy(model)
-        row["losses"] = [float(called(step, batch)) for _ in range(STEPS)]
+        before = step.loss_scale
+        row["losses"] = [float(called(step, batch))]
+        row["scales"] = [before, step.loss_scale]
+        row["losses"] += [float(called(step, batch)) for _ in range(1, STEPS)]
         row["skipped"] = step.skipped
     except CompileError as error:
         return row | {"state": "refused", "error": str(error)[:400]}

@@ -17,14 +17,12 @@ from mpcompile.commands.terminal import open_terminal, say, warnings_on_one_line
 from mpcompile.errors import BadInput, printable
 from mpcompile.numerics.calibration import measure_ranges
 from mpcompile.numerics.gradient_exponents import (
-    HEADROOM_BITS,
     Gradient,
     Underflow,
     gradients_in_fp16,
     joined,
     losses,
     most_lost,
-    recommended_scale,
     underflows,
 )
 from mpcompile.numerics.vanishing_updates import Vanishing, vanishing_updates
@@ -40,7 +38,7 @@ from mpcompile.show.exponent_figure import exponent_figure
 from mpcompile.show.exponent_plot import columns_for, exponent_plot, legend
 from mpcompile.show.summary import numbers_table
 from mpcompile.show.terminal import text_of, where_of
-from mpcompile.step.loss_scale import LossScale
+from mpcompile.step.loss_scale import HEADROOM_BITS, LossScale, recommended_scale
 
 _SHOWN, _WIDEST = 10, 100
 _PICTURES = ("svg", "png")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 
-from mpcompile.errors import InexactStep, from_here, printable
+from mpcompile.errors import InexactStep, from_here, printable, warn
 from mpcompile.lower.lower import Backend, Lowering
 from mpcompile.numerics.blame import blame
 from mpcompile.numerics.first_batch import compare
@@ -63,7 +62,8 @@ def compile(
         plan: decisions that hold before the policy, such as ``Plan.from_json(text)`` of a file
             that was edited; it must be of this very program and batch shape.
         ranges: what `calibrate` measured on this very program and batch shape.
-        loss_scale: default: dynamic from 2**16 with FP16, none otherwise.
+        loss_scale: default: `LossScale.auto` with FP16, whose first value is measured on the first
+            batch, none otherwise.
         max_grad_norm: clip the unscaled gradients as ``torch.nn.utils.clip_grad_norm_`` does.
         max_grad_value: clip them as ``torch.nn.utils.clip_grad_value_`` does; one of the two.
         accumulate: calls of the step an update, which reads the FP32 mean of their gradients.
@@ -123,4 +123,4 @@ def _warn_if_far(made: Transformed, proof: Proof) -> None:
         advice = f"{reason.remedy.arguments} mends it"
     elif reason.tried:
         advice = "no few ops in FP32 were found that mend it; `mpcompile tune` finds a set"
-    warnings.warn(printable(f"{place}{reason.what}; {advice}."), InexactStep, stacklevel=3)
+    warn(printable(f"{place}{reason.what}; {advice}."), InexactStep)

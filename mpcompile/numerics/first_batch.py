@@ -7,14 +7,13 @@ FP32 itself may not know it: the gradient of a bias before a batch norm is noise
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isinf, sqrt
 
 import torch
 
-from mpcompile.errors import Unverified
+from mpcompile.errors import Unverified, warn
 from mpcompile.numerics.lockstep import EXACT, Moment, results_of
 from mpcompile.numerics.node_errors import explained_by, relative_error
 from mpcompile.numerics.unbound import unbound_moment
@@ -100,7 +99,7 @@ def compare(transformed: Transformed, proof: Proof) -> FirstBatch | None:
         return _compared(transformed, proof)
     except (RuntimeError, NotImplementedError) as error:  # no kernel, no memory
         what = f"the step in 16 bits was not compared with FP32: {first_line(error)}"
-        warnings.warn(what, Unverified, stacklevel=3)
+        warn(what, Unverified)
         return None
 
 

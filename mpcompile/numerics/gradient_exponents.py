@@ -15,13 +15,11 @@ from torch import fx
 
 from mpcompile.plan.dataflow import Where
 from mpcompile.plan.plan import Plan
-from mpcompile.plan.ranges import HIGHEST, NORMAL, Range, Ranges
+from mpcompile.plan.ranges import NORMAL, Range, Ranges
 from mpcompile.precision import Precision
 from mpcompile.program.capture import Forward, InputKind, source_position
 from mpcompile.torch_private.ops import is_view
 
-HEADROOM_BITS = 2
-"""The distance in powers of two between the largest gradient and the largest FP16 number."""
 TOP = 15
 """Exponent of the largest FP16 number, 65504."""
 MOST = 0.5
@@ -116,23 +114,6 @@ def losses(held: Range, scale: float) -> Losses:
         above=1.0 - held.share_below(TOP + 1 - bits) if held.count > held.zeros else 0.0,
         overflows=held.largest_finite * scale > Precision.FP16.largest,
     )
-
-
-def recommended_scale(largest: float) -> float | None:
-    """Return the largest power of two that keeps a number `HEADROOM_BITS` below overflow.
-
-    The scale is below 1 if the number is beyond 65504 / 4. It is at most 2^127, because it is an
-    FP32 number. For zero the result is None.
-
-    Args:
-        largest: the largest magnitude of the unscaled gradients, finite.
-    """
-    if largest == 0.0:
-        return None
-    limit, bits = math.frexp(Precision.FP16.largest / 2**HEADROOM_BITS)
-    fraction, exponent = math.frexp(largest)
-    power = bits - exponent - (fraction > limit)
-    return 2.0 ** min(power, HIGHEST)
 
 
 def most_lost(gradients: Sequence[Gradient], scale: float) -> list[Gradient]:

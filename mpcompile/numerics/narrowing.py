@@ -87,7 +87,10 @@ class Narrowings:
         for value in (rounded, exact):
             leaf = value.detach().clone().requires_grad_()
             with torch.enable_grad():
-                (by,) = torch.autograd.grad(again(leaf), leaf, gradient, allow_unused=True)
+                found = again(leaf)
+                if not found.requires_grad:  # the path leads through a detach
+                    return
+                (by,) = torch.autograd.grad(found, leaf, gradient, allow_unused=True)
             if by is None:
                 return
             passed.append(by)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from mpcompile.errors import BadInput
+from mpcompile.errors import BadInput, warn
 from mpcompile.onnx_graph.constants import mask_constants, saturated, unfit_readers
 from mpcompile.onnx_graph.describe import Wants, dataflow
 from mpcompile.onnx_graph.gate import OPENED, model_of, read_model
@@ -104,7 +103,7 @@ def rewrite(
     prepared = prepare(original, policy, precision, target, keep_io)
     decided = decide(prepared.flow, policy.precision, plan, ranges)
     for sentence in overruled(decided, ranges) if ranges is not None else ():
-        warnings.warn(sentence, MeasuredOverflow, stacklevel=2)
+        warn(sentence, MeasuredOverflow)
     notes = [*prepared.notes, *_saturation(prepared.nest, decided)]
     hideable = _hideable(prepared.nest, decided)
     insert = InsertOnnxCasts(decided, prepared.flow, prepared.nest)

@@ -68,7 +68,8 @@ class PlanFlags:
         str | None,
         Parameter(
             help=(
-                "The loss scale: dynamic, none, or a number; default: dynamic with fp16, else none."
+                "The loss scale: auto, dynamic, none, or a number; default: auto with fp16, "
+                "else none."
             )
         ),
     ] = None

@@ -9,14 +9,13 @@ literal characters wins. Overrides that still tie must agree, or they are refuse
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import Enum, IntEnum
 from fnmatch import fnmatchcase
 
-from mpcompile.errors import BadInput, did_you_mean
+from mpcompile.errors import BadInput, did_you_mean, warn
 from mpcompile.plan.authors import Author
 from mpcompile.plan.op_table import UNKNOWN
 from mpcompile.plan.rule import PrecisionClass, Rule, Wish
@@ -188,7 +187,7 @@ class Resolution:
     def warn(self) -> None:
         """Issue an `UnmatchedOverride` for each override that matches no op."""
         for sentence in self.unmatched:
-            warnings.warn(sentence, UnmatchedOverride, stacklevel=3)
+            warn(sentence, UnmatchedOverride)
 
 
 def resolve(policy: Policy, rules: Mapping[str, Rule], rows: Iterable[Row]) -> Resolution:

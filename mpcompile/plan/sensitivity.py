@@ -10,11 +10,11 @@ result of a layer is rounded already. The table `_REACH` says how far a demand g
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
+from mpcompile.errors import warn
 from mpcompile.plan.bounds.bound import NOTHING
 from mpcompile.plan.dataflow import Dataflow, Op
 from mpcompile.plan.harmless import is_harmless
@@ -85,12 +85,11 @@ def keep_exact(flow: Dataflow, policy: Policy) -> Dataflow:
     demands = _Demands(flow, policy.level)
     kept = demands.kept()
     for name, demand in demands.narrowed.items():
-        warnings.warn(
+        warn(
             f"{name} runs in {policy.precision.short}, {demand.reader.id} reads its result, and "
             f"{demand.reader.sensitivity.value}; the level paper would keep {name} in FP32, or "
             f'give full=("node:{name}",).',
             NarrowedArgument,
-            stacklevel=4,
         )
     ops = []
     for op in flow.ops:

@@ -123,6 +123,10 @@ class Forward:
             if item.kind is InputKind.BUFFER and item.name not in self.written
         }
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return, by placeholder, the parameters."""
+        return {item.node: item.value for item in self.inputs if item.kind is InputKind.PARAMETER}
+
 
 def capture(
     workload: Workload,

@@ -40,14 +40,19 @@ def random_state(device: torch.device) -> RandomState:
     return RandomState(torch.get_rng_state(), index, torch.cuda.get_rng_state(index))
 
 
+def set_random_state(state: RandomState) -> None:
+    """Draw the numbers that followed a state."""
+    torch.set_rng_state(state.cpu)
+    if state.device is not None and state.cuda is not None:
+        torch.cuda.set_rng_state(state.cuda, state.device)
+
+
 @contextmanager
 def drawn_again(state: RandomState) -> Iterator[None]:
     """Draw again the numbers that followed a state; restore the generators afterwards."""
     devices = [] if state.device is None else [state.device]
     with torch.random.fork_rng(devices=devices):
-        torch.set_rng_state(state.cpu)
-        if state.device is not None and state.cuda is not None:
-            torch.cuda.set_rng_state(state.cuda, state.device)
+        set_random_state(state)
         yield
 
 

@@ -44,6 +44,7 @@ class Summary:
         weights: trained weights.
         working_copies: weights with a 16-bit working copy.
         parameters: trained numbers.
+        first_scale: the loss scale of the first step; None: there is none.
         memory: per program (``fp32``, ``mixed``) the estimated bytes of state, of tensors saved
             for backward, and at the peak of the step.
         passes: per optional pass, how often it applied, if it did.
@@ -60,6 +61,7 @@ class Summary:
     weights: int
     working_copies: int
     parameters: int
+    first_scale: float | None
     memory: dict[str, dict[str, int]]
     passes: dict[str, int]
     unknown: dict[str, int]
@@ -84,6 +86,7 @@ def summarize(mixed: Transformed, full: Transformed, pieces: WholePlan | None = 
     stages = _stages(mixed)
     casts = [node for nodes in stages.values() for node in nodes if _is_cast(node)]
     working = mixed.step.working if mixed.step else set()
+    scale = mixed.choices.scale
     trained = (
         [s for s in mixed.step.slots.values() if s.role is Role.GRADIENT] if mixed.step else []
     )
@@ -102,6 +105,7 @@ def summarize(mixed: Transformed, full: Transformed, pieces: WholePlan | None = 
         ),
         weights=len(trained),
         working_copies=len(working),
+        first_scale=scale.initial if mixed.step and scale.active else None,
         parameters=sum(slot.empty().numel() for slot in trained),
         memory={"fp32": _memory(full), "mixed": _memory(mixed)},
         passes={name: mixed.changes[name] for name in OPTIONAL if mixed.changes.get(name)},
@@ -195,6 +199,8 @@ def print_summary(summary: Summary, title: str, console: Console) -> None:
             f"{summary.weights} masters in FP32 ({summary.parameters:,} numbers), "
             f"{summary.working_copies} with a 16-bit working copy",
         )
+    if summary.first_scale is not None:
+        facts.add_row("loss scale", f"begins at {summary.first_scale:g}")
     before, after = summary.memory["fp32"], summary.memory["mixed"]
     for key, what in (("peak", "peak memory"), ("saved", "saved for backward"), ("state", "state")):
         if before[key]:

@@ -31,7 +31,7 @@ class Choices:
         like: the plan of the same program with another batch shape, whose decisions are used; None
             for the first shape.
         ranges: measured ranges that decide, or None.
-        loss_scale: None: dynamic with FP16, none otherwise.
+        loss_scale: None: `LossScale.auto` with FP16, none otherwise.
         loop: what happens between backward and the optimizer.
         without: names of passes to leave out.
         dynamic: whether one graph is made for batches of every size, or per tensor of the batch
@@ -63,7 +63,7 @@ class Choices:
         """The rule of the loss scale."""
         if self.loss_scale is not None:
             return self.loss_scale
-        return LossScale() if self.precision is Precision.FP16 else LossScale.none()
+        return LossScale.auto() if self.precision is Precision.FP16 else LossScale.none()
 
     def for_another_batch(
         self, plan: Plan, open_dims: tuple[bool, ...], numbers: tuple[NumberPlace, ...] = ()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput, UnusedParameters
+from mpcompile.errors import BadInput, UnusedParameters, warn
 from mpcompile.program.capture import Forward, InputKind
 from mpcompile.torch_private.ops import op_name
 
@@ -83,11 +82,10 @@ def check_any_reached(
 def say_unused(names: Collection[str]) -> None:
     """Warn of the parameters that a step leaves as they are."""
     if names:
-        warnings.warn(
+        warn(
             f"the loss does not reach {some(names)}: like in eager PyTorch they get no gradient, "
             "no update and no weight decay; freeze them with requires_grad_(False) to say so.",
             UnusedParameters,
-            stacklevel=2,
         )
 
 

@@ -7,11 +7,10 @@ warned once, before it is used.
 from __future__ import annotations
 
 import re
-import warnings
 
 import torch
 
-from mpcompile.errors import UntriedTorch
+from mpcompile.errors import UntriedTorch, warn
 
 TRIED = ("2.11.0", "2.13.0", "2.14.1", "2.15.0")
 """All tests were run on these, oldest first; ``docs/versions.md`` shows the results."""
@@ -41,9 +40,8 @@ def warn_if_untried() -> None:
     if _warned or is_tried(torch.__version__):
         return
     _warned = True
-    warnings.warn(
+    warn(
         f"mpcompile was tried on torch {range_tried()}, but this is torch {torch.__version__}: "
         "if something fails or differs, install a version of that range",
         UntriedTorch,
-        stacklevel=3,
     )

@@ -14,14 +14,14 @@ import torch
 
 from mpcompile.errors import BadInput
 from mpcompile.lower.cuda_graph import CapturedStep, Step
-from mpcompile.program.batch import Batch, of_arguments, structure_of
+from mpcompile.program.batch import Batch, Structure, of_arguments, structure_of
 from mpcompile.program.batch_size import BatchSize, size_of
 from mpcompile.program.returned import Left, ReturnedTree
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.slots import Role
 from mpcompile.train.bound_graphs import BoundGradient
-from mpcompile.train.changing_numbers import BoundNumbers, NotAsInputs
-from mpcompile.train.situation import Facts, Situation
+from mpcompile.train.changes.changing_numbers import BoundNumbers, NotAsInputs
+from mpcompile.train.changes.situation import Facts, Situation
 
 MOST_SITUATIONS = 16
 """Graphs are kept for so many situations of the program; those not used for longest are dropped."""
@@ -74,6 +74,21 @@ class BatchGraph:
         return made[0] if self.returns is None else self.returns(made)
 
 
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """The batch of the call before, and its graph.
+
+    Attributes:
+        kinds: shape, dtype and device of each tensor.
+        structure: of the arguments.
+        graph: its graph.
+    """
+
+    kinds: list[tuple[torch.Size, torch.dtype, torch.device]]
+    structure: Structure | None
+    graph: BatchGraph
+
+
 class BatchGraphs:
     """All graphs of a step: one for the example batch, and one more for each new shape.
 
@@ -111,6 +126,7 @@ class BatchGraphs:
         self._graphs: dict[_Shapes, list[BatchGraph]] = {key: [first]}
         self._situations = OrderedDict({_key(situation): self._graphs})
         self._another = another
+        self._last: _Last | None = None
         self.situation, self.said = situation, ""
 
     def given(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Sequence[torch.Tensor]:
@@ -147,7 +163,7 @@ class BatchGraphs:
         """
         key = _key(situation)
         self.said = "" if self.knows(situation) else said
-        self.situation = situation
+        self.situation, self._last = situation, None
         self._graphs = self._situations.setdefault(key, {})
         self._situations.move_to_end(key)
         if len(self._situations) > MOST_SITUATIONS:
@@ -173,6 +189,21 @@ class BatchGraphs:
         return graph
 
     def _graph(self, batch: Sequence[torch.Tensor], numbers: Mapping[str, float]) -> BatchGraph:
+        """Find the graph for a batch; most are as the batch of the call before."""
+        last, kinds = self._last, [(value.shape, value.dtype, value.device) for value in batch]
+        if (
+            last is not None
+            and kinds == last.kinds
+            and structure_of(batch) == last.structure
+            and last.graph.numbers.admits(numbers)
+        ):
+            return last.graph
+        found = self._find(batch, numbers)
+        if found.size is None:  # conditions on an open size may be added later
+            self._last = _Last(kinds, structure_of(batch), found)
+        return found
+
+    def _find(self, batch: Sequence[torch.Tensor], numbers: Mapping[str, float]) -> BatchGraph:
         self.check(batch)
         size, key = self._size_and_key(batch)
         found = self._graphs.setdefault(key, [])

@@ -53,6 +53,9 @@ class BoundGradient:
         in_batch = {name: index for index, name in enumerate(slots)}
         self._inputs: list[Any] = []
         self._state = state
+        # No input requires a gradient, so autograd records nothing. Without grad mode oneDNN's LSTM
+        # would not keep the tensors that the backward ops of the graph read.
+        self._mode = torch.enable_grad()
         self.bind()
         self._batch_inputs = [
             (index, in_batch[name]) for index, name in enumerate(self._names) if name in in_batch
@@ -75,9 +78,7 @@ class BoundGradient:
         inputs = self._inputs
         for index, in_batch in self._batch_inputs:
             inputs[index] = batch[in_batch].detach()
-        # No input requires a gradient, so autograd records nothing. Without grad mode oneDNN's LSTM
-        # would not keep the tensors that the backward ops of the graph read.
-        with torch.enable_grad():
+        with self._mode:
             results: Sequence[torch.Tensor] = self._function(*inputs)
         for index, _ in self._batch_inputs:
             inputs[index] = None
@@ -129,13 +130,14 @@ class BoundWrites:
         passed = [(index, made[name]) for index, name in enumerate(names) if name not in state]
         self._passed = _runs(passed)
         self._nothing = [[None] * (last - first) for first, last, _, _ in self._passed]
+        self._mode = torch.no_grad()
 
     def __call__(self, results: Sequence[torch.Tensor] = ()) -> None:
         """Run the graph on the results of a gradient graph."""
         inputs = self._inputs
         for first, last, start, end in self._passed:
             inputs[first:last] = results[start:end]
-        with torch.no_grad():
+        with self._mode:
             self._function(*inputs)
         for (first, last, _, _), nothing in zip(self._passed, self._nothing, strict=True):
             inputs[first:last] = nothing

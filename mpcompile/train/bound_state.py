@@ -18,7 +18,7 @@ from mpcompile.step.graph import StepGraph, placeholders
 from mpcompile.step.slices import absent, is_absent, own_slice
 from mpcompile.step.slots import STATE, Role
 from mpcompile.step.transformed import Transformed
-from mpcompile.torch_private.tensors import version_of
+from mpcompile.torch_private.tensor_words import Writes
 from mpcompile.train.bound_optimizer import BoundOptimizer, when_loaded
 from mpcompile.train.places import Places, placeholders_for_absent
 from mpcompile.train.users_state import (
@@ -78,7 +78,8 @@ class BoundState:
         if any(arena.ranks > 1 for arena in step.arenas):
             refuse_to_save_slices(self._model, self._optimizer, self.trained, self._entries)
         self._forget_loads = when_loaded(self._optimizer, self.adopt)
-        self._written = self._versions()
+        self._writes = Writes(self.trained)  # by others; those of the step itself are not counted
+        self._written = self._writes.now()
         # Without copies or slices the graphs read the masters themselves.
         self._copied = bool(step.working) or any(arena.ranks > 1 for arena in step.arenas)
 
@@ -224,7 +225,7 @@ class BoundState:
 
     def catch_up(self) -> None:
         """See `mpcompile.train.weight_copies.Trainer`."""
-        if self._copied and self._versions() != self._written:
+        if self._copied and self._writes.now() != self._written:
             self.rewrite()
 
     def rewrite(self) -> None:
@@ -241,11 +242,7 @@ class BoundState:
                     self.tensors[f"{arena.name}.master"].copy_(own)
                 if working is not None:
                     working.copy_(master[: working.shape[0]] if arena.flat else master)
-        self._written = self._versions()
-
-    def _versions(self) -> int:
-        """Count the in-place writes to parameters, without the step's own writes."""
-        return version_of(*self.trained)
+        self._written = self._writes.now()
 
     def _check_owner(self) -> None:
         """Raise BadInput if another step trains the parameters, or `whole` has them."""

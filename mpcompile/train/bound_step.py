@@ -24,11 +24,11 @@ from mpcompile.step.transformed import Transformed
 from mpcompile.train.batch_graphs import BatchGraph, BatchGraphs
 from mpcompile.train.bound_graphs import BoundGradient, BoundWrites
 from mpcompile.train.bound_state import BoundState
-from mpcompile.train.changing_numbers import BoundNumbers, ForBatch
+from mpcompile.train.changes.changing_numbers import BoundNumbers, ForBatch
+from mpcompile.train.changes.guards import Guard
+from mpcompile.train.changes.situation import Situation
 from mpcompile.train.evaluation import MixedForward
-from mpcompile.train.guards import Guard
 from mpcompile.train.same_start import check_same_step
-from mpcompile.train.situation import Situation
 
 _Passed: TypeAlias = Callable[[Sequence[torch.Tensor]], list[Any]]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from mpcompile.errors import BadInput, DamagedCheckpoint
+from mpcompile.errors import BadInput, DamagedCheckpoint, warn
 from mpcompile.passes.step.adjust_scale import TRACKER
 from mpcompile.passes.step.scale_loss import SCALE
 from mpcompile.plan.diff import in_words, plan_diff
@@ -133,7 +132,7 @@ def load(
     """
     opened, damaged = newest(run, held.largest)
     for what in damaged:
-        warnings.warn(f"{what}; {opened.folder} is loaded", DamagedCheckpoint, stacklevel=3)
+        warn(f"{what}; {opened.folder} is loaded", DamagedCheckpoint)
     where, checkpoint = str(opened.folder), opened.checkpoint
     same = len(checkpoint.others) == ranks - 1
     if rank and same:
@@ -144,7 +143,7 @@ def load(
     stored = opened.tensors()
     tensors = {n: v for n, v in stored.items() if not n.startswith(_BESIDE)}
     wanted = dict(held.tensors)
-    if any_plan and checkpoint.loss_scale != held.rule:
+    if any_plan and not held.rule.continues(checkpoint.loss_scale):
         for name in _SCALING:
             tensors.pop(name, None)
             wanted.pop(name, None)
@@ -205,11 +204,7 @@ def _check_step(held: Held, opened: Opened) -> None:
             where,
             "compile with the plan.json of the checkpoint, or load with any_plan=True",
         )
-    stored, lowest = opened.checkpoint.loss_scale, held.rule.floor
-    # A lower floor takes over any scale: the default was 1 once.
-    if stored != held.rule and not (
-        lowest <= stored.floor and replace(stored, floor=lowest) == held.rule
-    ):
+    if not held.rule.continues(opened.checkpoint.loss_scale):
         raise BadInput(
             f"the checkpoint was trained with {opened.checkpoint.loss_scale}, but this step has "
             f"{held.rule}",

@@ -28,7 +28,7 @@ from mpcompile.program.workload import Workload
 from mpcompile.step.slices import is_absent
 from mpcompile.torch_private.inductor import compiled
 from mpcompile.torch_private.tensors import fake_like
-from mpcompile.train.situation import Facts, Situation
+from mpcompile.train.changes.situation import Facts, Situation
 
 _Key = tuple[Hashable, ...]
 _Run = Callable[[Sequence[torch.Tensor], Mapping[int, torch.Tensor]], Any]

@@ -14,12 +14,15 @@ from mpcompile.passes.step.report_outcome import APPLIED, GRADIENT_NORM
 from mpcompile.passes.step.scale_loss import SCALE
 from mpcompile.step.loss_scale import LossScale
 from mpcompile.train.bound_step import Uncopied
+from mpcompile.train.repeats import Repeats
 
 
 class Outcome(Uncopied):
     """Reads what the update graph reports."""
 
     _state: dict[str, torch.Tensor]
+    _rule: LossScale
+    _repeats: Repeats
 
     @property
     def loss_scale(self) -> float:
@@ -56,25 +59,39 @@ class Outcome(Uncopied):
             )
         return self._state[GRADIENT_NORM]
 
+    @property
+    def retried(self) -> int:
+        """The number of skipped updates that ran again, with `LossScale.retry`."""
+        return self._repeats.retried
 
-def scaler_state(rule: LossScale, state: Mapping[str, torch.Tensor]) -> dict[str, float | int]:
-    """Return the loss scale's state under the keys of ``GradScaler.state_dict``."""
-    if not rule.active:
-        return {}
-    return {
-        "scale": float(state[SCALE]),
-        "growth_factor": rule.growth,
-        "backoff_factor": rule.backoff,
-        "growth_interval": rule.interval,
-        "_growth_tracker": int(state[TRACKER]) if TRACKER in state else 0,
-    }
+    def scaler_state(self) -> dict[str, float | int]:
+        """Return the loss scale under the keys of ``GradScaler.state_dict``; empty without one."""
+        rule = self._rule
+        if not rule.active:
+            return {}
+        return {
+            "scale": float(self._state[SCALE]),
+            "growth_factor": rule.growth,
+            "backoff_factor": rule.backoff,
+            "growth_interval": rule.interval,
+            "_growth_tracker": int(self._state[TRACKER]) if TRACKER in self._state else 0,
+        }
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        """Take over scale and tracker from a ``GradScaler.state_dict()``.
+
+        The factors and the interval are constants of the compiled graph, so they must agree.
+
+        Raises:
+            BadInput: a key is missing, or a factor differs.
+        """
+        _load_scaler_state(self.scaler_state(), self._state, state)
+        self._repeats.keep_scale()
 
 
-def load_scaler_state(
-    rule: LossScale, state: Mapping[str, torch.Tensor], given: Mapping[str, Any]
+def _load_scaler_state(
+    mine: Mapping[str, float], state: Mapping[str, torch.Tensor], given: Mapping[str, Any]
 ) -> None:
-    """Take over scale and tracker; see `mpcompile.TrainStep.load_scaler_state`."""
-    mine = scaler_state(rule, state)
     if set(given) != set(mine):
         raise BadInput(
             f"the scaler state has the keys {sorted(given)}", fix=f"give the keys {sorted(mine)}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from mpcompile.errors import SkippedSteps
+from mpcompile.errors import SkippedSteps, warn
 
 MANY = 10
 """So many skipped steps in a row give a warning; a first loss scale of 2^16 may cost a few."""
@@ -51,11 +50,10 @@ class SkippedInARow:
         in_a_row, self._before = count - self._before == MANY, count
         if in_a_row and not self._said:
             loss = result[0] if isinstance(result, tuple | list) else result
-            warnings.warn(
+            warn(
                 f"the last {MANY} steps were skipped, because {self._what(batch, loss)}; "
                 "`mpcompile check` names the op, and full=(...) keeps it in FP32.",
                 SkippedSteps,
-                stacklevel=3,
             )
         self._said = in_a_row
 

@@ -26,13 +26,14 @@ from mpcompile.torch_private.tracing import note_step
 from mpcompile.train import checkpoint
 from mpcompile.train.batch_graphs import BatchGraph
 from mpcompile.train.bound_step import BoundStep, OtherLayout
-from mpcompile.train.changing_numbers import ForBatch, NotAsInputs
+from mpcompile.train.changes.changing_numbers import ForBatch, NotAsInputs
+from mpcompile.train.changes.guards import Guard
+from mpcompile.train.changes.situation import changed_numbers, differences, summary
 from mpcompile.train.checkpoint_of_processes import load, save
-from mpcompile.train.guards import Guard
 from mpcompile.train.optimizer_hooks import hooks_after_update, run_hooks
-from mpcompile.train.outcome import Outcome, load_scaler_state, scaler_state
+from mpcompile.train.outcome import Outcome
+from mpcompile.train.repeats import Repeats
 from mpcompile.train.schedules import Schedules
-from mpcompile.train.situation import changed_numbers, differences, summary
 from mpcompile.train.skipped_in_a_row import SkippedInARow
 
 Result = TypeVar("Result")
@@ -73,7 +74,11 @@ class TrainStep(Outcome):
         self._every, self._gathered = choices.loop.accumulate, 0
         self._schedules = Schedules(self._optimizer, choices.scale.gated)
         gradients = self._gradients if self.parallel is None else None
-        self._in_a_row = SkippedInARow(gradients, self._device) if choices.scale.gated else None
+        self._repeats = Repeats(
+            self._once, lambda: self._state, self._rule, self._every, self._device
+        )
+        counted = self._rule.gated and not self._rule.retry
+        self._in_a_row = SkippedInARow(gradients, self._device) if counted else None
         self._guard = Guard.of(workload, transformed.forward)
         self._use(BoundStep.first(transformed, lowering, for_batch, self._guard))
 
@@ -108,6 +113,9 @@ class TrainStep(Outcome):
             BadInput: the batch does not fit the program.
         """
         tensors = self._graphs.given(batch, named)
+        return self._repeats(tensors) if self._repeats.needed else self._once(tensors)
+
+    def _once(self, tensors: Sequence[torch.Tensor]) -> Any:
         due = self._gathered + 1 == self._every
 
         def run(graph: BatchGraph, given: list[torch.Tensor]) -> Any:
@@ -175,7 +183,11 @@ class TrainStep(Outcome):
         self._schedules.add(schedule)
 
     def settle(self) -> None:
-        """Step the schedules for the last update now, as `save` does, to read a rate."""
+        """Step the schedules for the last update now, as `save` does, to read a rate.
+
+        With `LossScale.retry` the last update runs again first if it was skipped.
+        """
+        self._repeats.finish()
         self._schedules.settle()
 
     def gradients(self, *batch: Any, **named: Any) -> dict[str, torch.Tensor]:
@@ -317,20 +329,6 @@ class TrainStep(Outcome):
         """The whole step as one functional graph: state and batch in, next state and loss out."""
         return whole_step(self.step)
 
-    def scaler_state(self) -> dict[str, float | int]:
-        """Return the loss scale under the keys of ``GradScaler.state_dict``; empty without one."""
-        return scaler_state(self._rule, self._state)
-
-    def load_scaler_state(self, state: dict[str, Any]) -> None:
-        """Take over scale and tracker from a ``GradScaler.state_dict()``.
-
-        The factors and the interval are constants of the compiled graph, so they must agree.
-
-        Raises:
-            BadInput: a key is missing, or a factor differs.
-        """
-        load_scaler_state(self._rule, self._state, state)
-
     def save(
         self, run: Path | str, *, keep: int | None = None, **also: checkpoint.Stateful
     ) -> Path:
@@ -354,7 +352,7 @@ class TrainStep(Outcome):
         if self._gathered:
             done = f"{self._gathered} of {self._every} micro-batches of an update are done"
             raise BadInput(done, fix="save after the last micro-batch of an update")
-        self._schedules.settle()
+        self.settle()
         return save(self._held, Path(run), keep, also, self.parallel, self._bound.whole)
 
     def load(self, run: Path | str, *, any_plan: bool = False, **also: checkpoint.Stateful) -> Path:
@@ -378,6 +376,7 @@ class TrainStep(Outcome):
         self._schedules.settle()  # before loading: an earlier update must not step loaded ones
         loaded = load(self._held, Path(run), any_plan, also, self.parallel, self._bound.whole)
         self._gathered = 0
+        self._repeats.forget()
         self._all.forget_pending()
         return loaded
 

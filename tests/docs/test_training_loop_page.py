@@ -13,7 +13,7 @@ PAGE = ROOT / "docs/training-loop.md"
 
 def test_every_block_runs(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 11
+    assert len(blocks) == 12
     names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)

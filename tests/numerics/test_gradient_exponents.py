@@ -23,7 +23,6 @@ from mpcompile.numerics.gradient_exponents import (
     joined,
     losses,
     most_lost,
-    recommended_scale,
     underflows,
 )
 from mpcompile.pipeline import describe
@@ -33,6 +32,7 @@ from mpcompile.precision import Precision
 from mpcompile.program.capture import capture
 from mpcompile.program.workload import Workload
 from mpcompile.show.exponent_plot import Zone, columns_for, exponent_plot, zone_of
+from mpcompile.step.loss_scale import recommended_scale
 
 finite = some.floats(2.0**-140, 2.0**120, width=32)
 

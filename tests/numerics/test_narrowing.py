@@ -93,6 +93,15 @@ def test_a_layer_behind_harmless_arithmetic_is_measured_too() -> None:
     assert planned(work, ranges, half).decision("linear").stores is Precision.FP16
 
 
+def test_a_path_through_a_detach_has_no_gradient_to_measure() -> None:
+    def shifted(h: Tensor) -> Tensor:
+        return h - (h * 2.0).detach()
+
+    held = mpcompile.calibrate(workload(shifted)).narrowings
+    assert held["mul"]["f16"].gradient == 0.0
+    assert held["mul"]["f16"].error > 0.0
+
+
 def test_a_measurement_below_the_budget_lifts_no_demand() -> None:
     work = workload(lambda h: torch.sin(1e-3 * h))
     ranges = mpcompile.calibrate(work)

@@ -29,7 +29,7 @@ def nursery() -> Iterator[Nursery]:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("program", ["equality", "overflow", "checkpoints"])
+@pytest.mark.parametrize("program", ["equality", "overflow", "checkpoints", "first_scale"])
 def test_program(program: str, ranks: int, tmp_path: Path, nursery: Nursery) -> None:
     """Each asserts what its docstring says."""
     nursery.run(ranks, tmp_path / "out", PROGRAMS / f"{program}.py", tmp_path)

@@ -8,7 +8,6 @@ refused. A change is undone, because it may hold a tensor without values, and is
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpcompile.errors import NotOneGraph, SideEffect
+from mpcompile.errors import NotOneGraph, SideEffect, warn
 from mpcompile.program.proof.held import put
 from mpcompile.program.proof.prints import Prints
 from mpcompile.program.proof.second_look import lines_of, loss_of_a_run
@@ -26,9 +25,21 @@ from mpcompile.program.proof.surroundings import surroundings
 from mpcompile.program.tracing.export import definition
 from mpcompile.program.workload import Workload
 
+
+def _numpy_state() -> Any:
+    """Return the state of NumPy's generator as values that can be compared; its text takes 2 ms."""
+    return _plain(np.random.get_state(legacy=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return value.tobytes() if isinstance(value, np.ndarray) else value
+
+
 _GLOBAL: dict[str, Callable[[], Any]] = {
     "Python's random": random.getstate,
-    "NumPy's random": lambda: repr(np.random.get_state(legacy=False)),
+    "NumPy's random": _numpy_state,
 }
 
 
@@ -139,11 +150,10 @@ class Effects:
         if self.prints.lines:
             first, *rest = self.prints.lines
             more = f", here and in {len(rest)} more line{'s' * (len(rest) > 1)}," if rest else ""
-            warnings.warn(
+            warn(
                 f"{first}: the program writes text{more} when it runs, and a compiled step does "
                 "not do that; print what the step returns.",
                 SideEffect,
-                stacklevel=4,
             )
 
     def _decided(self, changes: Mapping[str, Change]) -> dict[str, Change]:
@@ -179,11 +189,10 @@ class Effects:
         if path in self._read:
             kind += " and read by its next call"
             fix = "make it a buffer with register_buffer, which a step reads and writes"
-        warnings.warn(
+        warn(
             f"{where + ': ' if where else ''}{path} {kind} when it runs, and a compiled step "
             f"does not do that; {fix}.",
             SideEffect,
-            stacklevel=5,
         )
 
     def _refusal(self, name: str) -> NotOneGraph:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ class Outcome:
         written: the next values of the model's parameters and buffers that the pass has written.
         random: the state of torch's generators after the forward pass.
         batch: the indices of the tensors of the batch that the program has written.
+        largest: per node of the graph the largest magnitude of the gradient by it, 0-d, if these
+            were measured.
     """
 
     loss: torch.Tensor
@@ -44,6 +47,7 @@ class Outcome:
     written: dict[str, torch.Tensor]
     random: RandomState
     batch: tuple[int, ...] = ()
+    largest: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,13 +142,16 @@ def of_program(subject: Subject, copies: TensorCopies, state: RandomState) -> Ou
     return Outcome(loss.detach(), kept, gradients, written, after, hit)
 
 
-def of_graph(subject: Subject, state: RandomState, *, exact: bool = False) -> Outcome:
+def of_graph(
+    subject: Subject, state: RandomState, *, exact: bool = False, measured: bool = False
+) -> Outcome:
     """Run the captured graph once under autograd, on the user's tensors, which it only reads.
 
     Args:
         subject: the captured program.
         state: the random numbers to draw.
         exact: compute in FP64; random numbers are those of FP32.
+        measured: note the largest magnitude of the gradient by each floating-point node.
     """
     forward = subject.forward
     values, leaves = [], {}
@@ -154,7 +161,11 @@ def of_graph(subject: Subject, state: RandomState, *, exact: bool = False) -> Ou
         if item.name in subject.trained:
             leaves[item.name] = value.requires_grad_()
         values.append(value)
-    run = (_Exact if exact else DifferentiableInterpreter)(forward.module).run
+    largest: dict[str, torch.Tensor] = {}
+    interpreter = (_Exact if exact else DifferentiableInterpreter)(forward.module)
+    if measured:
+        interpreter = _Measured(forward.module, largest)
+    run = interpreter.run
     with drawn_again(state), torch.enable_grad():
         results: Sequence[torch.Tensor] = run(*values, enable_io_processing=False)
         after = random_state(subject.device)
@@ -167,17 +178,47 @@ def of_graph(subject: Subject, state: RandomState, *, exact: bool = False) -> Ou
                 _sum(gradient, leaf.grad)
                 for gradient, leaf in zip(found, leaves.values(), strict=True)
             ]
+    dense = dict(zip(leaves, map(_dense, found), strict=True))
+    if measured:
+        homes = {item.name: item.node for item in forward.inputs}
+        for name, gradient in dense.items():
+            if gradient is not None:
+                _note(largest, homes[name], gradient)
     count = len(forward.written)
     return Outcome(
         loss.detach(),
         tuple(value.detach() for value in results[count:-1]),
-        dict(zip(leaves, map(_dense, found), strict=True)),
+        dense,
         {
             subject.homes.get(name, name): value.detach()
             for name, value in zip(forward.written, results, strict=False)
         },
         after,
+        largest=largest,
     )
+
+
+class _Measured(DifferentiableInterpreter):
+    """Notes the largest magnitude of each gradient when backward makes it."""
+
+    def __init__(self, module: fx.GraphModule, largest: dict[str, torch.Tensor]) -> None:
+        super().__init__(module)
+        self._largest = largest
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        inner = isinstance(result, torch.Tensor) and n.op == "call_function"
+        if inner and result.requires_grad and result.is_floating_point():
+            result.register_hook(partial(_note, self._largest, n.name))
+        return result
+
+
+def _note(largest: dict[str, torch.Tensor], name: str, gradient: torch.Tensor) -> None:
+    """Note the largest magnitude of a gradient; for one that is computed twice, of both."""
+    with torch.no_grad():
+        found = torch.linalg.vector_norm(gradient.detach(), float("inf"))
+        before = largest.get(name)
+        largest[name] = found if before is None else torch.maximum(before, found)
 
 
 def _sum(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:

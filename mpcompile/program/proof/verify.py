@@ -11,7 +11,6 @@ far from that result as the graph in FP32 is, times `NOISE`.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
@@ -19,7 +18,7 @@ from math import inf
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput, CompileError, Unfaithful, Unverified
+from mpcompile.errors import BadInput, CompileError, Unfaithful, Unverified, warn
 from mpcompile.program.capture import (
     Forward,
     source_position,
@@ -56,7 +55,9 @@ class Proof:
     random: RandomState
 
 
-def verify(workload: Workload, forward: Forward, effects: Effects) -> Proof | None:
+def verify(
+    workload: Workload, forward: Forward, effects: Effects, *, measured: bool = False
+) -> Proof | None:
     """Compare a captured graph with the program on the workload's batch.
 
     The user's own objects run, so that their hooks do; all of them are as before afterwards, also
@@ -67,6 +68,7 @@ def verify(workload: Workload, forward: Forward, effects: Effects) -> Proof | No
         workload: the program, with a loss and an optimizer.
         forward: its captured graph, in FP32.
         effects: what is changed beside tensors is noted there.
+        measured: note the largest magnitude of each gradient.
 
     Returns:
         The proof; None if the graph could not be compared.
@@ -82,14 +84,13 @@ def verify(workload: Workload, forward: Forward, effects: Effects) -> Proof | No
         return None
     state = random_state(subject.device)
     try:
-        captured, eager = _both(subject, state, effects)
+        captured, eager = _both(subject, state, effects, measured)
     except RuntimeError as error:
         if not _out_of_memory(error):
             raise
-        warnings.warn(
+        warn(
             "the step was not compared with the program, because memory is too small for it",
             Unverified,
-            stacklevel=4,
         )
         return None
     if captured is None:
@@ -104,7 +105,9 @@ def verify(workload: Workload, forward: Forward, effects: Effects) -> Proof | No
     return Proof(captured, state)
 
 
-def _both(subject: Subject, state: RandomState, effects: Effects) -> tuple[Outcome | None, Outcome]:
+def _both(
+    subject: Subject, state: RandomState, effects: Effects, measured: bool
+) -> tuple[Outcome | None, Outcome]:
     """Run the graph and the program; None: the graph could not run on its own."""
     workload = subject.workload
     assert workload.optimizer is not None
@@ -124,7 +127,7 @@ def _both(subject: Subject, state: RandomState, effects: Effects) -> tuple[Outco
     with generators_kept():
         try:
             with effects.prints.dropped():
-                captured = of_graph(subject, state)
+                captured = of_graph(subject, state, measured=measured)
         except CompileError:
             raise
         except Exception as error:
@@ -156,7 +159,7 @@ def _both(subject: Subject, state: RandomState, effects: Effects) -> tuple[Outco
         finally:
             put_back()
     if obstacle:
-        warnings.warn(f"the step was not compared with the program: {obstacle}", Unverified, 5)
+        warn(f"the step was not compared with the program: {obstacle}", Unverified)
     return captured, eager
 
 

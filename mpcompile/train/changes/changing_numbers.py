@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
@@ -10,7 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from mpcompile.errors import ChangingNumber, CompileError
+from mpcompile.errors import ChangingNumber, CompileError, warn
 from mpcompile.program.numbers.inputs import NumberInputs, NumberPlace, NumberRefused
 from mpcompile.program.proof.held import Held
 from mpcompile.step.transformed import Transformed
@@ -88,12 +87,11 @@ class ChangingNumbers:
         self.inputs |= {name: found[name] for name in self._trial}
         for name in changed:
             if self._changes[name] == MANY_VALUES and name not in self.inputs:
-                warnings.warn(
+                warn(
                     f"{name} has had {MANY_VALUES} other values, and the step was captured again "
                     "for each; store the number in a buffer and write to that, or pass it in the "
                     "batch as a tensor",
                     ChangingNumber,
-                    stacklevel=6,
                 )
         return bool(self._trial)
 
