@@ -92,7 +92,7 @@ class ProgramInPieces:
             runner.mode.from_tensor(self._buffers[name].detach(), static_shapes=True)
             for name in written
         ]
-        loss, *beside = runner.like
+        loss, *beside = runner.like[runner.way.beside]
         self.like = (loss, *state, *beside)
         self._batch = Batch((), structure_of(batch))
         _programs[self.key] = self

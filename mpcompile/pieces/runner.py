@@ -72,7 +72,7 @@ class Runner:
         pieces: what Dynamo has compiled so far, in order.
         backend: runs each piece; None: the default of the device.
         way: the way that the last run has taken.
-        like: fake tensors like the loss and those beside it on this way, of any shapes.
+        like: fake tensors like the loss and those beside it, of any shapes, by `Way.beside`.
         mode: of all fake tensors of its graphs.
         outcomes: what became of each piece.
 
@@ -97,7 +97,7 @@ class Runner:
     ) -> None:
         self.pieces, self.way = list[Piece](), way
         self.backend: Backend | None = None
-        self.like, self.mode = list[torch.Tensor](), fake_mode()
+        self.like, self.mode = dict[int | None, list[torch.Tensor]](), fake_mode()
         self.outcomes = list[Outcome]()
         self.workload, self.policy, self.why, self._shown = workload, policy, why, shown
         self._copies, self._keeps = WeightCopies(), copies
@@ -176,8 +176,10 @@ class Runner:
         return versions
 
     def note(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Note the loss and the tensors beside it as examples of those on this way."""
-        self.like = [self.mode.from_tensor(value.detach(), static_shapes=True) for value in tensors]
+        """Note the loss and the tensors beside it as examples of those on the present way."""
+        self.like[self.way.beside] = [
+            self.mode.from_tensor(value.detach(), static_shapes=True) for value in tensors
+        ]
 
     def last_result(self) -> tuple[Any, Sequence[Any]]:
         """Return structure and leaves of the last result, `TENSOR` for each tensor."""

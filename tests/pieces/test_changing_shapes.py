@@ -112,8 +112,8 @@ def test_a_shape_is_compiled_by_inductor_for_all_sizes() -> None:
         assert mine == pytest.approx(theirs, rel=1e-5)
 
 
-def rows_beside(model: nn.Module, x: Tensor) -> Any:
-    out = model(x)
+def rows_beside(model: nn.Module, parts: list[Tensor]) -> Any:
+    out = model(torch.cat(parts))
     kept = [row for row in out if row.sum().item() > 0]
     value = out.square().mean()
     return (value, {"kept": kept, "count": len(kept)}) if kept else value
@@ -128,11 +128,26 @@ def test_other_numbers_of_tensors_beside_the_loss_are_returned() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     rows = torch.ones(3, 4)
     data = [rows * torch.tensor(signs)[:, None] for signs in ((1, 1, -1), (1, -1, -1), (1, 1, 1))]
-    step = mpcompile.compile(model, rows_beside, optimizer, (data[0],), policy=FULL_PRECISION)
+    step = mpcompile.compile(model, rows_beside, optimizer, ([data[0]],), policy=FULL_PRECISION)
     for x, count in (*zip(data, (2, 1, 3), strict=True), (data[0], 2)):
-        value, beside = step(x)
+        value, beside = step([x])
         assert float(value) == 1.0
         assert beside["count"] == count
         assert [row.tolist() for row in beside["kept"]] == [[1.0] * 4] * count
-    assert float(step(-rows)) == 1.0
+    assert float(step([-rows])) == 1.0
     assert step.taken == 5
+
+
+def test_another_number_of_tensors_comes_on_a_way_that_was_met_before() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 4), torch.ones(2, 4)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(4))
+        model.bias.zero_()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    step = mpcompile.compile(model, rows_beside, optimizer, ([x],), policy=FULL_PRECISION)
+    one = torch.tensor([[1.0], [-1.0]])
+    for batch, count in (([x], 2), ([x * one], 1), ([x], 2), ([x, -x], 2), ([x, x], 4)):
+        value, beside = step(batch)
+        assert float(value) == 1.0
+        assert [row.tolist() for row in beside["kept"]] == [[1.0] * 4] * count
