@@ -128,6 +128,20 @@ def _own_wish(op: Op) -> Wish:
     return op.wish
 
 
+def _wide(flow: Dataflow, origins: Origins) -> set[str]:
+    """Return the tensors behind a layer that are FP32 in any case, or made of such alone.
+
+    Under autocast they are FP32 until the next layer reads them.
+    """
+    wide: set[str] = set()
+    for op in flow.ops:
+        free = op.wish is Wish.FREE and not is_tensor_core(op)
+        rounded = (name for name in op.reads if Origin.LAYER in origins.of(name))
+        if op.wish is Wish.FULL or (free and wide.issuperset(rounded)):
+            wide.update(op.writes)
+    return wide
+
+
 class _Demands:
     """The demands on the tensors of one graph.
 
@@ -142,6 +156,7 @@ class _Demands:
     def __init__(self, flow: Dataflow, level: Level) -> None:
         self._ops, self._origins = flow.ops, Origins(flow)
         self._bounds = {tensor.id: tensor.bound for tensor in flow.tensors}
+        self._wide = _wide(flow, self._origins)
         self._let_go: dict[str, str] = {}
         self._narrows_layers = level is Level.TENSOR_CORES_ONLY
         self._on: dict[str, _Demand] = {}
@@ -234,7 +249,8 @@ class _Demands:
         noted = False
         for name in names:
             reach = demand.reach
-            if Origin.LAYER in self._origins.of(name) and reach is Reach.EXACT:
+            narrow = Origin.LAYER in self._origins.of(name) and name not in self._wide
+            if narrow and reach is Reach.EXACT:
                 reach = Reach.NOTHING
             if reach is Reach.NOTHING or self._bounds.get(name, NOTHING).exact:
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.numerics.random_values import EVERY, campaign
+from bench.numerics.random_values import EVERY, campaign, outcome_of
 from bench.numerics.table_ops import table_ops
 
 
@@ -13,6 +13,13 @@ def test_no_program_is_farther_from_fp64_than_three_times_autocast(first: int) -
     found = dict(campaign(range(first, first + 250)))
     assert len(found) > 200
     assert {seed: outcome for seed, outcome in found.items() if outcome.wrong} == {}
+
+
+@pytest.mark.parametrize("seed", [106925, 110834, 111823])
+def test_programs_of_the_long_campaign_that_were_wrong_once(seed: int) -> None:
+    outcome = outcome_of(seed)
+    assert outcome is not None
+    assert not outcome.wrong, outcome
 
 
 def test_the_2000_programs_draw_each_op_that_can_be_called() -> None:

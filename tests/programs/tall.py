@@ -17,7 +17,7 @@ class Tall(nn.Module):
         self.norm = nn.BatchNorm1d(8) if norm else nn.Identity()
         with torch.no_grad():
             self.rise.weight.mul_(1e6)
-            self.fall.weight.mul_(1e-6)
+            self.fall.weight.mul_(1e-5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden: torch.Tensor = self.fall(torch.relu(self.rise(self.norm(x))))
