@@ -76,6 +76,10 @@ class NotOneGraph(CannotCapture):
     """The program runs in eager PyTorch, and `torch.export` makes no graph of it."""
 
 
+class ReplacedBuffer(NotOneGraph):
+    """The program puts a tensor of another shape or dtype in the place of a buffer."""
+
+
 class Defect(Exception):
     """A rule of mpcompile itself is broken, independent of the user's input (exit code 70)."""
 

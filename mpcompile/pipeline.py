@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -9,7 +10,15 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput, CompileError, Defect, NotOneGraph, did_you_mean, warn
+from mpcompile.errors import (
+    BadInput,
+    CompileError,
+    Defect,
+    NotOneGraph,
+    ReplacedBuffer,
+    did_you_mean,
+    warn,
+)
 from mpcompile.lower.lower import Lowering
 from mpcompile.passes.order import (
     BEFORE_AUTOGRAD,
@@ -27,7 +36,7 @@ from mpcompile.plan.dataflow import Dataflow
 from mpcompile.plan.given import decide, for_other_shapes
 from mpcompile.plan.measured import MeasuredOverflow, overruled
 from mpcompile.plan.plan import Plan
-from mpcompile.plan.policy import Level, Policy
+from mpcompile.plan.policy import Level, Policy, UnmatchedOverride
 from mpcompile.plan.ranges import Ranges
 from mpcompile.precision import Precision
 from mpcompile.program.batch_size import find_open_dims
@@ -41,6 +50,7 @@ from mpcompile.program.masters import masters_of
 from mpcompile.program.numbers.inputs import NumberPlace
 from mpcompile.program.open_capture import capture_open, check_open
 from mpcompile.program.proof.effects import Effects
+from mpcompile.program.proof.first_run import settle
 from mpcompile.program.proof.left_behind import capture_left
 from mpcompile.program.proof.verify import Proof
 from mpcompile.program.proof.verify import verify as verify_graph
@@ -144,6 +154,8 @@ def _proved(workload: Workload, choices: Choices) -> tuple[Transformed, Proof | 
     try:
         return _as_one_graph(workload, choices, effects)
     except NotOneGraph as error:
+        if isinstance(error, ReplacedBuffer) and settle(workload, effects):
+            return _proved(workload, choices)
         refusal = error
     except (CompileError, Defect):
         raise
@@ -191,7 +203,10 @@ def _transformed(
     trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
     trace("mpcompile_before", lambda: graph_text(forward.module.graph))
     unfit = unfit_constants(forward.module, forward.constants(), precision)
-    flow = describe(forward, choices.policy, unfit)
+    with warnings.catch_warnings():
+        if forward.in_pieces is not None:  # an override names an op of a piece
+            warnings.simplefilter("ignore", UnmatchedOverride)
+        flow = describe(forward, choices.policy, unfit)
     plan = _planned(flow, choices)
     trace("mpcompile_decisions.json", plan.to_json)
     changes = run_passes(forward.module, forward_passes(plan), _lint)

@@ -12,10 +12,18 @@ from torch.nn import functional
 Loss = Callable[..., torch.Tensor]
 
 DETECTORS = (
-    *("fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn", "ssd300_vgg16"),
+    *("fasterrcnn_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_320_fpn"),
+    *("retinanet_resnet50_fpn", "ssd300_vgg16"),
     *("ssdlite320_mobilenet_v3_large", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn"),
     "fcos_resnet50_fpn",
 )
+FEW = {
+    "rpn_pre_nms_top_n_train": 64,
+    "rpn_post_nms_top_n_train": 32,
+    "rpn_batch_size_per_image": 4096,
+    "box_batch_size_per_image": 512,
+}
+"""Few proposals, and samples so large that none is left out at random."""
 SEGMENTERS = ("lraspp_mobilenet_v3_large", "fcn_resnet50", "deeplabv3_mobilenet_v3_large")
 
 
@@ -29,6 +37,8 @@ def detector(name: str) -> tuple[nn.Module, Loss, Any]:
         options["num_classes"] = 2
     if not name.startswith("ssd"):
         options |= {"min_size": 64, "max_size": 96}
+    if "rcnn" in name:
+        options |= FEW
     model: nn.Module = getattr(detection, name)(**options).train()
 
     def loss(model: nn.Module, images: list[Any], targets: list[Any]) -> torch.Tensor:
@@ -85,9 +95,11 @@ def classifier(name: str) -> tuple[nn.Module, Loss, Any]:
         logits = [part for part in parts if isinstance(part, torch.Tensor)]
         return torch.stack([functional.cross_entropy(part, wanted) for part in logits]).mean()
 
+    # Over two images a batch norm returns signs, and its gradient is noise.
+    count = 8 if any(isinstance(each, nn.BatchNorm1d) for each in model.modules()) else 2
     size = getattr(model, "default_cfg", {}).get("input_size", (3, 96, 96))
     side = min(size[-1], 224) if getattr(model, "default_cfg", {}).get("fixed_input_size") else 96
-    return model, loss, (torch.rand(2, 3, side, side), torch.tensor([0, 1]))
+    return model, loss, (torch.rand(count, 3, side, side), torch.arange(count))
 
 
 def video(name: str) -> tuple[nn.Module, Loss, Any]:

@@ -41,6 +41,7 @@ def called(function: Any, batch: Any, *before: Any) -> Any:
 def gradients(model: nn.Module, loss: Loss, batch: Any, scale: float = 1.0) -> dict[str, Any]:
     """Return eager gradients of a copy; the loss is under ``"loss"``."""
     model = copy.deepcopy(model)
+    torch.manual_seed(0)
     value = called(loss, batch, model)
     torch.autograd.backward(value.float() * scale)
     found = {n: p.grad / scale for n, p in model.named_parameters() if p.grad is not None}
@@ -96,6 +97,7 @@ def trial(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Any]:
             loss_scale=LossScale.static(scale),
             verify=False,
         )
+        torch.manual_seed(0)
         mine, peer = called(judged.gradients, batch), _autocast(start, loss, batch, scale)
         row["scale"], row["ours"] = scale, distance(mine, exact)
         row["autocast"] = distance(peer, exact) if isinstance(peer, dict) else peer

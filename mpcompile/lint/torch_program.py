@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
 
+from mpcompile.errors import NotOneGraph
 from mpcompile.lint.program import By, ConstantUse, Node, Program, decided_by
 from mpcompile.lint.torch_sizes import lengths_of
 from mpcompile.passes.forward.pad_vocabulary import PadVocabulary
 from mpcompile.passes.order import forward_passes
 from mpcompile.passes.runner import run_passes
-from mpcompile.pipeline import describe
+from mpcompile.pieces.whole_plan import in_piece
+from mpcompile.pipeline import describe, plan_of_pieces, transform
 from mpcompile.plan.bounds.bound import NOTHING, Bound
-from mpcompile.plan.dataflow import Dataflow, Op
+from mpcompile.plan.dataflow import Dataflow, Fixed, Op
 from mpcompile.plan.given import decide
 from mpcompile.plan.growth import contain_growth
 from mpcompile.plan.op_table import TORCH_RULES, UNKNOWN
@@ -34,6 +36,7 @@ from mpcompile.program.node_tensors import shape_of
 from mpcompile.program.unfit_constants import UnfitConstant, is_unfit, unfit_causes, unfit_constants
 from mpcompile.program.value_rows.steps import tensor_bounds
 from mpcompile.program.workload import Workload, load
+from mpcompile.step.transformed import Choices
 from mpcompile.step.update_of_program import arena_positions, update_of
 from mpcompile.torch_private.graphs import copy_graph
 from mpcompile.torch_private.ops import number_arguments, op_name
@@ -70,7 +73,39 @@ def read_program(
         BadInput, CannotCapture: see `mpcompile.compile`.
     """
     workload = load(source)
-    return program_of(workload, capture(workload), policy, plan, ranges, without)
+    try:
+        forward = capture(workload)
+    except NotOneGraph:
+        if plan is not None or ranges is not None or workload.optimizer is None:
+            raise
+        return program_of_pieces(workload, policy)
+    return program_of(workload, forward, policy, plan, ranges, without)
+
+
+def program_of_pieces(workload: Workload, policy: Policy) -> Program:
+    """Run a program once in pieces, and return the forward passes of these side by side.
+
+    Rows of one piece do not read those of another. No pass pads a piece, and no row is known to be
+    a part of the loss.
+    """
+    made = transform(workload, Choices(policy=policy, verify=False, whole=False))
+    pieces = plan_of_pieces(made)
+    assert pieces is not None
+    nodes: list[Node] = []
+    parts = zip(pieces.captured, pieces.flows, pieces.plans, strict=True)
+    for index, (captured, flow, plan) in enumerate(parts):
+        if captured is not None:
+            unfit = unfit_constants(
+                captured.forward.module, captured.forward.constants(), plan.precision
+            )
+            rows = _rows(captured.forward, captured.fixed, unfit, flow, plan)
+            nodes += [_in_piece(node, in_piece(index)) for node in rows]
+    return Program(workload.origin or "", "torch", policy.precision, tuple(nodes))
+
+
+def _in_piece(node: Node, name: Callable[[str], str]) -> Node:
+    reader = None if node.reader is None else (name(node.reader[0]), node.reader[1])
+    return replace(node, id=name(node.id), reads=tuple(map(name, node.reads)), reader=reader)
 
 
 def program_of(
@@ -86,23 +121,35 @@ def program_of(
     unfit = unfit_constants(forward.module, forward.constants(), precision)
     flow = describe(forward, policy, unfit)
     decided = decide(flow, policy.precision, plan, ranges)
-    nest = nest_of(forward.module)
     fixed = {item.node: item.kind.fixed for item in forward.inputs}
-    reader = _Reader(
-        forward,
-        nest,
-        workload.loss is not None,
-        {op.id: op for op in flow.ops},
-        {decision.op: decision for decision in decided.decisions},
-        _constants(forward, unfit, flow, decided.precision),
-        sensitive_readers(flow),
-        tensor_bounds(nest, fixed, forward.constants(), precision),
-    )
-    nodes = reader.nodes()
+    nodes = _rows(forward, fixed, unfit, flow, decided, has_loss=workload.loss is not None)
     if any(_may_be_padded(node) for node in nodes) and _PAD not in without:
         padded = _padded(workload, forward, decided)
         nodes = [_with_padding(node) if node.id in padded else node for node in nodes]
     return Program(workload.origin or "", "torch", decided.precision, tuple(nodes))
+
+
+def _rows(
+    forward: Forward,
+    fixed: Mapping[str, Fixed],
+    unfit: tuple[UnfitConstant, ...],
+    flow: Dataflow,
+    plan: Plan,
+    *,
+    has_loss: bool = False,
+) -> list[Node]:
+    nest = nest_of(forward.module)
+    reader = _Reader(
+        forward,
+        nest,
+        has_loss,
+        {op.id: op for op in flow.ops},
+        {decision.op: decision for decision in plan.decisions},
+        _constants(forward, unfit, flow, plan.precision),
+        sensitive_readers(flow),
+        tensor_bounds(nest, fixed, forward.constants(), plan.precision),
+    )
+    return reader.nodes()
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ class Programs:
         self._device = next(iter(workload.model.parameters())).device
         self._lowering, self._for_batch, self._numbers = lowering, for_batch, numbers
         self.first = Program(first, self._device, lowering)
+        self._any_shapes = first.forward.in_pieces is not None
         size = first.forward.batch_size
         key = self._key(workload.batch, size.open_dims if size else (), situation)
         self._kept = OrderedDict({key: self.first})
@@ -119,7 +120,7 @@ class Programs:
         updated together.
         """
         sizes = is_open if is_open and size_of(batch, is_open) is not None else [False] * len(batch)
-        shapes = tuple(
+        shapes: Hashable = tuple(
             (tuple(value.shape[is_any:]), is_any, value.stride(), value.dtype)
             for value, is_any in zip(batch, sizes, strict=True)
         )
@@ -131,9 +132,9 @@ class Programs:
         }
         progress = list(progress_of(self._optimizer, trained).values())
         together = tuple(progress.index(each) for each in progress)
+        of_batch = len(batch) if self._any_shapes else (structure_of(batch), shapes)
         return (
-            structure_of(batch),
-            shapes,
+            of_batch,
             is_open,
             situation,
             together,

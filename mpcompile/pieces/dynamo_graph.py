@@ -10,7 +10,7 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,21 +23,41 @@ from mpcompile.passes.lowering.emulate_half import emulate_half
 from mpcompile.passes.lowering.reshape_views import reshape_views
 from mpcompile.pieces.casts import insert_casts
 from mpcompile.pieces.conversion_proof import Proven
+from mpcompile.pieces.tensor_cores import may_use_tensor_cores
 from mpcompile.pieces.weight_copies import CopiesRead, WeightCopies, read_copies
 from mpcompile.plan.dataflow import Dataflow, Fixed
 from mpcompile.plan.plan import Plan
 from mpcompile.plan.policy import Policy, UnmatchedOverride
 from mpcompile.precision import Precision
+from mpcompile.program.capture import Forward, Input, InputKind
 from mpcompile.program.control_flow import is_control_flow
 from mpcompile.program.functional.copies import write_out_copies
 from mpcompile.torch_private.graphs import copy_graph
-from mpcompile.torch_private.inductor import compile_under_autograd, composite, dynamo_constant
+from mpcompile.torch_private.inductor import (
+    compile_under_autograd,
+    composite,
+    dynamo_constant,
+    source_of,
+)
 from mpcompile.torch_private.ops import is_higher_order, op_name
 from mpcompile.torch_private.versions import warn_if_untried
 
 _ATEN = torch.ops.aten
 _LOG = logging.getLogger("mpcompile")
 _ROOT = re.compile(r"^[LG]\['[^']*'\]\.?")
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A graph of Dynamo in composite ops, before its casts.
+
+    Attributes:
+        forward: the graph; its inputs are the tensors that it gets.
+        fixed: why the dtype of an input may not change, by placeholder.
+    """
+
+    forward: Forward
+    fixed: Mapping[str, Fixed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +69,14 @@ class Outcome:
         wide: why the whole graph stays in FP32; None if some of it is in 16 bits.
         flow: the planner's input; None if it was not planned.
         plan: the decisions; None if it was not planned.
+        captured: the graph before its casts; None if it was not planned.
     """
 
     casts: int
     wide: str | None
     flow: Dataflow | None = None
     plan: Plan | None = None
+    captured: Captured | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +103,8 @@ def compile_graph(
     backend: Backend | None = None,
     within: str = "",
     copies: WeightCopies | None = None,
+    *,
+    every: bool = False,
 ) -> tuple[Callable[..., Any], Outcome]:
     """Rewrite one graph of Dynamo, and say what became of it.
 
@@ -94,6 +118,7 @@ def compile_graph(
         backend: default: that of the device.
         within: the dotted name of the module that is compiled, in the model that overrides name.
         copies: 16-bit copies of weights, which the graph reads instead of casting them.
+        every: also plan a graph that has nothing for a Tensor Core, to show its plan.
 
     Raises:
         BadInput: the model runs under ``torch.autocast``.
@@ -103,7 +128,10 @@ def compile_graph(
     tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
     device = tensors[0].device if tensors else torch.device("cpu")
     backend = backend or default_backend(device)
-    rewritten, outcome = _rewritten(module, policy, within)
+    if every or policy.half or may_use_tensor_cores(module):
+        rewritten, outcome = _rewritten(module, policy, within)
+    else:
+        rewritten, outcome = None, Outcome(0, "nothing in it is for a Tensor Core")
     if rewritten is None:
         if backend == "inductor":
             return compile_under_autograd(module, None, inputs), outcome
@@ -165,6 +193,12 @@ def _rewritten(
     _detach_instead_of_switching(traced.graph)
     write_out_copies(traced.graph)
     plain = copy_graph(traced)
+    inputs = tuple(
+        Input(name, _kind(fixed[name]), _ROOT.sub("", source_of(placeholder)), value)
+        for name, placeholder, value in zip(names, placeholders, values, strict=True)
+        if isinstance(value, torch.Tensor)
+    )
+    captured = Captured(Forward(copy_graph(traced), inputs, written), fixed)
     with warnings.catch_warnings():
         # An override may be for an op in another graph of the model.
         warnings.simplefilter("ignore", UnmatchedOverride)
@@ -173,7 +207,7 @@ def _rewritten(
         reasons = Counter(decision.reason for decision in plan.decisions).most_common(1)
         why = f", most often because: {reasons[0][0]}" if reasons else ""
         left = f"the plan leaves all {len(plan.decisions)} ops in FP32{why}"
-        return None, Outcome(0, left, flow, plan)
+        return None, Outcome(0, left, flow, plan, captured)
     narrow = sum(decision.computes is not Precision.FP32 for decision in plan.decisions)
     _LOG.info(
         "a graph of %d ops: %d compute in 16 bits, %d casts",
@@ -182,8 +216,13 @@ def _rewritten(
         len(plan.casts),
     )
     return _Rewritten(traced, written, plain, tuple(parameters)), Outcome(
-        len(plan.casts), None, flow, plan
+        len(plan.casts), None, flow, plan, captured
     )
+
+
+def _kind(fixed: Fixed) -> InputKind:
+    kinds = {Fixed.PARAMETER: InputKind.PARAMETER, Fixed.BUFFER: InputKind.BUFFER}
+    return kinds.get(fixed, InputKind.BATCH)
 
 
 def _left(reason: str) -> Outcome:

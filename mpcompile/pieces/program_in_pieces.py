@@ -4,6 +4,7 @@ Python code that looks at values decides between ops, so no single graph holds t
 captures the graphs between such lines. Each gets its casts by the plan, and the lines themselves
 run in eager PyTorch. For everything behind the capture the program is one op with a derivative: the
 loss scale, clipping, accumulation, the gate of the update and checkpoints are those of any step.
+The op takes tensors of any shape, so images and boxes may be others in each batch.
 
 Forward runs the program and keeps its autograd graph; backward goes back through it. Weights are
 the masters, which the casts read. Buffers are put back, and their next values are results, so a
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -22,21 +23,21 @@ from typing import Any
 import torch
 from torch import fx
 
-from mpcompile.errors import BadInput, CompileError
+from mpcompile.errors import CompileError
 from mpcompile.lower.plain_calls import call_plainly
-from mpcompile.pieces.runner import Returns, Runner
+from mpcompile.pieces.runner import Runner, returned
 from mpcompile.plan.policy import Policy
 from mpcompile.precision import Precision
 from mpcompile.program.batch import Batch, structure_of
 from mpcompile.program.capture import Forward, Input, InputKind
 from mpcompile.program.casts import CAST
 from mpcompile.program.random_state import drawn_again, random_state
-from mpcompile.program.returned import TENSOR, ReturnedTree, stands_alone
+from mpcompile.program.returned import TENSOR, ReturnedTree
 from mpcompile.program.tracing.export import definition
 from mpcompile.program.workload import Workload
 from mpcompile.step.ways import Way
 from mpcompile.torch_private.graphs import module_of
-from mpcompile.torch_private.tracing import autograd_inside_an_op, flatten, keep_missing_gradients
+from mpcompile.torch_private.tracing import autograd_inside_an_op, keep_missing_gradients
 
 _Tensors = Sequence[torch.Tensor]
 _ITEM = operator.getitem
@@ -50,35 +51,33 @@ class LastResult(ReturnedTree):
     """The tree of a program's last result, whose constants may be others in each run.
 
     Attributes:
-        last: returns structure and leaves of the last result.
+        runner: knows the last result.
     """
 
-    last: Callable[[], tuple[Any, Sequence[Any]]]
+    runner: Runner
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> Any:
         """Return the result with these tensors."""
-        structure, leaves = self.last()
+        structure, leaves = self.runner.last_result()
         return ReturnedTree(structure, tuple(leaves))(tensors)
 
 
 class ProgramInPieces:
-    """A program in pieces, for one way and one shape of batch.
+    """A program in pieces, for one way and batches of one number of tensors, of any shapes.
 
     Attributes:
         key: names it in a graph.
-        runner: runs the program, also for other ways and shapes.
+        runner: runs the program, also for other ways.
         way: what a run does to the model.
         like: fake tensors like the results: the loss, the next buffers, what is beside the loss.
-        returned: fake tensors like the loss and what is beside it.
 
     Args:
         runner: see above.
-        batch: gives the structure.
-        like: fake tensors like the loss and what is beside it.
+        batch: gives the structure, until `given` gets another one.
     """
 
-    def __init__(self, runner: Runner, batch: Batch, like: _Tensors) -> None:
-        self.key, self.runner, self.returned = next(_keys), runner, like
+    def __init__(self, runner: Runner, batch: Sequence[torch.Tensor]) -> None:
+        self.key, self.runner = next(_keys), runner
         model, optimizer = runner.workload.model, runner.workload.optimizer
         assert optimizer is not None
         self._weights = trained_weights(model, optimizer)
@@ -87,15 +86,21 @@ class ProgramInPieces:
             tuple(n for n in self._weights if n in names)
             for names in (runner.way.wide, runner.way.narrow)
         )
-        self.way = Way(wide, narrow, written)
+        self.way = replace(runner.way, wide=wide, narrow=narrow, written=written)
         self._buffers = dict(model.named_buffers())
         state = [
             runner.mode.from_tensor(self._buffers[name].detach(), static_shapes=True)
             for name in written
         ]
-        self.like = (like[0], *state, *like[1:])
-        self._batch = batch
+        loss, *beside = runner.like[runner.way.beside]
+        self.like = (loss, *state, *beside)
+        self._batch = Batch((), structure_of(batch))
         _programs[self.key] = self
+
+    def given(self, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Take the structure of the next run's batch, and return its tensors."""
+        self._batch = Batch((), structure_of(batch))
+        return list(batch)
 
     def forward(self, narrow: _Tensors, batch: _Tensors) -> list[torch.Tensor]:
         """Run the program; return the loss, the next buffers and the tensors beside the loss.
@@ -105,12 +110,15 @@ class ProgramInPieces:
             batch: the tensors of the batch.
         """
         copies = dict(zip(self.way.narrow, narrow, strict=True))
-        count = len(self.like) - 1 - len(self.way.written)
         arguments = self._batch.arguments([value.detach() for value in batch])
         made = self.runner.forward(
-            arguments, self._buffers, self._weights, copies, self.way.written, count
+            arguments, self._buffers, self._weights, copies, self.way.written
         )
-        return [made.value, *(made.buffers[name] for name in self.way.written), *made.beside]
+        beside = list(made.beside or ())[: self.way.beside or 0]
+        # If there are more or fewer than on this way, backward goes over to another one.
+        missing = [made.value.clone() for _ in range((self.way.beside or 0) - len(beside))]
+        state = [made.buffers[name] for name in self.way.written]
+        return [made.value, *state, *beside, *missing]
 
     def backward(self, seed: torch.Tensor) -> list[torch.Tensor]:
         """Return the gradients of the weights, then those of the copies, for the last run.
@@ -220,7 +228,7 @@ def program_in_pieces(
     assert optimizer is not None
     buffers = dict(model.named_buffers())
     before = {name: value.clone() for name, value in buffers.items()}
-    tensors, tree = _look(workload)
+    tensors, alone = _look(workload)
     weights = trained_weights(model, optimizer)
     found: Sequence[torch.Tensor | None] = [None] * len(weights)
     if tensors[0].requires_grad and weights:
@@ -228,27 +236,10 @@ def program_in_pieces(
     reached = tuple(n for n, value in zip(weights, found, strict=True) if value is not None)
     written = tuple(n for n, value in buffers.items() if not torch.equal(value, before[n]))
     _restore(buffers, before)
-    runner = Runner(workload, policy, why, Way(reached, (), written), copies=copies)
-    return _graph(runner, workload.batch, _noted(runner, workload.batch, tensors, tree))
-
-
-def for_batch(runner: Runner, batch: Batch) -> Forward:
-    """Return the graph of a program in pieces for a batch, on the way of the last run.
-
-    For new shapes the program runs once in eager PyTorch; the caller puts back what it changes.
-    """
-    returns = runner.seen.get(_shapes(batch))
-    if returns is None:
-        buffers = dict(runner.workload.model.named_buffers())
-        before = {name: value.clone() for name, value in buffers.items()}
-        tensors, tree = _look(replace(runner.workload, batch=batch))
-        _restore(buffers, before)
-        returns = _noted(runner, batch, tensors, tree)
-    return _graph(runner, batch, returns)
-
-
-def _shapes(batch: Batch) -> Hashable:
-    return structure_of(batch), tuple((value.shape, value.dtype) for value in batch)
+    way = Way(reached, (), written, None if alone else len(tensors) - 1)
+    runner = Runner(workload, policy, why, way, copies=copies)
+    runner.note(tensors)
+    return for_batch(runner, workload.batch)
 
 
 def _restore(buffers: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> None:
@@ -258,33 +249,16 @@ def _restore(buffers: Mapping[str, torch.Tensor], before: Mapping[str, torch.Ten
                 value.copy_(before[name])
 
 
-def _look(workload: Workload) -> tuple[list[torch.Tensor], ReturnedTree | None]:
-    """Run a program in eager PyTorch; return its tensors, the loss first, and the tree of more.
+def _look(workload: Workload) -> tuple[list[torch.Tensor], bool]:
+    """Run a program in eager PyTorch; return its tensors, the loss first, and if it stands alone.
 
     The next run draws the same random numbers again.
     """
     device = next(iter(workload.model.parameters())).device
     with torch.enable_grad(), drawn_again(random_state(device)):
         result = workload.run(workload.model, [value.detach() for value in workload.batch])
-    leaves, structure = flatten(result)
-    found = ReturnedTree(
-        structure, tuple(TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
-    )
-    try:
-        alone = stands_alone(found)
-    except ValueError as error:
-        where = definition(workload.loss) or workload.origin
-        advice = "return one 0-d FP32 tensor, or a pair of this tensor and any other value"
-        raise BadInput(f"the loss returns {error}", where, advice) from None
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)], None if alone else found
-
-
-def _noted(runner: Runner, batch: Batch, tensors: _Tensors, tree: ReturnedTree | None) -> Returns:
-    like: list[torch.Tensor] = [
-        runner.mode.from_tensor(value.detach(), static_shapes=True) for value in tensors
-    ]
-    runner.seen[_shapes(batch)] = returns = Returns(like, tree)
-    return returns
+    tensors, _, alone = returned(result, workload)
+    return tensors, alone
 
 
 def _cast(graph: fx.Graph, weight: fx.Node, precision: Precision) -> fx.Node:
@@ -295,10 +269,15 @@ def _cast(graph: fx.Graph, weight: fx.Node, precision: Precision) -> fx.Node:
     return cast
 
 
-def _graph(runner: Runner, batch: Batch, returns: Returns) -> Forward:
-    """Return a program as a graph of one op."""
+def for_batch(runner: Runner, batch: Sequence[torch.Tensor]) -> Forward:
+    """Return a program as a graph of one op, on the way of the last run.
+
+    Args:
+        runner: runs the program.
+        batch: the graph is for batches with as many tensors.
+    """
     model, mode = runner.workload.model, runner.mode
-    program = ProgramInPieces(runner, batch, returns.like)
+    program = ProgramInPieces(runner, batch)
     graph, inputs = fx.Graph(), list[Input]()
 
     def placeholder(kind: InputKind, name: str, tensor: torch.Tensor) -> fx.Node:
@@ -332,11 +311,10 @@ def _graph(runner: Runner, batch: Batch, returns: Returns) -> Forward:
         part.meta = {**call.meta, "val": value}
         parts.append(part)
     graph.output((*parts[1:], parts[0]))
-    tree = returns.tree
     return Forward(
         module_of(graph),
         tuple(inputs),
         program.way.written,
-        None if tree is None else LastResult(tree.structure, tree.leaves, runner.last_result),
+        None if way.beside is None else LastResult(None, (TENSOR,) * (1 + way.beside), runner),
         in_pieces=program,
     )

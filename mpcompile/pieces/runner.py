@@ -1,15 +1,16 @@
 """Runs a program that Dynamo compiles in pieces, and keeps the autograd graph of its last run.
 
 Python that looks at values may take another way for each batch. The way of a run is what it does to
-the model: the parameters that the loss reaches, and the buffers that are written. A step graph is
-for one way. If a run takes another, its results are kept while the step goes over to the graph of
-that way, so nothing runs twice.
+the model and what it returns: the parameters that the loss reaches, the buffers that are written,
+and how many tensors are beside the loss. A step graph is for one way and for batches of any shape.
+If a run takes another way, its results are kept while the step goes over to the graph of that way,
+so nothing runs twice.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,18 +18,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from mpcompile.errors import CannotCapture, CompileError
+from mpcompile.errors import BadInput, CompileError
 from mpcompile.lower.lower import Backend
 from mpcompile.pieces.breaks import Piece, piece_of, said
-from mpcompile.pieces.dynamo_graph import compile_graph
+from mpcompile.pieces.dynamo_graph import Outcome, compile_graph
 from mpcompile.pieces.weight_copies import WeightCopies
-from mpcompile.plan.dataflow import Dataflow
-from mpcompile.plan.plan import Plan
 from mpcompile.plan.policy import Policy
 from mpcompile.program.batch import Arguments
 from mpcompile.program.complex_parameters import as_real
 from mpcompile.program.node_tensors import NARROW
-from mpcompile.program.returned import TENSOR, ReturnedTree
+from mpcompile.program.returned import TENSOR, ReturnedTree, stands_alone
+from mpcompile.program.tracing.export import definition
 from mpcompile.program.workload import Workload
 from mpcompile.step.ways import OtherWay, Way
 from mpcompile.torch_private.in_pieces import InPieces
@@ -45,7 +45,7 @@ class Made:
     Attributes:
         loss: with its autograd graph; None behind backward.
         buffers: the next value of each buffer that was written.
-        beside: the tensors beside the loss.
+        beside: the tensors beside the loss; None if the program returns the loss alone.
         wide: gradients by parameter, after backward.
         narrow: those of 16-bit copies by parameter.
     """
@@ -53,7 +53,7 @@ class Made:
     loss: torch.Tensor | None
     value: torch.Tensor
     buffers: dict[str, torch.Tensor]
-    beside: list[torch.Tensor]
+    beside: list[torch.Tensor] | None
     wide: dict[str, torch.Tensor]
     narrow: dict[str, torch.Tensor]
 
@@ -65,19 +65,6 @@ class Made:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Returns:
-    """What a program returns for batches of some shapes.
-
-    Attributes:
-        like: fake tensors like the loss and the tensors beside it.
-        tree: None if it returns the loss alone.
-    """
-
-    like: list[torch.Tensor]
-    tree: ReturnedTree | None
-
-
 class Runner:
     """Runs a program for all graphs of its step.
 
@@ -85,16 +72,16 @@ class Runner:
         pieces: what Dynamo has compiled so far, in order.
         backend: runs each piece; None: the default of the device.
         way: the way that the last run has taken.
-        seen: what the program returns, by the shapes of a batch.
+        like: fake tensors like the loss and those beside it, of any shapes, by `Way.beside`.
         mode: of all fake tensors of its graphs.
-        planned: of each piece the planner's input and the plan, None where it was not planned.
+        outcomes: what became of each piece.
 
     Args:
         workload: the program.
         policy: gives the wished precision of each op.
         why: the reason why it is not one graph.
         way: the way of the example batch.
-        silent: whether nothing is said of the breaks.
+        shown: whether it runs to show the plans of all pieces; then nothing is said of the breaks.
         copies: whether the update may keep 16-bit copies of weights.
     """
 
@@ -105,14 +92,14 @@ class Runner:
         why: CompileError,
         way: Way,
         *,
-        silent: bool = False,
+        shown: bool = False,
         copies: bool = True,
     ) -> None:
         self.pieces, self.way = list[Piece](), way
         self.backend: Backend | None = None
-        self.seen, self.mode = dict[Hashable, Returns](), fake_mode()
-        self.planned = list[tuple[Dataflow | None, Plan | None]]()
-        self.workload, self.policy, self.why, self._silent = workload, policy, why, silent
+        self.like, self.mode = dict[int | None, list[torch.Tensor]](), fake_mode()
+        self.outcomes = list[Outcome]()
+        self.workload, self.policy, self.why, self._shown = workload, policy, why, shown
         self._copies, self._keeps = WeightCopies(), copies
         self._result: tuple[Any, Sequence[Any]] = None, ()
         self._before, self._said = dict[str, tuple[torch.Tensor, torch.Tensor]](), False
@@ -123,8 +110,10 @@ class Runner:
 
     def _compile(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         policy = self.policy.inside(f"piece{len(self.pieces)}.")
-        made, outcome = compile_graph(module, inputs, policy, self.backend, copies=self._copies)
-        self.planned.append((outcome.flow, outcome.plan))
+        made, outcome = compile_graph(
+            module, inputs, policy, self.backend, copies=self._copies, every=self._shown
+        )
+        self.outcomes.append(outcome)
         self.pieces.append(piece_of(module, outcome.casts, outcome.wide))
         return made
 
@@ -135,7 +124,6 @@ class Runner:
         trained: Mapping[str, torch.Tensor],
         copies: Mapping[str, torch.Tensor],
         written: Collection[str],
-        count: int,
     ) -> Made:
         """Run the program, or return what it has made if the step goes over to its way.
 
@@ -145,7 +133,9 @@ class Runner:
             trained: all parameters that the optimizer trains.
             copies: their 16-bit copies, as far as the step has them.
             written: names of the buffers that the graph which asks lets the program write.
-            count: how many tensors that graph has beside the loss.
+
+        Raises:
+            BadInput: the result is neither a loss nor a loss and anything.
         """
         if self._again:
             assert self._made is not None
@@ -158,26 +148,17 @@ class Runner:
         result = self._run(self.workload.model, *args, **named)
         if not self._said:
             self._said = True
-            if not self._silent:
+            if not self._shown:
                 _LOG.warning("%s", said(self.pieces, self.why))
-        leaves, structure = flatten(result)
-        loss, *beside = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        (loss, *more), tree, alone = returned(result, self.workload)
         if loss.dtype in NARROW:
             loss = loss.float()
-        if len(beside) != count:
-            raise CannotCapture(
-                f"the program returns {len(beside)} tensors beside the loss, other than for the "
-                "example batch",
-                self.workload.origin,
-                "return as many tensors for each batch",
-            )
-        kept = [TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        self._result = structure, kept
+        self._result = tree.structure, tree.leaves
         for name, version in versions.items():
             if version_of(buffers[name]) != version:  # no batch before has written it
                 self._before[name] = buffers[name], self._constants.pop(name)[2]
         made = {name: value.detach().clone() for name, (value, _) in self._before.items()}
-        beside = [value.detach().clone() for value in beside]
+        beside = None if alone else [value.detach().clone() for value in more]
         self._made = Made(loss, loss.detach().clone(), made, beside, {}, {})
         return self._made
 
@@ -193,6 +174,12 @@ class Runner:
                 if kept is None or kept[0] is not value or kept[1] != version:
                     self._constants[name] = value, version, value.detach().clone()
         return versions
+
+    def note(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Note the loss and the tensors beside it as examples of those on the present way."""
+        self.like[self.way.beside] = [
+            self.mode.from_tensor(value.detach(), static_shapes=True) for value in tensors
+        ]
 
     def last_result(self) -> tuple[Any, Sequence[Any]]:
         """Return structure and leaves of the last result, `TENSOR` for each tensor."""
@@ -239,9 +226,11 @@ class Runner:
                 made.wide[name] = value.float() if before is None else before + value
             made.narrow = {}
         self.way = way
-        if (tuple(made.wide), tuple(made.narrow), written) != (way.wide, way.narrow, way.written):
+        beside = None if made.beside is None else len(made.beside)
+        if Way(tuple(made.wide), tuple(made.narrow), written, beside) != way:
             narrow = tuple(name for name in weights if name in made.narrow)
-            self.way = Way(tuple(made.wide), narrow, written)
+            self.way = Way(tuple(made.wide), narrow, written, beside)
+            self.note([made.value, *(made.beside or ())])
             raise OtherWay(self.way, self._repeated)
         self._made = None  # it holds the gradients
         return made.gradients(way)
@@ -254,6 +243,26 @@ class Runner:
             yield
         finally:
             self._again, self._made = False, None
+
+
+def returned(result: Any, workload: Workload) -> tuple[list[torch.Tensor], ReturnedTree, bool]:
+    """Return the tensors of a program's result, the loss first, and its tree.
+
+    The last of the three says whether the program returns the loss alone.
+
+    Raises:
+        BadInput: the result is neither a loss nor a loss and anything.
+    """
+    leaves, structure = flatten(result)
+    kept = tuple(TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
+    tree = ReturnedTree(structure, kept)
+    try:
+        alone = stands_alone(tree)
+    except ValueError as error:
+        where = definition(workload.loss) or workload.origin
+        advice = "return one 0-d FP32 tensor, or a pair of this tensor and any other value"
+        raise BadInput(f"the loss returns {error}", where, advice) from None
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)], tree, alone
 
 
 def _there(names: Iterable[str], found: Sequence[torch.Tensor | None]) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mpcompile.pieces.breaks import Piece, said
+from mpcompile.pieces.dynamo_graph import Captured
 from mpcompile.pieces.program_in_pieces import ProgramInPieces
 from mpcompile.pieces.runner import Runner
 from mpcompile.plan.dataflow import Dataflow, Op, Tensor
@@ -18,7 +19,6 @@ from mpcompile.plan.plan import Cast, Decision, Plan
 from mpcompile.precision import Precision
 from mpcompile.program.batch import Batch
 from mpcompile.program.random_state import drawn_again, random_state
-from mpcompile.step.ways import Way
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class WholePlan:
         plans: per piece its plan.
         precision: the 16-bit format, or FP32.
         sentence: the breaks, with their lines.
+        captured: per piece its graph before the casts; None if the piece cannot be rewritten.
     """
 
     pieces: tuple[Piece, ...]
@@ -38,6 +39,7 @@ class WholePlan:
     plans: tuple[Plan, ...]
     precision: Precision
     sentence: str
+    captured: tuple[Captured | None, ...]
 
     @property
     def lines(self) -> list[str]:
@@ -95,21 +97,24 @@ def whole_plan(program: ProgramInPieces, batch: Batch, precision: Precision) -> 
     The caller puts back what the program changes beside the model's buffers.
     """
     before = program.runner
-    way = Way((*program.way.wide, *program.way.narrow), (), program.way.written)
-    runner = Runner(before.workload, before.policy, before.why, way, silent=True)
-    trial = ProgramInPieces(runner, batch, program.returned)
+    way = replace(program.way, wide=(*program.way.wide, *program.way.narrow), narrow=())
+    runner = Runner(before.workload, before.policy, before.why, way, shown=True)
+    runner.like = before.like
+    trial = ProgramInPieces(runner, batch)
     device = next(iter(before.workload.model.parameters())).device
     with drawn_again(random_state(device)):
         trial.forward((), batch)
     runner.put_back()
-    flows = tuple(flow or Dataflow((), ()) for flow, _ in runner.planned)
+    flows = tuple(outcome.flow or Dataflow((), ()) for outcome in runner.outcomes)
     empty = Plan(precision, (), {}, (), 0)
-    plans = tuple(plan or empty for _, plan in runner.planned)
+    plans = tuple(outcome.plan or empty for outcome in runner.outcomes)
     sentence = said(runner.pieces, runner.why)
-    return WholePlan(tuple(runner.pieces), flows, plans, precision, sentence)
+    captured = tuple(outcome.captured for outcome in runner.outcomes)
+    return WholePlan(tuple(runner.pieces), flows, plans, precision, sentence, captured)
 
 
-def _name(index: int) -> Callable[[str], str]:
+def in_piece(index: int) -> Callable[[str], str]:
+    """Return a function that puts the name of a piece before the name of a node."""
     return lambda name: f"{_PIECE}{index}.{name}"
 
 
@@ -118,7 +123,7 @@ def _names(names: Sequence[str], name: Callable[[str], str]) -> tuple[str, ...]:
 
 
 def _named(flow: Dataflow, index: int) -> Dataflow:
-    name = _name(index)
+    name = in_piece(index)
     return Dataflow(
         tuple(_op(op, name) for op in flow.ops),
         tuple(_tensor(tensor, name) for tensor in flow.tensors),
@@ -141,7 +146,7 @@ def _tensor(tensor: Tensor, name: Callable[[str], str]) -> Tensor:
 
 
 def _prefixed(plan: Plan, index: int) -> Plan:
-    name = _name(index)
+    name = in_piece(index)
 
     def decision(item: Decision) -> Decision:
         return replace(item, op=name(item.op))

@@ -15,11 +15,14 @@ class Way:
         wide: names of the trained parameters that the loss reaches in FP32, in the model's order.
         narrow: names of those that it reaches by a 16-bit copy; a parameter can be in both.
         written: names of the buffers that the program writes.
+        beside: how many tensors the program returns beside the loss; None: it returns the loss
+            alone.
     """
 
     wide: tuple[str, ...]
     narrow: tuple[str, ...]
     written: tuple[str, ...]
+    beside: int | None = None
 
 
 class OtherWay(Exception):

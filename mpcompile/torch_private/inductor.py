@@ -142,9 +142,56 @@ def composite(
     """
     from torch._functorch.aot_autograd import aot_export_module
 
-    traced, signature = aot_export_module(module, inputs, trace_joint=False, pre_dispatch=True)
+    module, numbers = _numbers_as_inputs(module)
+    given = [*inputs, *(number for _, number in numbers)]
+    traced, signature = aot_export_module(module, given, trace_joint=False, pre_dispatch=True)
     assert isinstance(traced, fx.GraphModule)
+    _read_numbers(traced.graph, numbers)
     return traced, tuple(signature.user_inputs_to_mutate.values())
+
+
+_Numbers: TypeAlias = Sequence[tuple[int, Any]]
+
+
+def _numbers_as_inputs(module: fx.GraphModule) -> tuple[fx.GraphModule, _Numbers]:
+    """Let a graph of Dynamo take the Python floats that it reads as further inputs.
+
+    Dynamo hands over a float that has changed as a 0-d tensor, and the graph reads it again by
+    ``item``. A second trace does not know that this is the float, and fails as for any value.
+
+    Returns the graph, and for each further input the position of the tensor and the symbol.
+    """
+    numbers: list[tuple[int, Any]] = []
+    copied = copy_graph(module)
+    placeholders = copied.graph.find_nodes(op="placeholder")
+    for node in copied.graph.find_nodes(op="call_method", target="item"):
+        symbol = node.meta.get("example_value")
+        if node.args[0] in placeholders and isinstance(symbol, torch.SymFloat):
+            last = copied.graph.find_nodes(op="placeholder")[-1]
+            with copied.graph.inserting_after(last):
+                number = copied.graph.placeholder(f"{node.name}_number")
+            number.meta = dict(node.meta)
+            numbers.append((placeholders.index(node.args[0]), symbol))
+            node.replace_all_uses_with(number)
+            copied.graph.erase_node(node)
+    copied.recompile()
+    return (copied if numbers else module), numbers
+
+
+def _read_numbers(graph: fx.Graph, numbers: _Numbers) -> None:
+    """Read again from the tensors what `_numbers_as_inputs` has made inputs."""
+    placeholders = graph.find_nodes(op="placeholder")
+    further = placeholders[len(placeholders) - len(numbers) :]
+    last = placeholders[-1] if placeholders else None
+    for node, (position, symbol) in zip(further, numbers, strict=True):
+        assert last is not None
+        with graph.inserting_after(last):
+            read = graph.call_function(
+                torch.ops.aten._local_scalar_dense.default, (placeholders[position],)
+            )
+        read.meta = {**node.meta, "val": symbol}
+        node.replace_all_uses_with(read)
+        graph.erase_node(node)
 
 
 def compile_under_autograd(
@@ -173,7 +220,11 @@ def compile_under_autograd(
         new.meta.update(old.meta)
         if hasattr(old, "_dynamo_source"):
             new._dynamo_source = old._dynamo_source
-    made = compile_fx(module, list(inputs))
+    open_sizes = any(isinstance(value, torch.SymInt) for value in inputs)
+    # On a CPU, backward of a convolution with channels last keeps the strides of the first sizes
+    # (torch 2.13 and 2.14); on a GPU inductor leaves this out itself.
+    patches = {"layout_optimization": False} if open_sizes else None
+    made = compile_fx(module, list(inputs), config_patches=patches)
     assert callable(made)
     return made
 
@@ -192,3 +243,9 @@ def dynamo_constant(placeholder: fx.Node) -> torch.Tensor | None:
     value = placeholder.meta["grapharg"].example
     is_state = hasattr(value, "_dynamo_static_input_type")
     return value if is_state and not isinstance(value, torch.nn.Parameter) else None
+
+
+def source_of(placeholder: fx.Node) -> str:
+    """Return where Dynamo found an input of a graph, such as ``L['self'].weight``."""
+    name = placeholder.meta["grapharg"].source.name
+    return str(name() if callable(name) else name)  # a method up to torch 2.11

@@ -40,6 +40,8 @@ _Shapes: TypeAlias = tuple[Hashable, ...]
 class BatchGraph:
     """The graphs for batches of one shape, or of all shapes that differ in the batch size only.
 
+    The graphs of a program in pieces are for batches of any shapes.
+
     Attributes:
         step: the step graph; all batch graphs share one update graph.
         gradient: its gradient graph, bound to the step's state.
@@ -90,6 +92,8 @@ class _Last:
 class BatchGraphs:
     """All graphs of a step: one for the example batch, and one more for each new shape.
 
+    A graph of a program in pieces is for all batches of as many tensors.
+
     After a change in the program there is one more for each shape. If the program is as it was
     before, the graphs of then are used again.
 
@@ -115,6 +119,7 @@ class BatchGraphs:
     ) -> None:
         self._slots = [slot for slot in first.step.slots.values() if slot.role is Role.BATCH]
         self._devices = [value.device for value in batch]
+        self._any_shapes = first.gradient.any_shapes
         self._structure = structure_of(batch)
         self.is_open = first.size.open_dims if first.size else ()
         _, key = self._size_and_key(batch)
@@ -228,6 +233,8 @@ class BatchGraphs:
 
     def _size_and_key(self, batch: Sequence[torch.Tensor]) -> tuple[int | None, _Shapes]:
         """Return the open size of a batch, if it has one, and its shapes without this size."""
+        if self._any_shapes:
+            return None, (len(batch),)
         structure = structure_of(batch)
         if structure is not None and structure != self._structure:
             # Other constants, or another structure: another program on the same weights.

@@ -19,6 +19,7 @@ class BoundGradient:
     Attributes:
         results: the slots of its results, the loss first.
         returned: the indices in `results` of the loss and of the caller's other results.
+        any_shapes: whether it takes batches of any shapes, because it is a program in pieces.
 
     Args:
         step: the step graph.
@@ -26,6 +27,7 @@ class BoundGradient:
         state: the tensors by slot.
         batch: an example, which gives strides.
         is_open: whether a batch may have another batch size than the example.
+        given: returns the tensors for a program in pieces, which takes any shapes and layouts.
     """
 
     def __init__(
@@ -35,7 +37,9 @@ class BoundGradient:
         state: Mapping[str, torch.Tensor],
         batch: Sequence[torch.Tensor],
         is_open: bool = False,
+        given: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]] | None = None,
     ) -> None:
+        self._given, self.any_shapes = given, given is not None
         self.results = lowered.gradient_results
         self.returned = [
             index
@@ -63,6 +67,8 @@ class BoundGradient:
 
     def prepare(self, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return a batch in the memory layout of the example."""
+        if self._given is not None:
+            return self._given(batch)
         if self._orders:
             return list(map(_laid_out, batch, self._orders))
         return list(map(laid_out, batch, self._strides))

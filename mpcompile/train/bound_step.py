@@ -201,7 +201,8 @@ class BoundStep:
     ) -> BatchGraph:
         """Bind a gradient graph and the graph after it: the update, or the sum of gradients."""
         is_open = captured.batch_size is not None
-        gradient = BoundGradient(step, lowered, tensors, batch, is_open)
+        given = captured.in_pieces.given if captured.in_pieces is not None else None
+        gradient = BoundGradient(step, lowered, tensors, batch, is_open, given)
         after, passed = self.gather or self.update, self._passed(lowered)
 
         def run(batch: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:

@@ -115,3 +115,32 @@ def test_report_and_run_work(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert "piece1.linear_1" in (folder / "model.report.html").read_text()
     assert exit_code(["run", "model.py", "--steps", "2"]) == 0
     assert "2 steps" in capsys.readouterr().out
+
+
+def test_lint_looks_at_all_pieces(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = MODEL.replace("self.one(x).relu()", "(self.one(x).relu() + 1e-9)")
+    text = text.replace("self.two(x).relu()", "(self.two(x).relu() * 1e5)")
+    text = text.replace("model(x).square()", "model(x).sigmoid().log()")
+    (folder / "model.py").write_text(text)
+
+    def found(*options: str) -> set[tuple[str, str, str, int]]:
+        arguments = ["lint", "model.py", *options, "--exit-zero", "--json", "out.json"]
+        assert exit_code(arguments) == 0
+        rows = json.loads((folder / "out.json").read_text())["findings"]
+        return {
+            (row["rule"], row["severity"], row["node"].partition(".")[0], row["line"])
+            for row in rows
+        }
+
+    plain = found()
+    assert plain == {
+        ("MP102", "note", "piece0", 12),
+        ("MP101", "warning", "piece1", 14),
+        ("MP202", "note", "piece2", 19),
+    }
+    forced = found("--half", "node:piece0.add", "--half", "node:piece1.mul")
+    assert {row for row in forced if row[1] == "error"} == {
+        ("MP102", "error", "piece0", 12),
+        ("MP101", "error", "piece1", 14),
+    }
+    assert "matches no op" not in capsys.readouterr().err

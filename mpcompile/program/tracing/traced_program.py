@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from mpcompile.errors import CannotCapture
+from mpcompile.errors import ReplacedBuffer
 from mpcompile.program.derivatives.noted import Noted
 from mpcompile.program.numbers.inputs import (
     NumberPlace,
@@ -148,7 +148,7 @@ def _write_replaced(buffers: Sequence[tuple[torch.nn.Module, str, torch.Tensor |
         if now is before:
             continue
         if before is None or now is None or (now.shape, now.dtype) != (before.shape, before.dtype):
-            raise CannotCapture(
+            raise ReplacedBuffer(
                 f"the program replaces the buffer {name} by a tensor of another shape or dtype",
                 fix="keep its shape and dtype, or write to a part of a larger buffer",
             )
