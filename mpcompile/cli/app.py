@@ -5,14 +5,14 @@ Small files named by flags are read before that code is loaded, so that errors a
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from mpcompile import __version__, commands
-from mpcompile.errors import BadInput, did_you_mean
+from mpcompile.cli.sources import AnySource, ProgramSource, Source, is_there_or_a_command
+from mpcompile.errors import BadInput
 from mpcompile.options import (
     BenchOptions,
     CalibrateOptions,
@@ -30,7 +30,6 @@ from mpcompile.options import (
     TransformOptions,
     TuneOptions,
 )
-from mpcompile.options.arguments import AnySource, ProgramSource, Source, is_there
 from mpcompile.options.plan_flags import NO_FLAGS
 from mpcompile.options.run import NO_CHECKPOINT_FLAGS, NO_ONNX_RUN_FLAGS, NO_PROCESS_FLAGS
 from mpcompile.options.transform import NO_ONNX_FLAGS
@@ -235,16 +234,8 @@ def schema(
 
 
 def is_no_command(_: object, source: str) -> None:
-    """Say of a word that is no file and no module which command it may mean."""
-    try:
-        is_there(_, source)
-    except BadInput as error:
-        names = [name for name in app if not name.startswith("-")]
-        if Path(source).suffix or os.sep in source:
-            raise
-        error.what = f"there is no command, file or module {source!r}"
-        error.what += did_you_mean(source, names)
-        raise
+    """Refuse a word that is no file, no module and no command."""
+    is_there_or_a_command([name for name in app if not name.startswith("-")], source)
 
 
 @app.default

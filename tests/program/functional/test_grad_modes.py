@@ -246,7 +246,7 @@ def test_a_part_of_an_activation_written_without_gradients_is_refused() -> None:
     refused(middle, "a part of a tensor that requires a gradient is written without gradients")
 
 
-def test_a_buffer_of_another_shape_is_refused() -> None:
+def test_a_buffer_of_another_shape_is_no_graph_and_grows_in_pieces() -> None:
     def middle(net: Net, h: Tensor) -> Tensor:
         net.bank = torch.cat([net.bank, h.detach()])
         return h
@@ -254,7 +254,18 @@ def test_a_buffer_of_another_shape_is_refused() -> None:
     net = Net(middle)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with pytest.raises(CannotCapture, match="replaces the buffer bank by a tensor of another"):
-        mpcompile.compile(net, squared, optimizer, BATCHES[0])
+        mpcompile.compile(net, squared, optimizer, BATCHES[0], whole=True)
+    eager = copy.deepcopy(net)
+    theirs = torch.optim.SGD(eager.parameters(), lr=0.1)
+    step = mpcompile.compile(net, squared, optimizer, BATCHES[0], policy=FULL_PRECISION)
+    for batch in BATCHES[:3]:
+        step(*batch)
+        theirs.zero_grad()
+        squared(eager, *batch).backward()
+        theirs.step()
+    assert step.captured.in_pieces
+    for name, value in eager.state_dict().items():
+        torch.testing.assert_close(net.state_dict()[name], value)
 
 
 def test_a_batch_that_the_program_writes_to_stays_as_it_is() -> None:
