@@ -1,6 +1,6 @@
 """Compare the gradients of programs that add up thousands of terms.
 
-``python -m bench.numerics.sums [--names Linear LSTM ...] [--table] [--compiled] [--backend inductor]``
+``python -m bench.numerics.sums [--names LSTM ...] [--table] [--compiled] [--backend NAME]``
 
 Each program of ``tests/programs/sums.py`` has a gradient with 6,000 contributions to one element
 and more. An error is the largest, over the parameters, of the norm of the difference from FP64 over
@@ -154,9 +154,8 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
     parser.add_argument("--table", action="store_true", help="Markdown instead of JSON")
     parser.add_argument("--compiled", action="store_true", help="torch.compile with autocast too")
-    parser.add_argument(
-        "--backend", choices=("interpreter", "inductor"), default="interpreter", help="of ours"
-    )
+    backends = ("interpreter", "inductor")
+    parser.add_argument("--backend", choices=backends, default=backends[0], help="of our step")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     for number, name in enumerate(options.names):

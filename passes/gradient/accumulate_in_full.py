@@ -13,17 +13,18 @@ from math import ceil, prod
 
 import torch
 from torch import fx
+from torch.fx.node import Argument
 
-from mpcompile.passes.gradient.wide_terms import narrow_readers, wide
 from mpcompile.program.node_tensors import NARROW, count_of
+from mpcompile.program.wide_terms import narrow_readers, wide
 from mpcompile.torch_private.ops import op_name
 from mpcompile.torch_private.tensors import with_dtype
 
 LEAST = 16
 """Terms of one element from which on an op is changed, where its arguments bound their number."""
 ADDS_NARROW = frozenset(
-    "index_put _unsafe_index_put index_add put embedding_dense_backward _embedding_bag_dense_backward "
-    "unfold_backward avg_pool2d_backward avg_pool3d_backward _adaptive_avg_pool2d_backward "
+    "index_put _unsafe_index_put index_add put embedding_dense_backward "
+    "_embedding_bag_dense_backward unfold_backward avg_pool2d_backward avg_pool3d_backward _adaptive_avg_pool2d_backward "
     "_adaptive_avg_pool3d_backward max_pool2d_with_indices_backward "
     "max_pool3d_with_indices_backward adaptive_max_pool2d_backward adaptive_max_pool3d_backward "
     "fractional_max_pool2d_backward fractional_max_pool3d_backward replication_pad1d_backward "
@@ -47,6 +48,13 @@ def accumulate_in_full(module: fx.GraphModule) -> int:
         ...
         >>> module = graph(program, gradient=f16(64, 4), places=torch.zeros(64, dtype=torch.long))
         >>> before_and_after(accumulate_in_full, module)
+        + _to_copy_default  f32[64,4]  _to_copy gradient dtype=f32
+        - embedding_dense_backward  f16[2,4]  embedding_dense_backward gradient places 2 -1 False
+        + embedding_dense_backward  f32[2,4]  embedding_dense_backward
+            _to_copy_default places 2 -1 False
+        - return  embedding_dense_backward
+        + _to_copy_default_1  f16[2,4]  _to_copy embedding_dense_backward dtype=f16
+        + return  _to_copy_default_1
     """
     found = 0
     for node in list(module.graph.nodes):

@@ -25,8 +25,8 @@ def save_narrow(module: fx.GraphModule) -> int:
     """Let backward widen the stored 16-bit copy; return how many FP32 tensors are freed earlier.
 
     A tensor is changed only if forward reads its 16-bit copy anyway and only backward reads its
-    FP32 value. The result of a reduction stays: it has few bytes, and backward takes the exponential
-    of a logsumexp.
+    FP32 value. The result of a reduction stays: it has few bytes, and backward takes the
+    exponential of a logsumexp.
 
     Example:
         >>> def program(x, g):

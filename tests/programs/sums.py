@@ -163,13 +163,13 @@ def _add_table(name: str, op: Callable[[Tensor, Tensor], Tensor], places: int = 
     PROGRAMS[name] = made
 
 
-def _rows(name: str, op: Callable[[], Callable[..., Tensor]], width: int = 8) -> None:
-    """Add an op on 6,000 rows of 8 features; it returns rows of `width` features."""
+def _rows(name: str, op: Callable[[], Callable[..., Tensor]], shift: float = 0.5) -> None:
+    """Add an op on 6,000 rows of 8 features."""
 
     def make() -> nn.Module:
-        return Between(nn.Linear(8, 8), op(), nn.Linear(width, 1))
+        return Between(nn.Linear(8, 8), op(), nn.Linear(8, 1))
 
-    _add(name, make, ROWS, 8)
+    _add(name, make, ROWS, 8, shift=shift)
 
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -202,15 +202,9 @@ def _layers() -> None:
         instance_norm = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[n]
         _image(f"Conv{axes}", partial(_CONV[n], 4, 4, 3), *size)
         _image(f"ConvTranspose{axes}", partial(transposed, 4, 4, 3), *size)
-        _image(
-            f"BatchNorm{axes}", partial(_then_gelu, partial(batch_norm, 4)), *size, trained=False
-        )
-        _image(
-            f"InstanceNorm{axes}",
-            partial(_then_gelu, partial(instance_norm, 4, affine=True)),
-            *size,
-            trained=False,
-        )
+        for word, norm in (("Batch", batch_norm), ("Instance", instance_norm)):
+            op = partial(_then_gelu, partial(norm, 4, affine=True))
+            _image(f"{word}Norm{axes}", op, *size, trained=False)
     _image("GroupNorm", partial(_then_gelu, partial(nn.GroupNorm, 2, 4)), 80, 80, trained=False)
     _rows("LayerNorm", lambda: nn.LayerNorm(8))
     _rows("RMSNorm", lambda: nn.RMSNorm(8))
@@ -305,7 +299,7 @@ def _scans() -> None:
         ),
     }
     for name, op in ops.items():
-        _rows(name, partial(_same, op))
+        _rows(name, partial(_same, op), shift=-0.5 if "softmax" in name else 0.5)
     _add("log_softmax over 128,256", Vocabulary, 4, 8, shift=-0.5)
 
 
@@ -346,7 +340,8 @@ def _windows() -> None:
     for mode, n in modes.items():
         op = partial(F.interpolate, size=one[n], mode=mode)
         _image(f"interpolate {mode}", partial(_same, op), *single[n])
-    _image("lp_pool2d", partial(_same, partial(F.lp_pool2d, norm_type=2, kernel_size=79, stride=1)), 157, 157)  # fmt: skip
+    op = partial(F.lp_pool2d, norm_type=2, kernel_size=79, stride=1)
+    _image("lp_pool2d", partial(_same, op), 157, 157)
     _image("im2col", partial(_same, _unfolded), 157, 157)
     _image("col2im", partial(_same, _folded), 80, 80)
     _image("grid_sample", partial(_same, _sampled), 2, 2)
