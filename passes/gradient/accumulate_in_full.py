@@ -9,14 +9,15 @@ grow at 2,048 (FP16) or 256 (BF16). Paper, section 3.3: additions accumulate in 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from math import ceil, prod
+from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.node import Argument
 
+from mpcompile.program.casts import narrow_readers, wide
 from mpcompile.program.node_tensors import NARROW, count_of
-from mpcompile.program.wide_terms import narrow_readers, wide
 from mpcompile.torch_private.ops import op_name
 from mpcompile.torch_private.tensors import with_dtype
 
@@ -24,12 +25,12 @@ LEAST = 16
 """Terms of one element from which on an op is changed, where its arguments bound their number."""
 ADDS_NARROW = frozenset(
     "index_put _unsafe_index_put index_add put embedding_dense_backward "
-    "_embedding_bag_dense_backward unfold_backward avg_pool2d_backward avg_pool3d_backward _adaptive_avg_pool2d_backward "
-    "_adaptive_avg_pool3d_backward max_pool2d_with_indices_backward "
-    "max_pool3d_with_indices_backward adaptive_max_pool2d_backward adaptive_max_pool3d_backward "
-    "fractional_max_pool2d_backward fractional_max_pool3d_backward replication_pad1d_backward "
-    "replication_pad2d_backward replication_pad3d_backward col2im grid_sampler_2d_backward "
-    "grid_sampler_3d_backward".split()
+    "_embedding_bag_dense_backward unfold_backward avg_pool2d_backward avg_pool3d_backward "
+    "_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward "
+    "max_pool2d_with_indices_backward max_pool3d_with_indices_backward "
+    "adaptive_max_pool2d_backward adaptive_max_pool3d_backward fractional_max_pool2d_backward "
+    "fractional_max_pool3d_backward replication_pad1d_backward replication_pad2d_backward "
+    "replication_pad3d_backward col2im grid_sampler_2d_backward grid_sampler_3d_backward".split()
 )
 """The ops whose kernels add in the dtype of their result, on a CPU or on CUDA."""
 _FLAGGED = {"index_put": 3, "_unsafe_index_put": 3, "put": 3}
@@ -80,25 +81,26 @@ def _adds(node: fx.Node) -> bool:
 
 def _terms(node: fx.Node) -> int:
     """Return a bound for the number of terms of one element."""
-    name, args = op_name(node), node.args
-    match name:
-        case "unfold_backward":
-            return _overlap([args[3]], [args[4]])
-        case "col2im":
-            return _overlap(args[2], args[5])
-        case _ if name.startswith(("avg_pool", "max_pool")):
-            return _overlap(args[2], (args[3] if len(args) > 3 else ()) or args[2])
-        case _ if name.startswith("replication_pad"):
-            return prod(1 + max(0, int(side)) for side in args[2])
-        case _ if "adaptive" in name:
-            made, read = args[0].meta["val"], args[1].meta["val"]
-            return ceil(count_of(made) / count_of(read))
-    return max(count_of(item.meta["val"]) for item in node.all_input_nodes if _is_narrow(item))
+    name = op_name(node)
+    args: Any = node.args
+    if name == "unfold_backward":
+        return _overlap([args[3]], [args[4]])
+    if name == "col2im":
+        return _overlap(args[2], args[5])
+    if name.startswith(("avg_pool", "max_pool")):
+        return _overlap(args[2], (args[3] if len(args) > 3 else []) or args[2])
+    if name.startswith("replication_pad"):
+        sides = [max(0, side) for side in args[2]]
+        return prod(1 + left + right for left, right in zip(sides[::2], sides[1::2], strict=True))
+    if "adaptive" in name:
+        return ceil(count_of(args[0].meta["val"]) / count_of(args[1].meta["val"]))
+    narrow = (item.meta["val"] for item in node.all_input_nodes if _is_narrow(item))
+    return max(map(count_of, narrow), default=0)
 
 
-def _overlap(sizes: Argument, steps: Argument) -> int:
+def _overlap(sizes: Sequence[int], steps: Sequence[int]) -> int:
     """Return how many windows one element can be in."""
-    lengths = steps * (len(sizes) // len(steps))
+    lengths = list(steps) * (len(sizes) // len(steps))
     return prod(ceil(size / step) for size, step in zip(sizes, lengths, strict=True))
 
 

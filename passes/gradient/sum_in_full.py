@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
+from mpcompile.program.casts import narrow_readers, wide
 from mpcompile.program.node_tensors import NARROW
-from mpcompile.program.wide_terms import narrow_readers, wide
 from mpcompile.torch_private.tensors import with_dtype
 
 LEAST = 4

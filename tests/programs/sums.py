@@ -180,7 +180,8 @@ def _image(
 ) -> None:
     """Add an op on an image of 4 channels between two convolutions.
 
-    In front of a norm the first is not `trained`: its gradient is a difference of like numbers.
+    In front of a norm the first is not `trained`, because its gradient is a difference of like
+    numbers, and the image has the mean 0.
     """
 
     def make() -> nn.Module:
@@ -188,7 +189,7 @@ def _image(
         enter = kind(1, 4, 1).requires_grad_(trained)
         return Between(enter, op(), kind(4, 1, 1))
 
-    _add(name, make, 1, 1, *size)
+    _add(name, make, 1, 1, *size, shift=0.5 if trained else -0.5)
 
 
 def _layers() -> None:
