@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,14 +54,15 @@ class UsedOften(nn.Module):
         self.uses, self.layer = uses, nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([self.layer(x) for _ in range(self.uses)]).sum(0)
+        uses: Tensor = torch.stack([self.layer(x) for _ in range(self.uses)]).sum(0)
+        return uses
 
 
 class UsedInALoop(UsedOften):
     """The same, added in a loop."""
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.layer(x)
+        out: Tensor = self.layer(x)
         for _ in range(self.uses - 1):
             out = out + self.layer(x)
         return out
@@ -70,7 +72,7 @@ class Residuals(UsedOften):
     """A residual stream to which one layer writes many times."""
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.layer(x)
+        out: Tensor = self.layer(x)
         for _ in range(self.uses - 1):
             out = out + 0.1 * self.layer(out).tanh()
         return out
@@ -141,7 +143,8 @@ class Vocabulary(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(x).log_softmax(-1)[:, :10]
+        result: Tensor = self.out(x).log_softmax(-1)[:, :10]
+        return result
 
 
 PROGRAMS: dict[str, Callable[[], Made]] = {}
@@ -294,7 +297,7 @@ def _scans() -> None:
         "log_softmax over rows": lambda h: h.log_softmax(0)[:10],
         "sort": lambda h: h.sort(0).values,
         "roll and flip": lambda h: h.roll(7, 0).flip(0),
-        "windows (unfold)": lambda h: h.unfold(0, 3000, 1).mean(-1),
+        "windows (unfold)": lambda h: h[:, :1].unfold(0, 3000, 1).mean(-1).expand(-1, 8),
         "windows (as_strided)": lambda h: (
             h.contiguous().as_strided((3001, 3000, 8), (8, 8, 1)).mean(1)
         ),
@@ -320,8 +323,16 @@ def _windows() -> None:
     single = ((1,), (1, 1), (1, 1, 1))
     average = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
     largest = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
-    adaptive = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
-    adaptive_max = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
+    adaptive: tuple[Any, ...] = (
+        F.adaptive_avg_pool1d,
+        F.adaptive_avg_pool2d,
+        F.adaptive_avg_pool3d,
+    )
+    adaptive_max: tuple[Any, ...] = (
+        F.adaptive_max_pool1d,
+        F.adaptive_max_pool2d,
+        F.adaptive_max_pool3d,
+    )
     for n, size in enumerate(one):
         axes = f"{n + 1}d"
         both = (3, 2) * (n + 1)
@@ -349,8 +360,8 @@ def _windows() -> None:
 
 
 def _unfolded(x: Tensor) -> Tensor:
-    columns = F.unfold(x, 79, stride=1)
-    return columns.view(1, 4, 79 * 79, 79, 79).mean(2)
+    columns = F.unfold(x[:, :1], 79, stride=1)
+    return columns.view(1, 1, 79 * 79, 79, 79).mean(2).expand(1, 4, 79, 79)
 
 
 def _folded(x: Tensor) -> Tensor:
