@@ -144,7 +144,7 @@ def cells(found: dict[str, object]) -> Iterator[str]:
         if not isinstance(value, float):
             yield str(value)
             continue
-        limit = next(LIMIT[p] for p in LIMIT if name.endswith(p.value))
+        limit = LIMIT[Precision(name.split()[-1])]
         yield f"{value:.4f}" if value <= limit else f"**{value:.4f}**"
 
 

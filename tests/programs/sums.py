@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -323,24 +322,18 @@ def _windows() -> None:
     single = ((1,), (1, 1), (1, 1, 1))
     average = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
     largest = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
-    adaptive: tuple[Any, ...] = (
-        F.adaptive_avg_pool1d,
-        F.adaptive_avg_pool2d,
-        F.adaptive_avg_pool3d,
-    )
-    adaptive_max: tuple[Any, ...] = (
-        F.adaptive_max_pool1d,
-        F.adaptive_max_pool2d,
-        F.adaptive_max_pool3d,
-    )
+    kinds = (f"adaptive_{word}_pool{n}d" for word in ("avg", "max") for n in (1, 2, 3))
+    adapt: dict[str, Callable[..., Tensor]] = {kind: getattr(F, kind) for kind in kinds}
     for n, size in enumerate(one):
         axes = f"{n + 1}d"
         both = (3, 2) * (n + 1)
         for kinds, word in ((average, "avg_pool"), (largest, "max_pool")):
             op = partial(kinds[n], kernel_size=width[n], stride=1)
             _image(f"{word}{axes}", partial(_same, op), *twice[n])
-        for adapt, word in ((adaptive, "adaptive_avg_pool"), (adaptive_max, "adaptive_max_pool")):
-            _image(f"{word}{axes}", partial(_same, partial(adapt[n], output_size=size)), *single[n])
+        for word in ("avg", "max"):
+            name = f"adaptive_{word}_pool{axes}"
+            op = partial(_same, partial(adapt[name], output_size=size))
+            _image(name, op, *single[n])
         for mode in ("constant", "reflect", "replicate", "circular"):
             _image(
                 f"pad {axes}, {mode}", partial(_same, partial(F.pad, pad=both, mode=mode)), *size

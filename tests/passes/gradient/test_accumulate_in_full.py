@@ -6,55 +6,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from programs.additions import COUNT, IN_16_BITS, IN_FP32
 from programs.graphs import graph_of, run
 from torch import Tensor
 
 from mpcompile.passes.gradient.accumulate_in_full import LEAST, accumulate_in_full
 
 A = torch.ops.aten
-COUNT = 20_000
-"""Ones that an op adds up to one element: FP16 holds it, and a sum in FP16 ends at 2,048."""
 
 
 def _zeros(like: Tensor, *shape: int) -> Tensor:
     return torch.zeros(shape, dtype=like.dtype)
 
-
-def _pooled(ones: Tensor, name: str) -> Tensor:
-    """Backward of a maximum of one element that `COUNT` places read."""
-    axes = int(name[-2])
-    x = _zeros(ones, *[1] * (axes + 2))
-    size = [1] * (axes - 1) + [COUNT]
-    _, places = getattr(A, name)(x, size)
-    result: Tensor = getattr(A, f"{name}_backward")(ones.view(1, 1, *size), x, places)
-    return result
-
-
-ADDITIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "index_put": lambda one, at: A.index_put(_zeros(one, 2), [at], one, True),
-    "put": lambda one, at: A.put(_zeros(one, 2), at, one, True),
-    "index_add": lambda one, at: A.index_add(_zeros(one, 2), 0, at, one),
-    "embedding": lambda one, at: A.embedding_dense_backward(one[:, None], at, 2, -1, False),
-    "adaptive_avg_pool2d": lambda one, _at: A._adaptive_avg_pool2d_backward(
-        one.view(1, 1, 1, -1), _zeros(one, 1, 1, 1, 1)
-    ),
-    "adaptive_avg_pool3d": lambda one, _at: A._adaptive_avg_pool3d_backward(
-        one.view(1, 1, 1, 1, -1), _zeros(one, 1, 1, 1, 1, 1)
-    ),
-    "adaptive_max_pool2d": lambda one, _at: _pooled(one, "adaptive_max_pool2d"),
-    "adaptive_max_pool3d": lambda one, _at: _pooled(one, "adaptive_max_pool3d"),
-    "replication_pad1d": lambda one, _at: A.replication_pad1d_backward(
-        one.view(1, 1, -1), _zeros(one, 1, 1, 1), [COUNT - 1, 0]
-    ),
-    "replication_pad2d": lambda one, _at: A.replication_pad2d_backward(
-        one.view(1, 1, 1, -1), _zeros(one, 1, 1, 1, 1), [COUNT - 1, 0, 0, 0]
-    ),
-    "grid_sampler_2d": lambda one, _at: A.grid_sampler_2d_backward(
-        one.view(1, 1, 1, -1), _zeros(one, 1, 1, 1, 1), _zeros(one, 1, 1, COUNT, 2),
-        0, 0, False, [True, True],
-    )[0],
-}  # fmt: skip
-"""Each adds `COUNT` ones to one element."""
 
 WINDOWS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
     "unfold": lambda one, size, step: A.unfold_backward(
@@ -73,10 +36,10 @@ WINDOWS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ADDITIONS)
+@pytest.mark.parametrize("name", IN_16_BITS)
 def test_ones_add_up(name: str, dtype: torch.dtype) -> None:
     ones, places = torch.ones(COUNT, dtype=dtype), torch.zeros(COUNT, dtype=torch.long)
-    module = graph_of(ADDITIONS[name], ones=ones, places=places)
+    module = graph_of(IN_16_BITS[name], ones=ones, places=places)
     (before,) = run(module, ones, places)
     assert float(before.max()) <= 2048, "this kernel adds in FP32 by itself: no need to widen it"
     assert accumulate_in_full(module) == 1
@@ -126,3 +89,13 @@ def test_a_reader_that_widens_reads_the_sum_itself() -> None:
     (found,) = run(module, values, places)
     exact = values.double().sum()
     assert abs(float(found[0]) - float(exact)) < 1e-5 * float(exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", IN_FP32)
+def test_a_kernel_that_adds_in_fp32_is_left_alone(name: str, dtype: torch.dtype) -> None:
+    ones, places = torch.ones(COUNT, dtype=dtype), torch.zeros(COUNT, dtype=torch.long)
+    module = graph_of(IN_FP32[name], ones=ones, places=places)
+    assert accumulate_in_full(module) == 0
+    (found,) = run(module, ones, places)
+    assert float(found.max()) == float(torch.tensor(float(COUNT), dtype=dtype))
