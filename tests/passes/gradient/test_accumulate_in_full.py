@@ -67,13 +67,14 @@ def test_windows_that_overlap_by_much_add_up(name: str, dtype: torch.dtype) -> N
 def test_windows_that_overlap_by_little_stay(name: str) -> None:
     ones = torch.ones(1, dtype=torch.float16)
     for size, step in ((LEAST - 1, 1), (64, 64), (2 * LEAST - 2, 2)):
-        module = graph_of(lambda one, s=size, t=step: WINDOWS[name](one, s, t), one=ones)  # type: ignore[misc]
+        module = graph_of(lambda one, s=size, t=step: WINDOWS[name](one, s, t), one=ones)
         assert accumulate_in_full(module) == 0
 
 
 def test_what_overwrites_stays() -> None:
     def program(values: Tensor, places: Tensor) -> Tensor:
-        return A.index_put(_zeros(values, 64), [places], values)
+        result: Tensor = A.index_put(_zeros(values, 64), [places], values)
+        return result
 
     module = graph_of(program, values=torch.ones(64).half(), places=torch.arange(64))
     assert accumulate_in_full(module) == 0
@@ -81,7 +82,8 @@ def test_what_overwrites_stays() -> None:
 
 def test_a_reader_that_widens_reads_the_sum_itself() -> None:
     def program(values: Tensor, places: Tensor) -> Tensor:
-        return A.index_put(_zeros(values, 2), [places], values, True).float()
+        result: Tensor = A.index_put(_zeros(values, 2), [places], values, True)
+        return result.float()
 
     values, places = torch.rand(5000).half(), torch.zeros(5000, dtype=torch.long)
     module = graph_of(program, values=values, places=places)
