@@ -56,6 +56,9 @@ IN_FP32: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum of rows": lambda one, _at: one[:, None].expand(-1, 8).sum(0),
     "cumsum": lambda one, _at: one.cumsum(0),
     "scatter_add": lambda one, at: A.scatter_add(_zeros(one, 2), 0, at, one),
+    "scatter_add of rows": lambda one, at: A.scatter_add(
+        _zeros(one, 2, 8), 0, at[:, None].expand(-1, 8), one[:, None].expand(-1, 8)
+    ),
     "scatter_reduce": lambda one, at: A.scatter_reduce(_zeros(one, 2), 0, at, one, "sum"),
     "dot": lambda one, _at: one @ one,
     "matmul": lambda one, _at: one[None] @ one[:, None],

@@ -327,8 +327,8 @@ def _windows() -> None:
     for n, size in enumerate(one):
         axes = f"{n + 1}d"
         both = (3, 2) * (n + 1)
-        for kinds, word in ((average, "avg_pool"), (largest, "max_pool")):
-            op = partial(kinds[n], kernel_size=width[n], stride=1)
+        for pools, word in ((average, "avg_pool"), (largest, "max_pool")):
+            op = partial(pools[n], kernel_size=width[n], stride=1)
             _image(f"{word}{axes}", partial(_same, op), *twice[n])
         for word in ("avg", "max"):
             name = f"adaptive_{word}_pool{axes}"
