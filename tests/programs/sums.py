@@ -332,8 +332,7 @@ def _windows() -> None:
             _image(f"{word}{axes}", partial(_same, op), *twice[n])
         for word in ("avg", "max"):
             name = f"adaptive_{word}_pool{axes}"
-            op = partial(_same, partial(adapt[name], output_size=size))
-            _image(name, op, *single[n])
+            _image(name, partial(_same, partial(adapt[name], output_size=size)), *single[n])
         for mode in ("constant", "reflect", "replicate", "circular"):
             _image(
                 f"pad {axes}, {mode}", partial(_same, partial(F.pad, pad=both, mode=mode)), *size
