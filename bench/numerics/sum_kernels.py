@@ -2,7 +2,7 @@
 
 ``python -m bench.numerics.sum_kernels [--device cuda]``
 
-Each op of ``tests/programs/additions.py`` adds 20,000 ones to one element. In 16 bits such a sum
+Each op of ``tests/programs/long_sums/additions.py`` adds 20,000 ones to one element. In 16 bits such a sum
 ends at 2,048 (FP16) or 256 (BF16); a kernel that adds in FP32 gives 20,000, rounded to the format.
 """
 
@@ -19,7 +19,7 @@ from bench.root import ROOT
 
 sys.path.append(str(ROOT / "tests"))
 
-from programs.additions import COUNT, IN_16_BITS, IN_FP32
+from programs.long_sums.additions import COUNT, IN_16_BITS, IN_FP32
 
 
 def sums(name: str, device: str) -> list[str]:

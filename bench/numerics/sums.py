@@ -2,7 +2,7 @@
 
 ``python -m bench.numerics.sums [--names LSTM ...] [--table] [--compiled] [--backend NAME]``
 
-Each program of ``tests/programs/sums.py`` has a gradient with 6,000 contributions to one element
+Each program of ``tests/programs/long_sums/programs.py`` has a gradient with 6,000 contributions to one element
 and more. An error is the largest, over the parameters, of the norm of the difference from FP64 over
 the norm of the gradient. The ways are eager autocast, ``torch.compile`` with autocast (with
 ``--compiled``) and a compiled step, in FP16 with a static loss scale and in BF16.
@@ -30,7 +30,7 @@ from mpcompile.lower.lower import Backend
 
 sys.path.append(str(ROOT / "tests"))
 
-from programs.sums import PROGRAMS
+from programs.long_sums.programs import PROGRAMS
 
 DTYPES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 LIMIT = {Precision.FP16: 0.0015, Precision.BF16: 0.012}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-from programs.sums import FAST, LOST_IN_16_BITS, PROGRAMS
+from programs.long_sums.programs import FAST, LOST_IN_16_BITS, PROGRAMS
 
 from bench.numerics.sums import (
     DTYPES,

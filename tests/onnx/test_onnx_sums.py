@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs.sums import PROGRAMS
+from programs.long_sums.programs import PROGRAMS
 
 from bench.numerics.sums import LIMIT, error, exact_gradients, loss
 from mpcompile import LossScale, Precision, Workload

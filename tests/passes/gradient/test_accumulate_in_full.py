@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from programs.additions import COUNT, IN_16_BITS, IN_FP32
 from programs.graphs import graph_of, run
+from programs.long_sums.additions import COUNT, IN_16_BITS, IN_FP32
 from torch import Tensor
 
 from mpcompile.passes.gradient.accumulate_in_full import LEAST, accumulate_in_full
