@@ -2,8 +2,8 @@
 
 ``python -m bench.numerics.sum_kernels [--device cuda]``
 
-Each op of ``tests/programs/long_sums/additions.py`` adds 20,000 ones to one element. In 16 bits such a sum
-ends at 2,048 (FP16) or 256 (BF16); a kernel that adds in FP32 gives 20,000, rounded to the format.
+Each op of ``tests/programs/long_sums/additions.py`` adds 20,000 ones to one element. In 16 bits
+such a sum ends at 2,048 (FP16) or 256 (BF16); a kernel that adds in FP32 gives 20,000, rounded.
 """
 
 from __future__ import annotations
