@@ -4,8 +4,8 @@
 
 Each program of ``tests/programs/long_sums/programs.py`` has a gradient with 6,000 contributions to
 one element and more. An error is the largest, over the parameters, of the norm of the difference
-from FP64 over the norm of the gradient. The ways are eager autocast, ``torch.compile`` with autocast (with
-``--compiled``) and a compiled step, in FP16 with a static loss scale and in BF16.
+from FP64 over the norm of the gradient. The ways are eager autocast, ``torch.compile`` with
+autocast (with ``--compiled``) and a compiled step, in FP16 with a static loss scale and in BF16.
 """
 
 from __future__ import annotations
