@@ -13,6 +13,7 @@ from mpcompile.passes.forward.join_matmuls import JoinMatmuls
 from mpcompile.passes.forward.keep_cudnn_rnn import KeepCudnnRnn
 from mpcompile.passes.forward.narrow_backward import narrow_backward
 from mpcompile.passes.forward.pad_vocabulary import PadVocabulary
+from mpcompile.passes.gradient.accumulate_in_full import accumulate_in_full
 from mpcompile.passes.gradient.recompute_casts import recompute_casts
 from mpcompile.passes.gradient.save_narrow import save_narrow
 from mpcompile.passes.gradient.sum_in_full import sum_in_full
@@ -82,6 +83,7 @@ BEFORE_AUTOGRAD: tuple[Pass[fx.GraphModule], ...] = (
 GRADIENT: tuple[Pass[fx.GraphModule], ...] = (
     clean_casts,  # autograd casts again what forward has cast already
     sum_in_full,  # before save_narrow: it removes casts of sums
+    accumulate_in_full,
     save_narrow,  # before recompute_casts, which then widens the stored copies
     recompute_casts,
     clean_casts,  # two recomputed casts of one tensor become one

@@ -6,17 +6,27 @@ the FP32 result. Paper, section 3.3: such ops read and write FP16.
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
+from mpcompile.plan.op_table import TORCH_RULES
+from mpcompile.plan.rule import PrecisionClass
 from mpcompile.program.casts import is_cast, source_of
 from mpcompile.program.marks import BACKWARD
+from mpcompile.program.node_tensors import count_of
+from mpcompile.torch_private.ops import op_name
+
+REDUCES = 16
+"""How many terms a result has that stays FP32: its rounding is in the gradient of each of them."""
+_REDUCING = (PrecisionClass.REDUCTION, PrecisionClass.WIDE)
 
 
 def save_narrow(module: fx.GraphModule) -> int:
     """Let backward widen the stored 16-bit copy; return how many FP32 tensors are freed earlier.
 
     A tensor is changed only if forward reads its 16-bit copy anyway and only backward reads its
-    FP32 value.
+    FP32 value. The result of a reduction stays: it has few bytes, and backward takes the
+    exponential of a logsumexp.
 
     Example:
         >>> def program(x, g):
@@ -41,6 +51,7 @@ def save_narrow(module: fx.GraphModule) -> int:
             or not late
             or early != [narrow]
             or narrow.meta["val"].element_size() >= wide.meta["val"].element_size()
+            or _reduces(wide)
         ):
             continue
         with module.graph.inserting_before(min(late)):
@@ -55,3 +66,13 @@ def save_narrow(module: fx.GraphModule) -> int:
             user.replace_input_with(wide, again)
         freed += 1
     return freed
+
+
+def _reduces(node: fx.Node) -> bool:
+    """Whether a result is much smaller than a tensor it is made of, a Tensor-Core op's aside."""
+    rule = TORCH_RULES.get(op_name(node))
+    if rule is None or rule.precision_class not in _REDUCING:
+        return False
+    values = [item.meta.get("val") for item in node.all_input_nodes]
+    sizes = [count_of(value) for value in values if isinstance(value, torch.Tensor)]
+    return max(sizes, default=0) >= REDUCES * count_of(node.meta["val"])

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from mpcompile.program.casts import CAST, is_cast, source_of
-from mpcompile.program.marks import BACKWARD
+from mpcompile.program.casts import narrow_readers, wide
 from mpcompile.program.node_tensors import NARROW
 from mpcompile.torch_private.tensors import with_dtype
 
@@ -88,30 +87,6 @@ def _widen(adds: list[fx.Node], last: fx.Node) -> None:
     for node in adds:
         for term in node.all_input_nodes:
             if term not in inner:
-                node.replace_input_with(term, _wide(term, node))
+                node.replace_input_with(term, wide(term, node))
         node.meta = {**node.meta, "val": with_dtype(node.meta["val"], torch.float32)}
-    casts = [one for one in last.users if is_cast(one) and one.kwargs["dtype"] is torch.float32]
-    others = [one for one in last.users if one not in casts]
-    for cast in casts:
-        cast.replace_all_uses_with(last)
-        cast.graph.erase_node(cast)
-    if others:
-        rounded = _cast(last, narrow.dtype, last.next)
-        for reader in others:
-            reader.replace_input_with(last, rounded)
-
-
-def _wide(term: fx.Node, reader: fx.Node) -> fx.Node:
-    """Return a term in FP32; one that was only just narrowed is taken as it was before."""
-    if is_cast(term) and source_of(term).meta["val"].dtype is torch.float32:
-        return source_of(term)
-    return _cast(term, torch.float32, reader)
-
-
-def _cast(node: fx.Node, dtype: torch.dtype, before: fx.Node) -> fx.Node:
-    with node.graph.inserting_before(before):
-        made = node.graph.call_function(CAST, (node,), {"dtype": dtype})
-    made.meta = {**node.meta, "val": with_dtype(node.meta["val"], dtype)}
-    if node in BACKWARD and before in BACKWARD:
-        BACKWARD[made] = True
-    return made
+    narrow_readers(last, narrow.dtype)

@@ -75,3 +75,18 @@ def test_an_input_is_kept() -> None:
 
     module = split(graph_of(weight, x=X, g=X), "_softmax_backward_data")
     assert save_narrow(module) == 0
+
+
+def test_a_reduced_number_is_kept() -> None:
+    def reduced(x: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        total = torch.logsumexp(x, 0, keepdim=True)
+        weights = torch.ops.aten.neg.default(x - total)  # stands for backward's exponential
+        return total.half().relu(), weights * g
+
+    for rows, freed in ((8, 1), (64, 0)):
+        x = torch.randn(rows, 6)
+        module = split(graph_of(reduced, x=x, g=x), "sub")
+        for node in module.graph.nodes:
+            if op_name(node) in ("_to_copy", "relu"):
+                del node.meta["backward"]
+        assert save_narrow(module) == freed
