@@ -30,6 +30,7 @@ from mpcompile.step.recorded_number import (
     truth_of,
 )
 from mpcompile.step.recorded_size import RecordedSizes
+from mpcompile.torch_private.fake_results import known_result
 from mpcompile.torch_private.graphs import copy_graph, module_of
 from mpcompile.torch_private.ops import mutated_inputs, op_name
 from mpcompile.torch_private.tensors import FakeTensorMode, device_of, is_fake
@@ -206,7 +207,10 @@ class Recorder(DispatchMode):
         if getattr(func, "overloadpacket", func).__name__ not in TAKE_TENSORS:
             args, kwargs = fx.node.map_aggregate((args, kwargs), _constant)
         # No shape depends on a number, so the fake result is the same for every number.
-        result = func(*fx.node.map_aggregate(args, _plain), **fx.node.map_aggregate(kwargs, _plain))
+        result = known_result(func, args, kwargs)
+        if result is None:
+            plain = fx.node.map_aggregate((args, kwargs), _plain)
+            result = func(*plain[0], **plain[1])
         values = result if isinstance(result, list | tuple) else (result,)
         if not any(isinstance(value, torch.Tensor) for value in values):
             return result  # a question about a tensor, such as its device
