@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import traceback
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -23,6 +24,7 @@ class CompileError(Exception):
         what: what is wrong, without a full stop.
         where: ``file:line`` in the user's own file, a module path, or None if neither is known.
         fix: what to do about it, as an imperative, or None if there is nothing to do.
+        detail: the traceback of the error behind it, if `alone` has cut that off.
     """
 
     exit_code: ClassVar[int] = 3
@@ -34,6 +36,7 @@ class CompileError(Exception):
         self.what = what
         self.where = where
         self.fix = fix
+        self.detail = ""
         super().__init__(what, where, fix)
 
     def __str__(self) -> str:
@@ -127,9 +130,27 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def printable_lines(lines: Iterable[str]) -> str:
+    """Return lines as one text, each without control characters."""
+    return "\n".join(map(printable, lines))
+
+
 def from_here(text: str) -> str:
     """Return a text with files below the working folder as paths relative to it."""
     return text.replace(f"{Path.cwd()}{os.sep}", "")
+
+
+def alone(error: CompileError) -> None:
+    """Cut an error off from the errors behind it, so that a script prints its sentence alone.
+
+    What stood behind it is kept as text in `CompileError.detail`. With ``MPCOMPILE_DEBUG=1`` in the
+    environment all of it is printed.
+    """
+    behind = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if behind is None or os.environ.get("MPCOMPILE_DEBUG"):
+        return
+    error.detail = "".join(traceback.format_exception(behind))
+    error.__cause__, error.__suppress_context__ = None, True
 
 
 def warn(what: str, category: type[Warning]) -> None:

@@ -5,13 +5,14 @@ Small files named by flags are read before that code is loaded, so that errors a
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from mpcompile import __version__, commands
-from mpcompile.errors import BadInput
+from mpcompile.errors import BadInput, did_you_mean
 from mpcompile.options import (
     BenchOptions,
     CalibrateOptions,
@@ -29,7 +30,7 @@ from mpcompile.options import (
     TransformOptions,
     TuneOptions,
 )
-from mpcompile.options.arguments import AnySource, ProgramSource, Source
+from mpcompile.options.arguments import AnySource, ProgramSource, Source, is_there
 from mpcompile.options.plan_flags import NO_FLAGS
 from mpcompile.options.run import NO_CHECKPOINT_FLAGS, NO_ONNX_RUN_FLAGS, NO_PROCESS_FLAGS
 from mpcompile.options.transform import NO_ONNX_FLAGS
@@ -233,8 +234,25 @@ def schema(
     commands.schema.schema(document)
 
 
+def is_no_command(_: object, source: str) -> None:
+    """Say of a word that is no file and no module which command it may mean."""
+    try:
+        is_there(_, source)
+    except BadInput as error:
+        names = [name for name in app if not name.startswith("-")]
+        if Path(source).suffix or os.sep in source:
+            raise
+        error.what = f"there is no command, file or module {source!r}"
+        error.what += did_you_mean(source, names)
+        raise
+
+
 @app.default
-def transform(source: Source, *, options: TransformOptions = TransformOptions()) -> None:
+def transform(
+    source: Annotated[Source, Parameter(validator=is_no_command)],
+    *,
+    options: TransformOptions = TransformOptions(),
+) -> None:
     """Transform a training program or an .onnx model, and print a summary.
 
     For a program it writes the plan and the graphs into a folder; for an .onnx file the model in

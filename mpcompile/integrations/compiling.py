@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mpcompile.errors import InexactStep, from_here, printable, warn
+from mpcompile.errors import CompileError, InexactStep, alone, from_here, printable, warn
 from mpcompile.lower.lower import Backend, Lowering
 from mpcompile.numerics.blame import blame
 from mpcompile.numerics.first_batch import compare
@@ -105,11 +105,15 @@ def compile(
         whole=whole,
     )
     lowering = Lowering(backend, memory_budget, cuda_graph, options)
-    made, proof = prove(Workload(model, batch, loss, optimizer), choices)
-    if proof is not None:
-        _warn_if_far(made, proof)
-    del proof  # it holds a gradient of each weight
-    return to_step(made, lowering)
+    try:
+        made, proof = prove(Workload(model, batch, loss, optimizer), choices)
+        if proof is not None:
+            _warn_if_far(made, proof)
+        del proof  # it holds a gradient of each weight
+        return to_step(made, lowering)
+    except CompileError as error:
+        alone(error)
+        raise
 
 
 def _warn_if_far(made: Transformed, proof: Proof) -> None:

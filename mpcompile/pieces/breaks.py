@@ -36,8 +36,13 @@ class Piece:
         """Return what a person reads."""
         casts = f"{self.casts} cast{'s' * (self.casts != 1)}"
         precision = casts if self.wide is None else f"FP32, {self.wide}"
-        end = f"; then {self.ends_at}: {self.because}" if self.because else ""
+        end = f"; then {self.end}" if self.because else ""
         return f"{self.ops} op{'s' * (self.ops != 1)}, {precision}{end}"
+
+    @property
+    def end(self) -> str:
+        """The place of the break, if it is known, and its reason."""
+        return f"{self.ends_at}: {self.because}" if self.ends_at else str(self.because)
 
 
 def piece_of(module: fx.GraphModule, casts: int, wide: str | None) -> Piece:
@@ -56,7 +61,7 @@ def said(pieces: Sequence[Piece], why: CompileError) -> str:
         pieces: what Dynamo has made so far.
         why: the reason why the program is not one graph.
     """
-    breaks = list(dict.fromkeys(f"{p.ends_at}: {p.because}" for p in pieces if p.because))
+    breaks = list(dict.fromkeys(p.end for p in pieces if p.because))
     if not breaks and why.where:  # Dynamo has given up a whole function, and says no line
         breaks = [why.where]
     more = f"; and {len(breaks) - _NAMED} more, see step.pieces" if len(breaks) > _NAMED else ""

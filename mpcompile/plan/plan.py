@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -10,13 +11,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, ValidationError
 from pydantic import Field as Limits
 
-from mpcompile.errors import BadInput
+from mpcompile.errors import BadInput, printable_lines
 from mpcompile.plan.dataflow import Where
 from mpcompile.plan.fingerprint import Graph
 from mpcompile.precision import Precision
 from mpcompile.validation import format_of, read_document, sentence, short, without_head
 
 VERSION = 2
+_SHOWN = 8
 _AGAIN = "write it again with `mpcompile model.py`"
 
 Count = Annotated[int, Limits(ge=0)]
@@ -93,6 +95,20 @@ class Plan:
     casts: tuple[Cast, ...]
     cost: Count
     graph: Graph = field(default_factory=Graph)
+
+    def __str__(self) -> str:
+        """Return the counts, and the most frequent reasons; `decisions.txt` has them all."""
+        narrow = sum(decision.computes is not Precision.FP32 for decision in self.decisions)
+        lines = [
+            f"plan in {self.precision.short}: {narrow} of {len(self.decisions)} ops compute in "
+            f"16 bits, {len(self.casts)} casts"
+        ]
+        reasons = Counter((each.computes.short, each.reason) for each in self.decisions)
+        for (precision, reason), count in reasons.most_common(_SHOWN):
+            lines.append(f"{count:5}  {precision:4}  {reason}")
+        if len(reasons) > _SHOWN:
+            lines.append(f"       and {len(reasons) - _SHOWN} more reasons")
+        return printable_lines(lines)
 
     def decision(self, op: str) -> Decision:
         """Return the decision for an op id; raises KeyError if there is none."""

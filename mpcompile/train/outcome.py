@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 import torch
@@ -12,7 +14,11 @@ from mpcompile.passes.step.adjust_scale import TRACKER
 from mpcompile.passes.step.count_steps import SKIPPED, TAKEN
 from mpcompile.passes.step.report_outcome import APPLIED, GRADIENT_NORM
 from mpcompile.passes.step.scale_loss import SCALE
+from mpcompile.plan.plan import Plan
+from mpcompile.precision import Precision
+from mpcompile.step.graph import StepGraph
 from mpcompile.step.loss_scale import LossScale
+from mpcompile.step.slots import Role
 from mpcompile.train.bound_step import Uncopied
 from mpcompile.train.repeats import Repeats
 
@@ -23,6 +29,38 @@ class Outcome(Uncopied):
     _state: dict[str, torch.Tensor]
     _rule: LossScale
     _repeats: Repeats
+    _precision: Precision
+    plan: Plan
+    backend: str
+    step: StepGraph
+    pieces: list[Any]
+
+    def summary(self) -> str:
+        """Return in a few lines what the step is, and its state; this reads the device."""
+        made, kinds = self.step, Counter(slot.role for slot in self.step.slots.values())
+        lines = [
+            f"training step in {self._kind}",
+            f"{kinds[Role.GRADIENT]} trained weights, {len(made.working)} with a 16-bit copy",
+            f"{self.taken} updates applied, {self.skipped} skipped",
+        ]
+        if self._rule.active:
+            lines.append(f"loss scale {self.loss_scale:g}")
+        shown = map(str, self.pieces) if self.pieces else [str(self.plan)]
+        return "\n".join([*lines, *shown])
+
+    def __repr__(self) -> str:
+        """Return the first line of the summary, which reads no device."""
+        return f"<TrainStep in {self._kind}>"
+
+    @property
+    def _kind(self) -> str:
+        count = len(self.pieces)
+        pieces = f" in {count} piece{'s' * (count != 1)}" if count else ""
+        return f"{self._precision.short}{pieces}, by {self.backend}"
+
+    def _repr_html_(self) -> str:
+        """Return the summary for a notebook."""
+        return f"<pre>{escape(self.summary())}</pre>"
 
     @property
     def loss_scale(self) -> float:

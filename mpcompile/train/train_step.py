@@ -12,7 +12,7 @@ import torch
 from torch import fx
 from torch.optim.lr_scheduler import LRScheduler
 
-from mpcompile.errors import BadInput
+from mpcompile.errors import BadInput, CompileError, alone
 from mpcompile.lower.lower import Lowering
 from mpcompile.lower.programs import Program
 from mpcompile.passes.step.count_steps import SKIPPED
@@ -66,7 +66,7 @@ class TrainStep(Outcome):
     ) -> None:
         workload, choices = transformed.workload, transformed.choices
         assert workload.optimizer is not None
-        self.plan = transformed.plan
+        self.plan, self._precision = transformed.plan, choices.precision
         self.parallel = choices.loop.parallel
         self._model, self._optimizer, self._rule = workload.model, workload.optimizer, choices.scale
         self._device = next(iter(workload.model.parameters())).device
@@ -132,6 +132,9 @@ class TrainStep(Outcome):
             self._gathered = 0 if due else self._gathered + 1
             if due and self._gather is not None:
                 self._update()
+        except CompileError as error:
+            alone(error)
+            raise
         except RuntimeError as error:
             if self.parallel is not None and (gone := lost(error)) is not None:
                 raise gone from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -222,13 +224,37 @@ def test_an_empty_name_of_a_file_is_bad_input(
     assert error.startswith(("mpcompile: there is no such file", "mpcompile: the folder holds"))
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["inspct"], "no command, file or module 'inspct' (did you mean 'inspect'?)"),
+        (["nothing_like_it"], "no command, file or module 'nothing_like_it'"),
+        (["inspect", "nothing_like_it"], "no file and no module 'nothing_like_it'"),
+        (["nowhere/model"], "nowhere/model: there is no such file"),
+    ],
+)
+def test_what_is_not_there_is_told_before_torch_is_imported(
+    words: list[str], sentence: str
+) -> None:
+    program = (
+        "import sys\nfrom mpcompile.cli import exit_code\n"
+        f"code = exit_code({words})\nprint(code, 'torch' in sys.modules, 'onnx' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert sentence in done.stderr
+    assert done.stdout == "2 False False\n"
+
+
 def test_an_unknown_module_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(["no_such_package.models:net"]) == 2
     assert "no_such_package.models:net" in capsys.readouterr().err
 
 
-def test_an_unknown_option_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(["run", "model.py", "--stepps", "3"]) == 2
+def test_an_unknown_option_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.py").touch()
+    assert exit_code(["run", str(tmp_path / "model.py"), "--stepps", "3"]) == 2
     assert "--stepps" in capsys.readouterr().err
 
 

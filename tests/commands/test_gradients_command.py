@@ -160,7 +160,7 @@ def test_without_matplotlib_only_a_figure_is_refused(
         (["model.py", "--batches", "0"], "at least 1"),
         (["model.py", "--precision", "bf16"], "needs no loss scale"),
         (["model.py", "--full", "*"], "needs no loss scale"),
-        (["model.onnx"], "no loss and no optimizer"),
+        (["empty.onnx"], "no loss and no optimizer"),
         (["bare.py"], "no gradients"),
         (["nowhere.py"], "no such file"),
     ],
@@ -171,6 +171,7 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(
     (folder / "bare.py").write_text(
         "import torch\nmodel, batch = torch.nn.Linear(2, 2), (torch.randn(1, 2),)\n"
     )
+    (folder / "empty.onnx").touch()
     assert exit_code(["gradients", *arguments]) == 2
     err = capsys.readouterr().err
     assert says in err

@@ -119,13 +119,14 @@ def test_plans_folders_and_models_are_shown_too(
         (["missing.onnx"], "missing.onnx"),
         (["missing.json"], "there is no such file"),
         (["empty"], "holds neither view.json nor plan.json"),
-        (["plan.json", "--plan", "plan.json"], "is not planned again"),
+        (["given.json", "--plan", "given.json"], "is not planned again"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str
 ) -> None:
     (folder / "empty").mkdir()
+    (folder / "given.json").touch()
     assert exit_code(["inspect", *arguments]) == 2
     assert sentence in capsys.readouterr().err
 

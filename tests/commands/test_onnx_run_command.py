@@ -56,12 +56,14 @@ def test_it_trains_an_epoch_after_another(folder: Path, capsys: pytest.CaptureFi
             "leave out --backend and the planner's flags",
         ),
         ("run none.onnx --data batches.npz", "none.onnx"),
-        ("run none.py --data batches.npz", "not an .onnx file"),
+        ("run none.py --data batches.npz", "none.py: there is no such file"),
+        ("run empty.py --data batches.npz", "not an .onnx file"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(
     folder: Path, capsys: pytest.CaptureFixture[str], arguments: str, sentence: str
 ) -> None:
+    (folder / "empty.py").touch()
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert exit_code(arguments.split()) == 2
     err = capsys.readouterr().err

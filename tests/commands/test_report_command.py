@@ -111,7 +111,7 @@ def test_ranges_log_and_check_are_shown(folder: Path, capsys: pytest.CaptureFixt
         (["model.py", "-o", "."], ". is a folder"),
         (["model.py", "-o", "x.html", "--log", "model.py"], "this is not a log of a run"),
         (["model.py", "-o", "x.html", "--check", "model.py"], "this is not a check"),
-        (["absent.onnx"], "the file cannot be read"),
+        (["absent.onnx"], "absent.onnx: there is no such file"),
     ],
 )
 def test_what_cannot_be_reported_is_refused(

@@ -37,7 +37,7 @@ class Unit(nn.Module):
 
 
 class RunningSum(nn.Module):
-    """Adds numbers one by one."""
+    """Adds numbers one by one, each with a factor: a plain sum would be added in FP32."""
 
     def __init__(self, start: float, step: float) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class RunningSum(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         total = torch.zeros_like(x[:, 0]) + self.start
         for i in range(x.shape[1]):
-            total = total + x[:, i] * self.step
+            total = torch.add(total, x[:, i], alpha=self.step)
         return total
 
 

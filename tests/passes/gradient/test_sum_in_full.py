@@ -115,7 +115,7 @@ class UsedOften(nn.Module):
         self.uses, self.layer = uses, nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = sum(self.layer(x) for _ in range(self.uses))  # type: ignore[assignment]
+        result: Tensor = sum(self.layer(x) for _ in range(self.uses))
         return result
 
 
