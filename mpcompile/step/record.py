@@ -30,6 +30,7 @@ from mpcompile.step.recorded_number import (
     truth_of,
 )
 from mpcompile.step.recorded_size import RecordedSizes
+from mpcompile.torch_private.fake_results import known_result
 from mpcompile.torch_private.graphs import copy_graph, module_of
 from mpcompile.torch_private.ops import mutated_inputs, op_name
 from mpcompile.torch_private.tensors import FakeTensorMode, device_of, is_fake
@@ -68,11 +69,29 @@ def record(
         CannotCapture: the function uses a tensor that is neither an input nor made by it.
     """
     numbers = numbers or Numbers()
-    module = record_with(Recorder, function, inputs, mode, numbers)
-    if any(mutated_inputs(node) or _is_fused_dropout(node) for node in module.graph.nodes):
-        # Functionalization wraps each tensor, so it is used only if it is needed.
-        module = record_with(Recorder, functionalized(function), inputs, mode, numbers)
-    return module
+    first = _record_until_write(function, inputs, mode, numbers)
+    if first is not None:
+        return first
+    # Functionalization wraps each tensor, so it is used only if it is needed.
+    return record_with(Recorder, functionalized(function), inputs, mode, numbers)
+
+
+def _record_until_write(
+    function: Callable[..., Results],
+    inputs: Sequence[torch.Tensor],
+    mode: FakeTensorMode,
+    numbers: Numbers,
+) -> fx.GraphModule | None:
+    """Record a function; return None as soon as an op needs functionalization."""
+    recorder = _UntilWrite(fx.Graph(), numbers)
+    try:
+        module = _recorded(recorder, function, inputs, mode)
+    except BaseException:
+        # torch or the function can make another error of `_Stop`.
+        if not recorder.stopped:
+            raise
+        return None
+    return None if recorder.stopped else module
 
 
 def record_with(
@@ -91,8 +110,16 @@ def record_with(
         mode: as for `record`.
         numbers: as for `record`.
     """
-    graph = fx.Graph()
-    recorder = kind(graph, numbers)
+    return _recorded(kind(fx.Graph(), numbers), function, inputs, mode)
+
+
+def _recorded(
+    recorder: Recorder,
+    function: Callable[..., Results],
+    inputs: Sequence[torch.Tensor],
+    mode: FakeTensorMode,
+) -> fx.GraphModule:
+    graph = recorder.graph
     arguments = {graph.placeholder(f"arg{index}"): value for index, value in enumerate(inputs)}
     for node, value in arguments.items():
         recorder.note(value, node)
@@ -180,7 +207,10 @@ class Recorder(DispatchMode):
         if getattr(func, "overloadpacket", func).__name__ not in TAKE_TENSORS:
             args, kwargs = fx.node.map_aggregate((args, kwargs), _constant)
         # No shape depends on a number, so the fake result is the same for every number.
-        result = func(*fx.node.map_aggregate(args, _plain), **fx.node.map_aggregate(kwargs, _plain))
+        result = known_result(func, args, kwargs)
+        if result is None:
+            plain = fx.node.map_aggregate((args, kwargs), _plain)
+            result = func(*plain[0], **plain[1])
         values = result if isinstance(result, list | tuple) else (result,)
         if not any(isinstance(value, torch.Tensor) for value in values):
             return result  # a question about a tensor, such as its device
@@ -204,7 +234,11 @@ class Recorder(DispatchMode):
                     self.note(value, item)
         else:
             self.note(result, node)
+        self.made(node)
         return result
+
+    def made(self, node: fx.Node) -> None:
+        """Look at the node of an op that has run; a subclass can stop here."""
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, fx.GraphModule):
@@ -258,6 +292,30 @@ class Recorder(DispatchMode):
         node.meta["val"] = value
         self.sizes.note_number(value, node)
         return value
+
+
+class _Stop(BaseException):
+    """The recording needs functionalization. No ``except Exception`` of a program stops it."""
+
+
+class _UntilWrite(Recorder):
+    """Stops at the first op that writes to a tensor, or that only functionalization records right.
+
+    Attributes:
+        stopped: whether there was such an op; then the graph is not whole.
+    """
+
+    stopped = False
+
+    def made(self, node: fx.Node) -> None:
+        """Stop if the op writes.
+
+        Raises:
+            _Stop: it does.
+        """
+        if mutated_inputs(node) or _is_fused_dropout(node):
+            self.stopped = True
+            raise _Stop
 
 
 class Origins:

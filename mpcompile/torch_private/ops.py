@@ -97,7 +97,7 @@ def number_arguments(node: fx.Node, values: Collection[str] = ()) -> dict[str, f
 def mutated_inputs(node: fx.Node) -> list[fx.Node]:
     """Return the graph nodes whose tensors the node writes to, by its schema."""
     schema = getattr(node.target, "_schema", None)
-    if schema is None or node.op != "call_function":
+    if schema is None or node.op != "call_function" or not schema.is_mutable:
         return []
     written = []
     for position, argument in enumerate(schema.arguments):

@@ -42,6 +42,8 @@ GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, torch.G
 """Types whose state changes with each draw."""
 
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device)
+_MOST_ATOMS = frozenset({type(None), bool, int, float, str})
+"""Most values are one of these, and a set is quicker than ten types."""
 _NOT_CALLED = {"__init__", "__new__", "__repr__", "__str__", "__reduce__", "__getstate__"}
 _CALLED = {"forward", "backward", "setup_context", "jvp"}
 
@@ -148,7 +150,7 @@ class _Walk:
 
     def _value(self, value: Any, path: Path, depth: int) -> None:
         """Follow a value into what it holds."""
-        if isinstance(value, _ATOMS):
+        if type(value) in _MOST_ATOMS or isinstance(value, _ATOMS):
             return
         if isinstance(value, torch.Tensor):
             self._tensor(value, path)
@@ -338,5 +340,6 @@ class _Walk:
         attributes: bool = False,
         state: bool = False,
     ) -> None:
-        made = Holder(path, value, keys, attributes, state)
-        self.holders.setdefault((id(value), keys), made)
+        key = id(value), keys
+        if key not in self.holders:
+            self.holders[key] = Holder(path, value, keys, attributes, state)
