@@ -158,11 +158,13 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"{statistics.median(ratios or [0]):.2f} in the median; "
         f"{sum(not row.get('near', True) for row in ran)} farther than allowed.",
         "",
-        "| model | state | seconds | skipped | ours | autocast | loss after ten steps |",
-        "|---|---|---|---|---|---|---|",
+        "| model | state | seconds | first scale | skipped | ours | autocast "
+        "| loss after ten steps |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in ran:
         cells = [row["name"], row["state"], _number(row.get("seconds"), ".1f")]
+        cells += [_number((row.get("scales") or [None])[-1], ".3g")]
         cells += [str(row.get("skipped", "")), _number(row.get("ours"), ".1e")]
         peer = row.get("autocast")
         cells += ["fails" if isinstance(peer, str) else _number(peer, ".1e")]
