@@ -181,6 +181,7 @@ BACKWARD: Mark[Literal[True]] = Mark(
     writers=(
         "passes.gradient.recompute_casts",
         "passes.gradient.save_narrow",
+        "program.casts",
         "step.differentiate",
         "step.record",
     ),
@@ -192,6 +193,7 @@ BACKWARD: Mark[Literal[True]] = Mark(
         "passes.forward.clean_casts",
         "passes.gradient.recompute_casts",
         "passes.gradient.save_narrow",
+        "program.casts",
         "search.suspects",
         "show.of_step",
         "show.summary",
