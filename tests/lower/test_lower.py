@@ -14,6 +14,7 @@ from torch._inductor import config, metrics
 from torch.compiler import config as compiler_config
 
 import mpcompile
+from mpcompile import LossScale
 from mpcompile.passes.lowering.numbers_to_tensors import numbers_to_tensors
 from mpcompile.pipeline import transform
 from mpcompile.program.workload import Workload
@@ -103,7 +104,7 @@ def test_inductor_and_the_interpreter_agree() -> None:
 
 def test_inductor_skips_a_step_too() -> None:
     model = net()
-    step = compiled(model, backend="inductor")
+    step = compiled(model, backend="inductor", loss_scale=LossScale())
     x, y = batch()
     step(x, y)
     before = copy.deepcopy(model.state_dict())

@@ -152,5 +152,6 @@ def test_run_writes_scalars_that_tensorboard_reads(folder: Path) -> None:
 def test_a_step_in_onnx_runtime_keeps_no_log(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (folder / "train.onnx").touch()
     assert exit_code(["run", "train.onnx", "--log", "run.jsonl"]) == 2
     assert "writes no log" in capsys.readouterr().err

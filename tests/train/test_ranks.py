@@ -133,8 +133,11 @@ def test_without_a_process_group_it_says_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("words", [["--shard"], ["--reduce", "float16"]])
-def test_flags_of_many_processes_are_refused_for_an_onnx_step(words: list[str]) -> None:
+def test_flags_of_many_processes_are_refused_for_an_onnx_step(
+    words: list[str], tmp_path: Path
+) -> None:
     import mpcompile.cli
 
-    code: Any = mpcompile.cli.exit_code(["run", "train.onnx", *words])
+    (tmp_path / "train.onnx").touch()
+    code: Any = mpcompile.cli.exit_code(["run", str(tmp_path / "train.onnx"), *words])
     assert code == 2
