@@ -36,11 +36,11 @@ def test_a_model_trains_and_is_near_fp32(name: str, zoo: dict[str, Any]) -> None
 def test_the_table_counts_states() -> None:
     rows: list[dict[str, Any]] = [
         {"name": "a", "state": "whole", "seconds": 3.0, "before_lowering": 2.0, "export": 1.0,
-         "skipped": 0, "ours": 1e-3, "autocast": 2e-3, "near": True, "losses": [2.0, 1.0]},
+         "scales": [16.0, 8.0], "skipped": 0, "ours": 1e-3, "autocast": 2e-3, "near": True, "losses": [2.0, 1.0]},
         {"name": "b", "state": "not eager", "error": "ValueError"},
         {"name": "c", "state": "refused", "error": "no | way"},
     ]  # fmt: skip
     said = table(rows)
     assert said.startswith("2 models that eager PyTorch trains: 1 whole, 1 refused; ")
-    assert "| a | whole | 3.0 | 0 | 1.0e-03 | 2.0e-03 | 2.000 → 1.000 |" in said
-    assert said.endswith("| c | refused |  |  |  |  | no / way |")
+    assert "| a | whole | 3.0 | 8 | 0 | 1.0e-03 | 2.0e-03 | 2.000 → 1.000 |" in said
+    assert said.endswith("| c | refused |  |  |  |  |  | no / way |")
