@@ -36,7 +36,8 @@ def test_a_model_trains_and_is_near_fp32(name: str, zoo: dict[str, Any]) -> None
 def test_the_table_counts_states() -> None:
     rows: list[dict[str, Any]] = [
         {"name": "a", "state": "whole", "seconds": 3.0, "before_lowering": 2.0, "export": 1.0,
-         "scales": [16.0, 8.0], "skipped": 0, "ours": 1e-3, "autocast": 2e-3, "near": True, "losses": [2.0, 1.0]},
+         "scales": [16.0, 8.0], "skipped": 0,
+         "ours": 1e-3, "autocast": 2e-3, "near": True, "losses": [2.0, 1.0]},
         {"name": "b", "state": "not eager", "error": "ValueError"},
         {"name": "c", "state": "refused", "error": "no | way"},
     ]  # fmt: skip
