@@ -130,11 +130,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def printable_lines(lines: Iterable[str]) -> str:
-    """Return lines as one text, each without control characters."""
-    return "\n".join(map(printable, lines))
-
-
 def from_here(text: str) -> str:
     """Return a text with files below the working folder as paths relative to it."""
     return text.replace(f"{Path.cwd()}{os.sep}", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -203,9 +203,9 @@ def _transformed(
     trace = (lambda *_: None) if precision is Precision.FP32 else trace_artifact
     trace("mpcompile_before", lambda: graph_text(forward.module.graph))
     unfit = unfit_constants(forward.module, forward.constants(), precision)
-    with warnings.catch_warnings():
-        if forward.in_pieces is not None:  # an override names an op of a piece
-            warnings.simplefilter("ignore", UnmatchedOverride)
+    # An override names an op of a piece, not the op that runs the pieces.
+    unmatched = warnings.catch_warnings(action="ignore", category=UnmatchedOverride)
+    with unmatched if forward.in_pieces is not None else nullcontext():
         flow = describe(forward, choices.policy, unfit)
     plan = _planned(flow, choices)
     trace("mpcompile_decisions.json", plan.to_json)

@@ -146,6 +146,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Return the summary and the rows as Markdown."""
     ran = [row for row in rows if row["state"] != "not eager"]
     states = Counter(row["state"] for row in ran)
+    measured = [row for row in ran if row.get("scales")]
     ratios = [
         row["before_lowering"] / row["export"]
         for row in ran
@@ -156,7 +157,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         + ", ".join(f"{count} {state}" for state, count in states.most_common())
         + "; everything before lowering over `torch.export` alone "
         f"{statistics.median(ratios or [0]):.2f} in the median; "
-        f"{sum(not row.get('near', True) for row in ran)} farther than allowed.",
+        f"{sum(not row.get('near', True) for row in ran)} farther than allowed; "
+        f"{len(measured)} began with a measured loss scale and skipped "
+        f"{sum(row.get('skipped') or 0 for row in measured)} of their first ten steps in all.",
         "",
         "| model | state | seconds | first scale | skipped | ours | autocast "
         "| loss after ten steps |",

@@ -22,6 +22,7 @@ from mpcompile.program.proof.verify import Proof
 from mpcompile.program.random_state import RandomState
 from mpcompile.program.tracing.export import first_line
 from mpcompile.step.graph import results
+from mpcompile.step.loss_scale import SEARCH
 from mpcompile.step.slots import Role
 from mpcompile.step.transformed import Transformed
 
@@ -32,8 +33,6 @@ GRADIENT = {Precision.FP16: 0.5, Precision.BF16: 0.75}
 
 _ROUNDING = {Precision.FP16: 2.0**-11, Precision.BF16: 2.0**-8}
 _NOISE = 4.0
-_LOWER = 2.0**-4
-"""The next loss scale after one that overflows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +155,10 @@ def settled(
     while True:
         moment = unbound_moment(transformed, random, scale)
         (ours,) = results_of(moment)
-        lowest = not rule.dynamic or scale * _LOWER < rule.floor or hopeless
+        lowest = not rule.dynamic or scale * SEARCH < rule.floor or hopeless
         if lowest or not _finite(ours, Role.LOSS, moment) or _finite(ours, Role.GRADIENT, moment):
             return moment, scale, ours
-        scale *= _LOWER
+        scale *= SEARCH
 
 
 def is_finite(moment: Moment, results: Mapping[str, torch.Tensor]) -> bool:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, ValidationError
 from pydantic import Field as Limits
 
-from mpcompile.errors import BadInput, printable_lines
+from mpcompile.errors import BadInput, printable
 from mpcompile.plan.dataflow import Where
 from mpcompile.plan.fingerprint import Graph
 from mpcompile.precision import Precision
@@ -108,7 +108,7 @@ class Plan:
             lines.append(f"{count:5}  {precision:4}  {reason}")
         if len(reasons) > _SHOWN:
             lines.append(f"       and {len(reasons) - _SHOWN} more reasons")
-        return printable_lines(lines)
+        return "\n".join(map(printable, lines))
 
     def decision(self, op: str) -> Decision:
         """Return the decision for an op id; raises KeyError if there is none."""

@@ -12,6 +12,8 @@ HEADROOM_BITS = 2
 """The distance in powers of two between the largest gradient and the largest FP16 number."""
 _USUAL = 2.0**16
 """The first scale of GradScaler."""
+SEARCH = 2.0**-4
+"""The next loss scale for a first batch after one that overflows."""
 _ROOM_ABOVE = 2.0**6
 """How much farther from overflow a scale above 2^16 is: first gradients may be unusually small."""
 _LARGEST_POWER = 127

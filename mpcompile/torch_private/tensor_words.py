@@ -1,8 +1,7 @@
 """What can change about a tensor, read for many tensors at once as words of memory.
 
-Python needs about 50 ns to read an attribute of a tensor. The check before each call reads three
-attributes of each weight: most of its time, and torch has no function that reads one of them for
-many tensors (`TensorGuards` takes longer). NumPy gathers the same words in a hundredth of the time.
+The check before each call reads three attributes of each weight. From Python this was most of its
+time, and torch has no function that reads one of them for many tensors. NumPy gathers their words.
 
 A word is read only while the object around it is alive. The caller holds the tensors. A tensor in
 Python names its implementation; only if that is the one of before, and so alive, is it read. It

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -123,24 +122,20 @@ class Outcome(Uncopied):
         Raises:
             BadInput: a key is missing, or a factor differs.
         """
-        _load_scaler_state(self.scaler_state(), self._state, state)
-        self._repeats.keep_scale()
-
-
-def _load_scaler_state(
-    mine: Mapping[str, float], state: Mapping[str, torch.Tensor], given: Mapping[str, Any]
-) -> None:
-    if set(given) != set(mine):
-        raise BadInput(
-            f"the scaler state has the keys {sorted(given)}", fix=f"give the keys {sorted(mine)}"
-        )
-    for key in ("growth_factor", "backoff_factor", "growth_interval"):
-        if key in mine and given[key] != mine[key]:
+        mine = self.scaler_state()
+        if set(state) != set(mine):
             raise BadInput(
-                f"{key} is {given[key]} in the state, but {mine[key]} in this step",
-                fix="compile with a LossScale that has the same factors",
+                f"the scaler state has the keys {sorted(state)}",
+                fix=f"give the keys {sorted(mine)}",
             )
-    if mine:
-        state[SCALE].fill_(given["scale"])
-    if TRACKER in state:
-        state[TRACKER].fill_(given["_growth_tracker"])
+        for key in ("growth_factor", "backoff_factor", "growth_interval"):
+            if key in mine and state[key] != mine[key]:
+                raise BadInput(
+                    f"{key} is {state[key]} in the state, but {mine[key]} in this step",
+                    fix="compile with a LossScale that has the same factors",
+                )
+        if mine:
+            self._state[SCALE].fill_(state["scale"])
+        if TRACKER in self._state:
+            self._state[TRACKER].fill_(state["_growth_tracker"])
+        self._repeats.keep_scale()

@@ -13,11 +13,8 @@ from mpcompile.passes.step.count_steps import SKIPPED, TAKEN
 from mpcompile.passes.step.report_outcome import APPLIED
 from mpcompile.passes.step.scale_loss import SCALE
 from mpcompile.program.random_state import random_state, set_random_state
-from mpcompile.step.loss_scale import LossScale
+from mpcompile.step.loss_scale import SEARCH, LossScale
 from mpcompile.torch_private.tensors import version_of
-
-_LOWER = 2.0**-4
-"""The next loss scale for the first batch after one that overflows."""
 
 Batch = Sequence[torch.Tensor]
 
@@ -97,7 +94,7 @@ class Repeats:
             results = [self._run(batch) for batch, _ in kept]
             if bool(self._state()[APPLIED]):
                 return
-            if not all(bool(_loss(result).isfinite()) for result in results):
+            if not all(bool(loss_of(result).isfinite()) for result in results):
                 self._give_up("its loss is not finite")
                 return
             if float(self._state()[SCALE]) >= before:
@@ -119,11 +116,11 @@ class Repeats:
             result, state = self._run(batch), self._state()
             if int(state[TAKEN]):
                 return result
-            hopeless = not bool(_loss(result).isfinite())
-            if hopeless or scale * _LOWER < self._rule.floor:
+            hopeless = not bool(loss_of(result).isfinite())
+            if hopeless or scale * SEARCH < self._rule.floor:
                 state[SCALE].fill_(max(first * self._rule.backoff, self._rule.floor))
                 return result
-            scale *= _LOWER
+            scale *= SEARCH
             state[SCALE].fill_(scale)
             state[TRACKER].zero_()
             state[SKIPPED].zero_()
@@ -136,6 +133,7 @@ class Repeats:
         )
 
 
-def _loss(result: Any) -> torch.Tensor:
+def loss_of(result: Any) -> torch.Tensor:
+    """Return the loss of a step's result, which may be a pair of it and anything."""
     loss: torch.Tensor = result[0] if isinstance(result, tuple | list) else result
     return loss

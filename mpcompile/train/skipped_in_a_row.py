@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mpcompile.errors import SkippedSteps, warn
+from mpcompile.train.repeats import loss_of
 
 MANY = 10
 """So many skipped steps in a row give a warning; a first loss scale of 2^16 may cost a few."""
@@ -49,9 +50,9 @@ class SkippedInARow:
             return
         in_a_row, self._before = count - self._before == MANY, count
         if in_a_row and not self._said:
-            loss = result[0] if isinstance(result, tuple | list) else result
+            why = self._what(batch, loss_of(result))
             warn(
-                f"the last {MANY} steps were skipped, because {self._what(batch, loss)}; "
+                f"the last {MANY} steps were skipped, because {why}; "
                 "`mpcompile check` names the op, and full=(...) keeps it in FP32.",
                 SkippedSteps,
             )

@@ -43,5 +43,9 @@ def test_the_table_counts_states() -> None:
     ]  # fmt: skip
     said = table(rows)
     assert said.startswith("2 models that eager PyTorch trains: 1 whole, 1 refused; ")
+    assert (
+        "; 1 began with a measured loss scale and skipped 0 of their first ten steps in all."
+        in said
+    )
     assert "| a | whole | 3.0 | 8 | 0 | 1.0e-03 | 2.0e-03 | 2.000 → 1.000 |" in said
     assert said.endswith("| c | refused |  |  |  |  |  | no / way |")

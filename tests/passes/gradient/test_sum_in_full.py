@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from itertools import starmap
+from typing import Literal
 
 import pytest
 import torch
 from programs.graphs import graph_of, run
+from programs.long_sums.programs import Cell, UsedInALoop
 from torch import Tensor, nn
 
-import mpcompile
-from mpcompile import LossScale, Policy, Precision
+from bench.numerics.sums import LIMIT, error, exact_gradients, our_gradients
+from mpcompile import Precision
 from mpcompile.passes.gradient.sum_in_full import LEAST, sum_in_full
 
 DTYPES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
@@ -107,77 +109,23 @@ def test_random_trees_are_nearer_to_fp64(seed: int) -> None:
     assert errors[1] <= errors[0]
 
 
-class UsedOften(nn.Module):
-    """A layer whose weight gets a gradient from each use."""
-
-    def __init__(self, uses: int) -> None:
-        super().__init__()
-        self.uses, self.layer = uses, nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = sum(self.layer(x) for _ in range(self.uses))
-        return result
-
-
-class Cell(nn.Module):
-    """A cell over time, and a sum written as a loop."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.steps, self.cell = steps, nn.LSTMCell(4, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = c = torch.zeros(x.shape[0], 8)
-        out = torch.zeros(x.shape[0], 8)
-        for _ in range(self.steps):
-            h, c = self.cell(x, (h, c))
-            out = out + h
-        return out
-
-
-def mean(model: nn.Module, x: Tensor) -> Tensor:
-    result: Tensor = model(x).float().mean()
-    return result
-
-
 @pytest.mark.parametrize(
     ("kind", "uses", "backend", "precision"),
     [
-        (UsedOften, 300, "interpreter", Precision.FP16),
-        (UsedOften, 300, "interpreter", Precision.BF16),
-        (UsedOften, 40, "inductor", Precision.BF16),
-        (Cell, 40, "interpreter", Precision.FP16),
-        (Cell, 40, "interpreter", Precision.BF16),
+        (UsedInALoop, 300, "interpreter", Precision.FP16),
+        (UsedInALoop, 300, "interpreter", Precision.BF16),
+        (UsedInALoop, 40, "inductor", Precision.BF16),
+        (partial(Cell, nn.LSTMCell), 40, "interpreter", Precision.FP16),
+        (partial(Cell, nn.LSTMCell), 40, "interpreter", Precision.BF16),
     ],
 )
 def test_gradients_are_right_to_three_roundings(
-    kind: Callable[[int], nn.Module], uses: int, backend: str, precision: Precision
+    kind: Callable[[int], nn.Module],
+    uses: int,
+    backend: Literal["interpreter", "inductor"],
+    precision: Precision,
 ) -> None:
     torch.manual_seed(0)
-    model = kind(uses)
-    x = torch.rand(64, 4) + 0.5
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    step = mpcompile.compile(
-        model,
-        mean,
-        optimizer,
-        (x,),
-        policy=Policy(precision=precision),
-        loss_scale=LossScale.static(64.0) if precision is Precision.FP16 else None,
-        backend=backend,  # type: ignore[arg-type]
-        verify=False,
-    )
-    found = step.gradients(x)
-    torch.manual_seed(0)
-    exact = kind(uses).double()
-    with torch.random.fork_rng():
-        torch.set_default_dtype(torch.float64)
-        try:
-            mean_of_exact = exact(x.double()).mean()
-        finally:
-            torch.set_default_dtype(torch.float32)
-    mean_of_exact.backward()
-    for name, parameter in exact.named_parameters():
-        assert parameter.grad is not None
-        error = (found[name].double() - parameter.grad).norm() / parameter.grad.norm()
-        assert float(error) < 3 * ROUNDING[DTYPES[precision]], name
+    model, x = kind(uses), torch.rand(64, 4) + 0.5
+    found = our_gradients(model, x, precision, 64.0, backend)
+    assert error(found, exact_gradients(model, x)) < LIMIT[precision]
