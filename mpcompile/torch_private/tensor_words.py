@@ -169,16 +169,12 @@ def layout_of_tensors() -> _Layout | None:
 def _find() -> _Layout:
     """Look for each word on tensors of which only that word differs."""
     numbers = torch.from_numpy(np.zeros(16, np.float32))
-    tensor, other = _part(numbers, 3), _part(numbers, 5)
-    words, others = _of(tensor), _of(other)
     storage = numbers.untyped_storage()
     in_storage = read(storage._cdata, _OF_STORAGE)
-    sharing = _of(tensor.detach())  # has the same counter
+    offset, version = _find_offset_and_version(numbers)
+    tensor = _part(numbers, 3)
+    words = _of(tensor)
     at = read(id(tensor), torch.Tensor.__basicsize__ // WORD)
-    offset = only(k for k in range(_OF_TENSOR) if (words[k], others[k]) == (3, 5))
-    version = only(
-        k for k in range(_OF_TENSOR) if words[k] == sharing[k] != others[k] and k != offset
-    )
     before = read(words[version], _OF_COUNT)
     tensor.add_(1)
     after = read(words[version], _OF_COUNT)
@@ -196,6 +192,26 @@ def _find() -> _Layout:
         made_by=made_by,
         count=count,
     )
+
+
+def _find_offset_and_version(numbers: torch.Tensor) -> tuple[int, int]:
+    """Find the words of a start in a storage, and of a counter that a tensor shares.
+
+    Part of an implementation is never set, for example the room for sizes of more dimensions, and
+    holds what was in this memory before. Such a word looks right in some tensors, not in all.
+    """
+    starts = (3, 5, 7, 9, 11, 13)
+    tensors = [_part(numbers, start) for start in starts]
+    sharing = [tensor.detach() for tensor in tensors]  # with the same counter
+    words, shared = [_of(tensor) for tensor in tensors], [_of(tensor) for tensor in sharing]
+    columns = list(zip(zip(*words, strict=True), zip(*shared, strict=True), strict=True))
+    offset = only(k for k, (own, _) in enumerate(columns) if own == starts)
+    version = only(
+        k
+        for k, (own, same) in enumerate(columns)
+        if own == same and len(set(own)) == len(own) and all(own) and k != offset
+    )
+    return offset, version
 
 
 def _find_gradient(tensor: torch.Tensor) -> tuple[int, int, int, tuple[int, ...]]:

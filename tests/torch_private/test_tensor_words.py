@@ -1,6 +1,8 @@
 """What is read as words of memory says what the attributes say, whatever changes."""
 
+import ctypes
 import gc
+import random
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from mpcompile.torch_private import dictionary_words, tensor_words
 from mpcompile.torch_private.dictionary_words import WatchedDictionaries
 from mpcompile.torch_private.tensor_words import Writes, layout_of_tensors, watch
 
+VOID = ctypes.c_void_p
 Change = Callable[[nn.Parameter], Any]
 
 
@@ -69,6 +72,27 @@ def facts(tensors: list[Any]) -> list[tuple[int, bool]]:
 def test_the_words_are_found_on_this_torch() -> None:
     """All versions that were tried have them, so the quick check is what the other tests test."""
     assert layout_of_tensors() is not None
+
+
+def fill_free_memory(seed: int) -> None:
+    """Leave numbers in the memory that the next objects of C++ get."""
+    c, numbers = ctypes.CDLL(None), random.Random(seed)
+    c.malloc.restype, c.malloc.argtypes, c.free.argtypes = VOID, [ctypes.c_size_t], [VOID]
+    for size in range(16, 513, 16):
+        places = [c.malloc(size) for _ in range(20)]
+        for place in places:
+            ctypes.memmove(place, numbers.randbytes(size), size)
+        for place in places:
+            c.free(place)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_was_in_memory_before_does_not_matter(seed: int) -> None:
+    """Words that torch never sets are not taken for ones that it does."""
+    expected = layout_of_tensors()
+    fill_free_memory(seed)
+    layout_of_tensors.cache_clear()
+    assert layout_of_tensors() == expected is not None
 
 
 @pytest.mark.parametrize("name", [name for name in CHANGES if name != "made by an op"])
