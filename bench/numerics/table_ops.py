@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bench.root import ROOT
@@ -31,6 +32,9 @@ REFUSALS = (RuntimeError, TypeError, NotImplementedError, IndexError, ValueError
 """What an op raises for numbers or dtypes that it does not take."""
 _MADE = ("constant", "random")
 """Rows of ops that compute nothing from what they read."""
+_UNCHECKED = "linalg_eigvals"
+"""An op that gives infinite numbers to LAPACK, which may end the process; linalg_eig checks them
+(torch 2.13)."""
 _MOST = 4096
 """Larger samples are left out."""
 
@@ -61,6 +65,8 @@ class TableOp:
         for tensor in tensors:
             own = torch.take(numbers, _places(tuple(tensor.shape), numbers.numel()))
             given.append(own if raw else tensor * (1 + torch.tanh(own) / 100))
+        if self.name == _UNCHECKED and get_proxy_mode() is None and not _are_finite(given):
+            raise ValueError(f"{self.name} takes finite numbers only")
         leaves, spec = tree_flatten((self.sample.args, self.sample.kwargs))
         rest = iter(given)
         held = [next(rest) if _is_full(leaf) else leaf for leaf in leaves]
@@ -76,6 +82,10 @@ class TableOp:
 def _places(shape: tuple[int, ...], count: int) -> Tensor:
     """Return the places of the numbers that fill a tensor from one of `count` numbers, in turn."""
     return (torch.arange(math.prod(shape)) % count).reshape(shape)
+
+
+def _are_finite(tensors: list[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _is_full(leaf: Any) -> bool:
