@@ -1,10 +1,13 @@
 """Measure how the time of a plan grows with the graph.
 
-``python -m bench.compile_time.planner [--ops 1000 3000 10000 30000] [--runs 5]``
+``python -m bench.compile_time.planner [--ops 1000 3000 10000 30000] [--runs 5]
+[--beside FOLDER]``
 
 Prints, for decoders of each size, the processor seconds of the bounds of all tensors, of building
 the network, of the minimum cut, and of the whole plan, which comes after the bounds: the least of
 several runs. Then the growth beside that of ``n log n``.
+With ``--beside FOLDER`` another checkout of this repository plans graphs of the same sizes, turn by
+turn, each in a process of its own; least, median and greatest of five turns are printed.
 Python's garbage collector skips the objects from before (torch has a million objects).
 """
 
@@ -14,13 +17,19 @@ import argparse
 import gc
 import json
 import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.machine import describe
+from bench.root import ROOT
 from mpcompile.plan.bounds.bound import Step
 from mpcompile.plan.bounds.walk import bounds_of
 from mpcompile.plan.dataflow import Dataflow, Fixed, Op, Tensor
@@ -31,6 +40,7 @@ from mpcompile.plan.rule import Wish
 from mpcompile.precision import Precision
 
 _NAMES = {"norm": "layer_norm", "scale": "mul", "mask": "masked_fill"}
+TURNS = 5
 WIDTH = 1 << 20
 """Numbers in one activation: 1,024 tokens of 1,024 channels."""
 
@@ -120,13 +130,48 @@ def seconds(function: Callable[[], Any], runs: int) -> float:
     return least
 
 
+def beside(folders: Sequence[Path], ops: Sequence[int]) -> Iterator[str]:
+    """Yield lines with the time of bounds and plan of several checkouts, turn by turn."""
+    found: dict[tuple[int, Path], list[float]] = {}
+    for _ in range(TURNS):
+        for folder in folders:
+            for row in _rows_of(folder, ops):
+                took = row.get("bounds", 0.0) + row["plan"]  # early checkouts had no bounds
+                found.setdefault((int(row["ops"]), folder), []).append(took)
+    for (count, folder), took in sorted(found.items()):
+        least, median, greatest = min(took), statistics.median(took), max(took)
+        yield f"{count:7} {least:8.3f} {median:8.3f} {greatest:8.3f}  {folder.name}"
+
+
+def _rows_of(folder: Path, ops: Sequence[int]) -> list[dict[str, float]]:
+    """Run the benchmark of a checkout; return its rows."""
+    with tempfile.TemporaryDirectory() as made:
+        path = Path(made) / "rows.json"
+        options = ["--ops", *map(str, ops), "--runs", "1", "--json", str(path)]
+        subprocess.run(
+            [sys.executable, "-m", "bench.compile_time.planner", *options],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(folder)},
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        rows: list[dict[str, float]] = json.loads(path.read_text())["rows"]
+        return rows
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--ops", type=int, nargs="+", default=[100, 1_000, 3_000, 10_000, 30_000])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--beside", type=Path, help="another checkout of this repository")
     options = parser.parse_args()
+    if options.beside:
+        print("    ops  least s median s   most s  checkout (bounds and plan)")
+        for line in beside([ROOT, options.beside.resolve()], options.ops):
+            print(line)
+        return
     rows: list[dict[str, float]] = []
     gc.freeze()
     print("    ops   bounds s  network s    cut s   plan s  plan / (n log n), first = 1")
