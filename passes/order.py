@@ -14,6 +14,7 @@ from mpcompile.passes.forward.keep_cudnn_rnn import KeepCudnnRnn
 from mpcompile.passes.forward.narrow_backward import narrow_backward
 from mpcompile.passes.forward.pad_vocabulary import PadVocabulary
 from mpcompile.passes.gradient.accumulate_in_full import accumulate_in_full
+from mpcompile.passes.gradient.join_weight_gradients import join_weight_gradients
 from mpcompile.passes.gradient.recompute_casts import recompute_casts
 from mpcompile.passes.gradient.save_narrow import save_narrow
 from mpcompile.passes.gradient.sum_in_full import sum_in_full
@@ -82,6 +83,7 @@ BEFORE_AUTOGRAD: tuple[Pass[fx.GraphModule], ...] = (
 
 GRADIENT: tuple[Pass[fx.GraphModule], ...] = (
     clean_casts,  # autograd casts again what forward has cast already
+    join_weight_gradients,  # before sum_in_full: what is one matmul is no sum
     sum_in_full,  # before save_narrow: it removes casts of sums
     accumulate_in_full,
     save_narrow,  # before recompute_casts, which then widens the stored copies

@@ -48,15 +48,17 @@ def sum_in_full(module: fx.GraphModule) -> int:
         + add_2  f32[4]  add add_1 _to_copy_default_3
         + return  add_2
     """
-    found = 0
-    for last in reversed([node for node in module.graph.nodes if _adds(node)]):
-        if any(_is_part(last, user) for user in last.users):
-            continue
-        adds = sorted(_adds_of(last))
-        if len(adds) + 1 >= LEAST:
-            _widen(adds, last)
-            found += 1
-    return found
+    found = sums(module.graph)
+    for last in reversed(found):
+        _widen(sorted(additions_of(last)), last)
+    return len(found)
+
+
+def sums(graph: fx.Graph) -> list[fx.Node]:
+    """Return the last additions of the 16-bit sums of `LEAST` terms or more."""
+    adds = [node for node in graph.nodes if _adds(node)]
+    whole = [node for node in adds if not any(_is_part(node, user) for user in node.users)]
+    return [last for last in whole if len([*additions_of(last)]) + 1 >= LEAST]
 
 
 def _adds(node: fx.Node) -> bool:
@@ -73,7 +75,7 @@ def _is_part(term: fx.Node, reader: fx.Node) -> bool:
     return _adds(reader) and list(term.users) == [reader] and reader.args[0] is not reader.args[1]
 
 
-def _adds_of(last: fx.Node) -> Iterator[fx.Node]:
+def additions_of(last: fx.Node) -> Iterator[fx.Node]:
     """Yield the additions of a sum."""
     waiting = [last]
     while waiting:
