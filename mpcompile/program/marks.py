@@ -191,6 +191,7 @@ BACKWARD: Mark[Literal[True]] = Mark(
         "numerics.node_errors",
         "numerics.nonfinite",
         "passes.forward.clean_casts",
+        "passes.gradient.join_weight_gradients",
         "passes.gradient.recompute_casts",
         "passes.gradient.save_narrow",
         "program.casts",
@@ -202,6 +203,16 @@ BACKWARD: Mark[Literal[True]] = Mark(
     ),
 )
 """On each node of the gradient graph that is part of backward."""
+
+TERMS: Mark[int] = Mark(
+    "terms",
+    writers=(
+        "passes.gradient.join_weight_gradients",
+        "passes.gradient.sum_in_full",
+    ),
+    readers=("show.of_step",),
+)
+"""On the result of a long sum that is added in FP32: how many terms it has."""
 
 BACKWARD_SEED: Mark[Literal[True]] = Mark(
     "seed",
@@ -320,7 +331,7 @@ SHARED_NORM: Mark[Literal[True]] = Mark(
 """On a norm over the slices of all processes."""
 
 MARKS: tuple[Mark[object], ...] = (
-    SLOT, SLOTS, WHERE, PLANNED, MADE_BY, BACKWARD, BACKWARD_SEED, NO_GRAD, EMULATES,
+    SLOT, SLOTS, WHERE, PLANNED, MADE_BY, BACKWARD, TERMS, BACKWARD_SEED, NO_GRAD, EMULATES,
     PACKED, CLIPPED, NORM, MEASURE, FINITE, AVERAGED, GATHERED, SHARED_NORM,
 )  # type: ignore[assignment]  # fmt: skip
 """All of them."""

@@ -71,7 +71,9 @@ def _node(subject: ExplainInput, view: View, node: ViewNode) -> list[str]:
     said = [_what(node), *_line(node)]
     if node.precision != "other" and node.role != "output":
         said.append(_how(node))
-    if node.reason:
+    if node.reason and node.role == "input":
+        said.append(f"{node.reason[0].upper()}{node.reason[1:]}.")
+    elif node.reason:
         rule = f" (rule {node.rule!r} of the op table)" if node.role == "op" and node.rule else ""
         said.append(f"Why: {node.reason}{rule}.")
     said += _neighbours(view, node)

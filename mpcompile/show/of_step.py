@@ -17,7 +17,7 @@ from mpcompile.precision import Precision
 from mpcompile.program.capture import source_position
 from mpcompile.program.casts import is_cast, source_of, widens
 from mpcompile.program.graph_text import type_text
-from mpcompile.program.marks import BACKWARD, MADE_BY, PLANNED, SLOT, SLOTS, WHERE
+from mpcompile.program.marks import BACKWARD, MADE_BY, PLANNED, SLOT, SLOTS, TERMS, WHERE
 from mpcompile.show.view import NodeRole, Stage, View, ViewNode, precision_of
 from mpcompile.step.graph import StepGraph
 from mpcompile.step.liveness import (
@@ -50,7 +50,7 @@ def view_of(made: Transformed, source: str) -> View:
     """
     decided = {decision.op: decision for decision in made.plan.decisions}
     casts = {cast.id: cast for cast in made.plan.casts}
-    reasons = _Reasons(decided, casts)
+    reasons = _Reasons(decided, casts, {} if made.step is None else _uses(made.step.gradient.graph))
     if made.step is None:
         roles = {item.node: item.kind.value for item in made.forward.inputs}
         nodes = _rows(made.forward.module.graph, "", roles, 0, reasons)
@@ -64,16 +64,26 @@ def view_of(made: Transformed, source: str) -> View:
 
 @dataclass(frozen=True, slots=True)
 class _Reasons:
-    """Finds the reason for each node: the plan's decisions and casts, by the ids in the nodes."""
+    """Finds the reason for each node.
+
+    Attributes:
+        decided: the plan's decisions, by the ids in the nodes.
+        casts: its casts, in the same way.
+        uses: per weight the number of uses over which its gradient is added in FP32.
+    """
 
     decided: Mapping[str, Decision]
     casts: Mapping[str, Cast]
+    uses: Mapping[str, int]
 
     def rule_and_reason(self, node: fx.Node, role: NodeRole, stage: Stage) -> tuple[str, str]:
         """Return the row of the op table or the pass that made a node, and a sentence."""
         planned, made_by = PLANNED.get(node, ""), MADE_BY.get(node, "")
         if role == "input":
-            return "", ""
+            uses = self.uses.get(str(SLOT.get(node, "")).removesuffix(".working"))
+            return "", f"its gradient is added in FP32 over {uses:,} uses" if uses else ""
+        if node in TERMS:
+            return "", f"the sum of {TERMS[node]:,} terms, added in FP32"
         if role == "cast" and planned in self.casts:
             return "cast", self._cast(node, self.casts[planned], stage)
         if planned in self.decided:
@@ -105,6 +115,18 @@ class _Reasons:
             return f"arithmetic in FP32 reads the gradient of {cast.tensor}"
         cost = "a cast costs less than an FP32 copy"
         return f"arithmetic in FP32 reads {cast.tensor} again; {cost}"
+
+
+def _uses(gradient: fx.Graph) -> dict[str, int]:
+    """Return per weight how many uses the long sum has that is its gradient."""
+    output = gradient.output_node()
+    found = {}
+    for name, node in zip(SLOTS.get(output, ()), output.args[0], strict=False):  # type: ignore[arg-type]
+        while isinstance(node, fx.Node) and (is_view(node) or is_cast(node)):
+            node = node.all_input_nodes[0]
+        if isinstance(node, fx.Node) and node in TERMS:
+            found[name.removeprefix("grad.")] = TERMS[node]
+    return found
 
 
 @cache

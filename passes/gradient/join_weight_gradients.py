@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from mpcompile.passes.gradient.sum_in_full import LEAST, additions_of, sums
-from mpcompile.program.marks import BACKWARD
+from mpcompile.program.marks import BACKWARD, TERMS
 from mpcompile.program.node_tensors import count_of
 from mpcompile.step.graph import call
 from mpcompile.torch_private.ops import is_view
@@ -78,6 +78,7 @@ def _join_products(last: fx.Node, joined: Joined) -> bool:
         gradients = _join(last, tuple(pair[0] for pair in products.values()), joined)
         values = _join(last, tuple(pair[1] for pair in products.values()), joined)
         whole = _call(last, _MATMUL, _call(last, _FLIP, gradients), values)
+    TERMS[whole] = len(products)
     _replace(last, whole, [term for term in terms if term not in products])
     return True
 
@@ -91,6 +92,7 @@ def _join_rows(last: fx.Node, joined: Joined) -> bool:
         return False
     with last.graph.inserting_after(max(gradients, last)):
         whole = _call(last, _SUM, gradients, [0])
+    TERMS[whole] = len(summed)
     _replace(last, whole, [term for term in terms if term not in summed])
     return True
 

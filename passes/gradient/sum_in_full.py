@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from mpcompile.program.casts import narrow_readers, wide
+from mpcompile.program.marks import TERMS
 from mpcompile.program.node_tensors import NARROW
 from mpcompile.torch_private.tensors import with_dtype
 
@@ -91,4 +92,5 @@ def _widen(adds: list[fx.Node], last: fx.Node) -> None:
             if term not in inner:
                 node.replace_input_with(term, wide(term, node))
         node.meta = {**node.meta, "val": with_dtype(node.meta["val"], torch.float32)}
+    TERMS[last] = len(adds) + 1
     narrow_readers(last, narrow.dtype)

@@ -7,12 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from expecttest import assert_expected_inline
+from torch import Tensor, nn
 
 from mpcompile.cli import exit_code
 from mpcompile.pipeline import transform
 from mpcompile.plan.policy import Policy
-from mpcompile.program.workload import load
+from mpcompile.program.workload import Workload, load
 from mpcompile.show.explain import ExplainInput, explain
 from mpcompile.show.of_plan import view_of_plan
 from mpcompile.show.of_step import view_of
@@ -168,3 +170,35 @@ def test_every_node_of_a_view_can_be_explained(
         assert all(sentence.strip() for sentence in sentences)
     document = said(capsys, "model.py", "linear", "--json", "-")
     assert json.loads(document)["explained"]["linear"][0].startswith("linear is the op linear")
+
+
+class Often(nn.Module):
+    """A layer that is used often, on many rows and on one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.many, self.one = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        row = x[:1]
+        for _ in range(6):
+            x, row = self.many(x).tanh(), self.one(row).tanh()
+        return x + row
+
+
+def test_a_weight_that_is_used_often_says_how_its_gradient_is_added() -> None:
+    model = Often()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = (torch.randn(64, 8),)
+    work = Workload(model, batch, lambda model, x: model(x).square().mean(), optimizer)
+    made = transform(work, Choices())
+    subject = ExplainInput(view_of(made, "here"), view_of(made, "here"), made.plan)
+    for weight in ("many_weight", "one_weight", "many_bias", "one_bias"):
+        assert "Its gradient is added in FP32 over 6 uses." in explain(subject, f"{weight}_working")
+    sums = [node for node in subject.view.nodes if node.reason.startswith("the sum of 6 terms")]
+    assert sorted((node.op, node.stores) for node in sums) == [
+        ("add", ("f32",)),
+        ("add", ("f32",)),
+        ("mm", ("f16",)),
+        ("sum", ("f16",)),
+    ]
