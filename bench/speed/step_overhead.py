@@ -90,9 +90,15 @@ def take_turns() -> None:
         print(json.dumps(times), flush=True)
 
 
-def rounds_of(folders: list[Path], rounds: int) -> list[list[Any]]:
-    """Return what each checkout has timed in each round; the checkouts take turns."""
-    command = [sys.executable, __file__, "--turns"]
+def rounds_of(folders: list[Path], rounds: int, program: str = __file__) -> list[list[Any]]:
+    """Return what each checkout has timed in each round; the checkouts take turns.
+
+    Args:
+        folders: the checkouts.
+        rounds: how many.
+        program: a file that writes a line of JSON for each line that it reads.
+    """
+    command = [sys.executable, program, "--turns"]
     running = [
         subprocess.Popen(
             command,
