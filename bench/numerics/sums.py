@@ -1,11 +1,13 @@
 """Compare the gradients of programs that add up thousands of terms.
 
-``python -m bench.numerics.sums [--names LSTM ...] [--table] [--compiled] [--backend NAME]``
+``python -m bench.numerics.sums [--names LSTM ...] [--table] [--compiled] [--onnx]
+[--backend NAME]``
 
 Each program of ``tests/programs/long_sums/programs.py`` has a gradient with 6,000 contributions to
 one element and more. An error is the largest, over the parameters, of the norm of the difference
 from FP64 over the norm of the gradient. The ways are eager autocast, ``torch.compile`` with
-autocast (with ``--compiled``) and a compiled step, in FP16 with a static loss scale and in BF16.
+autocast (with ``--compiled``), a compiled step, and its train.onnx in ONNX Runtime (with
+``--onnx``), in FP16 with a static loss scale and in BF16.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import argparse
 import copy
 import json
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +29,12 @@ from torch import Tensor, nn
 import mpcompile
 from bench.machine import describe
 from bench.root import ROOT
-from mpcompile import LossScale, Policy, Precision
+from mpcompile import LossScale, Policy, Precision, Workload
 from mpcompile.lower.lower import Backend
+from mpcompile.onnx.step_export import export_step
+from mpcompile.onnx.train_step import OrtTrainStep
+from mpcompile.pipeline import transform
+from mpcompile.step.transformed import Choices
 
 sys.path.append(str(ROOT / "tests"))
 
@@ -37,6 +45,9 @@ LIMIT = {Precision.FP16: 0.0015, Precision.BF16: 0.012}
 """Three times the rounding of the format."""
 SCALES = (2.0**14, 2.0**10, 2.0**6, 1.0)
 """Static loss scales for FP16: the first counts with which all gradients are finite."""
+
+RATE = 2.0**16
+"""The learning rate of an exported step."""
 
 Gradients = dict[str, Tensor]
 
@@ -84,6 +95,28 @@ def our_gradients(
     return {name: value.double() for name, value in step.gradients(x).items()}
 
 
+def exported_gradients(
+    model: nn.Module, x: Tensor, precision: Precision, scale: float
+) -> Gradients:
+    """Return those of a train.onnx in ONNX Runtime on the CPU, from one update of the weights."""
+    mine = copy.deepcopy(model)
+    # The weights are small beside an update at this rate, so they take no digits from it.
+    workload = Workload(mine, (x,), loss, torch.optim.SGD(mine.parameters(), lr=RATE))
+    static = LossScale.static(scale) if precision is Precision.FP16 else None
+    policy = Policy(precision=precision)
+    with tempfile.TemporaryDirectory() as made:
+        path = Path(made) / "train.onnx"
+        export_step(transform(workload, Choices(policy, loss_scale=static, verify=False)), path)
+        step = OrtTrainStep(path)
+        before = step.parameters()
+        step(x.numpy())
+        after = step.parameters()
+    return {
+        name: (torch.tensor(value).double() - torch.tensor(after[name]).double()) / RATE
+        for name, value in before.items()
+    }
+
+
 def gradients_of(model: nn.Module) -> Gradients:
     """Return the gradients of a model in FP64."""
     return {
@@ -126,6 +159,8 @@ def row(name: str, options: argparse.Namespace) -> dict[str, object]:
     }
     if not options.compiled:
         del ways["compiled"]
+    if options.onnx:
+        ways["train.onnx"] = partial(exported_gradients, model, batch)
     for precision in DTYPES:
         for way, gradients in ways.items():
             try:
@@ -154,6 +189,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
     parser.add_argument("--table", action="store_true", help="Markdown instead of JSON")
     parser.add_argument("--compiled", action="store_true", help="torch.compile with autocast too")
+    parser.add_argument("--onnx", action="store_true", help="train.onnx in ONNX Runtime too")
     backends = ("interpreter", "inductor")
     parser.add_argument("--backend", choices=backends, default=backends[0], help="of our step")
     options = parser.parse_args()
