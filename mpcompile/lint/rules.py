@@ -12,6 +12,7 @@ from mpcompile.lint.constants import (
     vanishing_constants,
 )
 from mpcompile.lint.finding import Finding, Severity
+from mpcompile.lint.gradient_sums import gradient_sums
 from mpcompile.lint.layout import convolutions_not_channels_last
 from mpcompile.lint.loss_terms import narrow_losses
 from mpcompile.lint.probabilities import logarithm_of_probability, sigmoid_then_loss
@@ -89,6 +90,8 @@ RULES: tuple[LintRule, ...] = (
         "a sum, norm or mean of many numbers in 16 bits", long_sums),
     LintRule("MP302", "long-product", _WARNING,
         "a long matmul of two activations with a 16-bit result", long_products),
+    LintRule("MP303", "gradient-sum", _NOTE,
+        "a gradient of many terms, which autocast adds in 16 bits", gradient_sums),
     LintRule("MP401", "misaligned-shape", _WARNING,
         "a Tensor-Core op with rows that are no multiple of eight numbers", misaligned_shapes),
     LintRule("MP501", "not-channels-last", _NOTE,
