@@ -90,9 +90,15 @@ def _join_rows(last: fx.Node, joined: Joined) -> bool:
     gradients = joined.get(tuple(summed.values()))
     if gradients is None or not all(gradients < reader for reader in last.users):
         return False
-    with last.graph.inserting_after(max(gradients, last)):
-        whole = _call(last, _SUM, gradients, [0])
-    TERMS[whole] = len(summed)
+    totals = [node for node in gradients.users if node.target is _SUM]
+    if totals:  # of a cell's other bias; inductor's C++ declares a name twice for two equal sums
+        whole = totals[0]
+        if not all(whole < reader for reader in last.users):
+            return False
+    else:
+        with last.graph.inserting_after(max(gradients, last)):
+            whole = _call(last, _SUM, gradients, [0])
+        TERMS[whole] = len(summed)
     _replace(last, whole, [term for term in terms if term not in summed])
     return True
 

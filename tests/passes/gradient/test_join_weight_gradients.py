@@ -201,12 +201,37 @@ def test_the_weights_of_a_cell_have_one_matmul_each(
     assert error(found, exact_gradients(model, x)) < LIMIT[precision]
 
 
-def test_inductor_computes_the_same() -> None:
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16])
+def test_inductor_computes_the_same(precision: Precision) -> None:
+    """The gradients of an LSTM cell's two biases are one sum."""
     torch.manual_seed(0)
     model, x = Cell(nn.LSTMCell), torch.randn(2, 8, 8)
-    exact = exact_gradients(model, x)
-    found = our_gradients(model, x, Precision.BF16, 1.0, "inductor")
-    assert error(found, exact) < LIMIT[Precision.BF16]
+    found = our_gradients(model, x, precision, 64.0, "inductor")
+    assert error(found, exact_gradients(model, x)) < LIMIT[precision]
+    assert torch.equal(found["cell.bias_ih"], found["cell.bias_hh"])
+
+
+def test_two_biases_with_one_gradient_train_apart() -> None:
+    """Their gradients are one tensor, their momenta and decays are not."""
+    torch.manual_seed(0)
+    model, x = Cell(nn.LSTMCell), torch.randn(2, 8, 8)
+    cell = model.cell
+    groups = [
+        {"params": [cell.bias_ih], "weight_decay": 0.5},
+        {"params": [p for p in model.parameters() if p is not cell.bias_ih]},
+    ]
+    first = [cell.bias_ih.detach().clone(), cell.bias_hh.detach().clone()]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    step = mpcompile.compile(model, loss, optimizer, (x,), max_grad_norm=1.0)
+    gradients = step.gradients(x)
+    step(x)
+    norm = sum(float(value.double().square().sum()) for value in gradients.values()) ** 0.5
+    gradient = gradients["cell.bias_hh"] / max(1.0, norm)
+    torch.testing.assert_close(
+        cell.bias_hh.detach(), first[1] - 0.1 * gradient, rtol=1e-4, atol=1e-6
+    )
+    decayed = first[0] - 0.1 * (gradient + 0.5 * first[0])
+    torch.testing.assert_close(cell.bias_ih.detach(), decayed, rtol=1e-4, atol=1e-6)
 
 
 class Tanh(nn.Module):
