@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -216,7 +217,7 @@ def test_two_biases_with_one_gradient_train_apart() -> None:
     torch.manual_seed(0)
     model, x = Cell(nn.LSTMCell), torch.randn(2, 8, 8)
     cell = model.cell
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [cell.bias_ih], "weight_decay": 0.5},
         {"params": [p for p in model.parameters() if p is not cell.bias_ih]},
     ]
