@@ -78,7 +78,7 @@ class RecordedSizes:
 
     def _append(self, of_inputs: bool, make: Callable[[], fx.Node]) -> fx.Node:
         """Make nodes behind the inputs and the sizes of inputs, or at the end of the graph."""
-        before = self._last if of_inputs else next(reversed(self._graph.nodes), None)
+        before = self._last if of_inputs else next(iter(reversed(self._graph.nodes)), None)
         assert before is not None
         with self._graph.inserting_before(before.next) if of_inputs else nullcontext():
             made = make()
