@@ -31,9 +31,10 @@ def gradient_sums(program: Program) -> Iterator[Finding]:
     precision = program.precision
     if program.kind != "torch" or precision is Precision.FP32:
         return
+    used = _used(program, precision)
     for node in program.nodes:
         said = (
-            _uses(program, node)
+            used.get(node.id)
             or _reads(program, node, precision)
             or _norm(program, node, precision)
             or _exponentials(node, precision)
@@ -43,26 +44,29 @@ def gradient_sums(program: Program) -> Iterator[Finding]:
             yield node.finding("MP303", Severity.NOTE, f"{what}; here the sum is FP32", fix)
 
 
-def _uses(program: Program, node: Node) -> tuple[str, str] | None:
-    """Say that many layers read a weight, at the first of them."""
-    if node.row not in _LAYERS:
-        return None
-    for name in node.reads[1:]:
-        weight = _weight(program, program.by_id.get(name))
-        if weight is None:
+def _used(program: Program, precision: Precision) -> dict[str, tuple[str, str]]:
+    """Say of weights that many layers read them; by the first of these."""
+    order = {node.id: position for position, node in enumerate(program.nodes)}
+    found: dict[str, tuple[str, str]] = {}
+    for weight in program.nodes:
+        if weight.op != "parameter":
             continue
-        uses = [one for one in _layers(program, weight) if one.row in _LAYERS]
-        if len(uses) >= USES and uses[0] is node:
-            return (
-                f"{len(uses):,} layers read {weight.id}: autocast rounds the gradient of each to "
-                f"{title(program.precision)} and adds them in {title(program.precision)}",
-                "under autocast, call the layer once on all inputs",
+        uses = [node for node in _readers(program, weight) if node.row in _LAYERS]
+        if len(uses) >= USES:
+            first, name = min(uses, key=lambda node: order[node.id]), title(precision)
+            found.setdefault(
+                first.id,
+                (
+                    f"{len(uses):,} layers read {weight.id}: autocast rounds the gradient of each "
+                    f"to {name} and adds them in {name}",
+                    "under autocast, call the layer once on all inputs",
+                ),
             )
-    return None
+    return found
 
 
-def _layers(program: Program, weight: Node) -> list[Node]:
-    """Return what reads a weight, through casts and views, in the program's order."""
+def _readers(program: Program, weight: Node) -> list[Node]:
+    """Return what reads a weight, through casts and views."""
     found: dict[str, Node] = {}
     waiting = [weight]
     while waiting:
@@ -71,13 +75,7 @@ def _layers(program: Program, weight: Node) -> list[Node]:
                 waiting.append(reader)
             else:
                 found[reader.id] = reader
-    return [node for node in program.nodes if node.id in found]
-
-
-def _weight(program: Program, node: Node | None) -> Node | None:
-    """Return the weight that a node is, through casts and views; None if it is computed."""
-    origins = [*program.origins(node, lambda one: one.row in ("movement", "cast"))]
-    return origins[0] if len(origins) == 1 and origins[0].op == "parameter" else None
+    return [*found.values()]
 
 
 def _reads(program: Program, node: Node, precision: Precision) -> tuple[str, str] | None:
@@ -88,10 +86,11 @@ def _reads(program: Program, node: Node, precision: Precision) -> tuple[str, str
     held, read = prod(source.shape), prod(node.shape)
     if not held or read // held < LONGEST[precision] // 8:
         return None
+    instead = ", or use index_select" if node.op in ("index", "take", "embedding") else ""
     return (
         f"{node.op} reads each element about {read // held:,} times: torch adds their gradients "
         f"in {title(precision)}, where a sum of ones stops at {LONGEST[precision]:,}",
-        f"under autocast, run {node.op} with enabled=False on x.float(), or use index_select",
+        f"under autocast, run {node.op} with enabled=False on x.float(){instead}",
     )
 
 
