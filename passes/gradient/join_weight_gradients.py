@@ -149,9 +149,7 @@ def _followed(node: fx.Node, *, alone: bool = False) -> Rows:
     return node, flipped
 
 
-def _join(
-    last: fx.Node, rows: tuple[Rows, ...], joined: dict[tuple[Rows, ...], fx.Node]
-) -> fx.Node:
+def _join(last: fx.Node, rows: tuple[Rows, ...], joined: Joined) -> fx.Node:
     """Return matrices one below the other; those that another sum has joined are taken."""
     if rows not in joined:
         parts = [_call(last, _FLIP, node) if flipped else node for node, flipped in rows]
@@ -168,9 +166,10 @@ def _call(last: fx.Node, target: Callable[..., Any], *args: Any) -> fx.Node:
 
 def _replace(last: fx.Node, whole: fx.Node, others: list[fx.Node]) -> None:
     """Put a result and the other terms of a sum in its place, and erase what only the sum read."""
+    place = max(whole, last)
     for term in others:
-        with last.graph.inserting_after(whole):
-            whole = _call(last, _ADD, whole, term)
+        with last.graph.inserting_after(place):
+            whole = place = _call(last, _ADD, whole, term)
     last.replace_all_uses_with(whole)
     waiting = [last]
     while waiting:

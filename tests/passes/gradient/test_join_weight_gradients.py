@@ -160,6 +160,32 @@ def test_sums_of_rows_are_joined_where_a_weight_has_joined_the_rows() -> None:
     assert bias.dtype is weight.dtype is torch.float16
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_two_biases_with_other_terms_share_the_sum_of_the_rows(early: bool) -> None:
+    inputs = matrices(6) | {"other": torch.randn(16).half()}
+
+    def program(*given: Tensor) -> tuple[Tensor, ...]:
+        weight = products(*given[:-1]) if early else None
+        other = given[-1].tanh()
+        first, second = (gradient.sum(0) for gradient in given[:2])
+        bias = first + second
+        also = given[0].sum(0) + other.exp()
+        for gradient in given[1:6]:
+            also = also + gradient.sum(0)
+        for gradient in given[2:6]:
+            bias = bias + gradient.sum(0)
+        bias = bias + other.sin()
+        return (products(*given[:-1]) if weight is None else weight), bias, also
+
+    module = recorded(program, **inputs)  # type: ignore[arg-type]
+    before = run(module, *inputs.values())
+    assert join_weight_gradients(module) == 3
+    module.graph.lint()
+    assert ops_of(module)["sum"] == 1
+    after = run(module, *inputs.values())
+    torch.testing.assert_close(after, before, rtol=4e-3, atol=0.03)
+
+
 class Cell(nn.Module):
     """A recurrent cell over the second axis of its input."""
 
