@@ -138,8 +138,8 @@ def beside(folders: Sequence[Path], ops: Sequence[int]) -> Iterator[str]:
             for row in _rows_of(folder, ops):
                 took = row.get("bounds", 0.0) + row["plan"]  # early checkouts had no bounds
                 found.setdefault((int(row["ops"]), folder), []).append(took)
-    for (count, folder), took in sorted(found.items()):
-        least, median, greatest = min(took), statistics.median(took), max(took)
+    for (count, folder), times in sorted(found.items()):
+        least, median, greatest = min(times), statistics.median(times), max(times)
         yield f"{count:7} {least:8.3f} {median:8.3f} {greatest:8.3f}  {folder.name}"
 
 
