@@ -17,11 +17,13 @@ from mpcompile.passes.gradient.sum_in_full import LEAST, additions_of, sums
 from mpcompile.program.marks import BACKWARD, TERMS
 from mpcompile.program.node_tensors import count_of
 from mpcompile.step.graph import call
-from mpcompile.torch_private.ops import is_view
+from mpcompile.torch_private.ops import op_name
 
 _ATEN = torch.ops.aten
 _ADD, _CAT, _FLIP = _ATEN.add.Tensor, _ATEN.cat.default, _ATEN.t.default
 _MATMUL, _SUM = _ATEN.mm.default, _ATEN.sum.dim_IntList
+_RESHAPES = frozenset(("view", "_unsafe_view", "reshape", "squeeze"))
+"""Views with the same numbers in the same order; a slice would be a part of a sum."""
 
 Rows = tuple[fx.Node, bool]
 """A matrix with one row a sample: a node, and whether it is the transpose of that node."""
@@ -88,18 +90,17 @@ def _join_rows(last: fx.Node, joined: Joined) -> bool:
     terms = _terms(last)
     summed = {term: rows for term in terms if (rows := _summed(term)) is not None}
     gradients = joined.get(tuple(summed.values()))
-    if gradients is None or not all(gradients < reader for reader in last.users):
+    if gradients is None:
         return False
-    totals = [node for node in gradients.users if node.target is _SUM]
-    if totals:  # of a cell's other bias; inductor's C++ declares a name twice for two equal sums
-        whole = totals[0]
-        if not all(whole < reader for reader in last.users):
-            return False
-    else:
+    # Of a cell's other bias. Inductor's C++ declares a name twice for two equal sums.
+    total = next((node for node in gradients.users if node.target is _SUM), None)
+    if not all((total or gradients) < reader for reader in last.users):
+        return False
+    if total is None:
         with last.graph.inserting_after(max(gradients, last)):
-            whole = _call(last, _SUM, gradients, [0])
-        TERMS[whole] = len(summed)
-    _replace(last, whole, [term for term in terms if term not in summed])
+            total = _call(last, _SUM, gradients, [0])
+        TERMS[total] = len(summed)
+    _replace(last, total, [term for term in terms if term not in summed])
     return True
 
 
@@ -126,7 +127,7 @@ def _product(term: fx.Node) -> tuple[Rows, Rows] | None:
 def _summed(term: fx.Node) -> Rows | None:
     """Return the rows that a term is the sum of if nothing else reads that."""
     node = term
-    while is_view(node) and len(node.users) == 1:
+    while op_name(node) in _RESHAPES and len(node.users) == 1:
         node = node.all_input_nodes[0]
     if node.target is not _SUM or len(node.users) != 1 or "dtype" in node.kwargs:
         return None

@@ -160,6 +160,21 @@ def test_sums_of_rows_are_joined_where_a_weight_has_joined_the_rows() -> None:
     assert bias.dtype is weight.dtype is torch.float16
 
 
+def test_parts_of_sums_of_rows_stay() -> None:
+    inputs = matrices(6)
+
+    def program(*given: Tensor) -> tuple[Tensor, ...]:
+        weight, part = products(*given), given[0].sum(0)[:4]
+        for gradient in given[1:6]:
+            part = part + gradient.sum(0)[:4]
+        return weight, part
+
+    module = recorded(program, **inputs)  # type: ignore[arg-type]
+    before = run(module, *inputs.values())[1]
+    assert join_weight_gradients(module) == 1
+    assert torch.equal(run(module, *inputs.values())[1], before)
+
+
 @pytest.mark.parametrize("early", [True, False])
 def test_two_biases_with_other_terms_share_the_sum_of_the_rows(early: bool) -> None:
     inputs = matrices(6) | {"other": torch.randn(16).half()}
